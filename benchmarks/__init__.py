@@ -1,0 +1,1 @@
+"""Speed, memory and detection quality: `python -m benchmarks.NAME [--quick] [--json FILE]`."""

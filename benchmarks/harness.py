@@ -1,0 +1,226 @@
+"""What every benchmark shares: arguments, the machine, tables, targets, peers in their own venv.
+
+    def run(options: Options) -> Report: ...
+    if __name__ == "__main__":
+        main(__doc__, run)
+
+gives `python -m benchmarks.NAME [--quick] [--json FILE] [--peer-python PATH] [--data DIR]`.
+Ours and the peer run in turn on the same machine; a number without its machine is not printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from noisescope.storage import write_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Options:
+    """Parsed command line of a benchmark."""
+
+    quick: bool
+    json: Path | None
+    peer_python: Path | None
+    data: Path
+    model: str | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise beside its measurement. `met` is None where it could not be measured here."""
+
+    name: str
+    value: float | None
+    target: str
+    met: bool | None
+
+
+@dataclass
+class Report:
+    """Rows to print (one dict a row), free facts for the JSON file, and the targets."""
+
+    title: str
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
+
+    def at_least(self, name: str, value: float | None, bound: float) -> None:
+        """Record the target `value >= bound`."""
+        met = None if value is None else value >= bound
+        self.targets.append(Target(name, value, f">= {bound:g}", met))
+
+    def at_most(self, name: str, value: float | None, bound: float) -> None:
+        """Record the target `value <= bound`."""
+        met = None if value is None else value <= bound
+        self.targets.append(Target(name, value, f"<= {bound:g}", met))
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, load, accelerator and the versions that matter for speed."""
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_1min": os.getloadavg()[0],
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    for name in ("torch", "transformers", "numpy", "duckdb", "accelerate"):
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if "torch" in facts:
+        import torch
+
+        facts["threads"] = torch.get_num_threads()
+        facts["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return facts
+
+
+def _processor() -> str:
+    """Model name of the CPU where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_memory_mib() -> float | None:
+    """Highest resident set of this process so far, in MiB (Linux and macOS)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+@contextmanager
+def stopwatch() -> Iterator[dict[str, float]]:
+    """`with stopwatch() as t: ...` leaves wall seconds in t["seconds"], CPU ones in t["cpu"]."""
+    taken: dict[str, float] = {}
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        yield taken
+    finally:
+        taken["seconds"] = time.perf_counter() - wall
+        taken["cpu"] = time.process_time() - cpu
+
+
+def peer_python(options: Options, name: str, packages: Sequence[str]) -> Path:
+    """Interpreter of the peer's own venv: given, else made once under the user's cache folder."""
+    given = options.peer_python or os.environ.get("NOISESCOPE_PEER_VENV")
+    if given:
+        path = Path(given)
+        return path / "bin" / "python" if path.is_dir() else path
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    home = cache / "noisescope" / "peers" / name
+    python = home / "bin" / "python"
+    if not (home / "complete").exists():
+        print(f"installing {' '.join(packages)} in {home}", file=sys.stderr)
+        venv.create(home, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        (home / "complete").touch()
+    return python
+
+
+def run_peer(
+    python: Path, script: Path, arguments: Mapping[str, Any], *, timeout: float | None = None
+) -> dict[str, Any]:
+    """Run `script` in another interpreter: JSON arguments on stdin, its last stdout line is JSON.
+
+    Raises RuntimeError with the end of its stderr when it fails.
+    """
+    done = subprocess.run(
+        [python, script],
+        input=json.dumps(arguments),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"{script.name} failed ({done.returncode}):\n{done.stderr[-3000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def shared_data() -> Path:
+    """Folder of the development datasets: NOISESCOPE_SHARED, else `shared/data` beside us."""
+    named = os.environ.get("NOISESCOPE_SHARED")
+    return Path(named) if named else ROOT.parent / "shared" / "data"
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Aligned columns on stdout; floats with four significant digits."""
+    if not rows:
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names] + [[_cell(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    print(f"\n{title}")
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def publish(report: Report, options: Options) -> None:
+    """Print the report; write {machine, results, facts, targets} where --json says."""
+    facts = machine()
+    print(f"{report.title}\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
+    for title, rows in report.tables.items():
+        print_table(title, rows)
+    targets = [vars(target) for target in report.targets]
+    print_table("targets", targets)
+    if options.json:
+        content = {
+            "machine": facts,
+            "results": report.tables,
+            "facts": report.facts,
+            "targets": targets,
+        }
+        write_atomic(options.json, json.dumps(content, indent=2, default=float) + "\n")
+
+
+def parse(description: str | None, argv: Sequence[str] | None = None) -> Options:
+    """Options from the command line."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="within ten minutes on two cores")
+    parser.add_argument("--json", type=Path, help="write machine, results and targets here")
+    parser.add_argument("--peer-python", type=Path, help="interpreter or venv with the peer")
+    parser.add_argument("--data", type=Path, default=shared_data(), help="development data")
+    parser.add_argument("--model", default=os.environ.get("NOISESCOPE_MODEL"), help="local model")
+    parser.add_argument("--seed", type=int, default=0)
+    return Options(**vars(parser.parse_args(argv)))
+
+
+def main(description: str | None, run: Callable[[Options], Report]) -> None:
+    """Parse, run, print."""
+    options = parse(description)
+    publish(run(options), options)

@@ -1,0 +1,30 @@
+"""noisescope: find the wrong labels of a preference dataset before DPO learns them.
+
+    noisescope score hh-rlhf            # the command line
+    noisescope.audit("pairs.jsonl")     # the same from Python
+
+Importing this package loads neither torch nor any other heavy library.
+"""
+
+from __future__ import annotations
+
+from noisescope.errors import (
+    DataError,
+    EvidenceError,
+    ModelError,
+    NoisescopeError,
+    RunError,
+    UsageError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataError",
+    "EvidenceError",
+    "ModelError",
+    "NoisescopeError",
+    "RunError",
+    "UsageError",
+    "__version__",
+]

@@ -1,0 +1,166 @@
+"""What every command shares: consoles, progress bars, and text that is safe to print.
+
+Dataset text is untrusted: control characters (escape sequences among them) are replaced before
+they reach a terminal, and rich never interprets markup inside it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, final
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from noisescope.features import Progress
+
+#: Results; stays clean for pipes.
+OUT = Console(highlight=False, soft_wrap=False)
+#: Progress and chatter.
+ERR = Console(stderr=True, highlight=False)
+
+#: Written in place of a control character.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def safe(text: str) -> str:
+    """`text` without control, format or surrogate characters; line breaks and tabs as spaces."""
+    return "".join(_safe_character(character) for character in text)
+
+
+def _safe_character(character: str) -> str:
+    if character in "\n\r\t":
+        return " "
+    return REPLACEMENT if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character
+
+
+def short(text: str, width: int) -> str:
+    """One safe line of at most `width` characters, white space folded."""
+    line = " ".join(safe(text).split())
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def say(text: str) -> None:
+    """One line of chatter on stderr."""
+    ERR.print(Text(text))
+
+
+def say_error(message: str, hint: str | None) -> None:
+    """An error on stderr: what happened, then what to type next."""
+    ERR.print(Text("error: ", style="bold red") + Text(safe_block(message)), soft_wrap=True)
+    if hint:
+        ERR.print(Text(safe_block(hint)), soft_wrap=True)
+
+
+def safe_block(text: str) -> str:
+    """`safe` line by line, keeping line breaks."""
+    return "\n".join(safe(line) for line in text.splitlines())
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout; NaN and infinities become null."""
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """`value` with every non-finite float replaced by None, recursively."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    return value
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `35 s`, `4 min`, `2.5 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _ignore(done_work: float, total_work: float, note: str | None) -> None:
+    """Progress that nobody watches."""
+
+
+@final
+class Terminal:
+    """Shows an audit's stages on stderr: a bar with ETA on a terminal, sparse lines elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def note(self, text: str) -> None:
+        """One line of chatter."""
+        if not self.quiet:
+            say(safe(text))
+
+    @contextmanager
+    def stage(self, label: str) -> Iterator[Progress]:
+        """A callback (done, total, note) that draws one bar labelled `label`."""
+        if self.quiet:
+            yield _ignore
+        elif ERR.is_terminal:
+            with _bar(label) as advance:
+                yield advance
+        else:
+            yield self._lines(label)
+
+    def _lines(self, label: str) -> Progress:
+        """Progress for logs: a line at most every ten seconds, with the time left."""
+        began = last = time.monotonic()
+
+        def advance(done_work: float, total_work: float, note: str | None) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if note:
+                self.note(note)
+            if now - last >= 10 and 0 < done_work < total_work:
+                last = now
+                left = (now - began) * (total_work - done_work) / done_work
+                self.note(f"{label}: {done_work / total_work:.0%}, {duration(left)} left")
+
+        return advance
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Progress]:
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=ERR, transient=True) as progress:
+        task = progress.add_task(label, total=None)
+
+        def advance(done_work: float, total_work: float, note: str | None) -> None:
+            progress.update(task, completed=done_work, total=total_work)
+            if note:
+                progress.console.print(Text(safe(note)))
+
+        yield advance
+
+
+def is_interactive() -> bool:
+    """Whether stdout is a terminal a person may be looking at."""
+    return sys.stdout.isatty()

@@ -1,0 +1,134 @@
+"""noisescope query SQL: read a run with DuckDB."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noisescope.cli.console import OUT, safe, say
+from noisescope.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Rows shown on a terminal unless asked otherwise.
+SHOWN = 50
+
+
+class Format(StrEnum):
+    """How results are written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    parquet = "parquet"
+
+
+def query(
+    sql: Annotated[str | None, typer.Argument(help="One SELECT; leave out to list tables.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Run directory or name; the latest run if left out.")
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    format: Annotated[Format, typer.Option(help="How to write the result.")] = Format.table,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file, not stdout.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
+) -> None:
+    """Query pairs, margins and scores of a run with SQL (DuckDB, read-only).
+
+    Example: noisescope query "SELECT pair_id, p_flip, u FROM scores ORDER BY rank LIMIT 20"
+    """
+    from noisescope.query import describe
+    from noisescope.query import query as run_query
+    from noisescope.run import find_run
+
+    found = find_run(run, runs_dir)
+    say(f"run: {found.directory}")
+    if sql is None:
+        for line in describe(found):
+            OUT.print(line, markup=False, soft_wrap=True)
+        return
+    kind = Format.json if json else format
+    if kind is Format.parquet and output is None:
+        raise UsageError("parquet is not text", hint="Add --output FILE.parquet.")
+    table = run_query(found, sql)
+    if kind is Format.table and output is None:
+        _print_table(table)
+    else:
+        _write(table, kind, output)
+
+
+def _write(table: pa.Table, kind: Format, output: Path | None) -> None:
+    """Write the result as text to stdout, or atomically to `output`."""
+    import sys
+
+    from noisescope.storage import write_atomic
+
+    content = _encode(table, kind)
+    if output is None:
+        sys.stdout.write(content.decode())
+    else:
+        write_atomic(output, content)
+        say(f"{table.num_rows:,} rows in {output}")
+
+
+def _encode(table: pa.Table, kind: Format) -> bytes:
+    import io
+
+    sink = io.BytesIO()
+    if kind is Format.parquet:
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, sink, compression="zstd")
+    elif kind is Format.json:
+        import json
+
+        text = json.dumps(table.to_pylist(), default=str, ensure_ascii=False)
+        sink.write((text + "\n").encode())
+    else:
+        import pyarrow.csv
+
+        pyarrow.csv.write_csv(_flat(table), sink)
+    return sink.getvalue()
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """`table` with nested columns as JSON text, which CSV can hold."""
+    import json
+
+    import pyarrow as pa
+
+    for index, column in enumerate(table.schema):
+        if pa.types.is_nested(column.type):
+            texts = [json.dumps(value, default=str) for value in table.column(index).to_pylist()]
+            table = table.set_column(index, column.name, pa.array(texts, pa.string()))
+    return table
+
+
+def _print_table(table: pa.Table) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(header_style="bold")
+    for column in table.schema:
+        numeric = str(column.type) in ("int64", "int32", "int16", "double", "float")
+        shown.add_column(safe(column.name), justify="right" if numeric else "left")
+    for row in table.slice(0, SHOWN).to_pylist():
+        shown.add_row(*(Text(_cell(value)) for value in row.values()))
+    OUT.print(shown)
+    if table.num_rows > SHOWN:
+        say(f"{SHOWN} of {table.num_rows:,} rows; --format csv or --output FILE gives all")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = " ".join(safe(str(value)).split())
+    return text if len(text) <= 200 else text[:199] + "…"

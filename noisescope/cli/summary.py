@@ -1,0 +1,157 @@
+"""The one screen an audit ends on: facts, how noisy, how far to trust it, the worst pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from noisescope.audit import Audit
+from noisescope.cli.console import OUT, duration, safe, short
+
+#: Width of the longest histogram bar, in characters.
+BAR = 40
+
+
+def print_summary(audit: Audit) -> None:
+    """Print the result of `audit` on stdout."""
+    manifest = audit.run.manifest()
+    summary: dict[str, Any] = manifest["summary"]
+    OUT.print(
+        Panel(
+            Group(_facts(manifest), Text(), _findings(summary), Text(), _histogram(summary)),
+            title=Text(f"noisescope · {short(str(manifest['dataset']), 60)}", style="bold"),
+            box=box.ROUNDED,
+            padding=(1, 2),
+        )
+    )
+    OUT.print(_suspects(summary))
+    for note in summary["notes"]:
+        OUT.print(Text("• ", style="bold yellow") + Text(safe(note)))
+    OUT.print(_next(audit), soft_wrap=True)
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim")
+    return table
+
+
+def _facts(manifest: Mapping[str, Any]) -> Table:
+    facts = manifest["facts"]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    source = f"{manifest['resolved']} ({manifest['adapter']}, {manifest['modality']})"
+    table.add_row("dataset", Text(safe(source)))
+    table.add_row("model", Text(safe(str(manifest["model"]))))
+    table.add_row("rows", Text(_rows(facts)))
+    seconds = duration(sum(manifest["timings"].values()))
+    evidence = manifest["evidence"]
+    kind = f"{evidence['replicas']} {evidence['kind']} replicas"
+    table.add_row("evidence", f"{kind}, held-out margins, {seconds}")
+    return table
+
+
+def _rows(facts: Mapping[str, Any]) -> str:
+    parts = [f"{facts['pairs']:,} pairs of {facts['rows']:,} rows"]
+    parts += [f"{count:,} {reason}" for reason, count in facts["rejected"].items() if count]
+    parts += [
+        f"{facts[name]:,} {name}"
+        for name in ("duplicates", "contradictions", "annotators")
+        if facts[name]
+    ]
+    return " · ".join(parts)
+
+
+def _findings(summary: Mapping[str, Any]) -> Table:
+    table = _grid()
+    low, high = summary["held_out_accuracy_interval"]
+    accuracy = f"{summary['held_out_accuracy']:.1%}"
+    table.add_row("held-out accuracy", accuracy, f"{low:.1%} to {high:.1%}; 50 % is chance")
+    table.add_row("flip rate", *_flip_rate(summary["flip_rate"]))
+    share = summary["mislabelled_share"]
+    table.add_row(
+        "mislabelled",
+        f"{share['low']:.0%} – {share['high']:.0%}",
+        "labels most people would not give: a bracket, close calls included",
+    )
+    table.add_row(
+        "expected AUROC",
+        _number(summary["expected_auroc"]),
+        f"of finding wrong labels, measured on itself; ceiling {_number(summary['bayes_auroc'])}",
+    )
+    table.add_row(
+        "contested", f"{summary['contested_share']:.1%}", "pairs on which people would split"
+    )
+    return table
+
+
+def _flip_rate(rate: Mapping[str, Any]) -> tuple[str, str]:
+    interval = f"{rate['low']:.1%} to {rate['high']:.1%} (90 %); labels wrong however easy the pair"
+    if not rate["identifiable"]:
+        return "not identifiable", f"at this size: anywhere from {interval}"
+    return f"{rate['estimate']:.1%}", interval
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _histogram(summary: Mapping[str, Any]) -> Table:
+    """Pairs per tenth of p_flip, bars on a square-root scale so that small tails show."""
+    counts = summary["histogram"]["counts"]
+    edges = summary["histogram"]["edges"]
+    most = max(max(counts), 1)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right", style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for index, count in enumerate(counts):
+        width = round(BAR * (count / most) ** 0.5)
+        style = "red" if edges[index] >= 0.5 else "cyan"
+        label = f"{edges[index]:.1f}–{edges[index + 1]:.1f}"
+        name = f"p_flip {label}" if index == 0 else label
+        table.add_row(name, Text("█" * width, style=style), f"{count:,}")
+    return table
+
+
+def _suspects(summary: Mapping[str, Any]) -> Table:
+    """The worst pairs, three lines each, whatever the width of the terminal."""
+    table = Table(
+        title="Most suspicious pairs",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        expand=True,
+    )
+    table.add_column("p_flip", justify="right", no_wrap=True, min_width=6)
+    table.add_column("u", justify="right", no_wrap=True, min_width=7)
+    table.add_column("", no_wrap=True, style="dim", min_width=8)
+    table.add_column("labelled pair", no_wrap=True, overflow="ellipsis", ratio=1)
+    for row in summary["suspects"]:
+        lines = (("prompt", "dim"), ("chosen", ""), ("rejected", ""))
+        text = Text("\n").join(Text(short(row[name], 240), style=style) for name, style in lines)
+        table.add_row(
+            f"{row['p_flip']:.3f}",
+            "–" if row["u"] is None else f"{row['u']:.3g}",
+            "prompt\nchosen\nrejected",
+            text,
+        )
+    return table
+
+
+def _next(audit: Audit) -> Text:
+    """Where the scores are, and what to type next."""
+    sql = "SELECT pair_id, p_flip FROM scores WHERE p_flip > 0.5 ORDER BY rank"
+    lines = {"scores": str(audit.run.scores_path), "next": f'noisescope query "{sql}"'}
+    return Text("\n").join(
+        Text(f"{label:8}", style="bold") + Text(safe(value)) for label, value in lines.items()
+    )

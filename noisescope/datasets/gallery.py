@@ -1,0 +1,116 @@
+"""From what a row says of an image to the image's content key, with the bytes kept findable.
+
+An image adapter's pairs name their sides by a path into the row (`jpg_0`, `images.1`): `admit`
+finds the bytes there, checks that they decode, and puts the content key in their place. What a
+row may hold: raw bytes, the `datasets` library's {"bytes", "path"}, or a path relative to the
+row's file. Small images stay in memory; beyond HELD_BYTES only their place is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+from noisescope.datasets.adapter import RowFault
+from noisescope.datasets.readers import Row
+from noisescope.errors import DataError
+from noisescope.images import MAX_BYTES, Location, StoredImages, check, image_key
+from noisescope.pairs import Pair
+
+#: Bytes of images kept in memory.
+HELD_BYTES = 256 << 20
+
+
+@final
+@dataclass
+class Gallery:
+    """Images of one dataset, seen as its rows stream by."""
+
+    held: dict[str, bytes] = field(default_factory=dict)
+    located: dict[str, Location] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+
+    def admit(self, row: Row, pair: Pair) -> Pair:
+        """The pair with content keys as its sides.
+
+        Raises RowFault: `unreadable` for a missing or broken image, `identical sides`.
+        """
+        chosen, rejected = (self._key(row, side) for side in (pair.chosen, pair.rejected))
+        if chosen == rejected:
+            raise RowFault("identical sides", f"image {chosen}")
+        return replace(pair, chosen=chosen, rejected=rejected)
+
+    def store(self) -> StoredImages:
+        """The images by key."""
+        return StoredImages(self.held, self.located)
+
+    def _key(self, row: Row, side: str) -> str:
+        """Content key of the image at path `side` of the row."""
+        data, place = _find(row, side)
+        key = image_key(data)
+        if key in self.held or key in self.located:
+            return key
+        if key not in self.broken:
+            try:
+                check(data)
+            except DataError as error:
+                self.broken[key] = error.message
+        if key in self.broken:
+            raise RowFault("unreadable", f"{side}: {self.broken[key]}")
+        if place is None or self.size + len(data) <= HELD_BYTES:
+            self.held[key] = data
+            self.size += len(data)
+        else:
+            self.located[key] = place
+        return key
+
+
+def _find(row: Row, side: str) -> tuple[bytes, Location | None]:
+    """Bytes at path `side` of a row, and where they can be read again."""
+    value: Any = row.values
+    for step in side.split("."):
+        if isinstance(value, Mapping) and step in value:
+            value = value[step]
+        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            raise RowFault("unreadable", f"{side} is missing")
+    nested = "." in side
+    if isinstance(value, Mapping):
+        value, nested = value.get("bytes") or value.get("path"), True
+    if isinstance(value, bytes):
+        if not value:
+            raise RowFault("unreadable", f"{side}: empty image")
+        return value, None if nested else _cell(row, side)
+    if isinstance(value, str) and value:
+        return _file(row, value)
+    raise RowFault("unreadable", f"{side} is {type(value).__name__}, not an image")
+
+
+def _cell(row: Row, column: str) -> Location | None:
+    """Where a Parquet file holds the cell; None for rows of other kinds of source."""
+    if row.folder is None:
+        return None
+    path = row.folder / Path(row.source).name
+    is_parquet = path.suffix == ".parquet" and path.is_file()
+    return Location(str(path), column, row.number) if is_parquet else None
+
+
+def _file(row: Row, name: str) -> tuple[bytes, Location]:
+    """An image file below the folder of the row's file; paths that leave it are refused."""
+    if row.folder is None:
+        raise RowFault("unreadable", f"{name}: a path, but the rows come from no folder")
+    path = row.folder / name
+    try:
+        inside = path.resolve().is_relative_to(row.folder.resolve())
+        if not inside:
+            raise RowFault("unreadable", f"{name}: outside the dataset's folder")
+        if path.stat().st_size > MAX_BYTES:
+            raise RowFault("unreadable", f"{name}: larger than {MAX_BYTES / 1e6:.0f} MB")
+        return path.read_bytes(), Location(str(path))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RowFault("unreadable", f"{name}: {reason}") from error

@@ -1,0 +1,226 @@
+"""Where rows come from: a file, a glob, a directory, a saved dataset, or the Hub.
+
+    source = open_source("data/hh-rlhf:test")
+    for row in source.rows(): ...
+
+`DATASET` is what a user typed: a workspace name, a path, a glob or a Hub name, with an optional
+`:split` or `:config:split`. A source opens lazily and can be read as often as needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from noisescope.datasets.hub import hub_source
+from noisescope.datasets.readers import READERS, Row, check_suffix, read_file, suffix
+from noisescope.errors import DataError
+from noisescope.workspace import Resolved, Workspace, resolve
+
+#: Files beside a dataset that state something about it and hold no preferences.
+SIDECARS = ("truth.parquet", "flips.parquet", "annotators.parquet", "weights.parquet")
+_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+_FAMILIES = {".json": "json", ".ndjson": "jsonl", ".tsv": "csv"}
+
+
+@final
+@dataclass(frozen=True)
+class Source:
+    """Rows of one dataset. `files` is empty for the Hub; `resolved` says what it is in full."""
+
+    name: str
+    resolved: str
+    said: str
+    rows: Callable[[], Iterator[Row]]
+    files: tuple[Path, ...] = ()
+    root: Path | None = None
+    format: str | None = None
+    truth: Path | None = None
+
+
+def open_source(
+    target: str | Path, *, split: str | None = None, workspace: Workspace | None = None
+) -> Source:
+    """Find what `target` means. Raises DataError where there is nothing to read."""
+    found = resolve(str(target), workspace)
+    wanted = split or found.split
+    if found.kind == "hub":
+        rows, resolved = hub_source(found.target, found.config, wanted)
+        return Source(found.name, resolved, found.said, rows, format=found.format)
+    return _local(found, wanted)
+
+
+def _local(found: Resolved, split: str | None) -> Source:
+    """A source of local files, checked to exist and to be of known kinds."""
+    path = Path(found.target).expanduser()
+    if path.is_dir():
+        root, files, chosen = _directory(path, split)
+    elif path.exists():
+        root, files, chosen = path.parent, [path], None
+    elif re.search(r"[*?\[]", found.target):
+        root, files, chosen = *_glob(path), None
+    else:
+        raise DataError(
+            f"{found.target}: no such file or directory",
+            hint="Check the path, or list what is known here with `noisescope datasets`.",
+        )
+    for file in files:
+        check_suffix(file)
+    if all(file.stat().st_size == 0 for file in files):
+        raise DataError(f"{found.target}: the file is empty", hint="Write the data to it first.")
+    written = found.written or found.target
+    resolved = written if chosen is None else f"{written}:{chosen}"
+    sources = [(file, _relative(file, root)) for file in files]
+    return Source(
+        name=found.name,
+        resolved=resolved,
+        said=found.said,
+        rows=lambda: (row for file, name in sources for row in read_file(file, name)),
+        files=tuple(files),
+        root=root,
+        format=found.format,
+        truth=found.truth,
+    )
+
+
+def _relative(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+
+
+def _glob(pattern: Path) -> tuple[Path, list[Path]]:
+    """The directory above the first wildcard, and the sorted data files that match."""
+    parts = pattern.parts
+    first = next(index for index, part in enumerate(parts) if re.search(r"[*?\[]", part))
+    root = Path(*parts[:first]) if first else Path()
+    matches = sorted(path for path in root.glob("/".join(parts[first:])) if path.is_file())
+    files = [path for path in matches if suffix(path) and not _aside(path)]
+    if not files:
+        raise DataError(
+            f"{pattern}: no data file matches ({len(matches)} other files do)",
+            hint="Quote the pattern so that the shell leaves it alone, and check its ending.",
+        )
+    return root, files
+
+
+def _directory(path: Path, split: str | None) -> tuple[Path, list[Path], str | None]:
+    """(root, files, split) of a saved dataset, a dictionary of them, or a folder of files."""
+    if (path / "dataset_dict.json").is_file():
+        names = _saved_splits(path)
+        chosen = _choose(path, names, split)
+        return path, _saved_files(path / chosen), chosen
+    if (path / "state.json").is_file():
+        if split:
+            raise DataError(f"{path}: a single saved dataset, without a split {split!r}")
+        return path, _saved_files(path), None
+    return _folder(path, split)
+
+
+def _saved_splits(path: Path) -> list[str]:
+    names = _metadata(path / "dataset_dict.json").get("splits")
+    if not isinstance(names, list):
+        raise DataError(f"{path / 'dataset_dict.json'}: names no splits")
+    return [str(name) for name in names if (path / Path(str(name)).name).is_dir()]
+
+
+def _saved_files(path: Path) -> list[Path]:
+    """The Arrow files of a dataset written by `save_to_disk`, in order."""
+    state = _metadata(path / "state.json")
+    if state.get("_indices_data_files"):
+        raise DataError(
+            f"{path}: saved with an index mapping, as old versions of `datasets` did",
+            hint="Load it and save it again with save_to_disk, or export it to Parquet.",
+        )
+    entries = state.get("_data_files")
+    listed = entries if isinstance(entries, list) else []
+    names = [str(entry.get("filename")) for entry in listed if isinstance(entry, dict)]
+    files = [path / Path(name).name for name in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise DataError(f"{path}: data files named in state.json are missing: {missing}")
+    return files
+
+
+def _metadata(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not a JSON object")
+    return content
+
+
+def _folder(path: Path, split: str | None) -> tuple[Path, list[Path], str | None]:
+    """Data files of a plain folder: of one kind, and of one split where splits are told apart."""
+    families: dict[str, list[Path]] = defaultdict(list)
+    for file in _walk(path):
+        ending = suffix(file).removesuffix(".gz")
+        families[_FAMILIES.get(ending, ending.removeprefix("."))].append(file)
+    if len(families) > 1:
+        families.pop("json", None)
+    if not families:
+        raise DataError(
+            f"{path}: no data files in this directory",
+            hint=f"Known endings: {', '.join(READERS)}.",
+        )
+    if len(families) > 1:
+        counts = ", ".join(f"{len(files)} {kind}" for kind, files in sorted(families.items()))
+        raise DataError(
+            f"{path}: data files of several kinds ({counts})",
+            hint=f"Name the ones to read by a glob, such as '{path}/*.{min(families)}'.",
+        )
+    (files,) = families.values()
+    splits: dict[str | None, list[Path]] = defaultdict(list)
+    for file in files:
+        splits[_split_of(_relative(file, path))].append(file)
+    named = [name for name in splits if name]
+    if split is None and len(named) < 2:
+        return path, files, None
+    chosen = _choose(path, named, split)
+    return path, splits[chosen], chosen
+
+
+def _walk(path: Path) -> list[Path]:
+    """Data files below `path` in order, through symbolic links but never round a loop."""
+    files: list[Path] = []
+    seen: set[Path] = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        here = Path(folder)
+        real = here.resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [here / name for name in names if not name.startswith(".")]
+    return sorted(file for file in files if suffix(file) and not _aside(file) and file.is_file())
+
+
+def _aside(path: Path) -> bool:
+    return path.name in SIDECARS or path.name in _METADATA
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a file's name or folder states, as the Hub reads them."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((word for word in words if word in _SPLITS), None)
+
+
+def _choose(path: Path, names: Sequence[str], split: str | None) -> str:
+    """The wanted split, else `train`, else the only one. Raises DataError."""
+    if split is None and len(names) == 1:
+        return names[0]
+    wanted = split or "train"
+    if wanted in names:
+        return wanted
+    raise DataError(
+        f"{path}: no split {wanted!r}; there are: {', '.join(names) or 'none'}",
+        hint=f"Name one, as in {path}:{names[0]}." if names else None,
+    )

@@ -1,0 +1,60 @@
+"""Every error noisescope raises on purpose.
+
+    NoisescopeError
+    ├── UsageError      the command or its arguments are wrong
+    ├── DataError       the dataset cannot be read, or states too little
+    ├── ModelError      the model cannot be loaded, or is refused
+    ├── RunError        a run directory is unusable, busy, or belongs to other evidence
+    └── EvidenceError   the evidence supports no verdict (too few pairs, chance level)
+
+A message says what happened and where; `hint` says what to type next. The command line
+prints both and exits 2; only `--debug` shows a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+
+class NoisescopeError(Exception):
+    """Base of all deliberate errors: `message` (what, where) and `hint` (what to do next)."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+@final
+class UsageError(NoisescopeError):
+    """The command or its arguments are wrong."""
+
+
+@final
+class DataError(NoisescopeError):
+    """The dataset cannot be read, or states too few preferences."""
+
+
+@final
+class ModelError(NoisescopeError):
+    """The model cannot be loaded, or is refused for safety."""
+
+
+@final
+class RunError(NoisescopeError):
+    """A run directory is unusable, busy, or holds another dataset's or model's evidence."""
+
+
+@final
+class EvidenceError(NoisescopeError):
+    """The evidence supports no verdict."""
+
+
+def first_five(items: Sequence[str]) -> str:
+    """Join the first five of `items`, saying how many more there are."""
+    more = len(items) - 5
+    return "; ".join(items[:5]) + (f"; and {more:,} more" if more > 0 else "")

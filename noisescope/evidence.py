@@ -1,0 +1,154 @@
+"""Read a run's margins back from Parquet as arrays: the only door of the verdict half.
+
+DuckDB matches margins to pairs and streams rows; arrays are float32 [M, T, N] in the pairs' own
+order, so memory is 4 M T N bytes and a bounded buffer. Usage: `read_margins(directory)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import RunError, first_five
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+#: DuckDB's own working memory; it spills to disk beyond it.
+MEMORY_LIMIT = "1GB"
+ROWS = 1 << 20
+
+
+@final
+@dataclass(frozen=True)
+class RunMargins:
+    """A run's evidence: `pair_ids` [N] in the order of pairs.parquet, `steps` [T] ascending.
+
+    `margins` [M, T, N] float32 (NaN where a replica has none), `held_out` [M, N] at each
+    replica's last step. With `last` only, T = 1 and each replica stands at its own last step.
+    """
+
+    pair_ids: pa.ChunkedArray
+    replicas: list[int]
+    steps: list[int]
+    margins: NDArray[np.float32]
+    held_out: NDArray[np.bool_]
+
+
+def read_margins(directory: Path, *, last: bool = True) -> RunMargins:
+    """Margins of the run in `directory`, at each replica's last step or (`last=False`) at all.
+
+    Raises RunError where files are missing, margins name unknown pairs or come twice, or some
+    pair has no margin (count and first five).
+    """
+    import pyarrow.parquet as pq
+
+    parts = sorted((directory / "margins").glob("part-*.parquet"))
+    pairs = directory / "pairs.parquet"
+    if not parts or not pairs.is_file():
+        what = "margins/part-*.parquet" if pairs.is_file() else "pairs.parquet"
+        raise RunError(
+            f"{directory} has no {what}", hint="Make the evidence first: noisescope score DATASET"
+        )
+    ids = pq.read_table(pairs, columns=["pair_id"]).column(0)
+    with connect() as connection:
+        names = [str(part) for part in parts]
+        last_steps, steps = _axes(connection, names)
+        found = _fill(connection, names, str(pairs), len(ids), last_steps, None if last else steps)
+    result = RunMargins(ids, list(last_steps), [max(steps)] if last else steps, *found)
+    _require_all(ids, result)
+    return result
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with bounded memory that spills beside the system's temporary files."""
+    import duckdb
+
+    connection = duckdb.connect()
+    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    connection.execute("SET preserve_insertion_order = false")
+    return connection
+
+
+def _axes(
+    connection: duckdb.DuckDBPyConnection, parts: Sequence[str]
+) -> tuple[dict[int, int], list[int]]:
+    """Last step of each replica, and all steps ascending."""
+    rows = connection.execute(
+        "SELECT DISTINCT replica, step FROM read_parquet(?) ORDER BY replica, step", [parts]
+    ).fetchall()
+    return {replica: step for replica, step in rows}, sorted({step for _, step in rows})
+
+
+def _fill(
+    connection: duckdb.DuckDBPyConnection,
+    parts: Sequence[str],
+    pairs: str,
+    count: int,
+    last_steps: dict[int, int],
+    steps: list[int] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Stream rows into margins [M, T, N] and held_out [M, N]; `steps` None means last ones only."""
+    depth = 1 if steps is None else len(steps)
+    margins = np.full((len(last_steps), depth, count), np.nan, np.float32)
+    held_out = np.zeros((len(last_steps), count), bool)
+    replicas = np.array(list(last_steps))
+    final_step = np.array(list(last_steps.values()))
+    seen = unknown = 0
+    for row, replica, step, margin, held in _rows(connection, parts, pairs):
+        known = row >= 0
+        unknown += int((~known).sum())
+        m = np.searchsorted(replicas, replica)
+        is_last = step == final_step[m]
+        keep = known & (is_last if steps is None else True)
+        t = np.zeros_like(m) if steps is None else np.searchsorted(steps, step)
+        margins[m[keep], t[keep], row[keep]] = margin[keep]
+        seen += int(keep.sum())
+        held_out[m[keep & is_last], row[keep & is_last]] = held[keep & is_last]
+    if unknown:
+        raise RunError(
+            f"{unknown:,} margins are of pairs that pairs.parquet does not hold",
+            hint="The directory mixes two runs: score the dataset into a new one.",
+        )
+    repeated = seen - int(np.isfinite(margins).sum())
+    if repeated:
+        raise RunError(
+            f"{repeated:,} margins come twice or are not finite numbers",
+            hint="Were two shards given the same index? Remove the margins and score again.",
+        )
+    return margins, held_out
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, parts: Sequence[str], pairs: str) -> Any:
+    """Blocks (row, replica, step, margin, held_out) of arrays; row -1 where the pair is unknown."""
+    reader = connection.sql(
+        "SELECT coalesce(p.file_row_number, -1) AS row, replica, step, margin, held_out "
+        "FROM read_parquet($parts) AS m "
+        "LEFT JOIN (SELECT pair_id, file_row_number "
+        "           FROM read_parquet($pairs, file_row_number = true)) AS p USING (pair_id)",
+        params={"parts": list(parts), "pairs": pairs},
+    ).to_arrow_reader(ROWS)
+    for batch in reader:
+        yield tuple(column.to_numpy(zero_copy_only=False) for column in batch.columns)
+
+
+def _require_all(ids: pa.ChunkedArray, found: RunMargins) -> None:
+    """Raise RunError naming the pairs without any margin, or without a held-out one."""
+    import pyarrow as pa
+
+    judged = np.isfinite(found.margins[:, -1])
+    for what, some in (("margin", judged), ("held-out margin", judged & found.held_out)):
+        missing = np.flatnonzero(~some.any(axis=0))
+        if len(missing):
+            first = [str(name) for name in ids.take(pa.array(missing[:6])).to_pylist()]
+            shown = first_five(first + [""] * (len(missing) - len(first)))
+            raise RunError(
+                f"{len(missing):,} of {len(ids):,} pairs have no {what}: {shown}",
+                hint="Type the command that made the run again: it fills what is missing.",
+            )

@@ -1,0 +1,223 @@
+"""Preference pairs: what every adapter produces and everything downstream reads.
+
+A pair has a prompt c, a chosen side w and a rejected side l. `content_id` hashes the prompt
+and the *unordered* two sides, so relabelling a pair never changes its identity; `pair_id` is
+the dataset's own id where it has one, else the content id (repeats get `~2`, `~3`, ...).
+For text a side is the response itself; for images it is the content key of the image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, final
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from noisescope.images import ImageStore
+
+Modality = Literal["text", "image"]
+
+#: Pairs turned into Arrow at once.
+BATCH_PAIRS = 8192
+
+#: Why a row states no usable preference. Order is the order they are reported in.
+REJECTION_REASONS = ("tie", "identical sides", "empty response", "unlabelled", "unreadable")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One stated preference.
+
+    `prompt` is readable text; `turns` holds the same prompt as messages where the source is
+    conversational (a chat template then applies), else None. `source` and `row` say where the
+    pair stood: a file name (or split) and a 0-based row in it.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    turns: tuple[Message, ...] | None = None
+    annotator: str | None = None
+    pair_id: str | None = None
+    source: str = ""
+    row: int = 0
+
+    @property
+    def content_id(self) -> str:
+        """Hash of the prompt and the unordered sides."""
+        return content_id(self.prompt, self.chosen, self.rejected)
+
+
+def digest(*parts: str) -> str:
+    """20 hex digits (80 bits) of SHA-256 over length-prefixed UTF-8 parts."""
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        sha.update(len(data).to_bytes(8, "little"))
+        sha.update(data)
+    return sha.hexdigest()[:20]
+
+
+def content_id(prompt: str, side_a: str, side_b: str) -> str:
+    """Identity of a pair by content, symmetric in the two sides."""
+    return digest("pair", prompt, *sorted((side_a, side_b)))
+
+
+def response_key(prompt: str, response: str) -> str:
+    """Identity of one (prompt, response): the key of its cached features."""
+    return digest("response", prompt, response)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A row that states no usable preference: where it stands, why, and what was seen."""
+
+    source: str
+    row: int
+    reason: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        what = f"{self.reason}: {self.detail}" if self.detail else self.reason
+        return f"{self.source}:{self.row} ({what})"
+
+
+@final
+@dataclass(frozen=True)
+class Facts:
+    """What ingestion saw: rows read, pairs kept, rows rejected by reason, repeats.
+
+    `duplicates` are pairs that repeat an earlier one, direction included; `contradictions` are
+    contents labelled both ways, `self_contradictions` those where one annotator did both.
+    """
+
+    rows: int = 0
+    pairs: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    examples: tuple[Fault, ...] = ()
+    duplicates: int = 0
+    contradictions: int = 0
+    self_contradictions: int = 0
+    annotators: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """JSON object for manifests and `--json`."""
+        return {
+            "rows": self.rows,
+            "pairs": self.pairs,
+            "rejected": dict(self.rejected),
+            "rejected_examples": [str(fault) for fault in self.examples],
+            "duplicates": self.duplicates,
+            "contradictions": self.contradictions,
+            "self_contradictions": self.self_contradictions,
+            "annotators": self.annotators,
+        }
+
+
+@final
+@dataclass(frozen=True)
+class PreferenceDataset:
+    """Pairs of one dataset, with where they came from and what was set aside.
+
+    `resolved` is the full name of what a user's short name turned out to mean; `adapter` the
+    recognised format; `images` maps an image key to its bytes for image datasets.
+    """
+
+    name: str
+    resolved: str
+    adapter: str
+    modality: Modality
+    table: pa.Table
+    facts: Facts
+    fingerprint: str
+    images: ImageStore | None = None
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+
+def pairs_schema() -> pa.Schema:
+    """Columns of `pairs.parquet`, one row a pair."""
+    import pyarrow as pa
+
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    return pa.schema(
+        [
+            pa.field("pair_id", pa.string(), nullable=False),
+            pa.field("content_id", pa.string(), nullable=False),
+            pa.field("prompt", pa.string(), nullable=False),
+            pa.field("turns", pa.list_(turn)),
+            pa.field("chosen", pa.string(), nullable=False),
+            pa.field("rejected", pa.string(), nullable=False),
+            pa.field("annotator", pa.string()),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("row", pa.int64(), nullable=False),
+        ]
+    )
+
+
+def to_table(pairs: Iterable[Pair]) -> pa.Table:
+    """Arrow table of `pairs` in `pairs_schema()`; repeats of an id get `~2`, `~3`, ...
+
+    Pairs are taken from the iterable in batches: beside the Arrow data only the ids are held.
+    """
+    import pyarrow as pa
+
+    schema = pairs_schema()
+    used: dict[str, int] = {}
+    stream = iter(pairs)
+    batches = []
+    while batch := list(islice(stream, BATCH_PAIRS)):
+        rows = [_table_row(pair, used) for pair in batch]
+        batches.append(pa.RecordBatch.from_pylist(rows, schema=schema))
+    return pa.Table.from_batches(batches, schema=schema)
+
+
+def _table_row(pair: Pair, used: dict[str, int]) -> dict[str, object]:
+    content = pair.content_id
+    turns = pair.turns and [{"role": turn.role, "content": turn.content} for turn in pair.turns]
+    return {
+        "pair_id": unused(pair.pair_id or content, used),
+        "content_id": content,
+        "prompt": pair.prompt,
+        "turns": turns,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+        "annotator": pair.annotator,
+        "source": pair.source,
+        "row": pair.row,
+    }
+
+
+def unused(name: str, used: dict[str, int]) -> str:
+    """`name`, or the first of `name~2`, `name~3`, ... that no earlier pair has."""
+    unique = name
+    while unique in used:
+        used[name] += 1
+        unique = f"{name}~{used[name]}"
+    used[unique] = 1
+    return unique
+
+
+def dataset_fingerprint(table: pa.Table) -> str:
+    """20 hex digits over every pair's id, content and direction, in row order."""
+    sha = hashlib.sha256()
+    for batch in table.select(["pair_id", "prompt", "chosen", "rejected"]).to_batches(8192):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            sha.update(digest(*row).encode())
+    return sha.hexdigest()[:20]

@@ -1,0 +1,64 @@
+"""Policies: the generative models whose judgement an audit asks, one file a model family.
+
+A policy turns one distinct (prompt, response) into feature groups (for log-linear replicas)
+or log-probabilities (for LoRA replicas). `Policy` is the contract; families stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, final
+
+from noisescope.pairs import Message, Modality
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model: `fingerprint` covers config, tokenizer, weights and feature settings."""
+
+    id: str
+    revision: str | None
+    fingerprint: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One distinct (prompt, response); `response` is text, or the content key of an image."""
+
+    key: str
+    prompt: str
+    turns: tuple[Message, ...] | None
+    response: str
+
+
+class Policy(Protocol):
+    """What an audit needs of a model."""
+
+    @property
+    def modality(self) -> Modality: ...
+
+    @property
+    def identity(self) -> ModelIdentity: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
+        """Work of each item, [n] (tokens, or denoiser calls): for bucketing and estimates."""
+
+    def flops(self, items: Sequence[Item]) -> float:
+        """Useful floating-point operations of one feature pass over `items`."""
+
+    def features(self, items: Sequence[Item]) -> dict[str, NDArray[np.float32]]:
+        """Feature groups, group -> [n, D_g]; an item's row does not depend on its batch-mates."""

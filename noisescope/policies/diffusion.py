@@ -1,0 +1,365 @@
+"""Any diffusers text-to-image pipeline (SD1.5 or SDXL class) as a policy: features of images.
+
+    policy = DiffusionPolicy.load("stabilityai/stable-diffusion-xl-base-1.0", dataset.images)
+    policy.features(items)  # group -> [n, D_g]
+
+Each distinct (prompt, image) is noised by a few (t, eps) draws that the whole dataset shares and
+denoised with its caption and with the empty one. Latents (the encoder's mode) and text
+embeddings are computed once per distinct image and prompt.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import DataError, UsageError
+from noisescope.images import Framing, ImageStore, crop, decode
+from noisescope.pairs import Modality
+from noisescope.policies import Item, ModelIdentity
+from noisescope.policies.denoising import Conditioning, generator, predict
+from noisescope.policies.error_features import caption_evidence, error_statistics, pooled
+from noisescope.policies.pipeline import Pipeline, find_pipeline, load_pipeline
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+
+#: Bumped whenever the same pipeline would give other features.
+FEATURES_VERSION = 1
+#: Latent positions denoised at once, by device type.
+BATCH_POSITIONS = {"cpu": 4096, "cuda": 65536}
+#: Latent positions to one unit of work (`sizes`).
+WORK_POSITIONS = 64
+#: Latents and text embeddings kept at hand.
+LATENTS_KEPT, TEXTS_KEPT = 512, 512
+
+
+@final
+@dataclass(frozen=True)
+class DrawConfig:
+    """The (t, eps) draws shared by the dataset: timesteps as shares of the schedule.
+
+    Draws stand in the order of `times`; each is measured with the caption, and the `empty` ones
+    (indices) also with the empty caption. Activations are kept of the `activations` ones.
+    """
+
+    times: tuple[float, ...] = (0.03, 0.25, 0.45, 0.65)
+    empty: tuple[int, ...] = (1, 2, 3)
+    activations: tuple[int, ...] = (0,)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        indices = range(len(self.times))
+        if not self.times or not all(0 <= share < 1 for share in self.times):
+            raise UsageError(f"draw times {self.times}: shares of the schedule, 0 to below 1")
+        if not set(self.empty) | set(self.activations) <= set(indices):
+            raise UsageError(f"draws {self.empty}, {self.activations}: not all among {self.times}")
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls an item takes."""
+        return len(self.times) + len(self.empty)
+
+
+@final
+class DiffusionPolicy:
+    """A loaded pipeline, the images it judges and its identity; see `load`."""
+
+    modality: Modality = "image"
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        images: ImageStore,
+        identity: ModelIdentity,
+        *,
+        image_size: int | None = None,
+        draws: DrawConfig | None = None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.images = images
+        self.identity = identity
+        self.image_size = image_size or pipeline.image_size
+        self.draws = draws or DrawConfig()
+        self._latents: OrderedDict[str, tuple[Tensor, Framing]] = OrderedDict()
+        self._texts: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        images: ImageStore,
+        *,
+        image_size: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        draws: DrawConfig | None = None,
+    ) -> Self:
+        """Load a pipeline directory or Hub name.
+
+        `image_size` is the pipeline's own unless given (a multiple of the autoencoder's
+        reduction). Raises ModelError for a pipeline that cannot be used, UsageError for a
+        setting that cannot be.
+        """
+        import torch
+
+        from noisescope.policies.device import pick_device, pick_dtype
+
+        where = pick_device(device)
+        kind = pick_dtype(dtype, where)
+        found = find_pipeline(name, prefer_half=kind is not torch.float32)
+        pipeline = load_pipeline(found, where, kind)
+        side = image_size or pipeline.image_size
+        step = pipeline.reduction * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+        if side < step or side % step:
+            raise UsageError(
+                f"--image-size {side}: {name} takes multiples of {step}", hint="Leave it out."
+            )
+        chosen = draws or DrawConfig()
+        settings: dict[str, object] = {
+            "version": FEATURES_VERSION,
+            "image_size": side,
+            "draws": asdict(chosen),
+            "dtype": str(kind),
+        }
+        identity = ModelIdentity(name, found.revision, found.fingerprint(settings))
+        return cls(pipeline, images, identity, image_size=side, draws=chosen)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser runs."""
+        import torch
+
+        return torch.device(self.pipeline.unet.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in."""
+        import torch
+
+        kind: object = self.pipeline.unet.dtype
+        return kind if isinstance(kind, torch.dtype) else torch.float32
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of an image's latent."""
+        side = self.image_size // self.pipeline.reduction
+        return int(self.pipeline.vae.config.latent_channels), side, side
+
+    def sizes(self, items: Sequence[Item]) -> Int:
+        """Work of each item, [n]: denoiser calls times latent positions / 64."""
+        _, height, width = self.latent_shape
+        work = max(1, self.draws.calls * height * width // WORK_POSITIONS)
+        return np.full(len(items), work, np.int64)
+
+    def flops(self, items: Sequence[Item]) -> float:
+        """Useful FLOPs of one feature pass: denoiser calls, and each image encoded once.
+
+        Counted on the first item; captions' embeddings are left out.
+        """
+        if not items:
+            return 0.0
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        first = items[0]
+        with torch.inference_mode():
+            _, framings = self.latents([first.response])
+            self.conditioning([first.prompt, ""], framings * 2)
+            with FlopCounterMode(display=False) as denoising:
+                self._measure([first])
+            with FlopCounterMode(display=False) as encoding:
+                self._encode(self._square(first.response)[0][None])
+        images = len({item.response for item in items})
+        return float(denoising.get_total_flops() * len(items) + encoding.get_total_flops() * images)
+
+    def features(self, items: Sequence[Item]) -> dict[str, Float]:
+        """Feature groups in the order of `items`: group -> [n, D_g] float32.
+
+        Raises DataError naming an image that is lost or does not decode.
+        """
+        import torch
+
+        _, height, width = self.latent_shape
+        budget = BATCH_POSITIONS.get(self.device.type, BATCH_POSITIONS["cpu"])
+        batch = max(1, budget // (height * width))
+        rows: dict[str, list[Float]] = {}
+        with torch.inference_mode():
+            for start in range(0, len(items), batch):
+                for name, value in self._measure(items[start : start + batch]).items():
+                    rows.setdefault(name, []).append(value.float().cpu().numpy())
+        return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+    def latents(self, keys: Sequence[str]) -> tuple[Tensor, list[Framing]]:
+        """Scaled latent modes [B, C, h, w] of images by key, and how each was cropped."""
+        import torch
+
+        missing = [key for key in dict.fromkeys(keys) if key not in self._latents]
+        found = {key: self._latents[key] for key in set(keys) if key in self._latents}
+        step = max(1, len(missing) if self.image_size <= 64 else 8)
+        for start in range(0, len(missing), step):
+            part = missing[start : start + step]
+            squares, framings = zip(*(self._square(key) for key in part), strict=True)
+            for key, latent, framing in zip(
+                part, self._encode(torch.stack(squares)), framings, strict=True
+            ):
+                found[key] = latent, framing
+        for key in keys:
+            self._latents[key] = found[key]
+            self._latents.move_to_end(key)
+        while len(self._latents) > LATENTS_KEPT:
+            self._latents.popitem(last=False)
+        return torch.stack([found[key][0] for key in keys]), [found[key][1] for key in keys]
+
+    def conditioning(self, prompts: Sequence[str], framings: Sequence[Framing]) -> Conditioning:
+        """What the denoiser is told of each row: text [B, L, D], for SDXL pooled text and ids."""
+        import torch
+
+        embedded = [self._text(prompt) for prompt in prompts]
+        text = torch.stack([states for states, _ in embedded])
+        if not self.pipeline.is_xl:
+            return Conditioning(text)
+        pooled_text = torch.stack([pooled for _, pooled in embedded if pooled is not None])
+        ids = [(*frame.original, *frame.corner, *frame.target) for frame in framings]
+        time_ids = torch.tensor(ids, dtype=text.dtype, device=text.device)
+        return Conditioning(text, {"text_embeds": pooled_text, "time_ids": time_ids})
+
+    def denoise(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's answer [B, C, h, w] to noisy latents at timesteps t [B]."""
+        answer: Tensor = self.pipeline.unet(
+            noisy.to(self.pipeline.unet.dtype),
+            t,
+            encoder_hidden_states=conditioning.text,
+            added_cond_kwargs=dict(conditioning.added) or None,
+        ).sample
+        return answer
+
+    def shared_draw(self, draw: int) -> tuple[int, Tensor]:
+        """Timestep and noise [C, h, w] of one of the dataset's shared draws."""
+        import torch
+
+        steps = len(self.pipeline.schedule.alphas)
+        source = generator(self.draws.seed, "features", draw)
+        eps = torch.from_numpy(source.standard_normal(self.latent_shape, np.float32))
+        return int(self.draws.times[draw] * steps), eps.to(self.device)
+
+    def _measure(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Feature groups of one batch."""
+        import torch
+
+        latents, framings = self.latents([item.response for item in items])
+        captioned = self.conditioning([item.prompt for item in items], framings)
+        empty = self.conditioning([""] * len(items), framings)
+        statistics, evidence, activations = [], [], []
+        for draw in range(len(self.draws.times)):
+            step, noise = self.shared_draw(draw)
+            t = torch.full((len(items),), step, dtype=torch.long, device=self.device)
+            eps = noise.expand_as(latents)
+            with recorded(self.pipeline.unet.up_blocks) as states:
+                guess, target = predict(
+                    self.denoise, self.pipeline.schedule, latents, captioned, t, eps
+                )
+            statistics.append(error_statistics(guess, target))
+            if draw in self.draws.activations:
+                activations.append(pooled(states))
+            if draw in self.draws.empty:
+                plain, _ = predict(self.denoise, self.pipeline.schedule, latents, empty, t, eps)
+                evidence.append(caption_evidence(guess, plain, target))
+        groups = {
+            "error_statistics": statistics,
+            "caption_pmi": evidence,
+            "activations": activations,
+        }
+        return {name: torch.cat(parts, dim=1) for name, parts in groups.items() if parts}
+
+    def _square(self, key: str) -> tuple[Tensor, Framing]:
+        """An image as [3, S, S] in -1..1."""
+        import torch
+
+        try:
+            square, framing = crop(decode(self.images.get(key)), self.image_size)
+        except DataError as error:
+            raise DataError(f"image {key}: {error.message}", hint=error.hint) from error
+        pixels = torch.from_numpy(np.asarray(square, np.float32).transpose(2, 0, 1).copy())
+        return pixels / 127.5 - 1, framing
+
+    def _encode(self, squares: Tensor) -> Tensor:
+        """Scaled latent modes [B, C, h, w] float32 of squares [B, 3, S, S]."""
+        vae = self.pipeline.vae
+        with _inference():
+            mode = vae.encode(squares.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        shift = vae.config.shift_factor or 0.0
+        scaled: Tensor = (mode - shift) * vae.config.scaling_factor
+        return scaled
+
+    def _text(self, prompt: str) -> tuple[Tensor, Tensor | None]:
+        """Embedding [L, D] of a prompt, and its pooled form [P] for SDXL."""
+        if prompt not in self._texts:
+            with _inference():
+                self._texts[prompt] = embed(self.pipeline, prompt)
+            while len(self._texts) > TEXTS_KEPT:
+                self._texts.popitem(last=False)
+        self._texts.move_to_end(prompt)
+        return self._texts[prompt]
+
+
+def embed(pipeline: Pipeline, prompt: str) -> tuple[Tensor, Tensor | None]:
+    """Text embedding [L, D] and pooled embedding [P] or None, as the pipeline's class makes them.
+
+    SD1.5 takes the encoder's last hidden states; SDXL joins both encoders' last but one and pools
+    the second. SDXL's empty prompt is all zeros where its index says so.
+    """
+    import torch
+
+    states: list[Tensor] = []
+    pooled_text: Tensor | None = None
+    for tokenizer, encoder in pipeline.text:
+        tokens = tokenizer(
+            [prompt],
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(encoder.device)
+        answer = encoder(tokens, output_hidden_states=pipeline.is_xl)
+        states.append(answer.hidden_states[-2] if pipeline.is_xl else answer.last_hidden_state)
+        pooled_text = answer[0] if pipeline.is_xl else None
+    text = torch.cat(states, dim=-1)[0]
+    if pooled_text is None:
+        return text, None
+    if not prompt and pipeline.empty_is_zero:
+        return torch.zeros_like(text), torch.zeros_like(pooled_text[0])
+    return text, pooled_text[0]
+
+
+@contextmanager
+def recorded(blocks: Any) -> Iterator[list[Tensor]]:
+    """Collect the outputs [B, C, h, w] of modules while they run."""
+    states: list[Tensor] = []
+
+    def keep(module: object, arguments: object, output: Tensor) -> None:
+        states.append(output)
+
+    hooks = [block.register_forward_hook(keep) for block in blocks]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _inference() -> Any:
+    """Inference mode: nothing here is trained through."""
+    import torch
+
+    return torch.inference_mode()

@@ -1,0 +1,241 @@
+"""The forward pass of a transformers causal model: states and log-probabilities, no waste.
+
+    logps = response_logps(model, batch)  # [P], differentiable
+
+`Batch` holds packed rows as tensors. Nothing here knows about items, prompts or features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import ModelError
+from noisescope.replicas.packing import Corpus, Packed, corpus_of, pack, stack
+
+if TYPE_CHECKING:
+    import torch
+
+Int = NDArray[np.int64]
+
+#: Most logits held at once, response positions x vocabulary.
+LOGITS = {"cpu": 1 << 22, "cuda": 1 << 28}
+
+
+@final
+@dataclass(frozen=True)
+class Batch:
+    """B rows of T tokens on the model's device, and where their P response tokens are.
+
+    `mask` [B, 1, T, T] is 0 where a token may look and very negative elsewhere; None means
+    causal. `sources` [P] are flat positions (row * T + column) whose state predicts `targets`
+    [P]; `places` [P] are the flat positions of those tokens; `owners` [P] index `items` [n].
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor | None
+    sources: torch.Tensor
+    targets: torch.Tensor
+    places: torch.Tensor
+    owners: torch.Tensor
+    items: Int
+
+
+def response_logps(model: Any, batch: Batch) -> torch.Tensor:
+    """Log-probability of every response token of a batch, [P]; differentiable.
+
+    Sum over an item's tokens: `torch.zeros(n).index_add(0, batch.owners, logps)`.
+    """
+    states, _ = hidden_states(model, batch)
+    return token_logps(model, states[batch.sources], batch.targets)
+
+
+def hidden_states(
+    model: Any, batch: Batch, layers: Sequence[torch.nn.Module] = ()
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Flat states [B T, D] of the normed last layer, and of each of `layers`; no others kept."""
+    import torch
+
+    kept: dict[torch.nn.Module, torch.Tensor] = {}
+
+    def keep(layer: torch.nn.Module, _inputs: object, output: Any) -> None:
+        states = output if isinstance(output, torch.Tensor) else output[0]
+        kept[layer] = states.flatten(0, 1)
+
+    hooks = [layer.register_forward_hook(keep) for layer in set(layers)]
+    # A model that shares no prompts may not know these arguments.
+    extra = {} if batch.mask is None else {"position_ids": batch.positions}
+    try:
+        output = model.base_model(
+            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **extra
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return output.last_hidden_state.flatten(0, 1), [kept[layer] for layer in layers]
+
+
+def token_logps(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log softmax(head(states))[targets] in float32, [P]; differentiable."""
+    import torch
+
+    parts = []
+    for logits, wanted in _logits(model, states, targets):
+        parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1))
+    return torch.cat(parts)
+
+
+def token_surprise(
+    model: Any, states: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target and entropy of its distribution in nats, [P] each."""
+    import torch
+
+    logps, entropies = [], []
+    for logits, wanted in _logits(model, states, targets):
+        total = logits.logsumexp(1)
+        logps.append(logits.gather(1, wanted[:, None])[:, 0] - total)
+        mean = ((logits - total[:, None]).exp_() * logits).sum(1)
+        entropies.append(total - mean)
+    return torch.cat(logps), torch.cat(entropies)
+
+
+def _logits(
+    model: Any, states: torch.Tensor, targets: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(float32 logits [k, V], targets [k]) of a few positions at a time."""
+    head = model.get_output_embeddings()
+    scale = logit_scaling(model)
+    chunk = max(1, LOGITS.get(states.device.type, 1 << 24) // head.weight.shape[0])
+    for begin in range(0, len(targets), chunk):
+        part = slice(begin, begin + chunk)
+        yield scale(head(states[part]).float()), targets[part]
+
+
+def setting(model: Any, name: str) -> Any:
+    """A field of the language model's config under its usual name; None where it has none."""
+    config = model.config.get_text_config()
+    return config.to_dict().get(config.attribute_map.get(name, name))
+
+
+def logit_scaling(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What an architecture does to its head's output: Cohere, Granite, Gemma 2."""
+    import torch
+
+    factor = (setting(model, "logit_scale") or 1.0) / (setting(model, "logits_scaling") or 1.0)
+    cap = setting(model, "final_logit_softcapping")
+    if cap:
+        return lambda logits: cap * torch.tanh(logits / cap)
+    return (lambda logits: logits * factor) if factor != 1.0 else (lambda logits: logits)
+
+
+def to_batch(
+    corpus: Corpus, packed: Packed, device: torch.device, mask_type: torch.dtype | None
+) -> Batch:
+    """Tensors of packed rows; without a `mask_type`, rows hold one item each and need no mask."""
+    import torch
+
+    flat = packed.slots.ravel()
+    at = np.zeros(corpus.slots, np.int64)
+    at[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
+    starts = np.flatnonzero(np.diff(packed.owners, prepend=-1))
+    offsets = np.arange(len(packed.owners)) - np.repeat(
+        starts, np.diff(starts, append=len(packed.owners))
+    )
+    places = at[corpus.response_starts[packed.items[packed.owners]] + offsets]
+    mask = None
+    if mask_type is not None:
+        seen = torch.from_numpy(packed.mask).to(device)[:, None]
+        mask = torch.zeros(seen.shape, dtype=mask_type, device=device)
+        mask = mask.masked_fill(~seen, torch.finfo(mask_type).min)
+
+    def tensor(array: Int) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    return Batch(
+        tensor(packed.ids),
+        tensor(packed.positions),
+        mask,
+        tensor(packed.sources),
+        tensor(packed.targets),
+        tensor(places),
+        tensor(packed.owners),
+        packed.items,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Dimensions:
+    """Weights a token meets in the body, layers x heads x head size, weights of the head."""
+
+    body: int
+    attention: int
+    head: int
+
+
+def measure(model: Any) -> Dimensions:
+    """Dimensions of a transformers causal model, from its modules and config."""
+    import torch
+
+    weights = sum(weight.numel() for weight in model.base_model.parameters())
+    embeddings = sum(
+        module.weight.numel()
+        for module in model.base_model.modules()
+        if isinstance(module, torch.nn.Embedding)
+    )
+    head = model.get_output_embeddings().weight.numel()
+    heads = setting(model, "num_attention_heads") or 0
+    width = heads * (setting(model, "head_dim") or setting(model, "hidden_size") // max(heads, 1))
+    return Dimensions(weights - embeddings, setting(model, "num_hidden_layers") * width, head)
+
+
+def layer_at(model: Any, depth: float) -> torch.nn.Module:
+    """The layer after which `depth` of all layers have run. Raises ModelError without layers."""
+    import torch
+
+    count = setting(model, "num_hidden_layers")
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            layer: torch.nn.Module = module[max(0, round(depth * count) - 1)]
+            return layer
+    raise ModelError(
+        f"{type(model).__name__} does not keep its {count} layers in one list",
+        hint="Please report the architecture; use another model meanwhile.",
+    )
+
+
+def check_model(model: Any) -> bool:
+    """Whether packed rows read as separate ones do, tried on one small prompt with two responses.
+
+    Raises ModelError where even a plain row's log-probabilities are not the model's own: then
+    its head does something noisescope does not know.
+    """
+    import torch
+
+    tolerance = 2e-3 if model.dtype == torch.float32 else 0.15
+    size = int(model.get_output_embeddings().weight.shape[0])
+    token = [(7 * i * i + 3 * i + 1) % size for i in range(12)]
+    corpus = corpus_of([(token[:4], token[4:7]), (token[:4], token[7:12])])
+    rows, _ = stack([pack(corpus, [item], 1) for item in (0, 1)])
+    with torch.inference_mode():
+        plain = to_batch(corpus, rows, model.device, None)
+        logits = model(input_ids=plain.ids, use_cache=False).logits.flatten(0, 1)
+        own = logits[plain.sources].float().log_softmax(1)
+        truth = own.gather(1, plain.targets[:, None])[:, 0]
+        if float((response_logps(model, plain) - truth).abs().max()) > tolerance:
+            raise ModelError(
+                f"{type(model).__name__} changes its logits in a way noisescope does not know",
+                hint="Please report the architecture; use another model meanwhile.",
+            )
+        try:
+            packed = to_batch(corpus, pack(corpus, [0, 1], 16), model.device, model.dtype)
+            found = response_logps(model, packed)
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return False
+    return bool((found - truth).abs().max() <= tolerance)

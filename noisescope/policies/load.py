@@ -1,0 +1,43 @@
+"""From a model's name to a Policy: one loader a modality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from noisescope.errors import UsageError
+from noisescope.pairs import PreferenceDataset
+from noisescope.policies import Policy
+
+
+def _causal_lm(model: str, dataset: PreferenceDataset, **settings: Any) -> Policy:
+    from noisescope.policies.causal_lm import load_causal_lm
+
+    return load_causal_lm(model, **settings)
+
+
+def _diffusion(
+    model: str, dataset: PreferenceDataset, *, max_length: int | None = None, **settings: Any
+) -> Policy:
+    from noisescope.policies.diffusion import DiffusionPolicy
+
+    if max_length is not None:
+        raise UsageError("--max-length is about text models; a pipeline has its own length")
+    if dataset.images is None:
+        raise UsageError(f"{dataset.name} carries no images")
+    return DiffusionPolicy.load(model, dataset.images, **settings)
+
+
+#: Modality -> loader(model, dataset, **settings).
+LOADERS: dict[str, Callable[..., Policy]] = {"text": _causal_lm, "image": _diffusion}
+
+
+def load_policy(model: str | None, dataset: PreferenceDataset, **settings: Any) -> Policy:
+    """The policy that judges `dataset`. Raises UsageError without a model, ModelError if broken."""
+    if model is None:
+        raise UsageError(
+            f"no model to judge {dataset.modality} pairs with",
+            hint="Name one with --model PATH_OR_NAME, or in noisescope.toml: "
+            f'[models] {dataset.modality} = "..."',
+        )
+    return LOADERS[dataset.modality](model, dataset, **settings)

@@ -1,0 +1,209 @@
+"""Rows of tokens in which every prompt stands once, before all its responses.
+
+A block is one prompt and some of its responses, a row some blocks; a response token sees its
+own prompt and its own earlier tokens, nothing else, so packing changes no value. Rows are filled
+by first fit, longest block first: little padding, no wasted prompt.
+
+    packed = pack(corpus, items, capacity=256)
+    packed.ids        # [R, T] token ids
+    packed.sources    # [n] flat positions whose hidden state predicts packed.targets [n]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int = NDArray[np.int64]
+PADDING = -1
+
+
+@final
+@dataclass(frozen=True)
+class Corpus:
+    """Token ids of distinct prompts and of I items, each one response to `prompt_of[i]`."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    responses: tuple[tuple[int, ...], ...]
+    prompt_of: Int  # [I]
+
+    @cached_property
+    def response_sizes(self) -> Int:
+        """Tokens of each response, [I]."""
+        return np.array([len(ids) for ids in self.responses], np.int64)
+
+    @cached_property
+    def prompt_sizes(self) -> Int:
+        """Tokens of each prompt."""
+        return np.array([len(ids) for ids in self.prompts], np.int64)
+
+    @cached_property
+    def prompt_starts(self) -> Int:
+        """Slot of each prompt's first token in a flat store: all prompts, then all responses."""
+        return np.concatenate([[0], np.cumsum(self.prompt_sizes)]).astype(np.int64)
+
+    @cached_property
+    def response_starts(self) -> Int:
+        """Slot of each response's first token in the flat store, [I + 1]."""
+        sums = np.concatenate([[0], np.cumsum(self.response_sizes)])
+        starts: Int = (self.prompt_starts[-1] + sums).astype(np.int64)
+        return starts
+
+    @property
+    def slots(self) -> int:
+        """Size of the flat store."""
+        return int(self.response_starts[-1])
+
+
+def corpus_of(encoded: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Corpus:
+    """Corpus of (prompt ids, response ids), one an item; equal prompts are stored once."""
+    index: dict[tuple[int, ...], int] = {}
+    prompt_of = [index.setdefault(tuple(prompt), len(index)) for prompt, _ in encoded]
+    responses = tuple(tuple(response) for _, response in encoded)
+    return Corpus(tuple(index), responses, np.array(prompt_of, np.int64))
+
+
+@final
+@dataclass(frozen=True)
+class Packed:
+    """R rows of T tokens. `slots` points into the corpus' flat store (PADDING where empty)."""
+
+    ids: Int  # [R, T]
+    positions: Int  # [R, T]
+    slots: Int  # [R, T]
+    mask: NDArray[np.bool_]  # [R, T, T], True where the row's token may look
+    sources: Int  # [n] flat index into R * T of the state that predicts a token
+    targets: Int  # [n] the token
+    owners: Int  # [n] index into `items`
+    items: Int  # [k] items of the corpus, as asked
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are no padding."""
+        return int((self.slots != PADDING).sum())
+
+
+def _blocks(corpus: Corpus, items: Int, capacity: int) -> list[tuple[int, list[int]]]:
+    """(prompt, places in `items`) of each block, at most `capacity` tokens where possible."""
+    blocks: list[tuple[int, list[int]]] = []
+    used = 0
+    order = np.lexsort((np.arange(len(items)), corpus.prompt_of[items]))
+    for place in order.tolist():
+        prompt = int(corpus.prompt_of[items[place]])
+        size = int(corpus.response_sizes[items[place]])
+        if not blocks or blocks[-1][0] != prompt or used + size > capacity:
+            blocks.append((prompt, []))
+            used = int(corpus.prompt_sizes[prompt])
+        blocks[-1][1].append(place)
+        used += size
+    return blocks
+
+
+def _rows(sizes: list[int], capacity: int) -> list[list[int]]:
+    """First fit decreasing: indices of `sizes` in each row of `capacity`."""
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        fitting = next((r for r, room in enumerate(free) if room >= sizes[i]), len(rows))
+        if fitting == len(rows):
+            rows.append([])
+            free.append(capacity)
+        rows[fitting].append(i)
+        free[fitting] -= sizes[i]
+    return rows
+
+
+def pack(corpus: Corpus, items: Sequence[int] | Int, capacity: int) -> Packed:
+    """Rows holding distinct `items`, about `capacity` tokens each; a longer item gets a longer
+    row. Every prompt and response must have at least one token."""
+    wanted = np.asarray(items, np.int64)
+    blocks = _blocks(corpus, wanted, capacity)
+    sizes = [
+        int(corpus.prompt_sizes[prompt] + corpus.response_sizes[wanted[places]].sum())
+        for prompt, places in blocks
+    ]
+    rows = _rows(sizes, max([capacity, *sizes]))
+    width = max(sum(sizes[b] for b in row) for row in rows)
+    shape = (len(rows), width)
+    ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    slots, segment = np.full(shape, PADDING, np.int64), np.full(shape, PADDING, np.int64)
+    root = np.full(shape, PADDING, np.int64)  # segment of the own prompt
+    sources: list[Int] = []
+    targets: list[Int] = []
+    owners: list[Int] = []
+    for r, row in enumerate(rows):
+        at, name = 0, 0
+        for prompt, places in (blocks[b] for b in row):
+            length = int(corpus.prompt_sizes[prompt])
+            here = slice(at, at + length)
+            ids[r, here] = corpus.prompts[prompt]
+            positions[r, here] = np.arange(length)
+            slots[r, here] = corpus.prompt_starts[prompt] + np.arange(length)
+            segment[r, here] = root[r, here] = name
+            last, own = r * width + at + length - 1, name
+            at, name = at + length, name + 1
+            for place in places:
+                item = int(wanted[place])
+                size = int(corpus.response_sizes[item])
+                here = slice(at, at + size)
+                ids[r, here] = corpus.responses[item]
+                positions[r, here] = length + np.arange(size)
+                slots[r, here] = corpus.response_starts[item] + np.arange(size)
+                segment[r, here], root[r, here] = name, own
+                before = r * width + at + np.arange(-1, size - 1)
+                before[0] = last
+                sources.append(before)
+                targets.append(ids[r, here])
+                owners.append(np.full(size, place, np.int64))
+                at, name = at + size, name + 1
+    seen = (segment[:, :, None] == segment[:, None, :]) | (root[:, :, None] == segment[:, None, :])
+    mask = np.tril(np.ones((width, width), bool)) & seen
+    return Packed(
+        ids,
+        positions,
+        slots,
+        mask,
+        np.concatenate(sources),
+        np.concatenate(targets),
+        np.concatenate(owners),
+        wanted,
+    )
+
+
+def stack(parts: Sequence[Packed]) -> tuple[Packed, tuple[int, ...]]:
+    """One Packed of several (one a replica), padded to the widest; and the rows of each."""
+    width = max(part.ids.shape[1] for part in parts)
+    rows = tuple(part.ids.shape[0] for part in parts)
+
+    def wide(array: Int, fill: int) -> Int:
+        return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
+
+    masks, sources, owners = [], [], []
+    row = item = 0
+    for part in parts:
+        own = part.ids.shape[1]
+        mask = np.zeros((part.ids.shape[0], width, width), bool)
+        mask[:, :own, :own] = part.mask
+        mask[:, range(own, width), range(own, width)] = True
+        masks.append(mask)
+        sources.append((part.sources // own + row) * width + part.sources % own)
+        owners.append(part.owners + item)
+        row, item = row + part.ids.shape[0], item + len(part.items)
+    return (
+        Packed(
+            np.concatenate([wide(part.ids, 0) for part in parts]),
+            np.concatenate([wide(part.positions, 0) for part in parts]),
+            np.concatenate([wide(part.slots, PADDING) for part in parts]),
+            np.concatenate(masks),
+            np.concatenate(sources),
+            np.concatenate([part.targets for part in parts]),
+            np.concatenate(owners),
+            np.concatenate([part.items for part in parts]),
+        ),
+        rows,
+    )

@@ -1,0 +1,208 @@
+"""A run directory: one dataset, one model, one way of gathering evidence, and what came of it.
+
+    runs/<dataset>-<fingerprint8>/
+      plan.json            written first: which evidence this directory is for
+      pairs.parquet        the pairs judged
+      margins/part-*.parquet
+      scores.parquet       the verdicts
+      replicas/<m>/        safetensors only
+      manifest.json        written last: its existence means complete
+
+The directory's name is a function of its plan, so the same command finds its own directory
+again and continues; a directory of another plan is refused, never mixed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from noisescope.errors import RunError
+from noisescope.pairs import digest
+from noisescope.storage import write_atomic
+
+#: Version of the file formats of a run directory; raised when a reader must change.
+FORMAT = 1
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """What determines a run's evidence: change any of it and it is another run."""
+
+    dataset: str
+    dataset_fingerprint: str
+    model: str
+    model_fingerprint: str
+    evidence: Mapping[str, Any]
+    modality: str = "text"
+
+    @property
+    def fingerprint(self) -> str:
+        """20 hex digits over the dataset's and model's fingerprints and the evidence settings."""
+        settings = json.dumps(dict(self.evidence), sort_keys=True)
+        return digest("plan", self.dataset_fingerprint, self.model_fingerprint, settings)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object of `plan.json`."""
+        return {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "dataset": self.dataset,
+            "dataset_fingerprint": self.dataset_fingerprint,
+            "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+            "modality": self.modality,
+            "evidence": dict(self.evidence),
+        }
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run directory and what its two JSON files say."""
+
+    directory: Path
+
+    @property
+    def plan_path(self) -> Path:
+        return self.directory / "plan.json"
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.directory / "manifest.json"
+
+    @property
+    def pairs_path(self) -> Path:
+        return self.directory / "pairs.parquet"
+
+    @property
+    def margins_directory(self) -> Path:
+        return self.directory / "margins"
+
+    @property
+    def scores_path(self) -> Path:
+        return self.directory / "scores.parquet"
+
+    @property
+    def replicas_directory(self) -> Path:
+        return self.directory / "replicas"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest, written last, is there."""
+        return self.manifest_path.is_file()
+
+    def plan(self) -> dict[str, Any]:
+        """Contents of `plan.json`. Raises RunError if absent or damaged."""
+        return _read_json(self.plan_path, "run `noisescope score` to make it again")
+
+    def manifest(self) -> dict[str, Any]:
+        """Contents of `manifest.json`. Raises RunError if the run is unfinished or damaged."""
+        if not self.complete:
+            raise RunError(
+                f"{self.directory} is not a finished run (it has no manifest.json)",
+                hint="Type the command that began it again: it continues where it stopped.",
+            )
+        return _read_json(self.manifest_path, "run `noisescope score` to make it again")
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write `manifest.json`, which marks the run complete."""
+        write_atomic(self.manifest_path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+    def margin_parts(self) -> list[Path]:
+        """Evidence files, in order."""
+        return sorted(self.margins_directory.glob("part-*.parquet"))
+
+
+def _read_json(path: Path, hint: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{path} does not exist", hint=f"Is this a run directory? Else {hint}."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}", hint=f"Remove it and {hint}.") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is damaged: not a JSON object", hint=f"Remove it and {hint}.")
+    return content
+
+
+def open_run(runs_directory: Path, plan: Plan, directory: Path | None = None) -> Run:
+    """Directory for `plan`, made if missing.
+
+    A `directory` given by name must be new, empty, or of the same plan.
+    Raises RunError if it holds other evidence or cannot be written.
+    """
+    name = f"{slug(plan.dataset)}-{plan.fingerprint[:8]}"
+    run = Run(directory if directory is not None else runs_directory / name)
+    try:
+        run.directory.mkdir(parents=True, exist_ok=True)
+        occupied = any(run.directory.iterdir())
+    except OSError as error:
+        raise RunError(
+            f"cannot use {run.directory} as a run directory: {error.strerror}",
+            hint="Choose a place you may write to with --runs-dir.",
+        ) from error
+    if run.plan_path.exists():
+        _refuse_other_plan(run, plan)
+    elif occupied:
+        raise RunError(
+            f"{run.directory} is not empty and not a run directory",
+            hint="Choose a new or empty directory with --run-dir.",
+        )
+    else:
+        write_atomic(run.plan_path, json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n")
+    return run
+
+
+def _refuse_other_plan(run: Run, plan: Plan) -> None:
+    """Raise RunError naming what differs between the directory's plan and `plan`."""
+    mine, theirs = plan.to_json(), run.plan()
+    if theirs.get("fingerprint") == mine["fingerprint"]:
+        return
+    different = [key for key in mine if key != "fingerprint" and mine[key] != theirs.get(key)]
+    raise RunError(
+        f"{run.directory} holds other evidence ({', '.join(different) or 'plan'} differ): "
+        f"it is for {theirs.get('dataset')} with {theirs.get('model')}",
+        hint="Choose another directory with --run-dir, or leave the option out.",
+    )
+
+
+def find_run(name: str | None, runs_directory: Path) -> Run:
+    """The run a user means: a path, a name under `runs_directory`, or None for the latest.
+
+    Raises RunError listing what there is when nothing, or more than one thing, matches.
+    """
+    if name is not None and (Path(name) / "plan.json").is_file():
+        return Run(Path(name))
+    runs = finished_runs(runs_directory)
+    if name is not None:
+        wanted = slug(name)
+        runs = [
+            run
+            for run in runs
+            if run.directory.name == name or run.directory.name.rpartition("-")[0] == wanted
+        ]
+    if not runs:
+        what = f"no finished run called {name!r}" if name else "no finished run"
+        raise RunError(
+            f"{what} under {runs_directory}", hint="Make one first: noisescope score DATASET"
+        )
+    return runs[-1]
+
+
+def finished_runs(runs_directory: Path) -> list[Run]:
+    """Complete runs under `runs_directory`, oldest first."""
+    runs = [Run(path.parent) for path in runs_directory.glob("*/manifest.json")]
+    return sorted(runs, key=lambda run: (run.manifest_path.stat().st_mtime_ns, run.directory.name))
+
+
+def slug(name: str) -> str:
+    """A file-name-safe form of a dataset's name; never empty, hidden, or with a separator."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "dataset"

@@ -1,0 +1,52 @@
+"""Files that are whole or absent: write to a temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from noisescope.errors import RunError
+
+#: Temporary names start so; an interrupted write leaves at most one such file behind.
+TEMPORARY_PREFIX = ".partial-"
+
+
+def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
+    """Write `content` (or what a callable writes to the path it is given) to `path` at once.
+
+    Readers see the old file or the new one, never a half. Raises RunError when the directory
+    cannot be written or the disk is full; what stood at `path` before is then untouched.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        _publish(temporary, path)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="Free some disk space or choose another place with --runs-dir.",
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Flush `temporary` to disk, give it ordinary permissions, and rename it to `path`."""
+    with temporary.open("rb+") as stream:
+        os.fsync(stream.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+    temporary.replace(path)

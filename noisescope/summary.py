@@ -1,0 +1,173 @@
+"""What a run says, in numbers and in words: the object behind `noisescope score`'s one screen.
+
+Usage: `summarise(run, replicas, columns, rate, worst).to_json()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.evidence import connect
+from noisescope.flip_rate import FlipRate
+from noisescope.ranking import bayes_auroc, expected_auroc
+from noisescope.run import Run
+from noisescope.statistics import Interval, at_chance, held_out_accuracy
+
+Float = NDArray[np.float64]
+
+#: A pair counts as contested where p is between 0.4 and 0.6: 2 min(p, 1 - p) >= 0.8.
+CONTESTED = 0.8
+TENTHS = np.linspace(0, 1, 11)
+
+
+@final
+@dataclass(frozen=True)
+class Suspect:
+    """One of the most suspicious pairs, as the summary shows it; `u` None with one replica."""
+
+    pair_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    annotator: str | None
+    p_flip: float
+    p_mislabelled: float
+    margin: float
+    u: float | None
+
+
+@final
+@dataclass(frozen=True)
+class Summary:
+    """What a run says, in numbers and in words. Every interval is a 90 % one.
+
+    `mislabelled` is the bracket low .. high with the estimate under `FlipRate.p_mislabelled`'s
+    assumption; `expected_auroc` is the self-measured one at the flip rate's estimate, low and
+    high; `chance` says that the replicas do no better than a coin, so there is no verdict.
+    """
+
+    run: str
+    pairs: int
+    replicas: int
+    accuracy: Interval
+    flip_rate: FlipRate
+    mislabelled: Interval
+    expected: Interval
+    bayes_auroc: float
+    histogram: tuple[int, ...]
+    contested_share: float
+    chance: bool
+    suspects: tuple[Suspect, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable JSON object of `score --json`."""
+        return {
+            "run": self.run,
+            "pairs": self.pairs,
+            "replicas": self.replicas,
+            "held_out_accuracy": self.accuracy.estimate,
+            "held_out_accuracy_interval": [self.accuracy.low, self.accuracy.high],
+            "flip_rate": self.flip_rate.to_json(),
+            "mislabelled_share": self.mislabelled.to_json(),
+            "expected_auroc": self.expected.estimate,
+            "expected_auroc_interval": [self.expected.low, self.expected.high],
+            "bayes_auroc": self.bayes_auroc,
+            "contested_share": self.contested_share,
+            "chance": self.chance,
+            "histogram": {"edges": TENTHS.round(1).tolist(), "counts": list(self.histogram)},
+            "suspects": [vars(suspect) for suspect in self.suspects],
+            "notes": list(self.notes),
+        }
+
+
+def summarise(
+    run: Run,
+    replicas: int,
+    columns: Mapping[str, Float],
+    rate: FlipRate,
+    worst: NDArray[np.int64],
+) -> Summary:
+    """Summary of the columns [N] of scores.parquet; `worst` are rows of pairs.parquet to show."""
+    margins = columns["margin"]
+    accuracy = held_out_accuracy(margins)
+    likely = float(columns["p_mislabelled"].mean())
+    low, high = rate.low, max(1 - accuracy.low, rate.low)
+    at_rates = [expected_auroc(margins, e) for e in (rate.estimate, rate.low, rate.high)]
+    return Summary(
+        run=str(run.directory),
+        pairs=len(margins),
+        replicas=replicas,
+        accuracy=accuracy,
+        flip_rate=rate,
+        mislabelled=Interval(min(max(likely, low), high), low, high),
+        expected=Interval(at_rates[0], min(at_rates), max(at_rates)),
+        bayes_auroc=bayes_auroc(rate.gap(margins)),
+        histogram=tuple(np.histogram(columns["p_flip"], TENTHS)[0].tolist()),
+        contested_share=float((columns["contested"] >= CONTESTED).mean()),
+        chance=at_chance(accuracy),
+        suspects=_suspects(run, columns, worst),
+        notes=tuple(_notes(accuracy, rate, columns)),
+    )
+
+
+def _suspects(
+    run: Run, columns: Mapping[str, Float], worst: NDArray[np.int64]
+) -> tuple[Suspect, ...]:
+    """Text and scores of the pairs at rows `worst` of pairs.parquet, in that order."""
+    with connect() as connection:
+        rows = connection.execute(
+            "SELECT file_row_number, pair_id, prompt, chosen, rejected, annotator "
+            "FROM read_parquet($pairs, file_row_number = true) "
+            "WHERE list_contains($rows, file_row_number)",
+            {"pairs": str(run.pairs_path), "rows": worst.tolist()},
+        ).fetchall()
+    texts = {row: text for row, *text in rows}
+    return tuple(_suspect(texts[row], columns, row) for row in worst.tolist())
+
+
+def _suspect(text: Sequence[Any], columns: Mapping[str, Float], row: int) -> Suspect:
+    """One suspect from its five texts and its row of `columns`."""
+    pair_id, prompt, chosen, rejected, annotator = text
+    metric = float(columns["u"][row])
+    return Suspect(
+        pair_id=pair_id,
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        annotator=annotator,
+        p_flip=float(columns["p_flip"][row]),
+        p_mislabelled=float(columns["p_mislabelled"][row]),
+        margin=float(columns["margin"][row]),
+        u=None if np.isnan(metric) else metric,
+    )
+
+
+def _notes(accuracy: Interval, rate: FlipRate, columns: Mapping[str, Float]) -> Sequence[str]:
+    """What a reader must know, in plain words, gravest first."""
+    notes = []
+    if at_chance(accuracy):
+        notes.append(
+            f"The replicas are no better than chance on pairs they did not train on "
+            f"({accuracy.estimate:.1%}, 90 % interval {accuracy.low:.1%} to {accuracy.high:.1%}): "
+            "these scores carry no verdict. A larger model, more pairs, or a look at the labels' "
+            "direction may help."
+        )
+    if not rate.identifiable:
+        notes.append(
+            f"The flip rate is not identifiable at this size: {rate.low:.0%} to {rate.high:.0%} "
+            f"all fit these {rate.pairs:,} pairs. The ranking stands; the absolute values of "
+            "p_flip do not."
+        )
+    if np.isnan(columns["stability"]).any():
+        missing = int(np.isnan(columns["stability"]).sum())
+        notes.append(
+            f"{missing:,} pairs were judged by one replica only: their stability, u, W and gamma "
+            "are empty."
+        )
+    return notes

@@ -1,0 +1,235 @@
+"""Loading a causal LM: every refusal says what and what next; the fingerprint sees every change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer
+
+from noisescope.errors import ModelError, NoisescopeError, UsageError
+from noisescope.pairs import Message, response_key
+from noisescope.policies import Item
+from noisescope.policies.causal_lm import load_causal_lm
+
+SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"
+ITEMS = [
+    Item(response_key("How?", text), "How?", None, text) for text in ("Bake it.", "no idea", "x")
+]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("tiny"), tiny_llama(), tiny_tokenizer())
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def load(path: Path | str, **settings: Any) -> Any:
+    return load_causal_lm(str(path), device="cpu", dtype="float32", **settings)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(path: Path | str, match: str, **settings: Any) -> NoisescopeError:
+    with pytest.raises(NoisescopeError, match=match) as caught:
+        load(path, **settings)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_directory_loads(saved: Path) -> None:
+    policy = load(saved)
+    assert policy.identity.id == str(saved)
+    assert policy.identity.revision is None
+    assert policy.encoder.max_length == 256
+    assert policy.encoder.template
+    assert policy.shares_prompts
+    assert set(policy.features(ITEMS)) == set(policy.groups)
+
+
+def test_a_base_model_loads(tmp_path: Path) -> None:
+    policy = load(save(tmp_path, tiny_gpt2(), tiny_tokenizer(None)))
+    assert not policy.encoder.template
+    assert policy.encoder.max_length == 256
+
+
+def test_faults_of_the_place(tmp_path: Path, saved: Path) -> None:
+    refused(tmp_path / "nowhere", "no such model directory")
+    refused(tmp_path / "nowhere.gguf", "no such file")
+    refused("not a name", "no model directory nor Hub name")
+    (tmp_path / "fake.gguf").write_bytes(b"nonsense")
+    refused(tmp_path / "fake.gguf", "is not a GGUF file")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(tmp_path, "is an adapter")
+    assert isinstance(refused(saved, "--max-length 4", max_length=4), UsageError)
+    assert isinstance(refused(saved, "--max-length 999", max_length=999), UsageError)
+    refused(saved, "--chat-template always", chat_template="always")
+
+
+def test_a_hub_name_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    error = refused("noisescope/absent", "Hugging Face Hub")
+    assert "--model path/to/model" in str(error)
+
+
+def test_a_hub_name_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, saved: Path
+) -> None:
+    commit = "1234567890abcdef1234567890abcdef12345678"
+    place = tmp_path / "models--noisescope--tiny"
+    shutil.copytree(saved, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    policy = load("noisescope/tiny")
+    assert policy.identity.revision == commit
+    assert policy.identity.fingerprint == load(saved).identity.fingerprint
+
+
+def _pickle_only(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def _cut_short(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _no_tokenizer(model: Path) -> None:
+    for path in (*model.glob("tokenizer*"), *model.glob("special*")):
+        path.unlink()
+
+
+def _other_shape(model: Path) -> None:
+    edit(model / "config.json", num_hidden_layers=5)
+
+
+FAULTS: dict[str, Callable[[Path], object]] = {
+    "has no config.json": lambda model: (model / "config.json").unlink(),
+    "is not JSON": lambda model: (model / "config.json").write_text("{"),
+    "is not a JSON object": lambda model: (model / "config.json").write_text("[]"),
+    "holds no weights": lambda model: (model / "model.safetensors").unlink(),
+    "only pickled weights": _pickle_only,
+    "broken or cut short": _cut_short,
+    "cut short": lambda model: (model / "model.safetensors").write_bytes(b"abc"),
+    "run code of its own": lambda model: edit(model / "config.json", auto_map={"a": "b.C"}),
+    "code of its own": lambda model: edit(model / "tokenizer_config.json", auto_map={"a": "b.C"}),
+    "not understood": lambda model: edit(model / "config.json", model_type="unheard"),
+    "not a causal language model": lambda model: edit(
+        model / "config.json", architectures=["BertForMaskedLM"]
+    ),
+    "lacks the weight files gone": lambda model: (
+        model / "model.safetensors.index.json"
+    ).write_text('{"weight_map": {"a": "gone.safetensors"}}'),
+    "lacks the weights of 9 tensors": _other_shape,
+    "has no tokenizer": _no_tokenizer,
+    "tokenizer does not load": lambda model: (model / "tokenizer.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("message", FAULTS)
+def test_faults_of_the_files(message: str, copy: Path) -> None:
+    FAULTS[message](copy)
+    assert isinstance(refused(copy, message), ModelError)
+
+
+def test_a_pickle_hint_converts(copy: Path) -> None:
+    _pickle_only(copy)
+    assert "save_pretrained" in str(refused(copy, "only pickled"))
+
+
+def test_fingerprint_is_of_content_and_settings(saved: Path, copy: Path) -> None:
+    first = load(saved).identity.fingerprint
+    assert first == load(copy).identity.fingerprint
+    assert first != load(saved, max_length=64).identity.fingerprint
+    assert first != load(saved, chat_template="never").identity.fingerprint
+    assert first != load(saved, groups=["statistics"]).identity.fingerprint
+    seen = {first}
+    with (copy / "model.safetensors").open("r+b") as stream:
+        stream.seek(-4, 2)
+        stream.write(b"\0\0\0\x40")
+    seen.add(load(copy).identity.fingerprint)
+    edit(copy / "tokenizer_config.json", note="changed")
+    seen.add(load(copy).identity.fingerprint)
+    assert len(seen) == 3
+
+
+def test_a_gguf_file_reads_as_its_safetensors(saved: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    model = tiny_llama()
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, model, tiny_tokenizer())
+    policy = load(path)
+    ids = torch.arange(5, 15)[None]
+    with torch.inference_mode():
+        found, wanted = policy.model(input_ids=ids).logits, model(input_ids=ids).logits
+    np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-4, atol=1e-4)
+    assert policy.features(ITEMS)["statistics"].shape == (3, 9)
+    assert policy.identity.fingerprint != load(saved).identity.fingerprint
+
+
+def test_the_sample_model_knows_good_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SAMPLES))
+    from make_hh_rlhf import transcripts
+
+    items = []
+    for turns, *responses in transcripts(99, 60):
+        told = tuple(Message(turn.role, turn.content) for turn in turns)
+        prompt = "\n".join(turn.content for turn in told)
+        items += [Item(response_key(prompt, text), prompt, told, text) for text in responses]
+    policy = load(SAMPLES / "models" / "tiny-lm")
+    least, mean = policy.features(items)["statistics"][:, [4, 2]].T
+    assert (mean[::2] > mean[1::2]).mean() > 0.75
+    assert np.isfinite(least).all()
+
+
+def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
+    """A llama.cpp file of a tiny Llama: its names, and rotary halves interleaved as it has them."""
+    import gguf
+
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    tokens = sorted(state["vocab"], key=state["vocab"].get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in state["merges"]])
+    writer.add_eos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        for part, count in heads.items():
+            if part in name:
+                tensor = tensor.view(count, 2, -1, tensor.shape[1]).swapaxes(1, 2)
+                tensor = tensor.reshape(-1, tensor.shape[-1])
+        target = names.get_name(name, try_suffixes=(".weight",))
+        writer.add_tensor(target, tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

@@ -1,0 +1,82 @@
+"""Run directories: named by their plan, refusing other evidence, found by name or latest."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from noisescope.errors import RunError
+from noisescope.run import Plan, find_run, finished_runs, open_run
+
+PLAN = Plan("toy", "d" * 20, "tiny", "m" * 20, {"kind": "head", "replicas": 8})
+
+
+def test_the_directory_is_a_function_of_the_plan(tmp_path: Path) -> None:
+    first = open_run(tmp_path, PLAN)
+    assert open_run(tmp_path, PLAN).directory == first.directory
+    assert first.directory.name == f"toy-{PLAN.fingerprint[:8]}"
+    for other in (
+        replace(PLAN, dataset_fingerprint="e" * 20),
+        replace(PLAN, model_fingerprint="n" * 20),
+        replace(PLAN, evidence={"kind": "head", "replicas": 9}),
+    ):
+        assert open_run(tmp_path, other).directory != first.directory
+
+
+def test_other_evidence_is_refused_and_named(tmp_path: Path) -> None:
+    open_run(tmp_path, PLAN, tmp_path / "mine")
+    other = replace(PLAN, model="larger", model_fingerprint="n" * 20)
+    with pytest.raises(RunError, match="model, model_fingerprint differ"):
+        open_run(tmp_path, other, tmp_path / "mine")
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="not empty and not a run directory"):
+        open_run(tmp_path, PLAN, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_unwritable_place_is_a_run_error(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file, not a directory")
+    with pytest.raises(RunError, match="cannot use") as caught:
+        open_run(tmp_path / "runs", PLAN)
+    assert "--runs-dir" in str(caught.value)
+
+
+def test_finding_runs_by_name_path_and_age(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no finished run"):
+        find_run(None, tmp_path)
+    old, new = open_run(tmp_path, PLAN), open_run(tmp_path, replace(PLAN, dataset="other"))
+    for age, run in enumerate((old, new)):
+        run.write_manifest({})
+        os.utime(run.manifest_path, (age, age))
+    assert find_run(None, tmp_path) == new
+    assert find_run("toy", tmp_path) == old
+    assert find_run(old.directory.name, tmp_path) == old
+    assert find_run(str(new.directory), tmp_path) == new
+    assert finished_runs(tmp_path) == [old, new]
+    with pytest.raises(RunError, match="'nobody'"):
+        find_run("nobody", tmp_path)
+
+
+def test_an_unfinished_or_damaged_run_says_so(tmp_path: Path) -> None:
+    run = open_run(tmp_path, PLAN)
+    with pytest.raises(RunError, match="not a finished run"):
+        run.manifest()
+    run.manifest_path.write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        run.manifest()
+    run.plan_path.write_text("[]")
+    with pytest.raises(RunError, match="damaged"):
+        run.plan()
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "..", "", "a/b", "x\x00y", "名前"])
+def test_no_dataset_name_escapes_the_runs_directory(tmp_path: Path, name: str) -> None:
+    run = open_run(tmp_path, replace(PLAN, dataset=name))
+    assert run.directory.parent == tmp_path
+    assert not run.directory.name.startswith(".")

@@ -1,0 +1,76 @@
+"""Tiny real transformers models and tokenizers for tests: random weights, thousands of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedTokenizerFast as FastTokenizer
+
+torch.set_num_threads(1)  # these models are too small to share between threads
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] "
+    "+ '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+TEXT = ["How do I bake bread?", "Knead the dough, wait, and bake it.", "Human: Assistant: no idea"]
+
+
+def tiny_tokenizer(template: str | None = TEMPLATE) -> Any:
+    """Byte-level BPE of about 300 tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(TEXT * 5, trainer)
+    return FastTokenizer(tokenizer_object=bpe, eos_token="<|end|>", chat_template=template)
+
+
+def tiny_llama(seed: int = 0, **changes: Any) -> Any:
+    """Rotary positions, grouped queries, four layers of width 32."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings | changes)).eval()
+
+
+def tiny_gpt2(seed: int = 0) -> Any:
+    """Absolute positions, four layers of width 32."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=320,
+        n_positions=256,
+        n_embd=32,
+        n_layer=4,
+        n_head=4,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def save(directory: Path, model: Any, tokenizer: Any) -> Path:
+    """Write a checkpoint as transformers does."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
