@@ -1,7 +1,10 @@
 """noisescope: find the wrong labels of a preference dataset before DPO learns them.
 
-    noisescope score hh-rlhf            # the command line
-    noisescope.audit("pairs.jsonl")     # the same from Python
+    noisescope score pairs.jsonl --model ./model       # the command line
+
+    dataset = noisescope.datasets.load("pairs.jsonl")  # the same from Python
+    policy = noisescope.policies.load.load_policy("./model", dataset)
+    noisescope.audit.audit(dataset, policy).summary.flip_rate
 
 Importing this package loads neither torch nor any other heavy library.
 """

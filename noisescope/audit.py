@@ -1,6 +1,6 @@
 """An audit: dataset and model in, evidence and verdicts out. What `noisescope score` calls.
 
-    audit("pairs.jsonl", model="models/smollm2").summary.flip_rate
+    audit(load("pairs.jsonl"), load_policy("models/smollm2", dataset)).summary.flip_rate
 
 Stages: pairs -> features (cached) -> replicas -> margins -> scores -> manifest. Each stage's
 file is whole or absent, so the same call after a kill continues where it stopped.
@@ -213,6 +213,8 @@ def gather_heads(
 
     items, chosen, rejected = distinct_items(dataset.table)
     todo = uncached(policy, items, cache_directory(run))
+    for remark in policy.remarks(items):
+        reporter.note(remark)
     reporter.note(_estimate(policy, todo, len(items)))
     began = time.perf_counter()
     with reporter.stage(f"features of {len(todo):,} distinct responses") as progress:

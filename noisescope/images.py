@@ -129,7 +129,11 @@ def crop(image: Image, side: int) -> tuple[Image, Framing]:
 
 
 class ImageStore(Protocol):
-    """Image bytes by content key."""
+    """Image bytes by content key, and which images the dataset calls a caption's own."""
+
+    @property
+    def references(self) -> Mapping[str, tuple[str, ...]]:
+        """Keys of reference images by `pairs.response_key(prompt, image)`; mostly empty."""
 
     def get(self, key: str) -> bytes:
         """The image's bytes. Raises DataError for an unknown key or changed content."""
@@ -152,6 +156,7 @@ class StoredImages:
 
     held: Mapping[str, bytes]
     located: Mapping[str, Location] = field(default_factory=dict)
+    references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     _groups: OrderedDict[tuple[str, str, int], list[bytes]] = field(
         default_factory=OrderedDict, repr=False, compare=False
     )

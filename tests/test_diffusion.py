@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from noisescope.policies.denoising import (
 from noisescope.policies.diffusion import DiffusionPolicy, DrawConfig
 from noisescope.policies.error_features import caption_evidence, error_statistics
 from noisescope.policies.pipeline import find_pipeline
+from noisescope.policies.reference_images import NEAR
 
 PICTURES = pictures(8)
 KEYS = list(PICTURES)
@@ -170,6 +172,43 @@ def test_features_do_not_depend_on_batch_mates(
         np.testing.assert_allclose(alone[name][0], value[5], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(backwards[name][::-1], value, rtol=1e-4, atol=1e-5)
         assert value.dtype == np.float32
+
+
+def test_distances_to_the_datasets_reference_images(folders: dict[str, Path]) -> None:
+    """Item 0 is its own reference, item 1 has one, item 2 two (their mean), item 3 none."""
+    asked = items(KEYS[:4])
+    known = {"item0": (KEYS[0],), "item1": (KEYS[5],), "item2": (KEYS[6], KEYS[7])}
+    for kind in ("sd", "sdxl"):
+
+        def measured(references: dict[str, tuple[str, ...]], folder: Path = folders[kind]) -> Any:
+            store = StoredImages(PICTURES, references=references)
+            loaded = DiffusionPolicy.load(str(folder), store, device="cpu", dtype="float32")
+            found = loaded.features(asked)
+            return loaded, found["reference_distances"], found["reference_logs"]
+
+        loaded, apart, logs = measured(known)
+        blocks = 2 + 2 + 2 * 2
+        assert apart.shape == (4, 4 * (2 * blocks + 1))
+        np.testing.assert_allclose(apart[[0, 3]], 0, atol=1e-5)
+        assert (apart[1:3, ::4] > 1e-6).all()
+        np.testing.assert_allclose(logs, np.log(apart + NEAR), rtol=1e-4, atol=1e-4)
+        singles = [measured(known | {"item2": (key,)})[1][2] for key in known["item2"]]
+        np.testing.assert_allclose(apart[2], np.mean(singles, 0), rtol=1e-4, atol=1e-5)
+        assert loaded.identity.fingerprint != policy(folders[kind]).identity.fingerprint
+
+
+@given(st.integers(1, 12))
+def test_spread_draws(count: int) -> None:
+    draws = DrawConfig.spread(count)
+    assert len(draws.times) == count
+    assert list(draws.times) == sorted(draws.times)
+    assert draws.calls == count + max(1, count - 1)
+
+
+def test_spread_of_four_is_the_default_and_of_none_an_error() -> None:
+    assert DrawConfig.spread(4) == DrawConfig()
+    with pytest.raises(UsageError, match="--draws must be at least 1"):
+        DrawConfig.spread(0)
 
 
 def test_latents_and_texts_are_computed_once(folders: dict[str, Path]) -> None:

@@ -191,8 +191,9 @@ def test_row_order_does_not_matter_and_a_second_run_is_identical() -> None:
     back = np.argsort(rows)
     one = fit_heads({"x": x}, chosen, rejected, key, QUICK)
     again = fit_heads({"x": x}, chosen, rejected, key, QUICK)
-    shuffled = fit_heads({"x": x[rows]}, back[chosen][order], back[rejected][order], key[order],
-                         QUICK)
+    shuffled = fit_heads(
+        {"x": x[rows]}, back[chosen][order], back[rejected][order], key[order], QUICK
+    )
     assert np.array_equal(one.margins, again.margins)
     assert np.allclose(one.margins[:, order], shuffled.margins, atol=2e-2)
 
@@ -223,8 +224,9 @@ def test_identity_costs_nothing_where_no_response_recurs() -> None:
     chosen, rejected = np.arange(0, 200, 2), np.arange(1, 200, 2)
     key = np.arange(100, dtype=np.uint64)
     free = fit_heads({"x": x}, chosen, rejected, key, QUICK)
-    bare = fit_heads({"x": x}, chosen, rejected, key, HeadConfig(2, 4, search_steps=4,
-                                                                identity=False))
+    bare = fit_heads(
+        {"x": x}, chosen, rejected, key, HeadConfig(2, 4, search_steps=4, identity=False)
+    )
     assert free.pooled == 0
     assert np.array_equal(free.margins, bare.margins)
 
@@ -246,8 +248,13 @@ def test_rewards_score_new_pairs() -> None:
 def test_noise_reads_as_chance_and_twenty_pairs_are_enough_to_run() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 30)).astype(np.float32)
-    fit = fit_heads({"x": x}, np.arange(20), np.arange(20, 40), np.arange(20, dtype=np.uint64),
-                    HeadConfig(replicas=2))
+    fit = fit_heads(
+        {"x": x},
+        np.arange(20),
+        np.arange(20, 40),
+        np.arange(20, dtype=np.uint64),
+        HeadConfig(replicas=2),
+    )
     assert np.isfinite(fit.margins).all()
     assert fit.log_likelihood > -1.0
 

@@ -16,7 +16,7 @@ from noisescope.datasets import ADAPTERS, Row, RowFault, load, read_pairs, recog
 from noisescope.datasets.gallery import Gallery
 from noisescope.errors import DataError
 from noisescope.images import image_key
-from noisescope.pairs import Fault, Pair
+from noisescope.pairs import Fault, Pair, response_key
 from noisescope.workspace import find_workspace
 
 A, B, C = (image_key(picture(n)) for n in range(3))
@@ -59,6 +59,27 @@ def test_pick_a_pic_rows() -> None:
     assert directions("pick_a_pic", pick(has_label=False)) == ["unlabelled"]
     assert directions("pick_a_pic", pick(label_0=None)) == ["unlabelled"]
     assert directions("pick_a_pic", pick(jpg_1=picture(0))) == ["identical sides"]
+
+
+def test_a_rows_reference_image_is_kept_for_both_sides() -> None:
+    gallery = Gallery()
+    rows = [Row("rows", 0, pick(reference_jpg=picture(2))), Row("rows", 1, pick(jpg_0=picture(3)))]
+    (pair, _) = read_pairs(rows, ADAPTERS["pick_a_pic"], gallery=gallery)
+    assert isinstance(pair, Pair)
+    store = gallery.store()
+    names = [response_key(pair.prompt, side) for side in (pair.chosen, pair.rejected)]
+    assert store.references == dict.fromkeys(names, (C,))
+    assert store.get(C) == picture(2)
+    assert directions("pick_a_pic", pick(reference_jpg=b"GIF89a")) == ["unreadable"]
+
+
+@pytest.mark.parametrize("side", ["a cat", [{"role": "assistant", "content": "a cat"}]])
+def test_texts_about_pictures_are_refused_by_name(side: Any) -> None:
+    row = {"images": [picture(0)], "prompt": "What is it?", "chosen": side, "rejected": "a dog"}
+    with pytest.raises(DataError, match="trl_vision") as caught:
+        recognise([Row("rows", 0, row)])
+    assert "--format trl" in str(caught.value.hint)
+    assert recognise([Row("rows", 0, row)], format="trl")[0].name == "trl"
 
 
 BROKEN = [

@@ -43,6 +43,12 @@ def score(
     max_length: Annotated[
         int | None, typer.Option(help="Tokens kept; 1024 or the model's limit if left out.")
     ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of images in pixels; the pipeline's own if left out.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="K, (t, eps) draws an image is judged by; 4 if left out.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
@@ -70,12 +76,14 @@ def score(
     terminal.note(resolve(target, workspace).said)
     pairs = load(target, format=format, limit=limit, split=split, workspace=workspace)
     terminal.note(f"{len(pairs):,} {pairs.modality} pairs read as {pairs.adapter}")
+    pictures = {"image_size": image_size, "draws": draws}
     policy = load_policy(
         chosen_model(model, pairs.modality, workspace),
         pairs,
         max_length=max_length,
         device=device,
         dtype=dtype,
+        **{name: value for name, value in pictures.items() if value is not None},
     )
     terminal.note(f"judged by {policy.identity.id}")
     began = time.monotonic()

@@ -120,6 +120,7 @@ def _histogram(summary: Mapping[str, Any]) -> Table:
         label = f"{edges[index]:.1f}–{edges[index + 1]:.1f}"
         name = f"p_flip {label}" if index == 0 else label
         table.add_row(name, Text("█" * width, style=style), f"{count:,}")
+    table.add_row("", Text("pairs; bars on a square-root scale", style="dim"), "")
     return table
 
 

@@ -4,6 +4,7 @@ An image adapter's pairs name their sides by a path into the row (`jpg_0`, `imag
 finds the bytes there, checks that they decode, and puts the content key in their place. What a
 row may hold: raw bytes, the `datasets` library's {"bytes", "path"}, or a path relative to the
 row's file. Small images stay in memory; beyond HELD_BYTES only their place is remembered.
+A row of any image format may also give the caption's own image, in the column REFERENCE.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from noisescope.datasets.adapter import RowFault
 from noisescope.datasets.readers import Row
 from noisescope.errors import DataError
 from noisescope.images import MAX_BYTES, Location, StoredImages, check, image_key
-from noisescope.pairs import Pair
+from noisescope.pairs import Pair, response_key
 
 #: Bytes of images kept in memory.
 HELD_BYTES = 256 << 20
+#: Column of the image that the sides of a row are to look like, where a dataset has one.
+REFERENCE = "reference_jpg"
 
 
 @final
@@ -31,6 +34,7 @@ class Gallery:
     held: dict[str, bytes] = field(default_factory=dict)
     located: dict[str, Location] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    references: dict[str, set[str]] = field(default_factory=dict)
     size: int = 0
 
     def admit(self, row: Row, pair: Pair) -> Pair:
@@ -41,11 +45,16 @@ class Gallery:
         chosen, rejected = (self._key(row, side) for side in (pair.chosen, pair.rejected))
         if chosen == rejected:
             raise RowFault("identical sides", f"image {chosen}")
+        if row.values is not None and row.values.get(REFERENCE) is not None:
+            reference = self._key(row, REFERENCE)
+            for side in (chosen, rejected):
+                self.references.setdefault(response_key(pair.prompt, side), set()).add(reference)
         return replace(pair, chosen=chosen, rejected=rejected)
 
     def store(self) -> StoredImages:
         """The images by key."""
-        return StoredImages(self.held, self.located)
+        references = {name: tuple(sorted(keys)) for name, keys in self.references.items()}
+        return StoredImages(self.held, self.located, references)
 
     def _key(self, row: Row, side: str) -> str:
         """Content key of the image at path `side` of the row."""

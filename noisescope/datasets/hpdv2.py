@@ -71,8 +71,7 @@ class HPDv2Test:
         annotations = row.get("raw_annotations")
         if isinstance(annotations, list):
             flipped["raw_annotations"] = [
-                with_reversed(one, "rank") if isinstance(one, dict) else one
-                for one in annotations
+                with_reversed(one, "rank") if isinstance(one, dict) else one for one in annotations
             ]
         return flipped
 

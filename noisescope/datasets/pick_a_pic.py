@@ -1,6 +1,7 @@
 """Pick-a-Pic v1 and v2 (`yuvalkirstain/pickapic_v2`): two images, a caption, a soft label.
 
 `label_0` is 1, 0 or 0.5 (a tie); `jpg_0` and `jpg_1` hold raw bytes; `user_id` is the annotator.
+`reference_jpg`, not part of the published schema, may hold the caption's own image.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from noisescope.datasets.adapter import RawRow, RowFault, has, label, swapped, text
+from noisescope.datasets.gallery import REFERENCE
 from noisescope.pairs import Modality, Pair
 
 LABELS = ("label_0", "label_1")
@@ -25,7 +27,14 @@ class PickAPic:
     name: str = "pick_a_pic"
     modality: Modality = "image"
     columns: tuple[str, ...] = ("caption", *IMAGES, *LABELS)
-    optional: tuple[str, ...] = ("user_id", "pair_id", "has_label", "best_image_uid", *IDENTIFIERS)
+    optional: tuple[str, ...] = (
+        "user_id",
+        "pair_id",
+        "has_label",
+        "best_image_uid",
+        *IDENTIFIERS,
+        REFERENCE,
+    )
 
     def matches(self, columns: Collection[str], rows: Sequence[RawRow]) -> bool:
         return has(columns, self.columns)

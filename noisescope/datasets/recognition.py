@@ -14,6 +14,7 @@ from noisescope.datasets.image_reward import ImageRewardGroup, ImageRewardPair
 from noisescope.datasets.pick_a_pic import PickAPic
 from noisescope.datasets.readers import Row
 from noisescope.datasets.trl import TRL
+from noisescope.datasets.trl_vision import refuse_vision
 from noisescope.datasets.ultrafeedback import UltraFeedback
 from noisescope.errors import DataError, UsageError
 
@@ -75,6 +76,7 @@ def _named(format: str) -> Adapter:
 def _best(samples: Sequence[Row], said: str) -> Adapter:
     values = [row.values for row in samples if row.values is not None]
     columns = list(dict.fromkeys(name for row in values for name in row))
+    refuse_vision(columns, values, said)
     fits = [adapter for adapter in ADAPTERS.values() if adapter.matches(columns, values)]
     most = max((len(adapter.columns) for adapter in fits), default=0)
     best = [adapter for adapter in fits if len(adapter.columns) == most]

@@ -29,8 +29,8 @@ from noisescope.policies.forward import (
     setting,
     to_batch,
 )
+from noisescope.policies.packing import Corpus, corpus_of, pack, stack
 from noisescope.policies.trace import FEATURES_VERSION, GROUPS, run_batch
-from noisescope.replicas.packing import Corpus, corpus_of, pack, stack
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +98,16 @@ class CausalLMPolicy:
             "responses": sum(item.cut_response > 0 for item in encoded),
             "tokens": sum(item.cut_prompt + item.cut_response for item in encoded),
         }
+
+    def remarks(self, items: Sequence[Item]) -> list[str]:
+        """How much was cut to max_length, where anything was."""
+        cut = self.truncated(items)
+        if not cut["tokens"]:
+            return []
+        return [
+            f"cut to --max-length {self.encoder.max_length}: {cut['prompts']:,} prompts (from the "
+            f"left) and {cut['responses']:,} responses (from the right), {cut['tokens']:,} tokens"
+        ]
 
     def flops(self, items: Sequence[Item]) -> float:
         """Useful FLOPs of one pass: no padding, a shared prompt once.

@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from noisescope.errors import DataError, UsageError
 from noisescope.images import Framing, ImageStore, crop, decode
-from noisescope.pairs import Modality
+from noisescope.pairs import Modality, digest
 from noisescope.policies import Item, ModelIdentity
 from noisescope.policies.denoising import Conditioning, generator, predict
 from noisescope.policies.error_features import caption_evidence, error_statistics, pooled
 from noisescope.policies.pipeline import Pipeline, find_pipeline, load_pipeline
+from noisescope.policies.reference_images import NEAR, References, compared_blocks
 
 if TYPE_CHECKING:
     import torch
@@ -50,20 +51,33 @@ class DrawConfig:
     """The (t, eps) draws shared by the dataset: timesteps as shares of the schedule.
 
     Draws stand in the order of `times`; each is measured with the caption, and the `empty` ones
-    (indices) also with the empty caption. Activations are kept of the `activations` ones.
+    (indices) also with the empty caption. Activations are kept of the `activations` ones; where
+    the dataset gives reference images, distances to them are taken at the `references` ones.
     """
 
     times: tuple[float, ...] = (0.03, 0.25, 0.45, 0.65)
     empty: tuple[int, ...] = (1, 2, 3)
     activations: tuple[int, ...] = (0,)
+    references: tuple[int, ...] = (0, 1)
     seed: int = 0
 
     def __post_init__(self) -> None:
         indices = range(len(self.times))
         if not self.times or not all(0 <= share < 1 for share in self.times):
             raise UsageError(f"draw times {self.times}: shares of the schedule, 0 to below 1")
-        if not set(self.empty) | set(self.activations) <= set(indices):
-            raise UsageError(f"draws {self.empty}, {self.activations}: not all among {self.times}")
+        used = (self.empty, self.activations, self.references)
+        if not set().union(*used) <= set(indices):
+            raise UsageError(f"draws {used}: not all among {self.times}")
+
+    @classmethod
+    def spread(cls, count: int, seed: int = 0) -> Self:
+        """`count` draws: an early one for flaws, the others from .25 to .65 for the caption."""
+        if count < 1:
+            raise UsageError(f"--draws must be at least 1, not {count}")
+        if count == 1:
+            return cls((0.45,), (0,), (0,), (0,), seed)
+        middle = [0.45] if count == 2 else np.linspace(0.25, 0.65, count - 1).round(4).tolist()
+        return cls((0.03, *middle), tuple(range(1, count)), (0,), (0, 1), seed)
 
     @property
     def calls(self) -> int:
@@ -131,6 +145,7 @@ class DiffusionPolicy:
             "image_size": side,
             "draws": asdict(chosen),
             "dtype": str(kind),
+            "references": digest(*(f"{k} {v}" for k, v in sorted(images.references.items()))),
         }
         identity = ModelIdentity(name, found.revision, found.fingerprint(settings))
         return cls(pipeline, images, identity, image_size=side, draws=chosen)
@@ -159,8 +174,13 @@ class DiffusionPolicy:
     def sizes(self, items: Sequence[Item]) -> Int:
         """Work of each item, [n]: denoiser calls times latent positions / 64."""
         _, height, width = self.latent_shape
-        work = max(1, self.draws.calls * height * width // WORK_POSITIONS)
+        calls = self.draws.calls + (len(self.draws.references) if self.images.references else 0)
+        work = max(1, calls * height * width // WORK_POSITIONS)
         return np.full(len(items), work, np.int64)
+
+    def remarks(self, items: Sequence[Item]) -> list[str]:
+        """Nothing is cut: every image is cropped and resized by one rule (docs/images.md)."""
+        return []
 
     def flops(self, items: Sequence[Item]) -> float:
         """Useful FLOPs of one feature pass: denoiser calls, and each image encoded once.
@@ -260,27 +280,47 @@ class DiffusionPolicy:
         latents, framings = self.latents([item.response for item in items])
         captioned = self.conditioning([item.prompt for item in items], framings)
         empty = self.conditioning([""] * len(items), framings)
-        statistics, evidence, activations = [], [], []
+        references = self.images.references and References.of(items, self.images.references)
+        statistics, evidence, activations, apart = [], [], [], []
         for draw in range(len(self.draws.times)):
-            step, noise = self.shared_draw(draw)
-            t = torch.full((len(items),), step, dtype=torch.long, device=self.device)
-            eps = noise.expand_as(latents)
-            with recorded(self.pipeline.unet.up_blocks) as states:
-                guess, target = predict(
-                    self.denoise, self.pipeline.schedule, latents, captioned, t, eps
-                )
+            unet = self.pipeline.unet
+            with recorded(unet.up_blocks) as late, recorded(compared_blocks(unet)) as states:
+                guess, target = self._predict(latents, captioned, draw)
             statistics.append(error_statistics(guess, target))
             if draw in self.draws.activations:
-                activations.append(pooled(states))
+                activations.append(pooled(late))
+            if references and draw in self.draws.references:
+                apart.append(references.compare(states, self._reference_states(references, draw)))
             if draw in self.draws.empty:
-                plain, _ = predict(self.denoise, self.pipeline.schedule, latents, empty, t, eps)
+                plain, _ = self._predict(latents, empty, draw)
                 evidence.append(caption_evidence(guess, plain, target))
+        if references:
+            apart.append(references.compare([latents], [self.latents(references.images)[0]]))
         groups = {
             "error_statistics": statistics,
             "caption_pmi": evidence,
             "activations": activations,
+            "reference_distances": apart,
+            "reference_logs": [(distance + NEAR).log() for distance in apart],
         }
         return {name: torch.cat(parts, dim=1) for name, parts in groups.items() if parts}
+
+    def _predict(self, latents: Tensor, told: Conditioning, draw: int) -> tuple[Tensor, Tensor]:
+        """(prediction, target) of latents [B, C, h, w] under one of the shared draws."""
+        import torch
+
+        step, noise = self.shared_draw(draw)
+        t = torch.full((len(latents),), step, dtype=torch.long, device=self.device)
+        eps = noise.expand_as(latents)
+        return predict(self.denoise, self.pipeline.schedule, latents, told, t, eps)
+
+    def _reference_states(self, references: References, draw: int) -> list[Tensor]:
+        """Feature maps of the distinct references under one of the shared draws."""
+        latents, framings = self.latents(references.images)
+        told = self.conditioning(references.prompts, framings)
+        with recorded(compared_blocks(self.pipeline.unet)) as states:
+            self._predict(latents, told, draw)
+        return states
 
     def _square(self, key: str) -> tuple[Tensor, Framing]:
         """An image as [3, S, S] in -1..1."""

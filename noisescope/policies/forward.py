@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import ModelError
-from noisescope.replicas.packing import Corpus, Packed, corpus_of, pack, stack
+from noisescope.policies.packing import Corpus, Packed, corpus_of, pack, stack
 
 if TYPE_CHECKING:
     import torch

@@ -10,22 +10,37 @@ from noisescope.pairs import PreferenceDataset
 from noisescope.policies import Policy
 
 
-def _causal_lm(model: str, dataset: PreferenceDataset, **settings: Any) -> Policy:
+def _causal_lm(
+    model: str,
+    dataset: PreferenceDataset,
+    *,
+    image_size: int | None = None,
+    draws: int | None = None,
+    **settings: Any,
+) -> Policy:
     from noisescope.policies.causal_lm import load_causal_lm
 
+    if image_size is not None or draws is not None:
+        raise UsageError(f"--image-size and --draws are about images; {dataset.name} holds text")
     return load_causal_lm(model, **settings)
 
 
 def _diffusion(
-    model: str, dataset: PreferenceDataset, *, max_length: int | None = None, **settings: Any
+    model: str,
+    dataset: PreferenceDataset,
+    *,
+    max_length: int | None = None,
+    draws: int | None = None,
+    **settings: Any,
 ) -> Policy:
-    from noisescope.policies.diffusion import DiffusionPolicy
+    from noisescope.policies.diffusion import DiffusionPolicy, DrawConfig
 
     if max_length is not None:
         raise UsageError("--max-length is about text models; a pipeline has its own length")
     if dataset.images is None:
         raise UsageError(f"{dataset.name} carries no images")
-    return DiffusionPolicy.load(model, dataset.images, **settings)
+    chosen = None if draws is None else DrawConfig.spread(draws)
+    return DiffusionPolicy.load(model, dataset.images, draws=chosen, **settings)
 
 
 #: Modality -> loader(model, dataset, **settings).
