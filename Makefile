@@ -18,6 +18,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/noisescope score hh-rlhf
+	$(BIN)/noisescope validate hh-rlhf --truth sample_data/hh-rlhf/truth.parquet
+	$(BIN)/noisescope report hh-rlhf
 
 lint: install
 	$(BIN)/ruff check .

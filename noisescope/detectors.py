@@ -168,8 +168,12 @@ def _aum(evidence: Evidence) -> Float:
 
 
 def _re_po(evidence: Evidence) -> Float:
-    """1 - w, w = p n / (p n + (1-p)(1-n)), n = mean of w, per annotator where known (RE-PO EM)."""
-    p = _sigma(mean_over(evidence.held_out_margins))
+    """1 - w, w = p n / (p n + (1-p)(1-n)), n = mean of w, per annotator where known (RE-PO EM).
+
+    p = sigma(g(margin)) is calibrated first: with raw margins, which noise shrinks, the EM runs
+    to n = 1 for everybody and ranks nothing.
+    """
+    p = _sigma(evidence.fitted().gap(mean_over(evidence.held_out_margins)))
     return 1.0 - re_po_posterior(p, evidence.annotators)
 
 

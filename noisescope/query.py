@@ -49,6 +49,7 @@ def connect(run: Run) -> duckdb.DuckDBPyConnection:
                 f"{run.directory}: table {name} cannot be read: {error}",
                 hint="Remove the damaged file and run `noisescope score` again.",
             ) from error
+    connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from noisescope import evidence
 from noisescope.errors import RunError, UsageError
 from noisescope.margins import write_margins
-from noisescope.query import describe, query
+from noisescope.query import connect, describe, query
 from noisescope.run import Run
 
 
@@ -98,3 +99,12 @@ def test_a_damaged_part_is_named(run: Run) -> None:
 def test_explain_and_summarize_are_reading_too(run: Run) -> None:
     assert query(run, "EXPLAIN SELECT * FROM scores").num_rows > 0
     assert query(run, "SUMMARIZE scores").num_rows == 2
+
+
+def test_no_progress_bar_is_drawn_on_stdout(run: Run) -> None:
+    """DuckDB draws one after two seconds unless told not to, and stdout belongs to results."""
+    with connect(run) as connection, evidence.connect() as other:
+        for each in (connection, other):
+            shown = each.execute("SELECT current_setting('enable_progress_bar')").fetchone()
+            assert shown is not None
+            assert not shown[0]

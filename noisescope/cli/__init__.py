@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from noisescope import __version__
-from noisescope.cli import datasets, doctor, query, score
+from noisescope.cli import datasets, doctor, flip, query, report, score, show, validate
 from noisescope.cli.console import say_error
 from noisescope.errors import NoisescopeError
 
@@ -31,7 +31,11 @@ app = typer.Typer(
 )
 app.command("score")(score.score)
 app.command("query")(query.query)
+app.command("flip")(flip.flip)
+app.command("validate")(validate.validate)
+app.command("report")(report.report)
 app.command("datasets")(datasets.datasets)
+app.command("show")(show.show)
 app.command("doctor")(doctor.doctor)
 
 

@@ -27,6 +27,11 @@ class Half:
     time: Tensor  # [B, E]
     text: Tensor  # [B, L, D]
 
+    def rows(self, index: Tensor) -> Half:
+        """Some of the rows."""
+        residuals = tuple(residual[index] for residual in self.residuals)
+        return Half(self.sample[index], residuals, self.time[index], self.text[index])
+
 
 def encode(unet: Any, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Half:
     """Time embedding, first convolution and down blocks."""

@@ -1,0 +1,67 @@
+"""noisescope flip DATASET: a copy with known label errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisescope.cli.console import OUT, Terminal, print_json, safe
+
+
+def flip(
+    dataset: Annotated[
+        str | None, typer.Argument(help="Workspace name, path or glob of a dataset.")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Expected share of labels turned round.")] = 0.2,
+    kind: Annotated[
+        str,
+        typer.Option(help="uniform, hard (close pairs), long (to the longer side) or annotator."),
+    ] = "uniform",
+    seed: Annotated[int, typer.Option(help="Which pairs: a function of (seed, pair_id).")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the copy; flipped/NAME-KIND-RATE-sSEED.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Dataset format; recognised from the columns if left out.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Run whose margins say which pairs are close (--kind hard).")
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Write a copy of a dataset, in its own format, with known labels turned round.
+
+    Example: noisescope flip hh-rlhf --rate 0.2 --seed 7
+    """
+    from noisescope.cli.resolve import chosen_dataset
+    from noisescope.datasets import open_source
+    from noisescope.datasets.loading import slug
+    from noisescope.flips import FlipPlan, margin_gaps
+    from noisescope.planting import plant
+    from noisescope.run import find_run
+    from noisescope.workspace import find_workspace
+
+    plan = FlipPlan(rate, kind, seed)
+    terminal = Terminal(quiet=json)
+    workspace = find_workspace()
+    source = open_source(chosen_dataset(dataset, workspace), split=split, workspace=workspace)
+    terminal.note(source.said)
+    directory = out or Path("flipped") / f"{slug(source.name)}-{kind}-{rate:g}-s{seed}"
+    gaps = margin_gaps(find_run(run, runs_dir)) if run is not None else None
+    done = plant(source, plan, directory, format=format, gaps=gaps)
+    for reason, count in done.untouched.items():
+        terminal.note(f"{count:,} rows passed through untouched: {reason}")
+    if done.undone:
+        terminal.note("the source is itself this plan's copy: its flips were taken back")
+    if json:
+        print_json(done.to_json())
+        return
+    share = done.flipped / max(done.pairs, 1)
+    print(f"{done.flipped:,} of {done.pairs:,} labels turned round ({share:.1%})")
+    OUT.print(f"copy   {safe(str(done.directory))}", markup=False, soft_wrap=True)
+    OUT.print(f"truth  {safe(str(done.truth))}", markup=False, soft_wrap=True)
+    OUT.print(f"next   noisescope score {safe(str(done.directory))}", markup=False, soft_wrap=True)

@@ -1,0 +1,97 @@
+"""noisescope show PAIR_ID: one pair in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from noisescope.cli.console import OUT, print_json, safe_block, say
+from noisescope.errors import UsageError
+
+
+def show(
+    pair_id: Annotated[
+        str, typer.Argument(help="The pair, or an unmistakable beginning of its id.")
+    ],
+    run: Annotated[
+        str | None, typer.Option(help="Run directory or name; the latest run if left out.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PNG of an image pair; PAIR_ID.png.")
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Show one pair: its prompt, both sides in full, and what the audit says about it.
+
+    Example: noisescope show 1a2b3c
+    """
+    from noisescope.run import find_run
+
+    found = find_run(run, runs_dir)
+    pair = find_pair(found, pair_id)
+    if json:
+        print_json(pair)
+        return
+    say(f"run: {found.directory}")
+    _print(pair)
+    if found.manifest().get("modality") == "image":
+        path = output or Path(f"{''.join(c for c in pair['pair_id'] if c.isalnum())[:40]}.png")
+        _write_picture(found, pair, path)
+
+
+def find_pair(run: Any, name: str) -> dict[str, Any]:
+    """The pair of this id, else the only one whose id begins so. Raises UsageError."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(run.pairs_path)
+    ids = table.column("pair_id")
+    rows = table.filter(pc.equal(ids, name))
+    if not rows.num_rows:
+        rows = table.filter(pc.starts_with(ids, name))
+    if rows.num_rows != 1:
+        what = f"{rows.num_rows:,} pairs begin with" if rows.num_rows else "no pair begins with"
+        raise UsageError(
+            f"{what} {name!r} in {run.directory}",
+            hint='List them: noisescope query "SELECT pair_id FROM pairs LIMIT 20"',
+        )
+    pair: dict[str, Any] = rows.to_pylist()[0]
+    if run.scores_path.is_file():
+        chosen = [("pair_id", "=", pair["pair_id"])]
+        scores = pq.read_table(run.scores_path, filters=chosen).to_pylist()
+        pair |= scores[0] if scores else {}
+    return pair
+
+
+def _print(pair: dict[str, Any]) -> None:
+    """Facts in one line, then prompt, chosen, rejected, each in full."""
+    from rich.text import Text
+
+    facts = [f"pair {pair['pair_id']}", f"{pair['source']}:{pair['row']}"]
+    names = ("p_flip", "p_mislabelled", "margin", "u", "contested", "rank")
+    facts += [f"{name} {pair[name]:.4g}" for name in names if pair.get(name) is not None]
+    facts += [f"annotator {pair['annotator']}"] if pair["annotator"] else []
+    OUT.print(Text(safe_block(" · ".join(facts)), style="dim"))
+    for name, title in (
+        ("prompt", "prompt"),
+        ("chosen", "chosen by the label"),
+        ("rejected", "rejected by the label"),
+    ):
+        OUT.print(Text(f"\n{title}", style="bold"))
+        OUT.print(Text(safe_block(pair[name])), soft_wrap=True)
+
+
+def _write_picture(run: Any, pair: dict[str, Any], path: Path) -> None:
+    from noisescope.cli.report import images_of
+    from noisescope.images import side_by_side
+    from noisescope.storage import write_atomic
+
+    images = images_of(run)
+    if images is None:
+        return
+    picture = side_by_side(images.get(pair["chosen"]), images.get(pair["rejected"]))
+    write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))
+    OUT.print(f"picture  {path} (chosen left, rejected right)", markup=False, soft_wrap=True)

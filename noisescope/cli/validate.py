@@ -1,0 +1,157 @@
+"""noisescope validate DATASET: plant errors, look for them, say how many were found."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from noisescope.cli.console import OUT, Terminal, print_json, safe
+from noisescope.errors import UsageError
+
+if TYPE_CHECKING:
+    from noisescope.run import Run
+
+
+def validate(
+    dataset: Annotated[
+        str | None, typer.Argument(help="Workspace name, path, glob, or Hub name of a dataset.")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Share of labels to turn round.")] = 0.2,
+    rates: Annotated[
+        str | None, typer.Option(help="Several shares, such as 0.1,0.2,0.3; the first leads.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="uniform, hard, long or annotator.")] = "uniform",
+    seeds: Annotated[int, typer.Option(help="Plantings of each share.", min=1)] = 3,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="Plant nothing; compare with this file (pair_id, mislabelled)."),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="A finished run to validate instead of a dataset.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model, as for score.")] = None,
+    format: Annotated[str | None, typer.Option(help="Dataset format, as for score.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split, as for score.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Read only the first rows.", min=1)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Plant label errors, audit, and report how many were found and how honest p_flip is.
+
+    Example: noisescope validate hh-rlhf --rates 0.1,0.2,0.3 --seeds 3
+    """
+    from noisescope.report.contents import gather, write_figures
+    from noisescope.run import find_run
+    from noisescope.validation import Planned, validate_truth
+    from noisescope.validation import validate as plant_and_find
+
+    planned = Planned(_rates(rates, rate), kind, seeds)
+    terminal = Terminal(quiet=json)
+    if run is not None:
+        found = find_run(run, runs_dir)
+    else:
+        found = _scored(dataset, model, format, split, limit, device, runs_dir, terminal)
+    terminal.note(f"run: {found.directory}")
+    if truth is not None:
+        result = validate_truth(found, truth)
+    else:
+        with terminal.stage(f"{len(planned.rates) * seeds} plantings") as progress:
+            result = plant_and_find(found, planned, progress=progress)
+    write_figures(gather(found).pictures, found.directory / "figures")
+    if json:
+        print_json(result)
+    else:
+        print_validation(result)
+        figures = found.directory / "figures"
+        OUT.print(f"figures  {safe(str(figures))}", markup=False, soft_wrap=True)
+        OUT.print(f"next     noisescope report {safe(str(found.directory))}", markup=False)
+
+
+def _rates(rates: str | None, rate: float) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in rates.split(",")) if rates else (rate,)
+    except ValueError:
+        raise UsageError(f"--rates {rates}: numbers apart by commas, such as 0.1,0.2") from None
+
+
+def _scored(
+    dataset: str | None,
+    model: str | None,
+    format: str | None,
+    split: str | None,
+    limit: int | None,
+    device: str,
+    runs_dir: Path,
+    terminal: Terminal,
+) -> Run:
+    """The dataset's run, made if missing; finished evidence is used as it is."""
+    from noisescope.audit import audit
+    from noisescope.cli.resolve import chosen_dataset, chosen_model
+    from noisescope.datasets import load
+    from noisescope.policies.load import load_policy
+    from noisescope.workspace import find_workspace, resolve
+
+    workspace = find_workspace()
+    target = chosen_dataset(dataset, workspace)
+    terminal.note(resolve(target, workspace).said)
+    pairs = load(target, format=format, limit=limit, split=split, workspace=workspace)
+    policy = load_policy(
+        chosen_model(model, pairs.modality, workspace),
+        pairs,
+        max_length=None,
+        device=device,
+        dtype="auto",
+    )
+    command = f"noisescope {' '.join(sys.argv[1:])}"
+    return audit(pairs, policy, runs_directory=runs_dir, command=command, reporter=terminal).run
+
+
+def print_validation(result: Mapping[str, Any]) -> None:
+    """The result on one screen: detectors, then how honest the numbers are, then Fig. 3's twin."""
+    from rich.table import Table
+    from rich.text import Text
+
+    OUT.print(Text(safe(result["said"])))
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("detector")
+    for name in ("AUROC", "90 % interval", "average precision", "precision at the rate"):
+        table.add_column(name, justify="right")
+    rows = sorted(result["detectors"].items(), key=lambda item: -item[1]["auroc"])
+    for name, row in rows:
+        low, high = row["interval"]
+        cells = (f"{row['auroc']:.3f}", f"{low:.3f} to {high:.3f}", f"{row['ap']:.3f}")
+        style = "bold" if name == "p_flip" else ""
+        table.add_row(name, *cells, f"{row['precision_at_rate']:.1%}", style=style)
+    OUT.print(table)
+    rate = result["flip_rate"]
+    lines = {
+        "base rate": f"{result['base_rate']:.1%} of {result['pairs']:,} labels are wrong",
+        "expected AUROC": f"{result['expected_auroc']:.3f} before the truth was known; "
+        f"ceiling {result['bayes_auroc']:.3f}",
+        "p_flip": f"ECE {result['ece']:.3f}, Brier {result['brier']:.3f}",
+        "flip rate": f"{rate['estimate']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})",
+    }
+    if "expected" in rate:
+        lines["flip rate"] += f"; {rate['expected']:.1%} with what was there before"
+    grid = Table.grid(padding=(0, 2))
+    for name, said in lines.items():
+        grid.add_row(Text(name, style="bold"), said)
+    OUT.print(grid)
+    print_deciles(result["deciles"], result["base_rate"])
+
+
+def print_deciles(deciles: list[float], base: float) -> None:
+    """Bars of the flipped share in each tenth of p_flip."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 1))
+    for index, value in enumerate(deciles, 1):
+        bar = Text("█" * round(40 * value), style="red" if value > base else "cyan")
+        table.add_row(f"tenth {index:>2} of p_flip", bar, f"{value:.1%}")
+    OUT.print(table)

@@ -1,0 +1,230 @@
+"""What a report shows, gathered from a run: numbers, worst pairs, annotators, figures.
+
+contents = gather(find_run(None, Path("runs")))
+contents.pictures, contents.pairs, contents.annotators
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.annotators import Annotator, annotator_table
+from noisescope.errors import RunError
+from noisescope.flip_rate import fit_flip_rate
+from noisescope.report import figures, portraits
+from noisescope.report.style import Picture
+from noisescope.run import Run
+from noisescope.statistics import Interval
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+#: Pairs shown in full.
+WORST = 100
+#: Score columns that a figure may draw as a detector.
+DRAWN = ("p_flip", "u", "confidence", "stability")
+#: Characters, upper ends of the length buckets.
+LENGTHS = (100, 200, 400, 800, 1600, 3200)
+
+
+@final
+@dataclass(frozen=True)
+class Known:
+    """Scores [N] of pairs whose truth is known, and where that knowledge is from."""
+
+    columns: Mapping[str, Float]
+    wrong: Bool
+    said: str
+    detectors: Mapping[str, Interval]
+    ceiling: float | None
+
+
+@final
+@dataclass(frozen=True)
+class Contents:
+    """A run as a report shows it. `pairs` are rows of scores and pairs, worst first."""
+
+    run: Run
+    manifest: Mapping[str, Any]
+    pairs: Sequence[Mapping[str, Any]]
+    annotators: Sequence[Annotator]
+    pictures: Sequence[Picture]
+    known: Known | None
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        summary: Mapping[str, Any] = self.manifest["summary"]
+        return summary
+
+
+def gather(run: Run, *, worst: int = WORST) -> Contents:
+    """Everything a report shows. Raises RunError for an unfinished or damaged run."""
+    from noisescope.query import query
+
+    manifest = run.manifest()
+    if not run.scores_path.is_file():
+        raise RunError(f"{run.directory} has no scores", hint="Type: noisescope score DATASET")
+    facts = query(
+        run,
+        "SELECT s.*, annotator, source, greatest(length(chosen), length(rejected)) AS length "
+        "FROM scores s JOIN pairs USING (pair_id) ORDER BY rank",
+    )
+    pairs = query(
+        run,
+        "SELECT s.*, prompt, turns, chosen, rejected, annotator FROM scores s "
+        f"JOIN pairs USING (pair_id) WHERE rank <= {worst:d} ORDER BY rank",
+    ).to_pylist()
+    known = read_known(run)
+    table = _annotators(facts)
+    return Contents(
+        run, manifest, pairs, table, list(draw(run, manifest, facts, table, known)), known
+    )
+
+
+def column(table: pa.Table, name: str) -> Float:
+    """A numeric column [N] as float64, NaN where null."""
+    return np.asarray(table.column(name).to_numpy(), dtype=np.float64)
+
+
+def _annotators(facts: pa.Table) -> list[Annotator]:
+    names = facts.column("annotator").to_pylist()
+    if not any(names):
+        return []
+    margins = column(facts, "margin")
+    return annotator_table(names, margins, fit_flip_rate(margins))
+
+
+def read_known(run: Run) -> Known | None:
+    """The pairs whose truth `noisescope validate` knew, if it ran: its first seed's scores."""
+    import pyarrow.parquet as pq
+
+    rows, summary = run.directory / "validation.parquet", run.directory / "validation.json"
+    if not (rows.is_file() and summary.is_file()):
+        return None
+    result = json.loads(summary.read_text("utf-8"))
+    table = pq.read_table(rows)
+    table = table.filter(np.asarray(table.column("planting").to_numpy()) == 0)
+    names = [name for name in ("margin", *DRAWN) if name in table.schema.names]
+    found = {
+        name: Interval(row["auroc"], *row["interval"]) for name, row in result["detectors"].items()
+    }
+    return Known(
+        columns={name: column(table, name) for name in names},
+        wrong=np.asarray(table.column("mislabelled").to_numpy(zero_copy_only=False), dtype=bool),
+        said=result["said"],
+        detectors=found,
+        ceiling=result["bayes_auroc"],
+    )
+
+
+def draw(
+    run: Run,
+    manifest: Mapping[str, Any],
+    facts: pa.Table,
+    table: Sequence[Annotator],
+    known: Known | None,
+) -> Sequence[Picture]:
+    """Every figure that this run supports."""
+    pictures = [portraits.p_flip_histogram(column(facts, "p_flip"))]
+    if known is not None:
+        pictures += _of_known(known)
+    else:
+        spread = np.sqrt(column(facts, "stability"))
+        pictures.append(portraits.data_map(column(facts, "margin"), spread))
+    if table:
+        pictures.append(portraits.annotators(table))
+    pictures += _of_groups(facts, str(manifest.get("modality", "text")))
+    steps, losses = held_out_losses(run)
+    if len(steps) > 1:
+        pictures.append(portraits.learning_curves(steps, losses))
+    return pictures
+
+
+def _of_known(known: Known) -> list[Picture]:
+    columns, wrong = known.columns, known.wrong
+    scores = {name: columns[name] for name in DRAWN if name in columns}
+    scores = {name: score for name, score in scores.items() if np.isfinite(score).all()}
+    pictures = [figures.flips_by_u(columns["u"], wrong)] if "u" in scores else []
+    pictures += [
+        figures.flips_by_decile(columns["p_flip"], wrong),
+        figures.detectors(known.detectors, known.ceiling),
+        figures.reliability(columns["p_flip"], wrong),
+        figures.roc(scores, wrong, known.ceiling),
+        figures.precision_recall(scores, wrong, known.ceiling),
+    ]
+    if "stability" in scores:
+        pictures.append(portraits.data_map(columns["margin"], np.sqrt(columns["stability"]), wrong))
+    return pictures
+
+
+def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
+    """Expected flips per source file and, for text, per length of the longer response."""
+    p_flip = column(facts, "p_flip")
+    base = float(p_flip.mean())
+    pictures = []
+    sources = np.asarray(facts.column("source").to_pylist(), dtype=object)
+    if len(set(sources)) > 1:
+        rates = {str(name): mean_interval(p_flip[sources == name]) for name in sorted(set(sources))}
+        title = "Expected flips by the file a pair comes from"
+        pictures.append(portraits.groups("by-source", title, rates, base))
+    if modality == "text":
+        lengths = column(facts, "length")
+        edges = (0, *LENGTHS, np.inf)
+        rates = {}
+        for low, high in pairwise(edges):
+            inside = (lengths >= low) & (lengths < high)
+            if inside.sum() >= 20:
+                name = f"from {low:,}" if np.isinf(high) else f"{low:,} to {high:,}"
+                rates[f"{name} ({int(inside.sum()):,})"] = mean_interval(p_flip[inside])
+        if len(rates) > 1:
+            title = "Expected flips by length of the longer response, in characters"
+            pictures.append(portraits.groups("by-length", title, rates, base))
+    return pictures
+
+
+def mean_interval(p: Float) -> Interval:
+    """Mean of probabilities p [n] with the 90 % normal interval of a mean."""
+    mean = float(p.mean())
+    half = 1.645 * float(p.std(ddof=1)) / np.sqrt(len(p)) if len(p) > 1 else mean
+    return Interval(mean, max(0.0, mean - float(half)), min(1.0, mean + float(half)))
+
+
+def held_out_losses(run: Run) -> tuple[list[int], Float]:
+    """Steps [T] and mean -log sigma(margin) [M, T] of the pairs each replica held out."""
+    from noisescope.query import query
+
+    table = query(
+        run,
+        "SELECT replica, step, avg(ln(1 + exp(-greatest(margin, -80)))) AS loss FROM margins "
+        "WHERE held_out GROUP BY 1, 2 ORDER BY 1, 2",
+    )
+    steps = sorted(set(table.column("step").to_pylist()))
+    replicas = sorted(set(table.column("replica").to_pylist()))
+    losses = np.full((len(replicas), len(steps)), np.nan)
+    for row in table.to_pylist():
+        losses[replicas.index(row["replica"]), steps.index(row["step"])] = row["loss"]
+    return steps, losses[np.isfinite(losses).all(axis=1)]
+
+
+def write_figures(pictures: Sequence[Picture], directory: Path) -> list[Path]:
+    """Save every picture as PNG and SVG; the paths written."""
+    from noisescope.storage import write_atomic
+
+    written = []
+    for picture in pictures:
+        for kind in ("png", "svg"):
+            path = directory / f"{picture.name}.{kind}"
+            write_atomic(path, picture.encode(kind))
+            written.append(path)
+    return written

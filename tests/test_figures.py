@@ -1,0 +1,95 @@
+"""Figures draw what they are given, tell it in words, and give the same bytes each time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from noisescope.annotators import Annotator
+from noisescope.report import figures, portraits
+from noisescope.report.style import BLUE, DARK, GREEN, INK, ORANGE, VERMILLION, Picture, dark
+from noisescope.statistics import Interval
+
+RNG = np.random.default_rng(0)
+WRONG = np.arange(600) % 5 == 0
+P_FLIP = np.clip(np.where(WRONG, 0.7, 0.15) + RNG.normal(0, 0.15, 600), 0.001, 0.999)
+U = RNG.gamma(1.0, 1.0, 600) * (1 + WRONG)
+TABLE = [
+    Annotator("$upside$ <b>down</b>", 80, 0.2, 0.7, 0.6, 0.8, True, True),
+    Annotator("fine", 90, 0.9, 0.1, 0.05, 0.2, False, False),
+]
+FOUND = {"p_flip": Interval(0.86, 0.85, 0.87), "u": Interval(0.6, 0.58, 0.62)}
+GROUPS = {"a_b$": Interval(0.1, 0, 0.2)}
+LOSSES = np.array([[0.7, 0.6], [0.7, 0.5]])
+DRAWINGS: dict[str, Callable[[], Picture]] = {
+    "flips-by-u": lambda: figures.flips_by_u(U, WRONG),
+    "flips-by-decile": lambda: figures.flips_by_decile(P_FLIP, WRONG),
+    "roc": lambda: figures.roc({"p_flip": P_FLIP, "u": U}, WRONG, 0.9),
+    "precision-recall": lambda: figures.precision_recall({"p_flip": P_FLIP}, WRONG, 0.9),
+    "reliability": lambda: figures.reliability(P_FLIP, WRONG),
+    "data-map": lambda: portraits.data_map(1 - 3 * P_FLIP, U, WRONG),
+    "annotators": lambda: portraits.annotators(TABLE),
+    "by-length": lambda: portraits.groups(
+        "by-length", "Title", {"a_b$": Interval(0.1, 0, 0.2)}, 0.1
+    ),
+    "learning-curves": lambda: portraits.learning_curves(
+        [1, 2], np.array([[0.7, 0.6], [0.7, 0.5]])
+    ),
+    "p-flip": lambda: portraits.p_flip_histogram(P_FLIP),
+    "detectors": lambda: figures.detectors(FOUND, 0.9),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_figure_is_named_told_and_reproducible(name: str) -> None:
+    picture = DRAWINGS[name]()
+    assert picture.name == name
+    assert picture.title in picture.figure.axes[0].get_title(loc="left")
+    assert len(picture.alt) > 30
+    assert picture.caption
+    svg = picture.encode("svg")
+    assert svg == picture.encode("svg") == DRAWINGS[name]().encode("svg")
+    assert picture.encode("png").startswith(b"\x89PNG")
+    assert b"<script" not in svg
+    used = set(re.findall(rb"#[0-9a-f]{6}", dark(svg)))
+    assert not used & {colour.encode() for colour in (INK, BLUE, VERMILLION)}
+
+
+def test_bars_are_the_shares_of_their_groups() -> None:
+    flipped = np.arange(100) >= 90
+    axes = figures.flips_by_decile(np.arange(100) / 100, flipped).figure.axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [0.0] * 9 + [1.0]
+
+
+def test_every_pair_falls_into_one_interval_of_u() -> None:
+    edges = figures.u_edges(U)
+    assert edges[0] == 0
+    assert np.isinf(edges[-1])
+    assert np.histogram(U, edges)[0].sum() == len(U)
+
+
+def test_roc_of_a_perfect_score_is_the_corner() -> None:
+    false, true = figures._operating_points(WRONG.astype(float), WRONG)
+    assert np.trapezoid(true, false) == pytest.approx(1.0)
+
+
+def test_the_ceiling_curve_has_the_ceiling_for_its_area() -> None:
+    false, true = figures._ceiling_curve(0.83)
+    assert np.trapezoid(true, false) == pytest.approx(0.83, abs=0.005)
+
+
+def test_flagged_and_unflagged_bars_differ_in_grey() -> None:
+    def grey(colour: str) -> float:
+        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    assert abs(grey(BLUE) - grey(VERMILLION)) > 20
+    for one, other in combinations((BLUE, ORANGE, INK), 2):
+        assert abs(grey(one) - grey(other)) > 20
+    assert set(DARK) >= {BLUE, VERMILLION, GREEN, INK}
+    bars = figures.flips_by_decile(P_FLIP, WRONG).figure.axes[0].patches
+    assert {bar.get_hatch() for bar in bars} == {"", "//"}

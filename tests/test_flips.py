@@ -1,0 +1,327 @@
+"""Planted flips: the right share, of the right pairs, in the source's own format, reversibly."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from noisescope.datasets import open_source
+from noisescope.errors import NoisescopeError, RunError, UsageError
+from noisescope.flips import KINDS, FlipPlan, Parsed, chance_of, coins, decide
+from noisescope.pairs import Pair
+from noisescope.planting import plant
+from noisescope.rewriting import rewrite
+
+
+def rows(count: int = 200) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": f"question {i}",
+            "chosen": f'first "{i}", é\n' + "x" * (i % 7),
+            "rejected": f"second {i} " + "y" * (i % 5 * 8),
+            "annotator": f"a{i % 9}",
+        }
+        for i in range(count)
+    ]
+
+
+def write_jsonl(path: Path, items: list[dict[str, Any]]) -> None:
+    lines = [json.dumps(item, ensure_ascii=i % 2 == 0) for i, item in enumerate(items)]
+    lines[1] = lines[1].replace('", "', '" ,\t"')  # spacing of its own
+    lines[2:2] = ["", "{broken"]
+    path.write_text("\ufeff" + "\n".join(lines) + "\r\n", "utf-8")
+
+
+def write_gzip(path: Path, items: list[dict[str, Any]]) -> None:
+    with gzip.open(path, "wt", encoding="utf-8") as out:
+        out.writelines(json.dumps(item) + "\n" for item in items)
+
+
+def write_array(path: Path, items: list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps({"version": 1, "data": items}, indent=3), "utf-8")
+
+
+def write_csv(path: Path, items: list[dict[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(items[0]), lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(items)
+    path.write_bytes(text.getvalue().encode() + b"too,few\r\n\r\n")
+
+
+def write_parquet(path: Path, items: list[dict[str, Any]]) -> None:
+    table = pa.Table.from_pylist(items).replace_schema_metadata({"huggingface": "{}"})
+    pq.write_table(table, path, row_group_size=70, compression="zstd")
+
+
+def write_arrow(path: Path, items: list[dict[str, Any]]) -> None:
+    table = pa.Table.from_pylist(items)
+    with pa.ipc.new_stream(str(path), table.schema) as out:
+        out.write_table(table, max_chunksize=64)
+
+
+FORMATS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
+    "data.jsonl": write_jsonl,
+    "data.jsonl.gz": write_gzip,
+    "data.json": write_array,
+    "data.csv": write_csv,
+    "data.parquet": write_parquet,
+    "data.arrow": write_arrow,
+}
+
+
+def content(path: Path) -> Any:
+    """What must come back: bytes of text files, the table with its row groups of others."""
+    if path.suffix == ".parquet":
+        file = pq.ParquetFile(path)
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        shape = [(group.num_rows, group.column(0).compression) for group in groups]
+        return file.read(), file.schema_arrow.metadata, shape
+    if path.suffix == ".arrow":
+        with pa.ipc.open_stream(str(path)) as reader:
+            return list(reader)
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_flipping_twice_restores_every_byte(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "source" / name
+    source.parent.mkdir()
+    FORMATS[name](source, rows())
+    before = source.read_bytes()
+    plan = FlipPlan(0.3, seed=5)
+    done = plant(open_source(source), plan, tmp_path / "once")
+    assert done.pairs == 200
+    assert 30 < done.flipped < 90
+    assert source.read_bytes() == before
+    once = tmp_path / "once" / name
+    assert content(once) != content(source)
+    again = plant(open_source(once), plan, tmp_path / "twice")
+    assert again.flipped == done.flipped
+    assert content(tmp_path / "twice" / name) == content(source)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_exactly_the_told_pairs_are_turned_round(tmp_path: Path, name: str) -> None:
+    source = tmp_path / name
+    FORMATS[name](source, rows())
+    done = plant(open_source(source), FlipPlan(0.3), tmp_path / "out")
+    flipped = pq.read_table(done.truth).column("flipped").to_pylist()
+    one, other = (
+        [row.values for row in open_source(path).rows() if row.values is not None]
+        for path in (source, tmp_path / "out" / name)
+    )
+    changed = [
+        (a["chosen"], a["rejected"]) == (b["rejected"], b["chosen"]) and a["chosen"] != b["chosen"]
+        for a, b in zip(one, other, strict=True)
+    ]
+    assert changed == flipped
+    assert all(a["prompt"] == b["prompt"] for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["uniform", "annotator", "long"])
+def test_every_kind_can_be_taken_back(tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "data.jsonl"
+    write_jsonl(source, rows())
+    plan = FlipPlan(0.1, kind, 3)
+    done = plant(open_source(source), plan, tmp_path / "once")
+    assert done.flipped > 0
+    plant(open_source(tmp_path / "once"), plan, tmp_path / "twice")
+    assert (tmp_path / "twice" / "data.jsonl").read_bytes() == source.read_bytes()
+
+
+def parsed(count: int) -> Parsed:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, 50, (2, count))
+    pairs = [
+        Pair("", "c" * lengths[0, i], "r" * lengths[1, i], annotator=f"w{i % 400}")
+        for i in range(count)
+    ]
+    return Parsed(
+        pairs, [f"id-{i}" for i in range(count)], [{"gap": i % 100} for i in range(count)]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
+def test_the_chance_is_the_rate_on_average(kind: str, rate: float) -> None:
+    chunk = parsed(20_000)
+    plan = FlipPlan(rate, kind)
+    gaps = np.array([row["gap"] for row in chunk.rows], np.float64)
+    chance = chance_of(plan, lambda: iter([chunk]), lambda chunk: gaps)
+    wanted = chance(chunk)
+    assert wanted.min() >= 0
+    assert wanted.max() <= 1
+    assert wanted.mean() == pytest.approx(rate, abs=0.04 if kind == "annotator" else 1e-9)
+    assert decide(chunk, plan, chance).mean() == pytest.approx(rate, abs=0.045)
+
+
+def test_hard_flips_prefer_close_pairs_and_long_ones_the_longer_side() -> None:
+    chunk = parsed(20_000)
+    gaps = np.array([row["gap"] for row in chunk.rows], np.float64)
+    hard = chance_of(FlipPlan(0.2, "hard"), lambda: iter([chunk]), lambda chunk: gaps)(chunk)
+    assert hard[gaps == 0].mean() > 0.39
+    assert hard[gaps == 99].mean() < 0.01
+    long = FlipPlan(0.2, "long")
+    flipped = decide(chunk, long, chance_of(long, lambda: iter([chunk])))
+    longer = np.array([len(pair.rejected) > len(pair.chosen) for pair in chunk.pairs])
+    assert longer[flipped].all()
+
+
+def test_annotator_flips_strike_few_annotators() -> None:
+    chunk = parsed(20_000)
+    plan = FlipPlan(0.1, "annotator")
+    flipped = decide(chunk, plan, chance_of(plan, lambda: iter([chunk])))
+    names = np.array([pair.annotator for pair in chunk.pairs])
+    rates = np.array([flipped[names == name].mean() for name in np.unique(names)])
+    assert (rates == 0).mean() > 0.7
+    assert rates[rates > 0].mean() == pytest.approx(0.5, abs=0.05)
+
+
+@given(st.lists(st.text(), unique=True, max_size=30), st.integers(0, 2**40))
+def test_a_coin_is_a_function_of_seed_and_id_alone(names: list[str], seed: int) -> None:
+    names = [name for name in names if name.isprintable()]
+    together = coins(names, seed)
+    alone = [coins([name], seed)[0] for name in reversed(names)]
+    assert together.tolist() == alone[::-1]
+    assert ((together >= 0) & (together < 1)).all()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(JSON, JSON, st.integers(0, 3), st.booleans())
+def test_swapping_any_two_json_values_twice_restores_the_line(
+    one: Any, other: Any, indent: int, ascii: bool
+) -> None:
+    import tempfile
+
+    row = {"a": one, "b": other, "c": [other, one]}
+    separators = (" ," + " " * indent, ":\t")
+    line = json.dumps(row, ensure_ascii=ascii, separators=separators)
+    try:
+        data = (line + "\n").encode()
+    except UnicodeEncodeError:
+        return
+
+    def swap(chunk: Any) -> dict[int, dict[str, Any]]:
+        values = chunk[0][1]
+        return {0: values | {"a": values["b"], "b": values["a"], "c": values["c"][::-1]}}
+
+    with tempfile.TemporaryDirectory() as folder:
+        first, second, third = (Path(folder) / f"{i}.jsonl" for i in range(3))
+        first.write_bytes(data)
+        rewrite(first, second, swap)
+        assert json.loads(second.read_text("utf-8")) == {"a": other, "b": one, "c": [one, other]}
+        rewrite(second, third, swap)
+        assert third.read_bytes() == data
+
+
+def test_several_files_stay_several_and_sharding_changes_nothing(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    items = rows()
+    for folder, pieces in ((whole, [items]), (parts, [items[:50], items[50:]])):
+        folder.mkdir()
+        for index, piece in enumerate(pieces):
+            write_gzip(folder / f"part-{index}.jsonl.gz", piece)
+    plan = FlipPlan(0.2, seed=9)
+    done = [
+        plant(open_source(folder), plan, tmp_path / f"{folder.name}-out")
+        for folder in (whole, parts)
+    ]
+    truths = [pq.read_table(each.truth).select(["pair_id", "flipped"]) for each in done]
+    assert truths[0].equals(truths[1])
+    names = sorted(path.name for path in done[1].directory.iterdir() if path.name[0] != ".")
+    assert names == ["flips.parquet", "part-0.jsonl.gz", "part-1.jsonl.gz"]
+
+
+def test_truth_names_pairs_as_an_audit_of_the_copy_does(tmp_path: Path) -> None:
+    from noisescope.datasets import load
+
+    items = rows(40)
+    items += [dict(items[3]), dict(items[3])]
+    source = tmp_path / "data.parquet"
+    write_parquet(source, items)
+    done = plant(open_source(source), FlipPlan(0.4), tmp_path / "out")
+    truth = pq.read_table(done.truth)
+    table = load(tmp_path / "out").table
+    assert truth.column("pair_id").to_pylist() == table.column("pair_id").to_pylist()
+    assert truth.column("row").to_pylist() == table.column("row").to_pylist()
+
+
+def test_ties_and_unreadable_rows_pass_through_and_are_counted(tmp_path: Path) -> None:
+    source = tmp_path / "data.jsonl"
+    items = rows(20)
+    items[4]["chosen"] = items[4]["rejected"]
+    items[5]["chosen"] = " "
+    write_jsonl(source, items)
+    done = plant(open_source(source), FlipPlan(1.0), tmp_path / "out")
+    assert done.untouched == {"identical sides": 1, "empty response": 1, "unreadable": 1}
+    assert done.flipped == done.pairs == 18
+
+
+def test_saved_dataset_keeps_its_schema_under_a_new_fingerprint(tmp_path: Path) -> None:
+    import datasets
+
+    saved = tmp_path / "saved"
+    datasets.Dataset.from_list(rows(30)).save_to_disk(saved)
+    done = plant(open_source(saved), FlipPlan(0.5), tmp_path / "out")
+    one, other = datasets.load_from_disk(saved), datasets.load_from_disk(done.directory)
+    assert one.features == other.features
+    assert one._fingerprint != other._fingerprint
+    assert list(one["prompt"]) == list(other["prompt"])
+    assert list(one["chosen"]) != list(other["chosen"])
+
+
+def test_the_source_and_foreign_directories_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    write_gzip(source / "data.jsonl.gz", rows(20))
+    opened = open_source(source)
+    with pytest.raises(UsageError, match="holds the source"):
+        plant(opened, FlipPlan(0.2), source)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        plant(opened, FlipPlan(0.2), foreign)
+    out = tmp_path / "out"
+    plant(opened, FlipPlan(0.2), out)
+    plant(opened, FlipPlan(0.2), out)  # the same plan may be repeated
+    with pytest.raises(RunError, match="not empty"):
+        plant(opened, FlipPlan(0.3), out)
+
+
+@pytest.mark.parametrize(
+    ("rate", "kind"), [(-0.1, "uniform"), (1.1, "uniform"), (0.6, "hard"), (0.2, "other")]
+)
+def test_impossible_plans_are_refused(rate: float, kind: str) -> None:
+    with pytest.raises(NoisescopeError):
+        FlipPlan(rate, kind)
+
+
+def test_hard_needs_gaps(tmp_path: Path) -> None:
+    source = tmp_path / "data.jsonl"
+    write_jsonl(source, rows(20))
+    with pytest.raises(UsageError, match="no scores") as caught:
+        plant(open_source(source), FlipPlan(0.2, "hard"), tmp_path / "out")
+    assert "--run" in str(caught.value)

@@ -1,0 +1,167 @@
+"""Planted flips are found, honestly counted, and cost no forward pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from noisescope.audit import EvidenceConfig, audit
+from noisescope.errors import DataError, RunError, UsageError
+from noisescope.pairs import Facts, Pair, PreferenceDataset, dataset_fingerprint, to_table
+from noisescope.policies import Item, ModelIdentity
+from noisescope.report.contents import gather
+from noisescope.run import Run
+from noisescope.validation import Planned, validate, validate_truth
+
+
+@dataclass
+class Reader:
+    """A real, tiny policy: a response's features are the quality it states, and a noise."""
+
+    modality: Any = "text"
+    identity: ModelIdentity = field(default_factory=lambda: ModelIdentity("reader", None, "f" * 20))
+    device: Any = field(default_factory=lambda: torch.device("cpu"))
+    dtype: Any = torch.float32
+    passes: int = 0
+
+    def sizes(self, items: Sequence[Item]) -> np.ndarray:
+        return np.full(len(items), 10)
+
+    def flops(self, items: Sequence[Item]) -> float:
+        return 1.0
+
+    def remarks(self, items: Sequence[Item]) -> list[str]:
+        return []
+
+    def features(self, items: Sequence[Item]) -> dict[str, np.ndarray]:
+        self.passes += 1
+        quality = np.array([float(item.response.split()[1]) for item in items])
+        noise = np.array([float(int(item.key[:6], 16)) for item in items]) / 2**24
+        return {"read": np.stack([quality, noise], axis=1).astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    rng = np.random.default_rng(0)
+    pairs = []
+    for index in range(400):
+        low, high = sorted(rng.normal(0, 2, 2).round(3))
+        annotator = f"a{index % 8}"
+        pairs.append(
+            Pair(
+                f"q{index}",
+                f"quality {high} {index}",
+                f"quality {low} {index}",
+                annotator=annotator,
+            )
+        )
+    table = to_table(pairs)
+    dataset = PreferenceDataset(
+        "toy", "toy", "columnar", "text", table, Facts(400, 400), dataset_fingerprint(table)
+    )
+    runs = tmp_path_factory.mktemp("runs")
+    return audit(
+        dataset, Reader(), evidence=EvidenceConfig(replicas=3, folds=3), runs_directory=runs
+    ).run
+
+
+@pytest.fixture(scope="module")
+def result(run: Run) -> dict[str, Any]:
+    return validate(run, Planned((0.2, 0.1), seeds=2))
+
+
+def test_planted_flips_are_found(result: dict[str, Any]) -> None:
+    found = result["detectors"]["p_flip"]
+    assert found["auroc"] > 0.85
+    assert found["interval"][0] < found["auroc"] < found["interval"][1]
+    assert found["auroc"] <= result["bayes_auroc"] + 0.05
+    assert result["detectors"]["stability"]["auroc"] < found["auroc"]
+    assert result["deciles"][9] > 3 * result["base_rate"]
+    assert result["ece"] < 0.1
+    assert result["expected_auroc"] == pytest.approx(found["auroc"], abs=0.08)
+
+
+def test_the_result_has_its_stable_keys(result: dict[str, Any], run: Run) -> None:
+    keys = {"detectors", "ece", "brier", "flip_rate", "mislabelled_share", "bayes_auroc"}
+    keys |= {"expected_auroc", "base_rate", "deciles", "u_intervals", "reliability", "by_rate"}
+    assert keys <= result.keys()
+    assert [row["rate"] for row in result["by_rate"]] == [0.2, 0.1]
+    assert len(result["plantings"]) == 2
+    assert {"estimate", "low", "high", "planted", "covers"} <= result["flip_rate"].keys()
+    assert json.loads((run.directory / "validation.json").read_text()) == result
+    stored = pq.read_table(run.directory / "validation.parquet")
+    assert stored.num_rows == 4 * 400
+    shares = stored.group_by("planting").aggregate([("mislabelled", "mean")])
+    assert shares.column("mislabelled_mean").to_pylist() == pytest.approx(
+        [0.2, 0.2, 0.1, 0.1], abs=0.06
+    )
+
+
+def test_the_same_planting_gives_the_same_numbers(run: Run, result: dict[str, Any]) -> None:
+    assert validate(run, Planned((0.2, 0.1), seeds=2)) == result
+
+
+def test_the_report_then_draws_what_was_proven(run: Run, result: dict[str, Any]) -> None:
+    names = {picture.name for picture in gather(run).pictures}
+    assert {"flips-by-u", "flips-by-decile", "roc", "precision-recall", "reliability"} <= names
+    assert {"detectors", "data-map", "annotators"} <= names
+
+
+def test_lost_features_are_never_computed_in_silence(run: Run, tmp_path: Path) -> None:
+    import shutil
+
+    moved = tmp_path / run.directory.name
+    shutil.copytree(run.directory, moved)
+    with pytest.raises(RunError, match="800 responses are no longer cached"):
+        validate(Run(moved), Planned())
+
+
+@pytest.mark.parametrize("kind", ["hard", "long", "annotator"])
+def test_other_kinds_of_flips(run: Run, kind: str, tmp_path: Path) -> None:
+    assert validate(run, Planned((0.1,), kind, 1))["base_rate"] > 0
+
+
+@pytest.mark.parametrize("name", ["truth.parquet", "truth.csv", "truth.jsonl"])
+def test_a_truth_file_replaces_planting(run: Run, tmp_path: Path, name: str) -> None:
+    ids = pq.read_table(run.pairs_path).column("pair_id").to_pylist()[:300]
+    margins = {row["pair_id"]: row["margin"] for row in pq.read_table(run.scores_path).to_pylist()}
+    worst = set(sorted(ids, key=margins.__getitem__)[:40])
+    table = pa.table({"pair_id": ids, "mislabelled": [name in worst for name in ids]})
+    path = tmp_path / name
+    if name.endswith("csv"):
+        pyarrow.csv.write_csv(table, path)
+    elif name.endswith("jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    else:
+        pq.write_table(table, path)
+    found = validate_truth(run, path)
+    assert found["pairs"] == 300
+    assert found["base_rate"] == pytest.approx(40 / 300)
+    assert found["detectors"]["p_flip"]["auroc"] == pytest.approx(1.0)
+
+
+def test_wrong_truth_files_are_named(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "truth.parquet"
+    pq.write_table(pa.table({"id": ["x"]}), path)
+    with pytest.raises(DataError, match="needs pair_id and mislabelled"):
+        validate_truth(run, path)
+    pq.write_table(pa.table({"pair_id": ["x"], "mislabelled": [True]}), path)
+    with pytest.raises(DataError, match="names none of the run's pairs"):
+        validate_truth(run, path)
+
+
+def test_impossible_plans_are_refused() -> None:
+    with pytest.raises(UsageError):
+        Planned(())
+    with pytest.raises(UsageError):
+        Planned((2.0,))
