@@ -19,7 +19,7 @@ import sys
 import time
 import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -104,13 +104,25 @@ def _processor() -> str:
 
 
 def peak_memory_mib() -> float | None:
-    """Highest resident set of this process so far, in MiB (Linux and macOS)."""
+    """Highest resident set of this process since its start or `reset_peak_memory`, in MiB.
+
+    Linux: VmHWM. Not getrusage's ru_maxrss, which a child inherits from its parent through exec.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
     try:
         import resource
     except ImportError:
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def reset_peak_memory() -> None:
+    """Begin a new `peak_memory_mib`, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 @contextmanager

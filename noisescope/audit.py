@@ -79,7 +79,10 @@ class EvidenceConfig:
                 (self.kind not in KINDS, f"--kind {self.kind}: one of {', '.join(KINDS)}"),
                 (self.replicas < 2, "--replicas must be at least 2: u needs a variance"),
                 (self.folds < 2, "--folds must be at least 2"),
-                (self.beta is not None and self.beta <= 0, "--beta must be positive"),
+                (
+                    self.beta is not None and not 0 < self.beta < float("inf"),
+                    "--beta must be positive and finite",
+                ),
             )
             if wrong
         ]
@@ -183,7 +186,7 @@ def audit(
         write_atomic(
             run.pairs_path, lambda path: pq.write_table(dataset.table, path, compression="zstd")
         )
-    if run.complete:
+    if run.complete and run.margin_parts():
         reporter.note(f"evidence of {run.directory} is complete: only verdicts are made again")
     else:
         gather = KINDS[evidence.kind]

@@ -190,12 +190,13 @@ def fit_flip_rate(margins: Float) -> FlipRate:
             f"{len(judged)} pairs with a held-out margin support no flip rate",
             hint=f"Give at least {FEWEST_PAIRS} pairs; some hundreds make an estimate.",
         )
-    scale = float(np.median(np.abs(judged))) or float(np.abs(judged).mean())
-    if scale == 0.0:
+    size = np.abs(judged)
+    if not size.any():
         raise EvidenceError(
             "every held-out margin is 0: the replicas learnt nothing",
             hint="Look at the dataset (are all sides the same?) or choose another model.",
         )
+    scale = float(np.median(size)) or float(size[size > 0].mean())
     binned = Binned.of(judged, scale)
     rates = _focus(binned)
     theta, value = binned.profile(rates)

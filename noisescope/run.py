@@ -99,7 +99,10 @@ class Run:
 
     def plan(self) -> dict[str, Any]:
         """Contents of `plan.json`. Raises RunError if absent or damaged."""
-        return _read_json(self.plan_path, "run `noisescope score` to make it again")
+        return _read_json(
+            self.plan_path,
+            f"Remove {self.directory} and run `noisescope score` again (features stay cached).",
+        )
 
     def manifest(self) -> dict[str, Any]:
         """Contents of `manifest.json`. Raises RunError if the run is unfinished or damaged."""
@@ -108,7 +111,9 @@ class Run:
                 f"{self.directory} is not a finished run (it has no manifest.json)",
                 hint="Type the command that began it again: it continues where it stopped.",
             )
-        return _read_json(self.manifest_path, "run `noisescope score` to make it again")
+        return _read_json(
+            self.manifest_path, "Remove it and run `noisescope score` to make it again."
+        )
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write `manifest.json`, which marks the run complete."""
@@ -124,12 +129,12 @@ def _read_json(path: Path, hint: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(
-            f"{path} does not exist", hint=f"Is this a run directory? Else {hint}."
+            f"{path} does not exist", hint=f"Is this a run directory? If so: {hint}"
         ) from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}", hint=f"Remove it and {hint}.") from error
+        raise RunError(f"{path} cannot be read: {error}", hint=hint) from error
     if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged: not a JSON object", hint=f"Remove it and {hint}.")
+        raise RunError(f"{path} is damaged: not a JSON object", hint=hint)
     return content
 
 

@@ -35,7 +35,7 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) ->
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error.strerror or error}",
-            hint="Free some disk space or choose another place with --runs-dir.",
+            hint="Free some disk space, or choose a place you may write to.",
         ) from error
     finally:
         if temporary is not None:

@@ -81,10 +81,19 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
     Needs plan.json (beta), pairs.parquet and margins/part-*.parquet. Raises RunError where they
     are missing, damaged or incomplete, EvidenceError with fewer than ten pairs.
     """
+    import duckdb
+    import pyarrow as pa
+
     config, run = config or ScoreConfig(), Run(directory)
     beta, modality = _plan_facts(run)
     rho = RHO[modality] if config.rho is None else config.rho
-    found = read_margins(directory)
+    try:
+        found = read_margins(directory)
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise RunError(
+            f"the evidence in {directory} cannot be read: {str(error).splitlines()[0]}",
+            hint="Remove that directory and type the command again: features stay cached.",
+        ) from error
     columns, rate = judge(found, beta=beta, rho=rho, config=config)
     order = np.argsort(columns["margin"], kind="stable")
     write_atomic(run.scores_path, lambda path: _write(path, found.pair_ids, columns, order))

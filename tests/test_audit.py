@@ -194,3 +194,27 @@ def test_bad_models_and_places_are_clear_errors(tmp_path: Path) -> None:
 
         assert re.search(words, done.stderr), done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_damaged_or_missing_evidence_of_a_finished_run_has_a_way_out(tmp_path: Path) -> None:
+    data = str(write_pairs(tmp_path / "pairs.parquet", GOOD))
+    command = ("score", data, "--model", str(MODEL), "--folds", "2", "--replicas", "2")
+    first = noisescope(*command, cwd=tmp_path)
+    assert "noisescope query" in first.stdout
+    assert "--run" not in first.stdout
+    (part,) = (tmp_path / "runs").glob("*/margins/part-0.parquet")
+    whole = part.read_bytes()
+    part.write_bytes(whole[:100])
+    broken = noisescope(*command, cwd=tmp_path)
+    assert broken.returncode == 2
+    assert "cannot be read" in broken.stderr
+    assert "Remove that directory" in broken.stderr
+    part.unlink()
+    noisescope(*command, cwd=tmp_path)
+    assert part.read_bytes() == whole
+    place = tmp_path / "my runs"
+    elsewhere = noisescope(*command, "--runs-dir", str(place), cwd=tmp_path)
+    assert f"--run '{place}/" in elsewhere.stdout
+    refused = noisescope(*command, "--beta", "nan", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--beta" in refused.stderr

@@ -295,3 +295,15 @@ def test_any_bytes_are_read_or_refused(
     path.write_bytes(data)
     with pytest.raises(NoisescopeError):
         load(path)
+
+
+def test_the_limit_is_blamed_only_where_it_cut_the_rows_short(tmp_path: Path) -> None:
+    from noisescope.datasets import load
+
+    row = '{"prompt": "p", "chosen": "good", "rejected": null}\n'
+    (tmp_path / "rows.jsonl").write_text(row * 12)
+    with pytest.raises(DataError, match="12 unreadable") as caught:
+        load(tmp_path / "rows.jsonl", limit=1000)
+    assert "--limit" not in str(caught.value)
+    with pytest.raises(DataError, match="--limit 5"):
+        load(tmp_path / "rows.jsonl", limit=5)

@@ -27,10 +27,11 @@ from noisescope.policies.denoising import (
     logratio,
     schedule_of,
 )
-from noisescope.policies.diffusion import DiffusionPolicy, DrawConfig
+from noisescope.policies.diffusion import DiffusionPolicy
 from noisescope.policies.error_features import caption_evidence, error_statistics
 from noisescope.policies.pipeline import find_pipeline
 from noisescope.policies.reference_images import NEAR
+from noisescope.policies.shared_draws import DrawConfig
 
 PICTURES = pictures(8)
 KEYS = list(PICTURES)

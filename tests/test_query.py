@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,17 @@ def test_no_progress_bar_is_drawn_on_stdout(run: Run) -> None:
             shown = each.execute("SELECT current_setting('enable_progress_bar')").fetchone()
             assert shown is not None
             assert not shown[0]
+
+
+def test_results_stay_whole_in_every_form(run: Run) -> None:
+    from noisescope.cli.query import Format, _encode, _named_apart
+
+    table = query(run, "SELECT 1 AS a, 2 AS a, 3 AS a_1, 'NaN'::double AS x, INTERVAL 1 DAY AS i")
+    told = _named_apart(table)
+    assert told.column_names[:3] == ["a", "a_1", "a_1_1"]
+    (row,) = json.loads(_encode(told, Format.json))
+    assert row["a"] == 1
+    assert row["a_1"] == 2
+    assert row["a_1_1"] == 3
+    assert row["x"] is None
+    assert len(_encode(told, Format.csv).splitlines()) == 2

@@ -80,3 +80,11 @@ def test_no_dataset_name_escapes_the_runs_directory(tmp_path: Path, name: str) -
     run = open_run(tmp_path, replace(PLAN, dataset=name))
     assert run.directory.parent == tmp_path
     assert not run.directory.name.startswith(".")
+
+
+def test_a_damaged_plan_names_the_directory_to_remove(tmp_path: Path) -> None:
+    run = open_run(tmp_path, PLAN)
+    run.plan_path.write_text("{")
+    with pytest.raises(RunError) as caught:
+        open_run(tmp_path, PLAN)
+    assert f"Remove {run.directory} " in str(caught.value)

@@ -65,15 +65,15 @@ def safe_block(text: str) -> str:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout; NaN and infinities become null."""
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """`value` with every non-finite float replaced by None, recursively."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         return None
     return value

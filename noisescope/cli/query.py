@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, safe, say
+from noisescope.cli.console import OUT, finite, safe, say
 from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,11 +56,20 @@ def query(
     kind = Format.json if json else format
     if kind is Format.parquet and output is None:
         raise UsageError("parquet is not text", hint="Add --output FILE.parquet.")
-    table = run_query(found, sql)
+    table = _named_apart(run_query(found, sql))
     if kind is Format.table and output is None:
         _print_table(table)
     else:
         _write(table, kind, output)
+
+
+def _named_apart(table: pa.Table) -> pa.Table:
+    """`table` with later columns of the same name called name_1, name_2: rows become objects."""
+    names: list[str] = []
+    for name in table.column_names:
+        fresh = (f"{name}_{count}" for count in range(1, len(table.column_names) + 1))
+        names.append(name if name not in names else next(n for n in fresh if n not in names))
+    return table.rename_columns(names)
 
 
 def _write(table: pa.Table, kind: Format, output: Path | None) -> None:
@@ -88,7 +97,7 @@ def _encode(table: pa.Table, kind: Format) -> bytes:
     elif kind is Format.json:
         import json
 
-        text = json.dumps(table.to_pylist(), default=str, ensure_ascii=False)
+        text = json.dumps(finite(table.to_pylist()), default=str, ensure_ascii=False)
         sink.write((text + "\n").encode())
     else:
         import pyarrow.csv
@@ -98,13 +107,13 @@ def _encode(table: pa.Table, kind: Format) -> bytes:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """`table` with nested columns as JSON text, which CSV can hold."""
+    """`table` with nested columns and intervals as JSON text, which CSV can hold."""
     import json
 
     import pyarrow as pa
 
     for index, column in enumerate(table.schema):
-        if pa.types.is_nested(column.type):
+        if pa.types.is_nested(column.type) or pa.types.is_interval(column.type):
             texts = [json.dumps(value, default=str) for value in table.column(index).to_pylist()]
             table = table.set_column(index, column.name, pa.array(texts, pa.string()))
     return table

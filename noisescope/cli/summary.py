@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -152,7 +154,9 @@ def _suspects(summary: Mapping[str, Any]) -> Table:
 def _next(audit: Audit) -> Text:
     """Where the scores are, and what to type next."""
     sql = "SELECT pair_id, p_flip FROM scores WHERE p_flip > 0.5 ORDER BY rank"
-    lines = {"scores": str(audit.run.scores_path), "next": f'noisescope query "{sql}"'}
+    directory = audit.run.directory
+    found = "" if directory.parent == Path("runs") else f" --run {shlex.quote(str(directory))}"
+    lines = {"scores": str(audit.run.scores_path), "next": f'noisescope query "{sql}"{found}'}
     return Text("\n").join(
         Text(f"{label:8}", style="bold") + Text(safe(value)) for label, value in lines.items()
     )

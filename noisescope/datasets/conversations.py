@@ -60,6 +60,8 @@ def rendered(turns: Sequence[Message]) -> str:
 
 def messages(value: object, column: str) -> tuple[Message, ...]:
     """Turns from a list of {"role", "content"}. Raises RowFault for any other value."""
+    if value is None:
+        raise RowFault("unreadable", f"{column} is missing or null")
     if not isinstance(value, (list, tuple)):
         raise RowFault("unreadable", f"{column} is {type(value).__name__}, not a list of messages")
     return tuple(_message(item, column) for item in value)

@@ -215,7 +215,7 @@ def _check_usable(facts: Facts, source: Source, limit: int | None) -> None:
         message += f" ({counts}): {shown}" if counts else ""
     hint = (
         f"--limit {limit} reads {limit:,} rows: raise it."
-        if limit
+        if limit and facts.rows >= limit
         else ("Check the rows shown, or name the right format with --format NAME.")
     )
     raise DataError(f"{source.resolved}: {message}", hint=hint)

@@ -62,7 +62,10 @@ def recognise(
         raise DataError(f"{said}: holds no rows")
     if not samples:
         first = "; ".join(f"{row.source}:{row.number} ({row.trouble})" for row in ahead[:5])
-        raise DataError(f"{said}: none of its {len(ahead):,} rows can be decoded: {first}")
+        raise DataError(
+            f"{said}: none of its {len(ahead):,} rows can be decoded: {first}",
+            hint="Is its ending right? A .jsonl file holds one UTF-8 JSON object a line.",
+        )
     return _best(samples, said), chain(ahead, stream)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
@@ -23,10 +23,12 @@ from noisescope.errors import DataError, UsageError
 from noisescope.images import Framing, ImageStore, crop, decode
 from noisescope.pairs import Modality, digest
 from noisescope.policies import Item, ModelIdentity
+from noisescope.policies.captions import embed
 from noisescope.policies.denoising import Conditioning, generator, predict
 from noisescope.policies.error_features import caption_evidence, error_statistics, pooled
 from noisescope.policies.pipeline import Pipeline, find_pipeline, load_pipeline
 from noisescope.policies.reference_images import NEAR, References, compared_blocks
+from noisescope.policies.shared_draws import DrawConfig
 
 if TYPE_CHECKING:
     import torch
@@ -43,46 +45,6 @@ BATCH_POSITIONS = {"cpu": 4096, "cuda": 65536}
 WORK_POSITIONS = 64
 #: Latents and text embeddings kept at hand.
 LATENTS_KEPT, TEXTS_KEPT = 512, 512
-
-
-@final
-@dataclass(frozen=True)
-class DrawConfig:
-    """The (t, eps) draws shared by the dataset: timesteps as shares of the schedule.
-
-    Draws stand in the order of `times`; each is measured with the caption, and the `empty` ones
-    (indices) also with the empty caption. Activations are kept of the `activations` ones; where
-    the dataset gives reference images, distances to them are taken at the `references` ones.
-    """
-
-    times: tuple[float, ...] = (0.03, 0.25, 0.45, 0.65)
-    empty: tuple[int, ...] = (1, 2, 3)
-    activations: tuple[int, ...] = (0,)
-    references: tuple[int, ...] = (0, 1)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        indices = range(len(self.times))
-        if not self.times or not all(0 <= share < 1 for share in self.times):
-            raise UsageError(f"draw times {self.times}: shares of the schedule, 0 to below 1")
-        used = (self.empty, self.activations, self.references)
-        if not set().union(*used) <= set(indices):
-            raise UsageError(f"draws {used}: not all among {self.times}")
-
-    @classmethod
-    def spread(cls, count: int, seed: int = 0) -> Self:
-        """`count` draws: an early one for flaws, the others from .25 to .65 for the caption."""
-        if count < 1:
-            raise UsageError(f"--draws must be at least 1, not {count}")
-        if count == 1:
-            return cls((0.45,), (0,), (0,), (0,), seed)
-        middle = [0.45] if count == 2 else np.linspace(0.25, 0.65, count - 1).round(4).tolist()
-        return cls((0.03, *middle), tuple(range(1, count)), (0,), (0, 1), seed)
-
-    @property
-    def calls(self) -> int:
-        """Denoiser calls an item takes."""
-        return len(self.times) + len(self.empty)
 
 
 @final
@@ -284,12 +246,14 @@ class DiffusionPolicy:
         statistics, evidence, activations, apart = [], [], [], []
         for draw in range(len(self.draws.times)):
             unet = self.pipeline.unet
-            with recorded(unet.up_blocks) as late, recorded(compared_blocks(unet)) as states:
+            compared = bool(references) and draw in self.draws.references
+            blocks = compared_blocks(unet) if compared else []
+            with recorded(unet.up_blocks) as late, recorded(blocks) as states:
                 guess, target = self._predict(latents, captioned, draw)
             statistics.append(error_statistics(guess, target))
             if draw in self.draws.activations:
                 activations.append(pooled(late))
-            if references and draw in self.draws.references:
+            if references and compared:
                 apart.append(references.compare(states, self._reference_states(references, draw)))
             if draw in self.draws.empty:
                 plain, _ = self._predict(latents, empty, draw)
@@ -351,35 +315,6 @@ class DiffusionPolicy:
                 self._texts.popitem(last=False)
         self._texts.move_to_end(prompt)
         return self._texts[prompt]
-
-
-def embed(pipeline: Pipeline, prompt: str) -> tuple[Tensor, Tensor | None]:
-    """Text embedding [L, D] and pooled embedding [P] or None, as the pipeline's class makes them.
-
-    SD1.5 takes the encoder's last hidden states; SDXL joins both encoders' last but one and pools
-    the second. SDXL's empty prompt is all zeros where its index says so.
-    """
-    import torch
-
-    states: list[Tensor] = []
-    pooled_text: Tensor | None = None
-    for tokenizer, encoder in pipeline.text:
-        tokens = tokenizer(
-            [prompt],
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids.to(encoder.device)
-        answer = encoder(tokens, output_hidden_states=pipeline.is_xl)
-        states.append(answer.hidden_states[-2] if pipeline.is_xl else answer.last_hidden_state)
-        pooled_text = answer[0] if pipeline.is_xl else None
-    text = torch.cat(states, dim=-1)[0]
-    if pooled_text is None:
-        return text, None
-    if not prompt and pipeline.empty_is_zero:
-        return torch.zeros_like(text), torch.zeros_like(pooled_text[0])
-    return text, pooled_text[0]
 
 
 @contextmanager

@@ -33,7 +33,8 @@ def _diffusion(
     draws: int | None = None,
     **settings: Any,
 ) -> Policy:
-    from noisescope.policies.diffusion import DiffusionPolicy, DrawConfig
+    from noisescope.policies.diffusion import DiffusionPolicy
+    from noisescope.policies.shared_draws import DrawConfig
 
     if max_length is not None:
         raise UsageError("--max-length is about text models; a pipeline has its own length")
