@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from benchmarks.data import truth, with_sides_swapped
 from benchmarks.harness import Options, Report, main, peak_memory_mib
 from benchmarks.models import smollm2
-from noisescope.audit import distinct_items, fold_keys
 from noisescope.datasets import load
 from noisescope.detectors import Evidence, u
 from noisescope.features import compute_features
 from noisescope.flip_rate import FlipRate, fit_flip_rate
+from noisescope.gathering import distinct_items, fold_keys
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.policies.causal_lm import CausalLMPolicy, load_causal_lm
 from noisescope.policies.device import matmul_rate

@@ -27,11 +27,12 @@ from benchmarks.data import truth
 from benchmarks.detect import Material, judge, rates_row, uniform
 from benchmarks.harness import ROOT, Options, Report, main, peak_memory_mib
 from benchmarks.plain_diffusion import plain_scores, plain_steps
-from noisescope.audit import DEFAULT_BETA, distinct_items, fold_keys
+from noisescope.audit import DEFAULT_BETA
 from noisescope.datasets import load
 from noisescope.detectors import confidence, stability, u
 from noisescope.features import compute_features
 from noisescope.flip_rate import FlipRate, fit_flip_rate
+from noisescope.gathering import distinct_items, fold_keys
 from noisescope.images import decode, image_key
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.policies.diffusion import DiffusionPolicy

@@ -11,37 +11,26 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import UsageError
-from noisescope.pairs import Message, Modality, PreferenceDataset, response_key
-from noisescope.policies import Item, Policy
+from noisescope.gathering import KINDS, EvidenceConfig, Reporter, Stopwatch
+from noisescope.pairs import Modality, PreferenceDataset
+from noisescope.policies import Policy
 from noisescope.run import Plan, Run, open_run
 from noisescope.storage import write_atomic
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    from numpy.typing import NDArray
-
     from noisescope.features import Progress
     from noisescope.summary import Summary
     from noisescope.verdicts import ScoreConfig
 
 #: beta of the published runs: 0.1 for text, 2500 for images (SDXL; SD1.5 uses 1000).
 DEFAULT_BETA: dict[Modality, float] = {"text": 0.1, "image": 2500.0}
-
-
-class Reporter(Protocol):
-    """Where an audit tells what it is doing."""
-
-    def note(self, text: str) -> None: ...
-
-    def stage(self, label: str) -> AbstractContextManager[Progress]: ...
 
 
 @final
@@ -62,82 +51,12 @@ def _ignore(done_work: float, total_work: float, note: str | None) -> None:
 
 @final
 @dataclass(frozen=True)
-class EvidenceConfig:
-    """How margins are gathered. Anything here changes the run's fingerprint."""
-
-    kind: str = "head"
-    replicas: int = 8
-    folds: int = 10
-    seed: int = 0
-    beta: float | None = None
-    pool: bool = True
-
-    def __post_init__(self) -> None:
-        faults = [
-            message
-            for wrong, message in (
-                (self.kind not in KINDS, f"--kind {self.kind}: one of {', '.join(KINDS)}"),
-                (self.replicas < 2, "--replicas must be at least 2: u needs a variance"),
-                (self.folds < 2, "--folds must be at least 2"),
-                (
-                    self.beta is not None and not 0 < self.beta < float("inf"),
-                    "--beta must be positive and finite",
-                ),
-            )
-            if wrong
-        ]
-        if faults:
-            raise UsageError("; ".join(faults), hint="`noisescope score --help` lists options.")
-
-
-@final
-@dataclass(frozen=True)
 class Audit:
     """A finished audit: where its files are and what they say."""
 
     run: Run
     summary: Summary
     timings: Mapping[str, float] = field(default_factory=dict)
-
-
-@final
-class Stopwatch:
-    """Seconds spent in each named stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def time(self, label: str, began: float) -> None:
-        """Add the time since `began` (time.perf_counter) to `label`."""
-        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - began
-
-
-def distinct_items(table: pa.Table) -> tuple[list[Item], NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct (prompt, response) of a pairs table, and each pair's two rows among them, [N]."""
-    import numpy as np
-
-    items: list[Item] = []
-    rows: dict[str, int] = {}
-    sides = np.empty((2, table.num_rows), np.int64)
-    columns = (table.column(name).to_pylist() for name in ("prompt", "turns", "chosen", "rejected"))
-    for index, (prompt, turns, *responses) in enumerate(zip(*columns, strict=True)):
-        for side, response in enumerate(responses):
-            key = response_key(prompt, response)
-            row = rows.setdefault(key, len(items))
-            if row == len(items):
-                messages = turns and tuple(Message(t["role"], t["content"]) for t in turns)
-                items.append(Item(key, prompt, messages or None, response))
-            sides[side, index] = row
-    return items, sides[0], sides[1]
-
-
-def fold_keys(table: pa.Table) -> NDArray[np.uint64]:
-    """uint64 of each pair's content id, [N]: repeats of a pair share a fold."""
-    import numpy as np
-
-    return np.array(
-        [int(key[:16], 16) for key in table.column("content_id").to_pylist()], np.uint64
-    )
 
 
 def plan_run(dataset: PreferenceDataset, policy: Policy, evidence: EvidenceConfig) -> Plan:
@@ -196,71 +115,6 @@ def audit(
     watch.time("verdicts", began)
     run.write_manifest(_manifest(dataset, policy, run, plan, summary, watch, command))
     return Audit(run, summary, watch.seconds)
-
-
-def gather_heads(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    evidence: EvidenceConfig,
-    run: Run,
-    plan: Plan,
-    reporter: Reporter,
-    watch: Stopwatch,
-) -> None:
-    """Features of every distinct response, then log-linear replicas: margins in one part."""
-    import numpy as np
-
-    from noisescope.features import compute_features, uncached
-    from noisescope.margins import write_margins
-    from noisescope.replicas.head import HeadConfig, fit_heads
-
-    items, chosen, rejected = distinct_items(dataset.table)
-    todo = uncached(policy, items, cache_directory(run))
-    for remark in policy.remarks(items):
-        reporter.note(remark)
-    reporter.note(_estimate(policy, todo, len(items)))
-    began = time.perf_counter()
-    with reporter.stage(f"features of {len(todo):,} distinct responses") as progress:
-        features = compute_features(policy, items, cache_directory(run), progress)
-    watch.time("features", began)
-    began = time.perf_counter()
-    config = HeadConfig(
-        replicas=evidence.replicas, folds=evidence.folds, seed=evidence.seed, identity=evidence.pool
-    )
-    reporter.note(f"fitting {evidence.replicas} replicas x {evidence.folds} folds")
-    fit = fit_heads(features, chosen, rejected, fold_keys(dataset.table), config)
-    watch.time("replicas", began)
-    write_margins(
-        run.margins_directory / "part-0.parquet",
-        dataset.table.column("pair_id"),
-        fit.margins[:, None, :],
-        steps=[1],
-        held_out=np.ones(fit.margins.shape, bool),
-    )
-
-
-def _estimate(policy: Policy, todo: list[Item], distinct: int) -> str:
-    """What the feature pass will cost, from its FLOPs and a timed matrix product."""
-    from noisescope.features import estimate_seconds
-    from noisescope.policies.device import matmul_rate
-
-    if not todo:
-        return f"features of all {distinct:,} distinct responses are cached"
-    flops, rate = policy.flops(todo), matmul_rate(policy.device, policy.dtype)
-    seconds = estimate_seconds(policy, todo, rate)
-    return (
-        f"estimate: {len(todo):,} of {distinct:,} distinct responses to compute, "
-        f"{flops / 1e12:.3g} TFLOP at {rate / 1e9:,.0f} GFLOP/s, about {seconds:,.0f} s"
-    )
-
-
-#: Kinds of replica: how each gathers margins.
-KINDS: dict[str, Callable[..., None]] = {"head": gather_heads}
-
-
-def cache_directory(run: Run) -> Path:
-    """Where features are kept, shared by all runs beside this one."""
-    return run.directory.parent / ".cache" / "features"
 
 
 def _manifest(

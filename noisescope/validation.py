@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.audit import cache_directory, distinct_items, fold_keys
 from noisescope.detectors import RHO, Evidence, available
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
 from noisescope.evidence import RunMargins, read_margins
 from noisescope.flips import FlipPlan, chance_of, decide, margin_gaps, table_chunks
+from noisescope.gathering import cache_directory, distinct_items, fold_keys
 from noisescope.policies import Item, ModelIdentity
 from noisescope.ranking import auroc, average_precision, bootstrap, efficiency, precision_at
 from noisescope.statistics import calibration, share

@@ -218,3 +218,18 @@ def test_damaged_or_missing_evidence_of_a_finished_run_has_a_way_out(tmp_path: P
     refused = noisescope(*command, "--beta", "nan", cwd=tmp_path)
     assert refused.returncode == 2
     assert "--beta" in refused.stderr
+
+
+def test_lora_replicas_are_a_kind_of_evidence(tmp_path: Path) -> None:
+    options = ("--kind", "lora", "--replicas", "2", "--limit", "40", "--json")
+    done = noisescope("score", str(SAMPLE), "--model", str(MODEL), *options, cwd=tmp_path)
+    assert done.stdout, done.stderr
+    summary = json.loads(done.stdout)
+    assert done.returncode == (2 if summary["chance"] else 0)
+    run = tmp_path / summary["run"]
+    margins = pq.read_table(run / "margins").to_pandas()
+    assert margins.groupby("pair_id")["held_out"].any().all()
+    assert sorted(path.name for path in (run / "replicas").iterdir() if path.is_dir())[:2] == [
+        "0",
+        "1",
+    ]

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from noisescope.audit import EvidenceConfig, audit
+from noisescope.audit import audit
 from noisescope.errors import DataError, RunError, UsageError
+from noisescope.gathering import EvidenceConfig
 from noisescope.pairs import Facts, Pair, PreferenceDataset, dataset_fingerprint, to_table
 from noisescope.policies import Item, ModelIdentity
 from noisescope.report.contents import gather

@@ -24,7 +24,7 @@ def score(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first rows.", min=1)] = None,
-    kind: Annotated[str, typer.Option(help="Kind of replica.")] = "head",
+    kind: Annotated[str, typer.Option(help="Kind of replica: head or lora.")] = "head",
     replicas: Annotated[int, typer.Option(help="M, how many replicas.")] = 8,
     folds: Annotated[int, typer.Option(help="Folds of each head replica.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of folds and replicas.")] = 0,
@@ -61,10 +61,11 @@ def score(
 
     Example: noisescope score hh-rlhf --model models/SmolLM2-135M-Instruct
     """
-    from noisescope.audit import EvidenceConfig, audit
+    from noisescope.audit import audit
     from noisescope.cli.resolve import chosen_dataset, chosen_model
     from noisescope.cli.summary import print_summary
     from noisescope.datasets import load
+    from noisescope.gathering import EvidenceConfig
     from noisescope.policies.load import load_policy
     from noisescope.verdicts import ScoreConfig
     from noisescope.workspace import find_workspace, resolve

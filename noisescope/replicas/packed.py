@@ -1,0 +1,250 @@
+"""The learner behind LoRA replicas: M adapters, one forward, a batch of pairs for each.
+
+learner = PackedReplicas(trunk, adapters, data, config, streams)
+training.train(learner, ...)
+learner.margins()  # [M, N], beta * l
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from noisescope.errors import UsageError
+from noisescope.objectives import PairValues
+from noisescope.pairs import Message, response_key
+from noisescope.policies import Item
+from noisescope.policies.packing import Corpus, Packed, pack, stack
+from noisescope.replicas.draws import Stream
+from noisescope.training import SCHEDULES, Piece
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from noisescope.replicas.adapters import Adapters
+    from noisescope.replicas.trunk import Trunk
+
+Int = NDArray[np.int64]
+Float = NDArray[np.float32]
+Report = Callable[[str, int, int], None]  # stage, done, total
+
+
+@final
+@dataclass(frozen=True)
+class LoraConfig:
+    """M replicas: from 2 on, every pair is held out by one of them at least.
+
+    `top_layers` None adapts every block, `targets` () every linear layer of one.
+    `batch` pairs an optimiser step, in `accumulation` parts; `steps` overrides `epochs`;
+    `checkpoints` T times margins are written; training ends early after `patience` checkpoints
+    without a better held-out loss (0: never). `ema` adds two averaged copies a replica
+    (`u_released`). `cluster` pairs that share responses are drawn together. `tokens` bounds what
+    one forward holds. Raises UsageError naming every impossible flag.
+    """
+
+    replicas: int = 8
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+    top_layers: int | None = 4
+    beta: float = 0.1
+    learning_rate: float = 1e-3
+    schedule: str = "linear"
+    epochs: float = 1.0
+    steps: int | None = None
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    batch: int = 16
+    accumulation: int = 1
+    max_grad_norm: float = 1.0
+    checkpoints: int = 1
+    patience: int = 0
+    ema: bool = False
+    cluster: int = 16
+    row_tokens: int = 256
+    tokens: int = 4096
+    checkpointing: bool = False
+    save_every: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = {
+            "--replicas": self.replicas,
+            "--lora-r": self.rank,
+            "--batch": self.batch,
+            "--accumulation": self.accumulation,
+            "--checkpoints": self.checkpoints,
+            "--top-layers": 1 if self.top_layers is None else self.top_layers,
+            "--steps": 1 if self.steps is None else self.steps,
+        }
+        faults = [
+            f"{flag} must be at least 1, not {value}" for flag, value in given.items() if value < 1
+        ]
+        above = {
+            "--lora-alpha": self.alpha,
+            "--beta": self.beta,
+            "--learning-rate": self.learning_rate,
+            "--epochs": self.epochs,
+        }
+        faults += [
+            f"{flag} must be above 0, not {value}" for flag, value in above.items() if not value > 0
+        ]
+        if self.schedule not in SCHEDULES:
+            faults.append(f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule}")
+        if faults:
+            raise UsageError("; ".join(faults), hint="Run `noisescope fine-tune --help`.")
+
+
+@final
+@dataclass(frozen=True)
+class PairData:
+    """N pairs over I distinct (prompt, response) items."""
+
+    pair_ids: list[str]
+    fold_key: NDArray[np.uint64]  # [N]
+    chosen: Int  # [N] item
+    rejected: Int  # [N] item
+    items: list[Item]
+
+
+def pair_data(table: pa.Table) -> PairData:
+    """Distinct items and pair incidence of a table in `PAIRS_SCHEMA`."""
+    index: dict[str, int] = {}
+    items: list[Item] = []
+    sides: tuple[list[int], list[int]] = ([], [])
+    columns = table.select(["prompt", "turns", "chosen", "rejected"]).to_pydict()
+    for prompt, turns, *responses in zip(*columns.values(), strict=True):
+        said = None if turns is None else tuple(Message(t["role"], t["content"]) for t in turns)
+        for side, response in zip(sides, responses, strict=True):
+            key = response_key(prompt, response)
+            if key not in index:
+                index[key] = len(items)
+                items.append(Item(key, prompt, said, response))
+            side.append(index[key])
+    keys = [int(text[:16], 16) for text in table["content_id"].to_pylist()]
+    return PairData(
+        table["pair_id"].to_pylist(),
+        np.array(keys, np.uint64),
+        np.array(sides[0], np.int64),
+        np.array(sides[1], np.int64),
+        items,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """Some pairs of one replica's batch, and their share of its loss."""
+
+    replica: int
+    pairs: Int
+    share: float
+
+
+@final
+@dataclass
+class PackedReplicas:
+    """The learner: M replicas over one model (`training.Learner`), and their scores."""
+
+    trunk: Trunk
+    adapters: Adapters
+    data: PairData
+    config: LoraConfig
+    streams: list[Stream] = field(default_factory=list)
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.trunk.corpus
+
+    def trainable(self) -> dict[str, Tensor]:
+        return dict(self.adapters.parameters())
+
+    def clip(self, max_norm: float | None) -> float:
+        return self.adapters.clip(max_norm)
+
+    def items_of(self, pairs: Int) -> Int:
+        """Distinct items of some pairs, sorted."""
+        return np.unique(np.concatenate([self.data.chosen[pairs], self.data.rejected[pairs]]))
+
+    def batches(self, step: int) -> list[list[Part]]:
+        """Every replica's pairs of a step, folded into forwards of at most `tokens` tokens."""
+        groups: list[list[Part]] = []
+        room = 0
+        for accumulated in range(self.config.accumulation):
+            for m, stream in enumerate(self.streams):
+                pairs = stream.batch(step, self.config.batch)
+                mine = np.array_split(pairs, self.config.accumulation)[accumulated]
+                if not len(mine):
+                    continue
+                size = int(self.corpus.response_sizes[self.items_of(mine)].sum())
+                if not groups or size > room or (accumulated and groups[-1][0].replica == m):
+                    groups.append([])
+                    room = self.config.tokens
+                groups[-1].append(Part(m, mine, len(mine) / len(pairs)))
+                room -= size
+        return groups
+
+    def pieces(self, batch: list[Part]) -> Iterator[Piece]:
+        import torch
+
+        packs = [
+            pack(self.corpus, self.items_of(part.pairs), self.config.row_tokens) for part in batch
+        ]
+        logps = self._forward(packs, [part.replica for part in batch])
+        start = 0
+        for part, packed in zip(batch, packs, strict=True):
+            own = logps[start : start + len(packed.items)]
+            start += len(packed.items)
+            ratio = own - self.trunk.reference[torch.from_numpy(packed.items)].to(own.device)
+            sides = (self.data.chosen[part.pairs], self.data.rejected[part.pairs])
+            chosen, rejected = (
+                torch.from_numpy(np.searchsorted(packed.items, side)).to(own.device)
+                for side in sides
+            )
+            yield Piece(PairValues(ratio[chosen] - ratio[rejected]), part.share)
+
+    def _forward(self, packs: list[Packed], replicas: list[int]) -> Tensor:
+        """log pi_m(response) of every packed item, one pack a replica, concatenated."""
+        packed, rows = stack(packs)
+        ends = np.cumsum(rows).tolist()
+        self.adapters.placement.segments = tuple(
+            (m, end - count, end) for m, count, end in zip(replicas, rows, ends, strict=True)
+        )
+        try:
+            cut = self.trunk.cut
+            return cut.item_logps(packed, cut.top(packed, self.trunk.states(packed)))
+        finally:
+            if not self.config.checkpointing:
+                self.adapters.placement.segments = ()
+
+    def logps(self, report: Report | None = None) -> Tensor:
+        """log pi_m(response | prompt) of every item under every replica: [M, I]."""
+        import torch
+
+        count = self.adapters.replicas
+        plan = self.trunk.plan(self.config.tokens)
+        result = torch.zeros(count, len(self.data.items))
+        with torch.inference_mode():
+            for done, items in enumerate(plan):
+                packed = pack(self.corpus, items, self.config.row_tokens)
+                together = max(1, self.config.tokens // packed.tokens)
+                for m in range(0, count, together):
+                    group = list(range(m, min(m + together, count)))
+                    said = self._forward([packed] * len(group), group)
+                    index = torch.from_numpy(packed.items)
+                    result[m : m + len(group), index] = said.view(len(group), -1).cpu()
+                if report is not None:
+                    report("scoring", done + 1, len(plan))
+        return result
+
+    def margins(self, report: Report | None = None) -> Float:
+        """beta * l of every pair under every replica, [M, N]."""
+        ratio = (self.logps(report) - self.trunk.reference).numpy()
+        sides = ratio[:, self.data.chosen], ratio[:, self.data.rejected]
+        margins: Float = self.config.beta * (sides[0] - sides[1])
+        return margins

@@ -1,0 +1,381 @@
+"""LoRA replicas on tiny real models: parity with transformers and PEFT, packing, honesty."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import peft
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
+
+from noisescope.errors import DataError, ModelError, RunError, UsageError
+from noisescope.pairs import Pair, to_table
+from noisescope.policies import ModelIdentity
+from noisescope.policies.encoding import Encoder
+from noisescope.policies.packing import PADDING, corpus_of, pack, stack
+from noisescope.replicas.adapters import attach_adapters, linear_names, save_peft
+from noisescope.replicas.cut import CutModel, token_logps
+from noisescope.replicas.draws import Stream, clusters, held_out_by
+from noisescope.replicas.lora import (
+    make_adapters,
+    make_streams,
+    score_adapters,
+    train_lora,
+)
+from noisescope.replicas.packed import LoraConfig, PackedReplicas, pair_data
+from noisescope.replicas.trunk import Trunk
+
+#: PEFT asks transformers a deprecated question when it wraps a model.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+CONFIG = LoraConfig(
+    replicas=3, rank=4, top_layers=2, steps=6, batch=4, checkpoints=2, save_every=1, tokens=300
+)
+WORDS = "bread dough water oven salt no yes why knead wait hot cold".split()  # noqa: SIM905
+
+
+class TinyPolicy:
+    """A text policy over a tiny model with a chat template."""
+
+    def __init__(self, model: object) -> None:
+        self.model = model
+        self.identity = ModelIdentity("tiny", None, "tiny-fingerprint")
+        self.shares_prompts = True
+        self.encoder = Encoder(tiny_tokenizer(), 96, True)
+
+    def encode(self, items):
+        return self.encoder.encode(items)
+
+
+def pairs(n: int = 24):
+    """Pairs over few prompts and responses that recur; longer responses are preferred."""
+    random = np.random.default_rng(0)
+    made = []
+    for i in range(n):
+        prompt = f"Question {i % 3}?"
+        short, long = (
+            " ".join(random.choice(WORDS[k : k + 3], size=size)) for k, size in ((0, 2), (5, 5))
+        )
+        made.append(Pair(prompt, long, short, pair_id=f"p{i}"))
+    return to_table(made)
+
+
+def plain_logps(model, corpus) -> torch.Tensor:
+    """log pi(response | prompt) of each item by the model's own full forward, one at a time."""
+    found = []
+    for i, response in enumerate(corpus.responses):
+        prompt = corpus.prompts[corpus.prompt_of[i]]
+        logits = model(input_ids=torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        found.append(sum(logits[len(prompt) - 1 + j, t] for j, t in enumerate(response)))
+    return torch.stack(found)
+
+
+def learner(model, config: LoraConfig = CONFIG, *, warm: bool = True):
+    """A learner whose adapters are, if `warm`, far from their start."""
+    policy, data = TinyPolicy(model), pair_data(pairs())
+    encoded = policy.encode(data.items)
+    corpus = corpus_of([(item.prompt, item.response) for item in encoded])
+    depth = model.config.num_hidden_layers
+    first = 0 if config.top_layers is None else depth - config.top_layers
+    trunk = Trunk(model, first, corpus)
+    adapters = make_adapters(model, first, config)
+    if warm:
+        torch.manual_seed(0)
+        for _, tensor in adapters.parameters():
+            torch.nn.init.normal_(tensor, std=0.2)
+    held = held_out_by(data.fold_key, seed=0, replicas=config.replicas)
+    return PackedReplicas(trunk, adapters, data, config, make_streams(data, held, config)), held
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize("top_layers", [None, 2])
+def test_log_ratios_equal_transformers_and_peft(tmp_path: Path, make, top_layers):
+    """Trunk, packing, packed adapters and chunked head change nothing: 1e-4 relative."""
+    model = make()
+    one, _ = learner(model, replace(CONFIG, top_layers=top_layers))
+    one.trunk.fill(tmp_path / "trunk", "tiny", one.data.items)
+    found = one.logps()
+    for m in range(CONFIG.replicas):
+        save_peft(one.adapters, m, tmp_path / str(m), base="tiny", weights=one.trainable())
+    one.adapters.detach()
+    reference = plain_logps(make(), one.corpus)
+    assert torch.allclose(one.trunk.reference, reference, rtol=1e-4)
+    for m in range(CONFIG.replicas):
+        tuned = peft.PeftModel.from_pretrained(make(), tmp_path / str(m)).eval()
+        expected = plain_logps(tuned, one.corpus)
+        assert torch.allclose(found[m], expected, rtol=1e-4)
+        assert not torch.allclose(expected, reference, rtol=1e-2)
+
+
+@pytest.mark.parametrize("top_layers", [None, 1])
+def test_gradients_equal_autograd_through_the_whole_model(tmp_path: Path, top_layers):
+    config = replace(CONFIG, top_layers=top_layers, batch=8, tokens=9999)
+    one, _ = learner(tiny_llama(), config)
+    one.trunk.fill(tmp_path, "tiny", one.data.items)
+    (batch,) = one.batches(0)
+    for piece in one.pieces(batch):
+        piece.values.logratio.square().sum().backward(retain_graph=True)
+    ours = {name: tensor.grad.clone() for name, tensor in one.adapters.parameters()}
+    for tensor in one.trainable().values():
+        tensor.grad = None
+    for part in batch:
+        one.adapters.placement.segments = ((part.replica, 0, 1),)
+        logps = plain_logps(one.adapters.model, one.corpus)
+        sides = one.data.chosen[part.pairs], one.data.rejected[part.pairs]
+        ratio = logps - one.trunk.reference
+        (ratio[sides[0]] - ratio[sides[1]]).square().sum().backward()
+    for name, tensor in one.adapters.parameters():
+        scale = float(tensor.grad.abs().max())
+        assert torch.allclose(ours[name], tensor.grad, atol=1e-3 * scale), name
+
+
+def test_zero_at_start_antisymmetric_and_independent_of_batch_mates(tmp_path: Path):
+    start, _ = learner(tiny_llama(), warm=False)
+    start.trunk.fill(tmp_path, "tiny", start.data.items)
+    assert np.abs(start.margins()).max() < 1e-4
+    one, _ = learner(tiny_llama())
+    one.trunk.fill(tmp_path, "tiny", one.data.items)
+    margins = one.margins()
+    one.data.chosen[:], one.data.rejected[:] = one.data.rejected.copy(), one.data.chosen.copy()
+    assert np.array_equal(one.margins(), -margins)
+    alone = [
+        one._forward([pack(one.corpus, [i], 8)], [1]).detach() for i in range(len(one.data.items))
+    ]
+    assert torch.allclose(torch.cat(alone), one.logps()[1], rtol=1e-4)
+
+
+def test_bfloat16_runs_the_same_path(tmp_path: Path):
+    one, _ = learner(tiny_llama().bfloat16())
+    one.trunk.fill(tmp_path, "tiny", one.data.items)
+    (first, *_) = one.pieces(one.batches(0)[0])
+    first.values.logratio.sum().backward()
+    grads = [tensor.grad for tensor in one.trainable().values()]
+    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path):
+    found = []
+    for on in (False, True):
+        one, _ = learner(tiny_llama(), replace(CONFIG, checkpointing=on))
+        one.trunk = Trunk(one.adapters.model, 2, one.corpus, checkpointing=on)
+        one.trunk.fill(tmp_path, "tiny", one.data.items)
+        for batch in one.batches(0):
+            sum(piece.values.logratio.sum() for piece in one.pieces(batch)).backward()
+        found.append([tensor.grad for tensor in one.trainable().values()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12)), min_size=1, max_size=12))
+@settings(max_examples=30, deadline=None)
+def test_packing_holds_every_item_once(made):
+    encoded = [([7] * (3 + prompt), list(range(1, size + 1))) for prompt, size in made]
+    corpus = corpus_of(encoded)
+    parts = [pack(corpus, range(len(made)), 16), pack(corpus, [0], 16)]
+    for packed in (*parts, stack(parts)[0]):
+        assert packed.mask.shape == (*packed.ids.shape, packed.ids.shape[1])
+        for place, item in enumerate(packed.items):
+            own = packed.owners == place
+            assert tuple(packed.targets[own]) == corpus.responses[item]
+            rows, columns = np.divmod(packed.sources[own], packed.ids.shape[1])
+            seen = packed.mask[rows[-1], columns[-1]]
+            held = packed.ids[rows[-1]][seen]
+            prompt = corpus.prompts[corpus.prompt_of[item]]
+            assert tuple(held) == (prompt + corpus.responses[item])[: len(held)]
+            assert len(held) == len(prompt) + len(corpus.responses[item]) - 1
+        assert (packed.slots != PADDING).sum() == packed.tokens
+
+
+@given(st.integers(1, 9), st.integers(0, 5))
+@settings(max_examples=20)
+def test_every_pair_is_held_out_and_every_epoch_holds_every_pair(replicas, seed):
+    keys = np.arange(200, dtype=np.uint64)
+    held = held_out_by(keys, seed=seed, replicas=replicas)
+    if replicas > 1:
+        assert held.any(0).all()
+        assert not held.all(0).any()
+        assert np.array_equal(held[0], ~held[1])
+    random = np.random.default_rng(seed)
+    chosen, rejected = random.integers(0, 20, (2, 200))
+    groups = clusters(chosen, rejected, 8, random)
+    assert sorted(np.concatenate(groups)) == list(range(200))
+    assert max(map(len, groups)) <= 8
+    stream = Stream(np.flatnonzero(held[0]), chosen, rejected, seed=(seed,), cluster=8)
+    epoch = np.concatenate([stream.batch(step, 8) for step in range(len(stream.pairs))])
+    counts = np.bincount(epoch, minlength=200)
+    assert set(counts[held[0]]) == {8}
+    assert counts[~held[0]].sum() == 0
+
+
+def read(run: Path):
+    return pq.read_table(run / "margins").to_pandas()
+
+
+def test_a_run_learns_writes_evidence_and_loads_in_peft(tmp_path: Path):
+    model = tiny_llama()
+    config = replace(CONFIG, steps=30, learning_rate=1e-2, save_every=10)
+    summary = train_lora(TinyPolicy(model), pairs(), config, tmp_path)
+    found = read(tmp_path)
+    assert set(found.step) == {15, 30}
+    assert summary.steps == 30
+    assert found.groupby(["replica", "step"]).size().eq(24).all()
+    held = found[found.held_out]
+    assert held.groupby(["step", "pair_id"]).size().min() >= 1
+    last = held[held.step == 30]
+    assert (last.margin > 0).mean() > 0.9  # length is easy to learn
+    tuned = peft.PeftModel.from_pretrained(tiny_llama(), tmp_path / "replicas" / "1").eval()
+    one, _ = learner(tiny_llama())
+    one.adapters.detach()
+    ratio = plain_logps(tuned, one.corpus) - plain_logps(tiny_llama(), one.corpus)
+    expected = config.beta * (ratio[one.data.chosen] - ratio[one.data.rejected])
+    ours = found[(found.replica == 1) & (found.step == 30)].margin.to_numpy()
+    assert np.allclose(ours, expected.detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train_lora(TinyPolicy(tiny_llama()), pairs(), CONFIG, whole)
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if stage == "training" and done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_lora(TinyPolicy(tiny_llama()), pairs(), CONFIG, killed, kill)
+    train_lora(TinyPolicy(tiny_llama()), pairs(), CONFIG, killed)
+    names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(killed) for path in killed.rglob("*") if path.is_file())
+    for name in names:
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+
+
+def test_replicas_do_not_touch_each_other(tmp_path: Path):
+    """Replica 0 ends the same whether two or four replicas train beside each other."""
+    margins = []
+    for count in (2, 4):
+        run = tmp_path / str(count)
+        train_lora(TinyPolicy(tiny_llama()), pairs(), replace(CONFIG, replicas=count), run)
+        found = read(run)
+        margins.append(found[(found.replica == 0) & (found.step == 6)].margin.to_numpy())
+    assert np.allclose(*margins, rtol=1e-3, atol=1e-5)
+
+
+def test_averaged_copies_are_replicas_of_their_own(tmp_path: Path):
+    config = replace(CONFIG, replicas=2, ema=True, checkpoints=1, learning_rate=1e-2)
+    summary = train_lora(TinyPolicy(tiny_llama()), pairs(), config, tmp_path)
+    found = read(tmp_path)
+    assert summary.replicas == 6
+    assert set(found.replica) == set(range(6))
+    spread = found.groupby("replica").margin.std()
+    assert spread[1] < 0.1 * spread[0]
+    assert spread[2] < spread[0]
+    assert len(list((tmp_path / "replicas").glob("*/adapter_model.safetensors"))) == 6
+
+
+def test_early_stop_keeps_the_best_checkpoint(tmp_path: Path):
+    table = pairs()
+    flipped = to_table(
+        Pair(row["prompt"], row["rejected"], row["chosen"], pair_id=row["pair_id"])
+        if i % 2
+        else Pair(row["prompt"], row["chosen"], row["rejected"], pair_id=row["pair_id"])
+        for i, row in enumerate(table.to_pylist())
+    )
+    config = replace(CONFIG, learning_rate=0.05, steps=20, checkpoints=10, patience=2)
+    summary = train_lora(TinyPolicy(tiny_llama()), flipped, config, tmp_path)
+    assert summary.stopped_early
+    assert summary.steps == summary.best_step + 4
+    assert read(tmp_path).step.max() == summary.best_step
+    losses = summary.held_out_loss
+    assert losses[summary.best_step] == min(losses.values())
+
+
+def test_foreign_adapters(tmp_path: Path):
+    """PEFT's own directories, of unequal ranks, score as PEFT itself does."""
+    for m, rank in enumerate((2, 3)):
+        torch.manual_seed(m)
+        tuned = peft.get_peft_model(
+            tiny_llama(),
+            peft.LoraConfig(
+                r=rank, lora_alpha=7, target_modules=["q_proj", "down_proj"], use_rslora=bool(m)
+            ),
+        )
+        for name, tensor in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(tensor, std=0.3)
+        tuned.save_pretrained(tmp_path / str(m))
+    places = [tmp_path / "0", tmp_path / "1"]
+    run = tmp_path / "run"
+    assert score_adapters(TinyPolicy(tiny_llama()), pairs(), places, run, held_out=False) == 2
+    found = read(run)
+    assert not found.held_out.any()
+    one, _ = learner(tiny_llama())
+    one.adapters.detach()
+    reference = plain_logps(tiny_llama(), one.corpus)
+    for m, place in enumerate(places):
+        tuned = peft.PeftModel.from_pretrained(tiny_llama(), place).eval()
+        ratio = (plain_logps(tuned, one.corpus) - reference).detach().numpy()
+        expected = 0.1 * (ratio[one.data.chosen] - ratio[one.data.rejected])
+        ours = found[found.replica == m].margin.to_numpy()
+        assert np.allclose(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_foreign_adapters_that_cannot_be_scored(tmp_path: Path):
+    policy = TinyPolicy(tiny_llama())
+    with pytest.raises(ModelError, match="holds no adapter_model"):
+        score_adapters(policy, pairs(), [tmp_path], tmp_path / "run")
+    tuned = peft.get_peft_model(
+        tiny_llama(hidden_size=16, intermediate_size=24),
+        peft.LoraConfig(r=2, target_modules=["q_proj"]),
+    )
+    tuned.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="another shape"):
+        score_adapters(policy, pairs(), [tmp_path], tmp_path / "run")
+    settings_file = tmp_path / "adapter_config.json"
+    facts = json.loads(settings_file.read_text())
+    settings_file.write_text(json.dumps(facts | {"use_dora": True}))
+    with pytest.raises(ModelError, match="use_dora"):
+        score_adapters(policy, pairs(), [tmp_path], tmp_path / "run")
+
+
+def test_another_datasets_state_is_refused(tmp_path: Path):
+    train_lora(TinyPolicy(tiny_llama()), pairs(), CONFIG, tmp_path)
+    with pytest.raises(RunError, match="evidence"):
+        train_lora(TinyPolicy(tiny_llama()), pairs(20), CONFIG, tmp_path)
+    with pytest.raises(DataError, match="too few"):
+        train_lora(TinyPolicy(tiny_llama()), pairs(3), CONFIG, tmp_path)
+
+
+def test_impossible_settings_are_all_named():
+    with pytest.raises(UsageError, match=r"--replicas.*--lora-r.*--beta.*--schedule"):
+        LoraConfig(replicas=0, rank=0, beta=0.0, schedule="step")
+    windowed = TinyPolicy(tiny_llama())
+    windowed.shares_prompts = False
+    with pytest.raises(ModelError, match="attention of its own kind"):
+        score_adapters(windowed, pairs(), [Path()], Path())
+    with pytest.raises(ModelError, match="has down_proj, gate_proj"):
+        linear_names(tiny_llama(), 0, ["c_attn"])
+
+
+def test_chunked_head_against_log_softmax():
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50, bias=True).double().requires_grad_(False)
+    hidden = torch.randn(600, 8, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 50, (600,))
+    weights = torch.randn(600, dtype=torch.float64)
+    (token_logps(hidden, head, targets) * weights).sum().backward()
+    ours, hidden.grad = hidden.grad, None
+    expected = head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (expected * weights).sum().backward()
+    assert torch.allclose(ours, hidden.grad, rtol=1e-4)
+
+
+def test_a_model_that_rescales_its_logits_is_refused():
+    model = tiny_llama()
+    model.lm_head.register_forward_hook(lambda _module, _args, output: output * 3)
+    with pytest.raises(ModelError, match="rescales its logits"):
+        CutModel(model, 0)
+    attach_adapters(tiny_llama(), 1, 2, 3).detach()
