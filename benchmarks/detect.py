@@ -3,7 +3,8 @@
     python -m benchmarks.detect [--quick] [--json FILE] [--model DIR]
 
 ukp-convarg: one crowd vote a pair (14.7 % differ from the gold of five), and its gold labels
-with 0 to 30 % planted flips; hh-harmless: 20 % planted flips, three seeds (one with --quick).
+with 0 to 30 % planted flips; hh-harmless: 20 % planted flips, three seeds (with --quick one, on
+the first 500 rows).
 Model: SmolLM2-135M-Instruct unless --model names another. Peer: cleanlab's confident learning
 on the same held-out probabilities. Every score is judged against truth it never saw.
 """
@@ -40,6 +41,9 @@ from noisescope.statistics import calibration, held_out_accuracy
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 BETA = 0.1
+#: Tokens kept of an hh-harmless transcript, and its rows with --quick: 104 and 25 TFLOP.
+HH_LENGTH = 256
+QUICK_PAIRS = 500
 RATES = (0.0, 0.1, 0.2, 0.3)
 
 
@@ -78,9 +82,11 @@ class Material:
         )
 
 
-def prepare(path: Path, policy: CausalLMPolicy, cache: Path) -> tuple[Material, dict[str, Any]]:
+def prepare(
+    path: Path, policy: CausalLMPolicy, cache: Path, limit: int | None = None
+) -> tuple[Material, dict[str, Any]]:
     """Load a dataset and run the feature pass; how fast it went."""
-    dataset = load(path)
+    dataset = load(path, limit=limit)
     items, chosen, rejected = distinct_items(dataset.table)
     began = time.perf_counter()
     features = compute_features(policy, items, cache, lambda done, total, note: None)
@@ -186,10 +192,13 @@ def uniform(n: int, rate: float, seed: int) -> Bool:
 def run(options: Options) -> Report:
     """All tasks."""
     report = Report("Detection of wrong labels on real text")
-    policy = load_causal_lm(options.model or str(smollm2()))
+    model = options.model or str(smollm2())
+    policy, shorter = load_causal_lm(model), load_causal_lm(model, max_length=HH_LENGTH)
     with tempfile.TemporaryDirectory() as scratch:
-        ukp, cost = prepare(options.data / "ukp-convarg" / "natural.parquet", policy, Path(scratch))
-        hh, hh_cost = prepare(options.data / "hh-harmless" / "test.jsonl.gz", policy, Path(scratch))
+        cache, limit = Path(scratch), QUICK_PAIRS if options.quick else None
+        ukp, cost = prepare(options.data / "ukp-convarg" / "natural.parquet", policy, cache)
+        path = options.data / "hh-harmless" / "test.jsonl.gz"
+        hh, hh_cost = prepare(path, shorter, cache, limit)
     costs = [cost, hh_cost]
     report.tables["feature pass"] = costs
     natural(ukp, truth(ukp.dataset, options.data / "ukp-convarg" / "truth.parquet"), report)
@@ -254,6 +263,8 @@ def harmless(hh: Material, report: Report, seeds: int) -> None:
         report.tables["what the audit says of itself"].append(row)
         found.append(float(auroc(scores["p_flip"], swap)))
         gaps.append(abs(row["expected AUROC"] - row["true AUROC"]))
+    if seeds == 1:  # --quick: too few pairs for targets that are meant for all of them
+        return
     report.at_least("hh-harmless + 20 %: AUROC of p_flip, median", float(np.median(found)), 0.69)
     report.at_most("hh-harmless: |expected - true AUROC|, median", float(np.median(gaps)), 0.03)
 
