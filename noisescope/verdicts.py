@@ -94,10 +94,21 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
             f"the evidence in {directory} cannot be read: {str(error).splitlines()[0]}",
             hint="Remove that directory and type the command again: features stay cached.",
         ) from error
+    _check_replicas(run, len(found.replicas))
     columns, rate = judge(found, beta=beta, rho=rho, config=config)
     order = np.argsort(columns["margin"], kind="stable")
     write_atomic(run.scores_path, lambda path: _write(path, found.pair_ids, columns, order))
     return summarise(run, len(found.replicas), columns, rate, order[:SUSPECTS])
+
+
+def _check_replicas(run: Run, found: int) -> None:
+    """Raise RunError where margins of some of the planned replicas are gone."""
+    planned = run.plan()["evidence"].get("replicas")
+    if isinstance(planned, int) and found != planned:
+        raise RunError(
+            f"{run.margins_directory} holds margins of {found} replicas, planned were {planned}",
+            hint=f"Remove {run.directory} and type the command again: features stay cached.",
+        )
 
 
 def _plan_facts(run: Run) -> tuple[float, str]:

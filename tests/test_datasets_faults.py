@@ -307,3 +307,10 @@ def test_the_limit_is_blamed_only_where_it_cut_the_rows_short(tmp_path: Path) ->
     assert "--limit" not in str(caught.value)
     with pytest.raises(DataError, match="--limit 5"):
         load(tmp_path / "rows.jsonl", limit=5)
+
+
+def test_a_split_of_a_single_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    with pytest.raises(DataError, match="files have no splits"):
+        load(file, split="test")

@@ -229,3 +229,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         ScoreConfig(rho=0)
     with pytest.raises(UsageError, match="--k1"):
         ScoreConfig(k1=-1)
+
+
+def test_lost_replicas_are_noticed(tmp_path: Path) -> None:
+    plan = {"evidence": {"beta": BETA, "replicas": 8}}
+    with pytest.raises(RunError, match="of 4 replicas, planned were 8"):
+        score_run(make_run(tmp_path, margins_of(50, replicas=4), plan=plan))

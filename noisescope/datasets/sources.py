@@ -71,6 +71,11 @@ def _local(found: Resolved, split: str | None) -> Source:
             f"{found.target}: no such file or directory",
             hint="Check the path, or list what is known here with `noisescope datasets`.",
         )
+    if split and not path.is_dir():
+        raise DataError(
+            f"{found.target}: files have no splits, and --split {split} was asked",
+            hint="Leave the split out, or name the directory that holds the splits.",
+        )
     for file in files:
         check_suffix(file)
     if all(file.stat().st_size == 0 for file in files):
