@@ -2,9 +2,12 @@
 
     noisescope score pairs.jsonl --model ./model       # the command line
 
-    dataset = noisescope.datasets.load("pairs.jsonl")  # the same from Python
-    policy = noisescope.policies.load.load_policy("./model", dataset)
-    noisescope.audit.audit(dataset, policy).summary.flip_rate
+    from noisescope.audit import audit                 # the same from Python
+    from noisescope.datasets import load
+    from noisescope.policies.load import load_policy
+
+    dataset = load("pairs.jsonl")
+    audit(dataset, load_policy("./model", dataset)).summary.flip_rate
 
 Importing this package loads neither torch nor any other heavy library.
 """

@@ -3,7 +3,8 @@
     noisescope flip hh-rlhf --rate 0.2 --seed 7        # flipped/hh-rlhf-uniform-0.2-s7/
 
 A pair is flipped when its coin, a number in [0, 1) that is a hash of (seed, pair_id), is below
-its chance, so neither order nor sharding matters. With r = `rate`, the chances are
+its chance, so order never matters; sharding does not either for `uniform` and `annotator`, whose
+chance is the pair's own, but does for `hard` and `long`. With r = `rate`, the chances are
 
     uniform     r for every pair
     annotator   1/2 where the pair's annotator is careless, a hash of (seed, annotator) below 2 r,
