@@ -1,11 +1,12 @@
 # make demo   audit the sample data          make test   ruff, mypy and the tests
 # make lint   ruff and mypy alone            make bench  the quick benchmarks
+# make fuzz   the property tests with new, random examples
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench fuzz clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +29,9 @@ lint: install
 
 test: lint
 	$(BIN)/pytest
+
+fuzz: install
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -x
 
 bench: install
 	$(BIN)/python -m benchmarks.detect --quick
