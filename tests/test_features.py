@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from noisescope import features
+from noisescope import parts
 from noisescope.errors import RunError
-from noisescope.features import compute_features, estimate_seconds, plan_chunks
+from noisescope.features import compute_features, estimate_seconds
 from noisescope.pairs import digest, response_key
+from noisescope.parts import Rows, fill, plan_chunks
 from noisescope.policies import Item, ModelIdentity
 
 
@@ -70,7 +71,7 @@ class Notes:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "CHUNK", 1000)
+    monkeypatch.setattr(parts, "CHUNK", 1000)
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -193,3 +194,25 @@ def test_taking_whole_chunks_away_leaves_the_others(lengths: list[int], gone: se
     kept = [chunk for index, chunk in enumerate(chunks) if index not in gone]
     left = [item for chunk in reversed(kept) for item in chunk.items]
     assert list(plan_chunks(left, Counting().sizes(left))) == kept
+
+
+def test_single_rows_of_any_shape_come_back_as_they_went(tmp_path: Path) -> None:
+    class Square:
+        def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
+            return np.full(len(items), 400, np.int64)
+
+        def features(self, items: Sequence[Item]) -> dict[str, NDArray[np.float16]]:
+            numbers = np.array([int(item.key, 16) % 99 for item in items], np.float16)
+            return {"square": np.broadcast_to(numbers[:, None, None], (len(items), 2, 3))}
+
+    rows = Rows(fill(Square(), ITEMS[:9], tmp_path, Notes(), "square"))
+    for item in ITEMS[:9]:
+        row = rows.get(item.key)
+        assert row is not None
+        assert (row["square"] == int(item.key, 16) % 99).all()
+        assert (row["square"].shape, row["square"].dtype) == ((2, 3), np.float16)
+    assert ITEMS[0].key in rows
+    assert rows.get(ITEMS[10].key) is None
+    for part in tmp_path.iterdir():
+        part.unlink()
+    assert rows.get(ITEMS[0].key) is None

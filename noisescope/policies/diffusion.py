@@ -4,13 +4,12 @@
     policy.features(items)  # group -> [n, D_g]
 
 Each distinct (prompt, image) is noised by a few (t, eps) draws that the whole dataset shares and
-denoised with its caption and with the empty one. Latents (the encoder's mode) and text
-embeddings are computed once per distinct image and prompt.
+denoised with its caption and with the empty one. Latents and text embeddings come from
+`encodings.py`, once per distinct image and prompt.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.errors import DataError, UsageError
-from noisescope.images import Framing, ImageStore, crop, decode
+from noisescope.errors import UsageError
+from noisescope.images import Framing, ImageStore
 from noisescope.pairs import Modality, digest
 from noisescope.policies import Item, ModelIdentity
-from noisescope.policies.captions import embed
 from noisescope.policies.denoising import Conditioning, generator, predict
+from noisescope.policies.encodings import Encodings
 from noisescope.policies.error_features import caption_evidence, error_statistics, pooled
 from noisescope.policies.pipeline import Pipeline, find_pipeline, load_pipeline
 from noisescope.policies.reference_images import NEAR, References, compared_blocks
@@ -38,13 +37,11 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 
 #: Bumped whenever the same pipeline would give other features.
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 #: Latent positions denoised at once, by device type.
 BATCH_POSITIONS = {"cpu": 4096, "cuda": 65536}
 #: Latent positions to one unit of work (`sizes`).
 WORK_POSITIONS = 64
-#: Latents and text embeddings kept at hand.
-LATENTS_KEPT, TEXTS_KEPT = 512, 512
 
 
 @final
@@ -67,8 +64,7 @@ class DiffusionPolicy:
         self.identity = identity
         self.image_size = image_size or pipeline.image_size
         self.draws = draws or DrawConfig()
-        self._latents: OrderedDict[str, tuple[Tensor, Framing]] = OrderedDict()
-        self._texts: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self.encodings = Encodings(pipeline, images, self.image_size)
 
     @classmethod
     def load(
@@ -145,7 +141,7 @@ class DiffusionPolicy:
         return []
 
     def flops(self, items: Sequence[Item]) -> float:
-        """Useful FLOPs of one feature pass: denoiser calls, and each image encoded once.
+        """Useful FLOPs of one feature pass: denoiser calls, and each new image encoded once.
 
         Counted on the first item; captions' embeddings are left out.
         """
@@ -161,8 +157,9 @@ class DiffusionPolicy:
             with FlopCounterMode(display=False) as denoising:
                 self._measure([first])
             with FlopCounterMode(display=False) as encoding:
-                self._encode(self._square(first.response)[0][None])
-        images = len({item.response for item in items})
+                source = self.encodings.latents_of
+                source.encode(source.square(first.response)[0][None])
+        images = self.encodings.unknown_images(items)
         return float(denoising.get_total_flops() * len(items) + encoding.get_total_flops() * images)
 
     def features(self, items: Sequence[Item]) -> dict[str, Float]:
@@ -184,37 +181,11 @@ class DiffusionPolicy:
 
     def latents(self, keys: Sequence[str]) -> tuple[Tensor, list[Framing]]:
         """Scaled latent modes [B, C, h, w] of images by key, and how each was cropped."""
-        import torch
-
-        missing = [key for key in dict.fromkeys(keys) if key not in self._latents]
-        found = {key: self._latents[key] for key in set(keys) if key in self._latents}
-        step = max(1, len(missing) if self.image_size <= 64 else 8)
-        for start in range(0, len(missing), step):
-            part = missing[start : start + step]
-            squares, framings = zip(*(self._square(key) for key in part), strict=True)
-            for key, latent, framing in zip(
-                part, self._encode(torch.stack(squares)), framings, strict=True
-            ):
-                found[key] = latent, framing
-        for key in keys:
-            self._latents[key] = found[key]
-            self._latents.move_to_end(key)
-        while len(self._latents) > LATENTS_KEPT:
-            self._latents.popitem(last=False)
-        return torch.stack([found[key][0] for key in keys]), [found[key][1] for key in keys]
+        return self.encodings.latents(keys)
 
     def conditioning(self, prompts: Sequence[str], framings: Sequence[Framing]) -> Conditioning:
         """What the denoiser is told of each row: text [B, L, D], for SDXL pooled text and ids."""
-        import torch
-
-        embedded = [self._text(prompt) for prompt in prompts]
-        text = torch.stack([states for states, _ in embedded])
-        if not self.pipeline.is_xl:
-            return Conditioning(text)
-        pooled_text = torch.stack([pooled for _, pooled in embedded if pooled is not None])
-        ids = [(*frame.original, *frame.corner, *frame.target) for frame in framings]
-        time_ids = torch.tensor(ids, dtype=text.dtype, device=text.device)
-        return Conditioning(text, {"text_embeds": pooled_text, "time_ids": time_ids})
+        return self.encodings.conditioning(prompts, framings)
 
     def denoise(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The denoiser's answer [B, C, h, w] to noisy latents at timesteps t [B]."""
@@ -286,36 +257,6 @@ class DiffusionPolicy:
             self._predict(latents, told, draw)
         return states
 
-    def _square(self, key: str) -> tuple[Tensor, Framing]:
-        """An image as [3, S, S] in -1..1."""
-        import torch
-
-        try:
-            square, framing = crop(decode(self.images.get(key)), self.image_size)
-        except DataError as error:
-            raise DataError(f"image {key}: {error.message}", hint=error.hint) from error
-        pixels = torch.from_numpy(np.asarray(square, np.float32).transpose(2, 0, 1).copy())
-        return pixels / 127.5 - 1, framing
-
-    def _encode(self, squares: Tensor) -> Tensor:
-        """Scaled latent modes [B, C, h, w] float32 of squares [B, 3, S, S]."""
-        vae = self.pipeline.vae
-        with _inference():
-            mode = vae.encode(squares.to(vae.device, vae.dtype)).latent_dist.mode().float()
-        shift = vae.config.shift_factor or 0.0
-        scaled: Tensor = (mode - shift) * vae.config.scaling_factor
-        return scaled
-
-    def _text(self, prompt: str) -> tuple[Tensor, Tensor | None]:
-        """Embedding [L, D] of a prompt, and its pooled form [P] for SDXL."""
-        if prompt not in self._texts:
-            with _inference():
-                self._texts[prompt] = embed(self.pipeline, prompt)
-            while len(self._texts) > TEXTS_KEPT:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(prompt)
-        return self._texts[prompt]
-
 
 @contextmanager
 def recorded(blocks: Any) -> Iterator[list[Tensor]]:
@@ -331,10 +272,3 @@ def recorded(blocks: Any) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _inference() -> Any:
-    """Inference mode: nothing here is trained through."""
-    import torch
-
-    return torch.inference_mode()

@@ -10,6 +10,7 @@ autoencoder, one or two CLIP text encoders. Safety checkers and image encoders a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -41,13 +42,17 @@ DOWNLOAD_HINT = "Download the whole pipeline again, or name another with --model
 @final
 @dataclass(frozen=True)
 class Pipeline:
-    """A loaded pipeline's parts, in evaluation mode; `text` holds (tokenizer, encoder) pairs."""
+    """A loaded pipeline's parts, in evaluation mode; `text` holds (tokenizer, encoder) pairs.
+
+    `encoders` fingerprints all but the denoiser: what latents and embeddings depend on.
+    """
 
     unet: Any
     vae: Any
     text: tuple[tuple[Any, Any], ...]
     schedule: Schedule
     empty_is_zero: bool
+    encoders: str
 
     @property
     def reduction(self) -> int:
@@ -81,11 +86,12 @@ class Found:
         """Parts to load with weights or vocabularies."""
         return tuple(role for role in CLASSES if _named(self.index, role))
 
-    def fingerprint(self, settings: dict[str, object]) -> str:
-        """20 hex digits over every part's config, vocabulary and weights, and `settings`."""
+    def fingerprint(self, settings: dict[str, object], *, without: Sequence[str] = ()) -> str:
+        """20 hex digits over the parts' configs, vocabularies and weights, and `settings`."""
         parts = [
             fingerprint(Checkpoint(self.name, self.directory / role), settings)
             for role in (*self.roles, "scheduler")
+            if role not in without
         ]
         return digest(str(self.variant), *parts)
 
@@ -223,7 +229,9 @@ def load_pipeline(found: Found, device: torch.device, dtype: torch.dtype) -> Pip
     suffixes = ("", "_2") if "text_encoder_2" in loaded else ("",)
     text = tuple((loaded[f"tokenizer{s}"], loaded[f"text_encoder{s}"]) for s in suffixes)
     empty_is_zero = bool(found.index.get("force_zeros_for_empty_prompt", False))
-    return Pipeline(unet, vae, text, schedule_of(config), empty_is_zero)
+    settings: dict[str, object] = {"dtype": str(dtype), "empty_is_zero": empty_is_zero}
+    encoders = found.fingerprint(settings, without=("unet", "scheduler"))
+    return Pipeline(unet, vae, text, schedule_of(config), empty_is_zero, encoders)
 
 
 def _load(found: Found, role: str, dtype: torch.dtype) -> Any:

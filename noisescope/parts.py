@@ -1,0 +1,205 @@
+"""Rows of tensors by key on disk, in parts that are whole or absent: what every cache is made of.
+
+    parts = fill(source, items, directory, progress)  # computes what no sound part holds
+    gather(parts, keys)                               # group -> [n, ...], in the order of keys
+
+Items not yet on disk are ordered by (prompt, key) and cut into chunks of about CHUNK units of
+work; each chunk becomes one safetensors part, `<directory>/<chunk>.safetensors`. A chunk's end
+depends on its own items alone and its name on their keys, so a killed run continues with the
+same chunks and the same bytes, and two processes at once merely write the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.pairs import digest
+from noisescope.policies import Item
+from noisescope.storage import write_atomic
+
+Array = NDArray[Any]
+#: Work of a chunk, in the source's units (tokens, denoiser calls): what a kill can cost.
+CHUNK = 16_384
+HEADER = "noisescope"
+
+
+class Progress(Protocol):
+    """Told after each chunk: work done, all work, and a remark where something happened."""
+
+    def __call__(self, done_work: float, total_work: float, note: str | None) -> None: ...
+
+
+class Source(Protocol):
+    """What computes rows."""
+
+    def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
+        """Work of each item, [n]."""
+
+    def features(self, items: Sequence[Item]) -> Mapping[str, Array]:
+        """Groups of rows, group -> [n, ...]."""
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """A sound part on disk and the keys of its rows."""
+
+    path: Path
+    keys: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Chunk:
+    """Items computed together and their work."""
+
+    items: tuple[Item, ...]
+    work: float
+
+
+def fill(
+    source: Source, items: Sequence[Item], directory: Path, progress: Progress, what: str
+) -> list[Part]:
+    """Compute the items that no sound part of `directory` holds; all of its parts.
+
+    A damaged part is removed and its rows computed again, which `progress` is told with `what`
+    cache it was. Raises RunError where the directory cannot be written.
+    """
+    parts, damaged = scan(directory)
+    todo = missing(items, parts)
+    sizes = source.sizes(todo)
+    total, done = float(sizes.sum()), 0.0
+    for path in damaged:
+        progress(0.0, total, f"{path.name} in the {what} cache is damaged: computing it again")
+        path.unlink(missing_ok=True)
+    for chunk in plan_chunks(todo, sizes):
+        path = directory / f"{digest(*(item.key for item in chunk.items))}.safetensors"
+        part = open_part(path) if path.is_file() else None
+        if part is None:
+            keys = tuple(item.key for item in chunk.items)
+            write_atomic(path, _serialise(keys, source.features(chunk.items)))
+            part = Part(path, keys)
+        parts.append(part)
+        done += chunk.work
+        progress(done, total, None)
+    return parts
+
+
+def missing(items: Sequence[Item], parts: Sequence[Part]) -> list[Item]:
+    """The distinct items that no part holds."""
+    known = {key for part in parts for key in part.keys}
+    return [item for key, item in {item.key: item for item in items}.items() if key not in known]
+
+
+def plan_chunks(items: Sequence[Item], sizes: NDArray[np.int64]) -> Iterator[Chunk]:
+    """Cut items, ordered by (prompt, key), wherever the work since the last cut reaches CHUNK.
+
+    Taking whole chunks away leaves the other chunks as they are. Ordering by the prompt's hash
+    keeps responses of a prompt together and mixes long and short, so the ETA is honest.
+    """
+    order = sorted(range(len(items)), key=lambda i: (digest(items[i].prompt), items[i].key))
+    batch: list[Item] = []
+    work = 0
+    for index in order:
+        batch.append(items[index])
+        work += int(sizes[index])
+        if work >= CHUNK:
+            yield Chunk(tuple(batch), work)
+            batch, work = [], 0
+    if batch:
+        yield Chunk(tuple(batch), work)
+
+
+def scan(directory: Path) -> tuple[list[Part], list[Path]]:
+    """Sound parts and damaged files of a cache directory, by name."""
+    paths = sorted(directory.glob("[!.]*.safetensors"))
+    found = {path: open_part(path) for path in paths}
+    sound = [part for part in found.values() if part is not None]
+    return sound, [path for path, part in found.items() if part is None]
+
+
+def open_part(path: Path) -> Part | None:
+    """A part whose bytes match the checksum in its own header; None for anything else."""
+    try:
+        content = path.read_bytes()
+        length = struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8 : 8 + length])
+        stated = json.loads(header["__metadata__"][HEADER])
+        keys = tuple(str(key) for key in stated["keys"])
+        rows = {entry["shape"][0] for name, entry in header.items() if name != "__metadata__"}
+        whole = stated["sha256"] == hashlib.sha256(content[8 + length :]).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error):
+        return None
+    return Part(path, keys) if whole and rows == {len(keys)} else None
+
+
+def _serialise(keys: Sequence[str], groups: Mapping[str, Array]) -> bytes:
+    """Safetensors bytes of a part; keys and checksum of the tensor bytes stand in its header."""
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(groups[name]) for name in sorted(groups)}
+    plain = save(tensors)
+    body = plain[8 + struct.unpack("<Q", plain[:8])[0] :]
+    stated = {"keys": list(keys), "sha256": hashlib.sha256(body).hexdigest()}
+    content: bytes = save(tensors, metadata={HEADER: json.dumps(stated)})
+    return content
+
+
+def gather(parts: Sequence[Part], keys: Sequence[str]) -> dict[str, Array]:
+    """Rows of `keys`, in their order, from the parts that hold them."""
+    from safetensors.numpy import load_file
+
+    wanted: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        wanted.setdefault(key, []).append(index)
+    result: dict[str, Array] = {}
+    for part in parts:
+        to, rows = [], []
+        for row, key in enumerate(part.keys):
+            places = wanted.pop(key, [])
+            to += places
+            rows += [row] * len(places)
+        if not to:
+            continue
+        for name, values in load_file(part.path).items():
+            if name not in result:
+                result[name] = np.empty((len(keys), *values.shape[1:]), values.dtype)
+            result[name][to] = values[rows]
+    return result
+
+
+@final
+class Rows:
+    """Single rows of parts, read as they are asked for: for caches larger than memory."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._places = {
+            key: (part.path, row) for part in parts for row, key in enumerate(part.keys)
+        }
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def get(self, key: str) -> dict[str, Array] | None:
+        """The key's row of every group, group -> [...]; None where it is lost or not finite."""
+        from safetensors import SafetensorError, safe_open
+
+        if key not in self._places:
+            return None
+        path, row = self._places[key]
+        try:
+            with safe_open(path, framework="np") as file:
+                names = file.keys()
+                found = {name: np.asarray(file.get_slice(name)[row]) for name in names}
+        except (OSError, SafetensorError):
+            return None
+        return found if all(np.isfinite(values).all() for values in found.values()) else None
