@@ -17,7 +17,7 @@ from noisescope.pairs import Message, response_key
 from noisescope.policies import Item, ModelIdentity
 from noisescope.policies.causal_lm import CausalLMPolicy
 from noisescope.policies.encoding import Encoder, fold_turns
-from noisescope.policies.forward import check_model, measure, response_logps
+from noisescope.policies.forward import NEAR, check_model, measure, response_logps, token_surprise
 from noisescope.policies.trace import GROUPS
 
 TOKENIZER = tiny_tokenizer()
@@ -108,6 +108,20 @@ def test_response_logps_have_gradients_and_sum_by_owner(model: Any) -> None:
         picks = range(encoded.response_start, len(encoded.tokens))
         whole = sum(float(logits[at - 1, encoded.tokens[at]].detach()) for at in picks)
         assert float(sums[place].detach()) == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 300.0])
+def test_surprise_is_that_of_float64_whatever_the_block(scale: float) -> None:
+    model = tiny_llama(vocab_size=NEAR["cpu"] // 3 - 7)  # three positions a block
+    torch.manual_seed(1)
+    states, targets = scale * torch.randn(8, 32), torch.randint(0, 320, (8,))
+    with torch.inference_mode():
+        found = token_surprise(model, states, targets)
+        logits = (states.double() @ model.get_output_embeddings().weight.double().T).log_softmax(1)
+    picked = logits.gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found[0].double(), picked, rtol=1e-5, atol=1e-4)
+    entropies = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(found[1].double(), entropies, rtol=1e-4, atol=1e-3)
 
 
 def test_a_prompt_is_computed_once_for_its_responses() -> None:

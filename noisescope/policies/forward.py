@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 Int = NDArray[np.int64]
 
-#: Most logits held at once, response positions x vocabulary.
-LOGITS = {"cpu": 1 << 22, "cuda": 1 << 28}
+#: Most logits held at once, response positions x vocabulary: the head's weights are read anew
+#: for each such chunk.
+LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}
+#: Logits of a chunk worked on at once where a cache is near: they stay in it between sweeps.
+NEAR = {"cpu": 1 << 18}
 
 
 @final
@@ -93,15 +96,23 @@ def token_logps(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torc
 def token_surprise(
     model: Any, states: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target and entropy of its distribution in nats, [P] each."""
+    """Log-probability of each target and entropy of its distribution in nats, [P] each.
+
+    With z the logits of a position: lse z = log sum exp z, log p(t) = z_t - lse z and
+    H = lse z - sum p z, all from one exp of z - max z.
+    """
     import torch
 
     logps, entropies = [], []
     for logits, wanted in _logits(model, states, targets):
-        total = logits.logsumexp(1)
-        logps.append(logits.gather(1, wanted[:, None])[:, 0] - total)
-        mean = ((logits - total[:, None]).exp_() * logits).sum(1)
-        entropies.append(total - mean)
+        near = max(1, NEAR.get(logits.device.type, logits.numel()) // logits.shape[1])
+        for part, chosen in zip(logits.split(near), wanted.split(near), strict=True):
+            top = part.amax(1, keepdim=True)
+            weights = (part - top).exp_()
+            sums = weights.sum(1)
+            total = top[:, 0] + sums.log()
+            logps.append(part.gather(1, chosen[:, None])[:, 0] - total)
+            entropies.append(total - torch.linalg.vecdot(weights, part) / sums)
     return torch.cat(logps), torch.cat(entropies)
 
 
