@@ -2,7 +2,8 @@
 
     rewrite(Path("train.jsonl.gz"), Path("copy/train.jsonl.gz"), change)
 
-`change` gets a chunk of decoded rows and returns the new values of those that change, by index.
+`change` gets a chunk of decoded rows and returns the new values of those that change, by index;
+None takes the row away.
 Rows left alone keep their bytes; a changed row reuses its own tokens wherever values only
 trade places, so that undoing a change restores the row exactly, spacing and escapes included.
 Everything streams in constant memory except a JSON array, which is held whole.
@@ -16,12 +17,13 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from json.decoder import scanstring
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast, final
+from typing import IO, Any, cast, final
 
 from noisescope.datasets.readers import suffix
 from noisescope.errors import DataError
@@ -34,12 +36,12 @@ from noisescope.rewriting_tables import (
     rewrite_parquet,
 )
 
-if TYPE_CHECKING:
-    pass
-
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
-_SPACE = re.compile(r"[ \t\r\n]*")
+_BLANK = " \t\r\n"
+_SPACE = re.compile(f"[{_BLANK}]*")
 _decode = json.JSONDecoder().raw_decode
+_EMPTY = b"\xef\xbb\xbf \t\r\n"
+_scan = json.JSONDecoder().scan_once  # without raw_decode's frame: every line passes here
 
 
 def rewrite(
@@ -71,33 +73,34 @@ def _open(path: Path, mode: str) -> Iterator[IO[bytes]]:
 
 def _lines(source: Path, target: Path, change: Change) -> None:
     with _open(source, "rb") as stream, _open(target, "wb") as out:
-        numbered = enumerate(stream)
-        while chunk := list(islice(numbered, CHUNK_ROWS)):
-            stated = [
-                (at, line)
-                for at, (_, line) in enumerate(chunk)
-                if line.strip(b"\xef\xbb\xbf \t\r\n")
-            ]
-            rows = [(chunk[at][0], *_object(line)) for at, line in stated]
-            lines = [line for _, line in chunk]
+        number = 0
+        while lines := list(islice(stream, CHUNK_ROWS)):
+            stated = [at for at, line in enumerate(lines) if line[:1] == b"{" or line.strip(_EMPTY)]
+            rows = [(number + at, *_object(lines[at])) for at in stated]
+            number += len(lines)
             for index, new in change(rows).items():
-                at, line = stated[index]
-                lines[at] = _changed_line(line, new)
+                at, old = stated[index], rows[index][1] or {}
+                lines[at] = b"" if new is None else _changed_line(lines[at], old, new)
             out.writelines(lines)
 
 
 def _object(line: bytes) -> tuple[dict[str, Any] | None, str]:
     try:
-        value = json.loads(line.decode("utf-8").removeprefix(_BOM))
+        text = line.decode("utf-8")
+        begin = 0 if text[:1] == "{" else _after_space(text, int(text.startswith(_BOM)))
+        value, end = _scan(text, begin)
+        if end != len(text) and _after_space(text, end) != len(text):
+            raise ValueError(f"Extra data: character {end}")
+    except StopIteration:
+        return None, "not valid JSON (Expecting value)"
     except (ValueError, RecursionError) as error:
         return None, f"not valid JSON ({error})"
     return (value, "") if isinstance(value, dict) else (None, "not a JSON object")
 
 
-def _changed_line(line: bytes, new: Mapping[str, Any]) -> bytes:
+def _changed_line(line: bytes, old: Mapping[str, Any], new: Mapping[str, Any]) -> bytes:
     text = line.decode("utf-8")
-    begin = text.index("{")
-    old, end = _decode(text, begin)
+    begin, end = text.index("{"), text.rindex("}") + 1
     return (text[:begin] + _recoded(text, begin, end, old, new) + text[end:]).encode()
 
 
@@ -116,13 +119,31 @@ def _json(source: Path, target: Path, change: Change) -> None:
         (number, value, "") if isinstance(value, dict) else (number, None, "not a JSON object")
         for number, value in enumerate(values)
     ]
-    pieces, at = [], 0
-    for index, new in sorted(change(rows).items()):
-        begin, end = spans[index]
-        pieces += [text[at:begin], _recoded(text, begin, end, values[index], new)]
-        at = end
     with _open(target, "wb") as out:
-        out.write("".join([*pieces, text[at:]]).encode())
+        out.write(_spliced(text, spans, values, change(rows)).encode())
+
+
+def _spliced(
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    values: Sequence[Any],
+    changes: Mapping[int, Mapping[str, Any] | None],
+) -> str:
+    """`text` with the values at `spans` changed; one that goes takes the comma before it along."""
+    if not spans:
+        return text
+    pieces, at, kept = [text[: spans[0][0]]], spans[0][0], False
+    for index, (begin, end) in enumerate(spans):
+        new = changes.get(index, values[index])
+        if new is not None:
+            pieces.append(text[at:begin] if kept else "")
+            same = index not in changes
+            pieces.append(
+                text[begin:end] if same else _recoded(text, begin, end, values[index], new)
+            )
+            kept = True
+        at = end
+    return "".join([*pieces, text[at:]])
 
 
 def _array_start(text: str, source: Path) -> int:
@@ -138,6 +159,8 @@ def _array_start(text: str, source: Path) -> int:
 
 
 def _after_space(text: str, at: int) -> int:
+    if at < len(text) and text[at] not in _BLANK:
+        return at
     match = _SPACE.match(text, at)
     return match.end() if match else at
 
@@ -146,8 +169,9 @@ def _members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
     """(key, begin, end) of each value of the JSON object that begins at `at`."""
     at = _after_space(text, at + 1)
     while text[at] != "}":
-        key, at = _decode(text, at)
-        begin = _after_space(text, _after_space(text, at) + 1)
+        key, at = scanstring(text, at + 1)
+        begin = at + 2 if text[at : at + 2] == ": " else _after_space(text, at) + 1
+        begin = _after_space(text, begin)
         _, end = _decode(text, begin)
         yield key, begin, end
         at = _after_space(text, end)
@@ -246,8 +270,9 @@ def _csv(source: Path, target: Path, change: Change) -> None:
             number += len(rows)
             raws = [raw for raw, _, _ in chunk]
             for index, new in change(rows).items():
-                old = chunk[stated[index]][1] or {}
-                raws[stated[index]] = _changed_record(raws[stated[index]], old, new, delimiter)
+                at = stated[index]
+                old = chunk[at][1] or {}
+                raws[at] = "" if new is None else _changed_record(raws[at], old, new, delimiter)
             out.writelines(raw.encode("utf-8", "surrogateescape") for raw in raws)
 
 

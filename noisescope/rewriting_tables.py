@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 #: (row number, values or None where they cannot be decoded, why not).
 Decoded = tuple[int, dict[str, Any] | None, str]
-#: What becomes of a chunk: index in the chunk -> the row's new values.
-Change = Callable[[Sequence[Decoded]], Mapping[int, Mapping[str, Any]]]
+#: What becomes of a chunk: index in the chunk -> the row's new values, or None where it goes.
+Change = Callable[[Sequence[Decoded]], Mapping[int, Mapping[str, Any] | None]]
 
 #: The same for a whole slice of a columnar file at once: (slice, number of its first row) -> the
 #: new slice, or None where it has to go row by row.
@@ -106,18 +106,32 @@ def _changed(table: pa.Table, number: int, change: Change, change_table: ChangeT
 
 def _row_by_row(table: pa.Table, number: int, change: Change) -> pa.Table:
     fresh: dict[str, dict[int, Any]] = {}
+    gone: list[int] = []
     for start in range(0, table.num_rows, CHUNK_ROWS):
         part = table.slice(start, CHUNK_ROWS)
         rows = [(number + start + i, *row) for i, row in enumerate(_decoded(part))]
         for index, new in change(rows).items():
             old = rows[index][1] or {}
+            if new is None:
+                gone.append(start + index)
+                continue
             for name, value in new.items():
                 if value is not old[name]:
                     fresh.setdefault(name, {})[start + index] = value
     for name, values in fresh.items():
         at = table.schema.get_field_index(name)
         table = table.set_column(at, table.schema.field(at), _patched(table.column(at), values))
-    return table
+    return without(table, gone) if gone else table
+
+
+def without(table: pa.Table, gone: Sequence[int]) -> pa.Table:
+    """`table` less the rows at these positions."""
+    import numpy as np
+    import pyarrow as pa
+
+    kept = np.ones(table.num_rows, bool)
+    kept[list(gone)] = False
+    return table.filter(pa.array(kept))
 
 
 def _decoded(table: pa.Table) -> list[tuple[dict[str, Any] | None, str]]:

@@ -24,7 +24,13 @@ from noisescope.errors import DataError
 from noisescope.workspace import Resolved, Workspace, resolve
 
 #: Files beside a dataset that state something about it and hold no preferences.
-SIDECARS = ("truth.parquet", "flips.parquet", "annotators.parquet", "weights.parquet")
+SIDECARS = (
+    "truth.parquet",
+    "flips.parquet",
+    "annotators.parquet",
+    "weights.parquet",
+    "decisions.parquet",
+)
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 _FAMILIES = {".json": "json", ".ndjson": "jsonl", ".tsv": "csv"}

@@ -1,0 +1,117 @@
+"""Keep, drop or flip: one decision a pair, from thresholds on p_flip or shares of the worst.
+
+    actions = CleanPolicy(drop_above=0.5).decide(scored.columns)     # [N] of KEEP, DROP, FLIP
+
+Dropping is the default: over many data sets and methods removal beats flipping, and taking away
+more than 30 % of a dataset hurts (PrefCleanBench, 2509.23564), so more is refused unless forced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import UsageError
+
+Float = NDArray[np.float64]
+Actions = NDArray[np.int8]
+
+KEEP, DROP, FLIP = 0, 1, 2
+#: Names of the actions, by number.
+ACTIONS = ("keep", "drop", "flip")
+#: Where nothing is asked for: a label more likely wrong than right is dropped.
+DROP_ABOVE = 0.5
+
+
+@final
+@dataclass(frozen=True)
+class CleanPolicy:
+    """Which pairs change. Raises UsageError for shares that make no sense.
+
+    A pair is flipped at p_flip >= `flip_above`, or among the worst `flip_top` of all; otherwise
+    dropped at p_flip >= `drop_above`, or among the worst `drop_top`. No more than `most` of all
+    pairs may change, unless `force`. A pair without p_flip is kept.
+    """
+
+    drop_above: float | None = None
+    flip_above: float | None = None
+    drop_top: float | None = None
+    flip_top: float | None = None
+    most: float = 0.3
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"--{field.name.replace('_', '-')} {value:g}: between 0 and 1"
+            for field in fields(self)
+            if field.name != "force"
+            and (value := getattr(self, field.name)) is not None
+            and not 0 <= value <= 1
+        ]
+        faults += [
+            f"--{action}-above and --{action}-top: one of the two"
+            for action, above, top in (
+                ("drop", self.drop_above, self.drop_top),
+                ("flip", self.flip_above, self.flip_top),
+            )
+            if above is not None and top is not None
+        ]
+        if faults:
+            raise UsageError("; ".join(faults), hint="Try --drop-above 0.5 or --drop-top 0.1.")
+
+    @property
+    def stated(self) -> bool:
+        """Whether it changes anything at all."""
+        rules = (self.drop_above, self.flip_above, self.drop_top, self.flip_top)
+        return any(rule is not None for rule in rules)
+
+    def or_default(self) -> CleanPolicy:
+        """Itself, or where it states no rule the same with the default one."""
+        return self if self.stated else CleanPolicy(DROP_ABOVE, most=self.most, force=self.force)
+
+    def decide(self, columns: Mapping[str, Float]) -> Actions:
+        """Action [N] of each pair, from `p_flip` and `rank` [N] (1 is the worst).
+
+        Raises UsageError where more than `most` would change and `force` is not set.
+        """
+        p_flip, rank = columns["p_flip"], columns["rank"]
+        actions = np.full(len(p_flip), KEEP, np.int8)
+        actions[_chosen(p_flip, rank, self.drop_above, self.drop_top)] = DROP
+        actions[_chosen(p_flip, rank, self.flip_above, self.flip_top)] = FLIP
+        share = float((actions != KEEP).mean()) if len(actions) else 0.0
+        if share > self.most and not self.force:
+            raise UsageError(
+                f"this would change {share:.1%} of {len(actions):,} pairs, more than --most "
+                f"{self.most:g}",
+                hint=f"--drop-top {self.most:g} takes only the worst; --force changes them all.",
+            )
+        return actions
+
+    def said(self) -> str:
+        """The policy in words, for cards and manifests."""
+        rules = []
+        for action, above, top in (
+            ("flipped", self.flip_above, self.flip_top),
+            ("dropped", self.drop_above, self.drop_top),
+        ):
+            if above is not None:
+                rules.append(f"pairs with p_flip of {above:g} or more were {action}")
+            if top is not None:
+                rules.append(f"the worst {top:.1%} of all pairs were {action}")
+        return "; otherwise ".join(rules) or "no pair was dropped or flipped"
+
+
+def _chosen(
+    p_flip: Float, rank: Float, above: float | None, top: float | None
+) -> NDArray[np.bool_]:
+    """Pairs at or above a threshold, or among the worst share; none without a rule."""
+    judged = np.isfinite(p_flip)
+    if above is not None:
+        return np.asarray(judged & (np.nan_to_num(p_flip) >= above))
+    if top is not None:
+        return np.asarray(judged & (rank <= np.floor(top * len(rank) + 1e-9)))
+    return np.zeros(len(p_flip), bool)

@@ -1,0 +1,434 @@
+"""Exports: what is written is right, complete, readable by its readers, and overwrites nothing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from planted import HOSTILE
+from toy_run import PAIRS, rows, scored_run, toy, write_lines
+
+from noisescope.datasets import load, open_source
+from noisescope.errors import DataError, RunError, UsageError
+from noisescope.exporting.clean import export_clean
+from noisescope.exporting.hub import check_repo, export_hub, push
+from noisescope.exporting.places import KEY, claim, write_directory
+from noisescope.exporting.policy import DROP, FLIP, KEEP, CleanPolicy
+from noisescope.exporting.review import choose, export_review, values
+from noisescope.exporting.scored import Scored
+from noisescope.exporting.trl import export_trl
+from noisescope.exporting.weights import export_weights, weigh
+from noisescope.pairs import PreferenceDataset
+from noisescope.rewriting import rewrite
+
+
+def talks() -> list[dict[str, Any]]:
+    def said(role: str, content: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": content}]
+
+    return [
+        {
+            "prompt": said("user", f"question {i}"),
+            "chosen": said("assistant", f"first {i}"),
+            "rejected": said("assistant", f"second {i}"),
+        }
+        for i in range(PAIRS)
+    ]
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Scored:
+    return toy(tmp_path)
+
+
+def write_gzip(path: Path, items: list[dict[str, Any]]) -> None:
+    with gzip.open(path, "wt", encoding="utf-8") as out:
+        out.writelines(json.dumps(item) + "\n" for item in items)
+
+
+def write_array(path: Path, items: list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps({"version": 1, "data": items}, indent=3), "utf-8")
+
+
+def write_csv(path: Path, items: list[dict[str, Any]]) -> None:
+    import csv
+
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(items[0]))
+        writer.writeheader()
+        writer.writerows(items)
+
+
+def write_parquet(path: Path, items: list[dict[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(items), path, row_group_size=25)
+
+
+WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
+    "a.jsonl": write_lines,
+    "a.jsonl.gz": write_gzip,
+    "a.json": write_array,
+    "a.csv": write_csv,
+    "a.parquet": write_parquet,
+}
+
+
+def stated(dataset: PreferenceDataset) -> dict[str, tuple[str, str]]:
+    names = ("pair_id", "chosen", "rejected")
+    ids, chosen, rejected = (dataset.table.column(name).to_pylist() for name in names)
+    return {name: (one, other) for name, one, other in zip(ids, chosen, rejected, strict=True)}
+
+
+def actions_of(scored: Scored, policy: CleanPolicy) -> dict[str, int]:
+    actions = policy.decide(scored.columns)
+    found: dict[str, int] = {}
+    for batch, at in scored.pairs([]):
+        found |= dict(zip(batch.column(0).to_pylist(), actions[at].tolist(), strict=True))
+    return found
+
+
+# Policies
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=40),
+    st.none() | st.floats(0, 1),
+    st.none() | st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_a_policy_never_exceeds_the_share_it_may_change(
+    p: list[float], drop: float | None, flip: float | None, most: float
+) -> None:
+    p_flip = np.array(p)
+    rank = np.empty(len(p))
+    rank[np.argsort(-p_flip, kind="stable")] = np.arange(1, len(p) + 1)
+    columns = {"p_flip": p_flip, "rank": rank}
+    policy = CleanPolicy(drop_above=drop, flip_top=flip, most=most)
+    try:
+        actions = policy.decide(columns)
+    except UsageError:
+        free = CleanPolicy(drop_above=drop, flip_top=flip, most=most, force=True)
+        assert (free.decide(columns) != KEEP).mean() > most
+        return
+    assert (actions != KEEP).mean() <= most
+    assert (actions == FLIP).sum() == np.floor((flip or 0) * len(p) + 1e-9)
+    if drop is not None:
+        assert ((p_flip >= drop) <= (actions != KEEP)).all()
+    if (actions == FLIP).any():
+        assert p_flip[actions == FLIP].min() >= p_flip[actions == KEEP].max(initial=0) - 1e-12
+
+
+def test_unjudged_pairs_are_kept_and_the_default_drops_the_likely_wrong() -> None:
+    columns = {"p_flip": np.array([0.9, np.nan, 0.1, 0.5]), "rank": np.array([1.0, 4, 3, 2])}
+    policy = CleanPolicy(most=1.0).or_default()
+    assert policy.decide(columns).tolist() == [DROP, KEEP, KEEP, DROP]
+    assert CleanPolicy(drop_top=1.0, most=1.0).decide(columns).tolist() == [DROP, KEEP, DROP, DROP]
+
+
+@pytest.mark.parametrize("wrong", [{"drop_above": 1.5}, {"drop_top": 0.1, "drop_above": 0.5}])
+def test_impossible_policies_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        CleanPolicy(**wrong)  # type: ignore[arg-type]
+
+
+# Weights
+
+
+def test_weights_hold_the_scores_in_the_datasets_order(scored: Scored, tmp_path: Path) -> None:
+    out = tmp_path / "w.parquet"
+    assert export_weights(scored, out) == PAIRS
+    table = pq.read_table(out)
+    assert table.column_names == ["pair_id", "W", "gamma", "u", "p_flip"]
+    pairs = pq.read_table(scored.run.pairs_path)
+    assert table.column("pair_id").to_pylist() == pairs.column("pair_id").to_pylist()
+    scores = {row["pair_id"]: row for row in pq.read_table(scored.run.scores_path).to_pylist()}
+    for row in table.to_pylist():
+        assert row == {name: scores[row["pair_id"]][name] for name in row}
+    facts = json.loads(table.schema.metadata[KEY])
+    assert facts["dataset_fingerprint"] == scored.manifest["dataset_fingerprint"]
+    assert (facts["weight"], facts["beta"], facts["model"]) == ("u", 0.1, "tiny")
+
+
+def test_p_flip_weights_are_one_minus_twice_the_chance(scored: Scored) -> None:
+    columns = {"p_flip": np.array([0.0, 0.2, 0.5, 0.9, np.nan]), "u": np.zeros(5)}
+    weight, gamma = weigh(columns, "p_flip")
+    assert weight.tolist() == pytest.approx([1, 0.6, 0, 0, 1])
+    assert not gamma.any()
+    with pytest.raises(UsageError, match="one of"):
+        weigh(scored.columns, "nonsense")
+
+
+# Clean
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_clean_drops_and_flips_in_the_sources_own_format(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    WRITERS[name](folder / name, rows())
+    dataset = load(folder)
+    scored = scored_run(dataset, tmp_path / "runs" / "x")
+    policy = CleanPolicy(drop_top=0.15, flip_top=0.05)
+    counts = export_clean(scored, open_source(folder), policy, tmp_path / "out")
+    assert counts == {"keep": 102, "drop": 12, "flip": 6}
+    before, after = stated(dataset), stated(load(tmp_path / "out"))
+    actions = actions_of(scored, policy)
+    expected = {
+        key: sides if actions[key] == KEEP else sides[::-1]
+        for key, sides in before.items()
+        if actions[key] != DROP
+    }
+    assert after == expected
+    decisions = pq.read_table(tmp_path / "out" / "decisions.parquet").to_pylist()
+    words = {key: ("keep", "drop", "flip")[number] for key, number in actions.items()}
+    assert {row["pair_id"]: row["action"] for row in decisions} == words
+    load(tmp_path / "out" / name)
+
+
+def test_clean_keeps_bytes_and_rows_that_state_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows())]
+    lines[5:5] = ["", '{"prompt": "p",  "chosen": "same", "rejected": "same"}', "{broken"]
+    path.write_text("\ufeff" + "\r\n".join(lines) + "\r\n", "utf-8")
+    scored = scored_run(load(path), tmp_path / "runs" / "x")
+    export_clean(scored, open_source(path), CleanPolicy(drop_top=0.1), tmp_path / "out")
+    left = (tmp_path / "out" / "a.jsonl").read_bytes().split(b"\r\n")
+    assert len(left) == len(lines) + 1 - 12
+    assert [line for line in path.read_bytes().split(b"\r\n") if line in set(left)] == left
+    assert {b"", b"{broken"} <= set(left)
+
+
+def test_clean_writes_saved_datasets_that_load(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(talks())})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    dataset = load(tmp_path / "saved")
+    scored = scored_run(dataset, tmp_path / "runs" / "x")
+    policy = CleanPolicy(drop_top=0.1, flip_top=0.05)
+    export_clean(scored, open_source(tmp_path / "saved"), policy, tmp_path / "out")
+    back = datasets.load_from_disk(str(tmp_path / "out"))["train"]
+    assert back.num_rows == PAIRS - 6
+    assert len(load(tmp_path / "out")) == PAIRS - 6
+
+
+def test_clean_refuses_a_source_that_changed(scored: Scored, tmp_path: Path) -> None:
+    changed = tmp_path / "toy.jsonl"
+    write_lines(changed, [*rows(PAIRS - 1), {**rows()[-1], "chosen": "other"}])
+    with pytest.raises(DataError, match="not what"):
+        export_clean(scored, open_source(changed), CleanPolicy(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_clean_refuses_rows_of_several_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "toy.jsonl"
+    write_lines(path, rows())
+    dataset = load(path)
+    scored = scored_run(dataset, tmp_path / "runs" / "x")
+    table = pq.read_table(scored.run.pairs_path)
+    at = table.schema.get_field_index("row")
+    halves = pa.array([number // 2 for number in range(PAIRS)])
+    pq.write_table(table.set_column(at, table.schema.field(at), halves), scored.run.pairs_path)
+    with pytest.raises(UsageError, match="several pairs"):
+        export_clean(scored, open_source(path), CleanPolicy(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@given(st.sets(st.integers(0, 5)), st.sampled_from([None, 0, 3]))
+def test_any_rows_can_leave_a_json_array(
+    tmp_path_factory: pytest.TempPathFactory, gone: set[int], indent: int | None
+) -> None:
+    folder = tmp_path_factory.mktemp("array")
+    items = [{"a": index} for index in range(6)]
+    (folder / "in.json").write_text(json.dumps(items, indent=indent))
+    rewrite(folder / "in.json", folder / "out.json", lambda rows: dict.fromkeys(gone))
+    left = json.loads((folder / "out.json").read_text())
+    assert left == [item for index, item in enumerate(items) if index not in gone]
+
+
+# TRL
+
+
+def test_trl_standard_rows(scored: Scored, tmp_path: Path) -> None:
+    out = tmp_path / "t.parquet"
+    policy = CleanPolicy(drop_top=0.1, flip_top=0.05)
+    counts = export_trl(scored, out, policy)
+    assert counts == {"keep": 108, "drop": 6, "flip": 6}
+    actions = actions_of(scored, policy)
+    before = stated(load(tmp_path / "toy.jsonl"))
+    table = pq.read_table(out)
+    assert table.num_rows == 114
+    weight = dict(zip(scored.keys.tolist(), scored.columns["W"], strict=True))
+    for row in table.to_pylist():
+        sides = before[row["pair_id"]]
+        turned = actions[row["pair_id"]] == FLIP
+        assert (row["chosen"], row["rejected"]) == (sides[::-1] if turned else sides)
+        assert row["prompt"].endswith("\n\n")
+        assert 0 < row["weight"] <= 1
+    assert len(weight) == PAIRS
+
+
+def test_trl_conversations_and_saved_directory(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "talks.jsonl"
+    write_lines(path, talks())
+    scored = scored_run(load(path), tmp_path / "runs" / "x")
+    export_trl(scored, tmp_path / "saved", scheme="p_flip")
+    back = datasets.load_from_disk(str(tmp_path / "saved"))
+    assert back.num_rows == PAIRS
+    assert {**back[0]} | talks()[0] == {**back[0]}
+    p = np.array(back["p_flip"])
+    assert np.array(back["weight"]) == pytest.approx(np.maximum(0, 1 - 2 * p))
+    assert str(tmp_path) not in (tmp_path / "saved" / "dataset_info.json").read_text()
+    export_trl(scored, tmp_path / "saved")  # its own export may be written again
+
+
+# Review
+
+
+def test_a_look_is_worth_most_at_the_threshold() -> None:
+    p = np.linspace(0, 1, 101)
+    for threshold in (0.2, 0.5, 0.8):
+        value = values(p, threshold)
+        assert p[value.argmax()] == pytest.approx(threshold)
+        assert value[[0, -1]] == pytest.approx([0, 0])
+    assert values(np.array([np.nan]), 0.5).tolist() == [0]
+
+
+def test_the_queue_is_the_most_valuable_and_some_of_the_worst() -> None:
+    p = np.linspace(0.99, 0.01, 99)
+    columns = {"p_flip": p, "rank": np.arange(1.0, 100)}
+    chosen = choose(columns, 10, 0.5)
+    assert sorted(p[[k for k, why in chosen.items() if why == "worst"]]) == pytest.approx(
+        [0.98, 0.99]
+    )
+    assert all(abs(p[k] - 0.5) < 0.05 for k, why in chosen.items() if why == "unsure")
+    assert len(choose(columns, 500, 0.5)) == 99
+
+
+def test_review_files_are_blind_and_hold_text_as_text(scored: Scored, tmp_path: Path) -> None:
+    out = tmp_path / "review"
+    assert export_review(scored, out, number=PAIRS) == PAIRS
+    records = json.loads((out / "argilla" / "records.json").read_text("utf-8"))
+    settings = json.loads((out / "argilla" / ".argilla" / "settings.json").read_text("utf-8"))
+    tasks = json.loads((out / "label-studio" / "tasks.json").read_text("utf-8"))
+    key = {row["pair_id"]: row for row in pq.read_table(out / "key.parquet").to_pylist()}
+    before = stated(load(tmp_path / "toy.jsonl"))
+    for record, task in zip(records, tasks, strict=True):
+        fields = {name: task["data"][name] for name in ("prompt", "a", "b")}
+        assert record["fields"] == fields
+        better = key[record["id"]]["labelled_better"]
+        worse = "b" if better == "a" else "a"
+        assert before[record["id"]] == (fields[better], fields[worse])
+        assert "p_flip" not in json.dumps([record, task])
+    sides = [row["labelled_better"] for row in key.values()]
+    assert 0.3 < sides.count("a") / len(sides) < 0.7
+    assert all(not field["settings"]["use_markdown"] for field in settings["fields"])
+    assert not settings["metadata"][0]["visible_for_annotators"]
+    config = ET.parse(out / "label-studio" / "config.xml").getroot()
+    named = {tag.get("value", "")[1:] for tag in config.iter() if tag.get("value", "")[:1] == "$"}
+    assert named == {"prompt", "a", "b"}
+    assert HOSTILE in {record["fields"][side] for record in records for side in ("a", "b")}
+
+
+def test_review_of_images_names_files(tmp_path: Path) -> None:
+    source = Path(__file__).parent.parent / "sample_data" / "pick-a-pic"
+    dataset = load(source, limit=60)
+    scored = scored_run(dataset, tmp_path / "runs" / "x")
+    out = tmp_path / "review"
+    export_review(scored, out, number=5, images=dataset.images)
+    for record in json.loads((out / "argilla" / "records.json").read_text("utf-8")):
+        assert Path(record["fields"]["a"]).read_bytes()[:2] in (b"\xff\xd8", b"\x89P")
+    for task in json.loads((out / "label-studio" / "tasks.json").read_text("utf-8")):
+        name = task["data"]["b"].partition("?d=")[2]
+        assert (out / name).is_file()
+    with pytest.raises(UsageError, match="images"):
+        export_trl(scored, tmp_path / "t.parquet")
+
+
+# Hub
+
+
+def test_a_dry_run_writes_the_card_and_the_data(scored: Scored, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    counts = export_hub(scored, tmp_path / "hub", CleanPolicy(drop_top=0.1))
+    card = (tmp_path / "hub" / "README.md").read_text("utf-8")
+    assert "the worst 10.0% of all pairs were dropped" in card
+    assert "108 were kept, 12 dropped and 0 turned round" in card
+    assert str(tmp_path) not in card
+    assert counts["drop"] == 12
+    cache = str(tmp_path / "cache")
+    back = datasets.load_dataset(str(tmp_path / "hub"), split="train", cache_dir=cache)
+    assert back.num_rows == 108
+
+
+def test_images_go_to_the_hub_whole(tmp_path: Path) -> None:
+    source = Path(__file__).parent.parent / "sample_data" / "pick-a-pic"
+    dataset = load(source)
+    scored = scored_run(dataset, tmp_path / "runs" / "x")
+    export_hub(scored, tmp_path / "hub", CleanPolicy(drop_top=0.1), source=open_source(source))
+    assert len(load(tmp_path / "hub" / "data")) == len(dataset) - len(dataset) // 10
+
+
+@pytest.mark.parametrize("name", [None, "", "name", "a/b/c", "/b"])
+def test_a_repository_needs_owner_and_name(name: str | None) -> None:
+    with pytest.raises(UsageError):
+        check_repo(name)
+
+
+def test_uploads_fail_clearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offline = {"HF_HUB_OFFLINE": "1", "HF_TOKEN": "secret"}
+    with pytest.raises(DataError, match="switched off"):
+        push(tmp_path, "a/b", environment=offline)
+    with pytest.raises(UsageError, match="HF_TOKEN"):
+        push(tmp_path, "a/b", environment={})
+    closed = "http://127.0.0.1:9"
+    with pytest.raises(DataError, match="not uploaded") as raised:
+        push(tmp_path, "a/b", environment={"HF_TOKEN": "secret"}, endpoint=closed)
+    assert "secret" not in str(raised.value)
+    assert "complete" in str(raised.value)
+
+
+# Places
+
+
+def test_nothing_foreign_is_overwritten(scored: Scored, tmp_path: Path) -> None:
+    file = tmp_path / "mine.parquet"
+    pq.write_table(pa.table({"a": [1]}), file)
+    before = file.read_bytes()
+    for export in (export_weights, export_trl):
+        with pytest.raises(UsageError, match="no export made"):
+            export(scored, file)
+    assert file.read_bytes() == before
+    out = tmp_path / "review"
+    export_review(scored, out, number=3)
+    export_review(scored, out, number=2)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"notes\.txt"):
+        export_review(scored, out, number=2)
+    assert (out / "notes.txt").read_text() == "mine"
+    with pytest.raises(UsageError, match="no export made"):
+        claim(tmp_path)
+
+
+def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_directory(out, {}, lambda folder: (folder / "a").write_text("1"))
+
+    def fail(folder: Path) -> None:
+        (folder / "a").write_text("2")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="No space left"):
+        write_directory(out, {}, fail)
+    assert (out / "a").read_text() == "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
