@@ -1,29 +1,49 @@
 """What every command shares: consoles, progress bars, and text that is safe to print.
 
 Dataset text is untrusted: control characters (escape sequences among them) are replaced before
-they reach a terminal, and rich never interprets markup inside it.
+they reach a terminal, and rich never interprets markup inside it. rich is imported when the
+first line is printed: most of the time of `--help` would be spent on it.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
-from rich.console import Console
-from rich.text import Text
-
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from noisescope.features import Progress
 
+
+@final
+class Stream:
+    """One of the process' two streams, as a rich console that is made when first needed."""
+
+    def __init__(self, *, stderr: bool) -> None:
+        self.stderr = stderr
+
+    @cached_property
+    def console(self) -> Console:
+        """The console; nothing printed is highlighted by rich's own guess."""
+        from rich.console import Console
+
+        return Console(stderr=self.stderr, highlight=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as `rich.console.Console.print` does."""
+        self.console.print(*objects, **options)
+
+
 #: Results; stays clean for pipes.
-OUT = Console(highlight=False, soft_wrap=False)
+OUT = Stream(stderr=False)
 #: Progress and chatter.
-ERR = Console(stderr=True, highlight=False)
+ERR = Stream(stderr=True)
 
 #: Written in place of a control character.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -48,11 +68,15 @@ def short(text: str, width: int) -> str:
 
 def say(text: str) -> None:
     """One line of chatter on stderr."""
+    from rich.text import Text
+
     ERR.print(Text(text))
 
 
 def say_error(message: str, hint: str | None) -> None:
     """An error on stderr: what happened, then what to type next."""
+    from rich.text import Text
+
     ERR.print(Text("error: ", style="bold red") + Text(safe_block(message)), soft_wrap=True)
     if hint:
         ERR.print(Text(safe_block(hint)), soft_wrap=True)
@@ -90,10 +114,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _ignore(done_work: float, total_work: float, note: str | None) -> None:
-    """Progress that nobody watches."""
-
-
 @final
 class Terminal:
     """Shows an audit's stages on stderr: a bar with ETA on a terminal, sparse lines elsewhere."""
@@ -110,8 +130,8 @@ class Terminal:
     def stage(self, label: str) -> Iterator[Progress]:
         """A callback (done, total, note) that draws one bar labelled `label`."""
         if self.quiet:
-            yield _ignore
-        elif ERR.is_terminal:
+            yield lambda done_work, total_work, note: None
+        elif ERR.console.is_terminal:
             with _bar(label) as advance:
                 yield advance
         else:
@@ -120,15 +140,18 @@ class Terminal:
     def _lines(self, label: str) -> Progress:
         """Progress for logs: a line at most every ten seconds, with the time left."""
         began = last = time.monotonic()
+        before = 0.0
 
         def advance(done_work: float, total_work: float, note: str | None) -> None:
-            nonlocal last
+            nonlocal began, last, before
             now = time.monotonic()
             if note:
                 self.note(note)
-            if now - last >= 10 and 0 < done_work < total_work:
+            if before == 0 < done_work:
+                began, before = now, done_work  # a continued run begins beyond zero
+            if now - last >= 10 and before < done_work < total_work:
                 last = now
-                left = (now - began) * (total_work - done_work) / done_work
+                left = (now - began) * (total_work - done_work) / (done_work - before)
                 self.note(f"{label}: {done_work / total_work:.0%}, {duration(left)} left")
 
         return advance
@@ -143,6 +166,7 @@ def _bar(label: str) -> Iterator[Progress]:
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
     columns = (
         TextColumn("{task.description}"),
@@ -150,7 +174,7 @@ def _bar(label: str) -> Iterator[Progress]:
         TaskProgressColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=ERR, transient=True) as progress:
+    with Progress(*columns, console=ERR.console, transient=True) as progress:
         task = progress.add_task(label, total=None)
 
         def advance(done_work: float, total_work: float, note: str | None) -> None:
@@ -159,8 +183,3 @@ def _bar(label: str) -> Iterator[Progress]:
                 progress.console.print(Text(safe(note)))
 
         yield advance
-
-
-def is_interactive() -> bool:
-    """Whether stdout is a terminal a person may be looking at."""
-    return sys.stdout.isatty()

@@ -41,7 +41,7 @@ def report(
     if terminal:
         from noisescope.report.terminal import print_report
 
-        print_report(gather(found), OUT)
+        print_report(gather(found), OUT.console)
         return
     contents = gather(found)
     path = output or found.directory / "report.html"

@@ -106,7 +106,7 @@ def token_surprise(
     logps, entropies = [], []
     for logits, wanted in _logits(model, states, targets):
         near = max(1, NEAR.get(logits.device.type, logits.numel()) // logits.shape[1])
-        for part, chosen in zip(logits.split(near), wanted.split(near), strict=True):
+        for part, chosen in zip(torch.split(logits, near), torch.split(wanted, near), strict=True):
             top = part.amax(1, keepdim=True)
             weights = (part - top).exp_()
             sums = weights.sum(1)
