@@ -1,8 +1,9 @@
 """An audit: dataset and model in, evidence and verdicts out. What `noisescope score` calls.
 
     audit(load("pairs.jsonl"), load_policy("models/smollm2", dataset)).summary.flip_rate
+    fine_tune(dataset, policy, evidence=EvidenceConfig("lora"))   # the evidence alone
 
-Stages: pairs -> features (cached) -> replicas -> margins -> scores -> manifest. Each stage's
+Stages: pairs -> features (cached) or fine-tuning -> margins -> scores -> manifest. Each stage's
 file is whole or absent, so the same call after a kill continues where it stopped.
 """
 
@@ -11,15 +12,16 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import UsageError
-from noisescope.gathering import KINDS, EvidenceConfig, Reporter, Stopwatch
-from noisescope.pairs import Modality, PreferenceDataset
+from noisescope.gathering import EvidenceConfig, Reporter, Stopwatch, gather_heads
+from noisescope.gathering_lora import gather_adapters, gather_lora
+from noisescope.pairs import PreferenceDataset
 from noisescope.policies import Policy
 from noisescope.run import Plan, Run, open_run
 from noisescope.storage import write_atomic
@@ -29,8 +31,12 @@ if TYPE_CHECKING:
     from noisescope.summary import Summary
     from noisescope.verdicts import ScoreConfig
 
-#: beta of the published runs: 0.1 for text, 2500 for images (SDXL; SD1.5 uses 1000).
-DEFAULT_BETA: dict[Modality, float] = {"text": 0.1, "image": 2500.0}
+#: How each kind of `EvidenceConfig.kind` gathers margins; what it did, for the manifest.
+GATHER: dict[str, Callable[..., dict[str, Any]]] = {
+    "head": gather_heads,
+    "lora": gather_lora,
+    "adapters": gather_adapters,
+}
 
 
 @final
@@ -42,11 +48,7 @@ class Silent:
 
     def stage(self, label: str) -> AbstractContextManager[Progress]:
         """Show nothing."""
-        return nullcontext(_ignore)
-
-
-def _ignore(done_work: float, total_work: float, note: str | None) -> None:
-    """Progress that nobody watches."""
+        return nullcontext(lambda done_work, total_work, note: None)
 
 
 @final
@@ -59,17 +61,71 @@ class Audit:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
+@final
+@dataclass(frozen=True)
+class FineTuned:
+    """Replicas that are done: where they are, and whether they were before."""
+
+    run: Run
+    plan: Plan
+    reused: bool
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
 def plan_run(dataset: PreferenceDataset, policy: Policy, evidence: EvidenceConfig) -> Plan:
     """What identifies the evidence this audit needs."""
-    settings = asdict(evidence) | {"beta": evidence.beta or DEFAULT_BETA[dataset.modality]}
     return Plan(
         dataset=dataset.name,
         dataset_fingerprint=dataset.fingerprint,
         model=policy.identity.id,
         model_fingerprint=policy.identity.fingerprint,
-        evidence=settings,
+        evidence=evidence.settings(dataset.modality),
         modality=dataset.modality,
     )
+
+
+def fine_tune(
+    dataset: PreferenceDataset,
+    policy: Policy,
+    *,
+    evidence: EvidenceConfig | None = None,
+    runs_directory: Path = Path("runs"),
+    run_directory: Path | None = None,
+    command: str = "",
+    reporter: Reporter | None = None,
+) -> FineTuned:
+    """Replicas and their margins, and a manifest that says so: `audit` then only makes verdicts.
+
+    Raises DataError, ModelError, RunError or EvidenceError; nothing already written is lost.
+    """
+    import pyarrow.parquet as pq
+
+    evidence, reporter = evidence or EvidenceConfig(), reporter or Silent()
+    if policy.modality != dataset.modality:
+        raise UsageError(
+            f"{dataset.name} holds {dataset.modality} pairs, {policy.identity.id} judges "
+            f"{policy.modality}",
+            hint="Name a fitting model with --model.",
+        )
+    evidence.check(dataset.modality)
+    plan = plan_run(dataset, policy, evidence)
+    run = open_run(runs_directory, plan, run_directory)
+    watch = Stopwatch()
+    if not run.pairs_path.is_file():
+        write_atomic(
+            run.pairs_path, lambda path: pq.write_table(dataset.table, path, compression="zstd")
+        )
+    if run.evidence_complete:
+        return FineTuned(run, plan, True)
+    done = GATHER[evidence.kind](dataset, policy, evidence, run, reporter, watch)
+    facts = {
+        "training": done,
+        "evidence_files": run.evidence_files(),
+        "scores": "absent",
+        "timings": _rounded(watch),
+    }
+    run.write_manifest(_facts(dataset, policy, plan, command) | facts)
+    return FineTuned(run, plan, False, watch.seconds)
 
 
 def audit(
@@ -87,57 +143,51 @@ def audit(
 
     Raises DataError, ModelError, RunError or EvidenceError; nothing already written is lost.
     """
-    import pyarrow.parquet as pq
-
     from noisescope.verdicts import score_run
 
-    evidence, reporter = evidence or EvidenceConfig(), reporter or Silent()
-    if policy.modality != dataset.modality:
-        raise UsageError(
-            f"{dataset.name} holds {dataset.modality} pairs, {policy.identity.id} judges "
-            f"{policy.modality}",
-            hint="Name a fitting model with --model.",
-        )
-    plan = plan_run(dataset, policy, evidence)
-    run = open_run(runs_directory, plan, run_directory)
-    watch = Stopwatch()
-    if not run.pairs_path.is_file():
-        write_atomic(
-            run.pairs_path, lambda path: pq.write_table(dataset.table, path, compression="zstd")
-        )
-    if run.complete and run.margin_parts():
+    reporter = reporter or Silent()
+    tuned = fine_tune(
+        dataset,
+        policy,
+        evidence=evidence,
+        runs_directory=runs_directory,
+        run_directory=run_directory,
+        command=command,
+        reporter=reporter,
+    )
+    run, watch = tuned.run, Stopwatch()
+    if tuned.reused:
         reporter.note(f"evidence of {run.directory} is complete: only verdicts are made again")
-    else:
-        gather = KINDS[evidence.kind]
-        gather(dataset, policy, evidence, run, plan, reporter, watch)
     began = time.perf_counter()
     summary = score_run(run.directory, score)
     watch.time("verdicts", began)
-    run.write_manifest(_manifest(dataset, policy, run, plan, summary, watch, command))
-    return Audit(run, summary, watch.seconds)
+    before = run.evidence_manifest()
+    facts = {
+        "training": before.get("training", {}),
+        "evidence_files": run.evidence_files(),
+        "scores": "complete",
+        "summary": summary.to_json(),
+        "timings": before.get("timings", {}) | _rounded(watch),
+    }
+    run.write_manifest(_facts(dataset, policy, tuned.plan, command) | facts)
+    return Audit(run, summary, {**tuned.timings, **watch.seconds})
 
 
-def _manifest(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    run: Run,
-    plan: Plan,
-    summary: Summary,
-    watch: Stopwatch,
-    command: str,
-) -> dict[str, Any]:
+def _rounded(watch: Stopwatch) -> dict[str, float]:
+    return {name: round(seconds, 3) for name, seconds in watch.seconds.items()}
+
+
+def _facts(dataset: PreferenceDataset, policy: Policy, plan: Plan, command: str) -> dict[str, Any]:
     """Everything needed to trust and repeat the run. Secrets never enter: no environment."""
-    earlier = run.manifest().get("timings", {}) if run.complete else {}
     return plan.to_json() | {
+        "evidence_state": "complete",
         "resolved": dataset.resolved,
         "adapter": dataset.adapter,
         "facts": dataset.facts.to_json(),
         "model_revision": policy.identity.revision,
-        "summary": summary.to_json(),
         "command": command,
         "versions": versions(),
         "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
-        "timings": {**earlier, **{name: round(s, 3) for name, s in watch.seconds.items()}},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

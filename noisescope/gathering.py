@@ -1,24 +1,25 @@
 """Gathering evidence: from pairs and a policy to margins on disk, one function a replica kind.
 
-    KINDS["head"](dataset, policy, evidence, run, plan, reporter, watch)
+    facts = gather_heads(dataset, policy, evidence, run, reporter, watch)
 
-A new kind is one function here and one line in `KINDS`.
+A new kind is a name in `KINDS`, one function such as `gather_heads`, one line in `audit.GATHER`.
 """
 
 from __future__ import annotations
 
-import shutil
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from noisescope.errors import UsageError
-from noisescope.pairs import Message, PreferenceDataset, response_key
+from noisescope.pairs import Message, Modality, PreferenceDataset, response_key
 from noisescope.policies import Item, Policy
-from noisescope.run import Plan, Run
+from noisescope.replicas.lora_config import FLAGS
+from noisescope.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from noisescope.features import Progress
-    from noisescope.policies.diffusion import DiffusionPolicy
+    from noisescope.policies.encodings import Encodings
+    from noisescope.replicas.lora_config import LoraConfig
+    from noisescope.replicas.lora_diffusion import DiffusionLoraConfig
+
+
+#: Kinds of evidence: log-linear replicas, packed LoRA replicas, somebody else's LoRA adapters.
+KINDS = ("head", "lora", "adapters")
+#: beta of the published runs: 0.1 for text, 2500 for images (SDXL; SD1.5 uses 1000).
+DEFAULT_BETA: dict[Modality, float] = {"text": 0.1, "image": 2500.0}
 
 
 class Reporter(Protocol):
@@ -52,7 +61,13 @@ class Stopwatch:
 @final
 @dataclass(frozen=True)
 class EvidenceConfig:
-    """How margins are gathered. Anything here changes the run's fingerprint."""
+    """How margins are gathered. Anything here changes the run's fingerprint.
+
+    `folds` and `pool` are about kind "head". `lora` holds the settings of kind "lora" that
+    differ from their defaults, by field of `LoraConfig` (text) or `DiffusionLoraConfig`
+    (images). `adapters` are directories of kind "adapters", one replica each; `held_out` is the
+    caller's word that none of them trained on these pairs. Raises UsageError.
+    """
 
     kind: str = "head"
     replicas: int = 8
@@ -60,23 +75,78 @@ class EvidenceConfig:
     seed: int = 0
     beta: float | None = None
     pool: bool = True
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    adapters: tuple[Path, ...] = ()
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         faults = [
             message
             for wrong, message in (
                 (self.kind not in KINDS, f"--kind {self.kind}: one of {', '.join(KINDS)}"),
-                (self.replicas < 2, "--replicas must be at least 2: u needs a variance"),
+                (
+                    self.replicas < 2 and self.kind != "adapters",
+                    "--replicas must be at least 2: u needs a variance",
+                ),
                 (self.folds < 2, "--folds must be at least 2"),
                 (
                     self.beta is not None and not 0 < self.beta < float("inf"),
                     "--beta must be positive and finite",
+                ),
+                (
+                    bool(self.lora) and self.kind != "lora",
+                    f"{', '.join(FLAGS[name] for name in self.lora)}: only with --kind lora",
+                ),
+                (
+                    bool(self.adapters) != (self.kind == "adapters"),
+                    "--from-adapters needs --kind adapters, and the other way round",
                 ),
             )
             if wrong
         ]
         if faults:
             raise UsageError("; ".join(faults), hint="`noisescope score --help` lists options.")
+
+    def check(self, modality: Modality) -> None:
+        """Raise UsageError for settings that make no sense for `modality`: before any model."""
+        if self.kind == "adapters" and modality != "text":
+            raise UsageError(
+                "--from-adapters reads PEFT adapters of causal language models; these are images",
+                hint="Leave it out, or use --kind lora.",
+            )
+        if self.kind == "lora":
+            lora_config(self, modality)
+
+    def settings(self, modality: Modality) -> dict[str, Any]:
+        """What identifies the evidence: all that decides a margin, and nothing else."""
+        beta = self.beta or DEFAULT_BETA[modality]
+        common: dict[str, Any] = {"kind": self.kind, "replicas": self.replicas, "beta": beta}
+        if self.kind == "head":
+            return common | {"seed": self.seed, "folds": self.folds, "pool": self.pool}
+        if self.kind == "lora":
+            config = asdict(lora_config(self, modality))
+            own = {name: value for name, value in config.items() if name not in (*common, "seed")}
+            return common | {"seed": self.seed, "lora": json.loads(json.dumps(own))}
+        from noisescope.replicas.peft_files import adapter_fingerprint
+
+        prints = [adapter_fingerprint(directory) for directory in self.adapters]
+        return common | {"adapters": prints, "held_out": self.held_out, "replicas": len(prints)}
+
+
+def lora_config(evidence: EvidenceConfig, modality: Modality) -> LoraConfig | DiffusionLoraConfig:
+    """The settings of `evidence`'s LoRA replicas, checked. Raises UsageError."""
+    from noisescope.replicas.lora_config import LoraConfig, known_fields
+    from noisescope.replicas.lora_diffusion import DiffusionLoraConfig
+
+    shared: dict[str, Any] = {
+        "replicas": evidence.replicas,
+        "seed": evidence.seed,
+        "beta": evidence.beta or DEFAULT_BETA[modality],
+    }
+    if modality == "text":
+        return LoraConfig(**shared, **known_fields(LoraConfig, evidence.lora, "the pairs are text"))
+    given = known_fields(DiffusionLoraConfig, evidence.lora, "the pairs are images")
+    return DiffusionLoraConfig(**shared, **given)
 
 
 def distinct_items(table: pa.Table) -> tuple[list[Item], NDArray[np.int64], NDArray[np.int64]]:
@@ -112,10 +182,9 @@ def gather_heads(
     policy: Policy,
     evidence: EvidenceConfig,
     run: Run,
-    plan: Plan,
     reporter: Reporter,
     watch: Stopwatch,
-) -> None:
+) -> dict[str, Any]:
     """Features of every distinct response, then log-linear replicas: margins in one part."""
     import numpy as np
 
@@ -125,10 +194,14 @@ def gather_heads(
 
     items, chosen, rejected = distinct_items(dataset.table)
     todo = uncached(policy, items, cache_directory(run))
+    encodings = kept_encodings(policy, run)
     for remark in policy.remarks(items):
         reporter.note(remark)
     reporter.note(_estimate(policy, todo, len(items)))
     began = time.perf_counter()
+    if encodings is not None and todo:
+        with reporter.stage("latents of images, embeddings of captions") as progress:
+            encodings.keep(todo, progress)
     with reporter.stage(f"features of {len(todo):,} distinct responses") as progress:
         features = compute_features(policy, items, cache_directory(run), progress)
     watch.time("features", began)
@@ -146,6 +219,7 @@ def gather_heads(
         steps=[1],
         held_out=np.ones(fit.margins.shape, bool),
     )
+    return {"pooled": fit.pooled, "held_out_log_likelihood": fit.log_likelihood}
 
 
 def _estimate(policy: Policy, todo: list[Item], distinct: int) -> str:
@@ -163,64 +237,14 @@ def _estimate(policy: Policy, todo: list[Item], distinct: int) -> str:
     )
 
 
-def gather_lora(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    evidence: EvidenceConfig,
-    run: Run,
-    plan: Plan,
-    reporter: Reporter,
-    watch: Stopwatch,
-) -> None:
-    """M packed LoRA replicas, each on a random half of the pairs: margins at every checkpoint."""
-    from noisescope.policies.causal_lm import CausalLMPolicy
+def kept_encodings(policy: Policy, run: Run) -> Encodings | None:
+    """Where an image policy keeps latents and embeddings, opened; None for a text policy."""
     from noisescope.policies.diffusion import DiffusionPolicy
-    from noisescope.replicas.lora import train_lora
-    from noisescope.replicas.packed import LoraConfig
 
-    began = time.perf_counter()
-    shared = {"replicas": evidence.replicas, "seed": evidence.seed, "beta": plan.evidence["beta"]}
-    label = f"{evidence.replicas} LoRA replicas of {len(dataset):,} pairs"
-    with reporter.stage(label) as progress:
-        if isinstance(policy, CausalLMPolicy):
-            train_lora(
-                policy,
-                dataset.table,
-                LoraConfig(**shared),
-                run.directory,
-                lambda stage, done, total: progress(done, total, None),
-            )
-            shutil.rmtree(run.directory / "trunk", ignore_errors=True)
-        elif isinstance(policy, DiffusionPolicy):
-            _train_diffusion_lora(dataset, policy, shared, run)
-        else:
-            raise UsageError(f"--kind lora cannot adapt {policy.identity.id}")
-    watch.time("replicas", began)
-
-
-def _train_diffusion_lora(
-    dataset: PreferenceDataset, policy: DiffusionPolicy, shared: Mapping[str, Any], run: Run
-) -> None:
-    """LoRA replicas of a diffusion policy, and their margins in one part."""
-    from noisescope.margins import write_margins
-    from noisescope.replicas.lora_diffusion import DiffusionLoraConfig, diffusion_replicas
-
-    learner = diffusion_replicas(policy, dataset.table, DiffusionLoraConfig(**shared))
-    try:
-        margins = learner.run(run.replicas_directory)
-        write_margins(
-            run.margins_directory / "part-0.parquet",
-            dataset.table.column("pair_id"),
-            margins[:, None, :],
-            steps=[1],
-            held_out=learner.held_out,
-        )
-    finally:
-        learner.detach()
-
-
-#: Kinds of replica: how each gathers margins.
-KINDS: dict[str, Callable[..., None]] = {"head": gather_heads, "lora": gather_lora}
+    if not isinstance(policy, DiffusionPolicy):
+        return None
+    policy.encodings.open(cache_directory(run).with_name("encodings"))
+    return policy.encodings
 
 
 def cache_directory(run: Run) -> Path:

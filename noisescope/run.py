@@ -6,7 +6,8 @@
       margins/part-*.parquet
       scores.parquet       the verdicts
       replicas/<m>/        safetensors only
-      manifest.json        written last: its existence means complete
+      averages/part-*.parquet  margins of averaged copies of the replicas (--ema)
+      manifest.json        written last: evidence complete, and the scores too unless it says so
 
 The directory's name is a function of its plan, so the same command finds its own directory
 again and continues; a directory of another plan is refused, never mixed.
@@ -85,6 +86,10 @@ class Run:
         return self.directory / "margins"
 
     @property
+    def averages_directory(self) -> Path:
+        return self.directory / "averages"
+
+    @property
     def scores_path(self) -> Path:
         return self.directory / "scores.parquet"
 
@@ -94,8 +99,28 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether the manifest, written last, is there."""
+        """Whether the manifest, written last, is there: the evidence is whole."""
         return self.manifest_path.is_file()
+
+    @property
+    def evidence_only(self) -> bool:
+        """Whether the replicas are done and no scores were made yet (`noisescope fine-tune`)."""
+        return self.complete and self.evidence_manifest().get("scores") == "absent"
+
+    @property
+    def evidence_complete(self) -> bool:
+        """Whether every file of margins that the manifest names is there."""
+        if not self.complete:
+            return False
+        named = self.evidence_manifest().get("evidence_files")
+        if not isinstance(named, list):
+            return bool(self.margin_parts())
+        return bool(named) and all((self.directory / str(name)).is_file() for name in named)
+
+    def evidence_files(self) -> list[str]:
+        """Files of margins, relative to the directory, in order."""
+        found = [*self.margin_parts(), *sorted(self.averages_directory.glob("part-*.parquet"))]
+        return [path.relative_to(self.directory).as_posix() for path in found]
 
     def plan(self) -> dict[str, Any]:
         """Contents of `plan.json`. Raises RunError if absent or damaged."""
@@ -106,6 +131,16 @@ class Run:
 
     def manifest(self) -> dict[str, Any]:
         """Contents of `manifest.json`. Raises RunError if the run is unfinished or damaged."""
+        content = self.evidence_manifest()
+        if content.get("scores") == "absent":
+            raise RunError(
+                f"{self.directory} has replicas and no scores yet",
+                hint="Make them: the noisescope fine-tune command again, with score for fine-tune.",
+            )
+        return content
+
+    def evidence_manifest(self) -> dict[str, Any]:
+        """`manifest`, also where the scores are still to be made."""
         if not self.complete:
             raise RunError(
                 f"{self.directory} is not a finished run (it has no manifest.json)",
@@ -203,8 +238,9 @@ def find_run(name: str | None, runs_directory: Path) -> Run:
 
 
 def finished_runs(runs_directory: Path) -> list[Run]:
-    """Complete runs under `runs_directory`, oldest first."""
-    runs = [Run(path.parent) for path in runs_directory.glob("*/manifest.json")]
+    """Runs under `runs_directory` with scores, oldest first."""
+    found = [Run(path.parent) for path in runs_directory.glob("*/manifest.json")]
+    runs = [run for run in found if not run.evidence_only]
     return sorted(runs, key=lambda run: (run.manifest_path.stat().st_mtime_ns, run.directory.name))
 
 

@@ -1,4 +1,4 @@
-"""M low-rank adapters side by side on one frozen model, and their PEFT directories.
+"""M low-rank adapters side by side on one frozen model.
 
 For replica m a targeted linear layer computes x W' + s_m (x A_m') B_m' (LoRA, 2106.09685); the
 rows of a batch say which replica they belong to, so one forward serves all replicas and the
@@ -7,25 +7,18 @@ base weights stand in memory once. Without a placement the layer is the base mod
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 
 from noisescope.errors import ModelError
-from noisescope.storage import write_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-PEFT_PREFIX = "base_model.model."
 
 
 @final
@@ -217,115 +210,4 @@ def attach_adapters(
     model.eval()
     adapters = Adapters(model, replicas, rank, first)
     adapters.attach(linear_names(model, first, targets))
-    return adapters
-
-
-def save_peft(
-    adapters: Adapters, replica: int, directory: Path, *, base: str, weights: Mapping[str, Tensor]
-) -> None:
-    """Write one replica as a directory that `peft.PeftModel.from_pretrained` loads.
-
-    `weights` are stacked tensors by the names of `Adapters.parameters` (live ones or averages).
-    """
-    from peft import LoraConfig
-    from safetensors.torch import save_file
-
-    layers = adapters.layers
-    one = next(iter(layers.values()))
-    settings = LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-        r=adapters.rank,
-        lora_alpha=one.scales[replica] * adapters.rank,
-        target_modules=sorted(layers),
-        fan_in_fan_out=one.transposed,
-        inference_mode=True,
-    ).to_dict()
-    settings["target_modules"] = sorted(layers)
-    tensors = {}
-    for name in layers:
-        for part in "ab":
-            key = f"{PEFT_PREFIX}{name}.lora_{part.upper()}.weight"
-            tensors[key] = weights[f"{name}.{part}"][replica].detach().cpu().contiguous().clone()
-    write_atomic(
-        directory / ADAPTER_WEIGHTS,
-        lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-    )
-    text = json.dumps(settings, indent=2, sort_keys=True, default=_jsonable) + "\n"
-    write_atomic(directory / ADAPTER_CONFIG, text)
-
-
-def _jsonable(value: object) -> object:
-    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
-
-
-def read_peft(directory: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float, str | None]:
-    """((A, B) by layer name, scale, base model) of a PEFT LoRA directory.
-
-    Raises ModelError for what is no plain safetensors LoRA (pickle, DoRA, full modules).
-    """
-    from safetensors.torch import load_file
-
-    weights, settings = directory / ADAPTER_WEIGHTS, directory / ADAPTER_CONFIG
-    if not weights.is_file() or not settings.is_file():
-        raise ModelError(
-            f"{directory} holds no {ADAPTER_WEIGHTS} with its {ADAPTER_CONFIG}",
-            hint="Save it with model.save_pretrained(DIR, safe_serialization=True).",
-        )
-    facts = json.loads(settings.read_text(encoding="utf-8"))
-    special = [k for k in ("use_dora", "modules_to_save", "alpha_pattern") if facts.get(k)]
-    halves: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(weights).items():
-        name, found, part = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
-        part = part.removesuffix(".weight").removesuffix(".default")
-        if not found or part not in ("A", "B"):
-            special.append(key)
-            continue
-        halves.setdefault(name, {})[part] = tensor.float()
-    if special or facts.get("peft_type") != "LORA" or any(len(h) != 2 for h in halves.values()):
-        raise ModelError(
-            f"{directory} is no plain LoRA adapter ({', '.join(special[:5]) or 'peft_type'})",
-            hint="Only LoRA A and B matrices on linear layers can be scored.",
-        )
-    rank = float(facts["r"])
-    scale = facts["lora_alpha"] / (math.sqrt(rank) if facts.get("use_rslora") else rank)
-    return (
-        {name: (h["A"], h["B"]) for name, h in halves.items()},
-        scale,
-        facts.get("base_model_name_or_path"),
-    )
-
-
-def attach_peft(model: PreTrainedModel, directories: Sequence[Path]) -> Adapters:
-    """Adapters holding somebody else's LoRA directories, one a replica, ranks padded by zeros."""
-    read = [read_peft(directory) for directory in directories]
-    names = sorted({name for layers, _, _ in read for name in layers})
-    prefix = next(name for name, m in model.named_modules() if m is block_list(model)) + "."
-    foreign = [name for name in names if not name.startswith(prefix)]
-    known = set(linear_names(model, 0, ()))
-    if foreign or set(names) - known:
-        unknown = foreign or sorted(set(names) - known)
-        raise ModelError(
-            f"the adapters adapt layers this model lacks: {', '.join(unknown[:5])}",
-            hint="Give --model the base the adapters were trained on.",
-        )
-    rank = max(int(a.shape[0]) for layers, _, _ in read for a, _ in layers.values())
-    first = min(int(name[len(prefix) :].split(".")[0]) for name in names)
-    model.requires_grad_(False)
-    model.eval()
-    adapters = Adapters(model, len(read), rank, first)
-    adapters.attach(names)
-    for m, (layers, _, _) in enumerate(read):
-        for name, (a, b) in layers.items():
-            layer = adapters.layers[name]
-            if a.shape[1] != layer.inputs or b.shape[0] != layer.outputs:
-                raise ModelError(
-                    f"{directories[m]}: {name} has another shape than this model's layer",
-                    hint="Give --model the base the adapters were trained on.",
-                )
-            with torch.no_grad():
-                layer.a[m, : a.shape[0]] = a.to(layer.a.device)
-                layer.b[m, :, : b.shape[1]] = b.to(layer.b.device)
-    for name, layer in adapters.layers.items():
-        layer.scales = tuple(scale if name in layers else 0.0 for layers, scale, _ in read)
     return adapters

@@ -34,16 +34,26 @@ class LoraSummary:
     replicas: int
 
 
+def part_name(step: int) -> str:
+    """File of one checkpoint's margins."""
+    return f"part-{step:06d}.parquet"
+
+
+def checkpoint_steps(steps: int, checkpoints: int) -> list[int]:
+    """The steps, at most `checkpoints` of them, evenly spaced, after which margins are written."""
+    return sorted({max(1, round(steps * (t + 1) / checkpoints)) for t in range(checkpoints)})
+
+
 def write_step(
-    run_directory: Path,
+    directory: Path,
     pair_ids: Sequence[str],
     margins: Float,
     held_out: NDArray[np.bool_],
     step: int,
 ) -> None:
-    """Write one checkpoint's margins [M, N] as margins/part-<step>.parquet."""
+    """Write one checkpoint's margins [M, N] as part-<step>.parquet."""
     write_margins(
-        run_directory / "margins" / f"part-{step:06d}.parquet",
+        directory / part_name(step),
         pa.array(pair_ids, pa.string()),
         margins[:, None],
         steps=[step],
@@ -73,8 +83,7 @@ class EvidenceWriter:
         config = self.learner.config
         if self.report is not None:
             self.report("training", progress.step, self.total)
-        due = {round(self.total * (t + 1) / config.checkpoints) for t in range(config.checkpoints)}
-        if progress.step not in due:
+        if progress.step not in checkpoint_steps(self.total, config.checkpoints):
             return False
         started = time.perf_counter()
         margins = self.learner.margins(self.report)
@@ -88,27 +97,33 @@ class EvidenceWriter:
         since = [step for step in losses if int(step) > int(best)]
         return bool(config.patience) and len(since) >= config.patience
 
+    def lost(self, progress: Progress) -> list[Path]:
+        """Files that `progress` says were written and that are gone."""
+        written = [self.run_directory / name for name in progress.note.get("written", [])]
+        return [path for path in written if not path.is_file()]
+
     def _write(self, margins: Float, progress: Progress) -> None:
-        """The checkpoint's part, with averaged copies beside the live replicas if any."""
-        if not progress.averages:
-            rows, held = margins, self.held_out
-        else:
-            copies = [margins, *(self._averaged(c) for c in progress.averages.values())]
-            rows = np.stack(copies, 1).reshape(-1, margins.shape[1])  # replica 3m + copy
+        """The checkpoint's adapters and margins, and those of averaged copies if any."""
+        from noisescope.replicas.peft_files import ADAPTER_WEIGHTS, save_peft
+
+        ids, adapters = self.learner.data.pair_ids, self.learner.adapters
+        copies = [self._averaged(copy) for copy in progress.averages.values()]
+        names = []
+        for m in range(adapters.replicas):
+            own = self.run_directory / "replicas" / str(m)
+            save_peft(adapters, m, own, base=self.base, weights=self.learner.trainable())
+            names.append(f"replicas/{m}/{ADAPTER_WEIGHTS}")
+            for decay, weights in progress.averages.items():
+                save_peft(adapters, m, own / f"ema-{decay}", base=self.base, weights=weights)
+        if copies:
+            rows = np.stack(copies, 1).reshape(-1, margins.shape[1])  # row C m + copy
             held = np.repeat(self.held_out, len(copies), 0)
-        self._save_adapters(progress)
-        ids = self.learner.data.pair_ids
-        write_step(self.run_directory, ids, rows, held, progress.step)
-
-    def _save_adapters(self, progress: Progress) -> None:
-        """PEFT directories replicas/<m>/, numbered as in the margins."""
-        from noisescope.replicas.adapters import save_peft
-
-        sets = [self.learner.trainable(), *progress.averages.values()]
-        for m in range(self.learner.adapters.replicas):
-            for copy, weights in enumerate(sets):
-                place = self.run_directory / "replicas" / str(m * len(sets) + copy)
-                save_peft(self.learner.adapters, m, place, base=self.base, weights=weights)
+            write_step(self.run_directory / "averages", ids, rows, held, progress.step)
+            names.append(f"averages/{part_name(progress.step)}")
+        write_step(self.run_directory / "margins", ids, margins, self.held_out, progress.step)
+        names.append(f"margins/{part_name(progress.step)}")
+        known = progress.note.setdefault("written", [])
+        known += [name for name in names if name not in known]
 
     def _averaged(self, copies: dict[str, Tensor]) -> Float:
         """Margins under averaged adapters; the live ones are put back."""
@@ -123,8 +138,8 @@ class EvidenceWriter:
                 tensor.copy_(live[name])
         return margins
 
-    def summary(self, progress: Progress, clock: dict[str, float]) -> LoraSummary:
-        """What the run did."""
+    def summary(self, progress: Progress, *, trunk: float, train: float) -> LoraSummary:
+        """What the run did; seconds of the trunk, and of training with its scoring."""
         losses = {int(step): loss for step, loss in progress.note["held_out_loss"].items()}
         return LoraSummary(
             steps=progress.step,
@@ -132,10 +147,10 @@ class EvidenceWriter:
             stopped_early=bool(progress.note["stopped"]),
             held_out_loss=losses,
             seconds={
-                "trunk": clock["trunk"] - clock["start"],
-                "train": clock["train"] - clock["trunk"] - self.scoring_seconds,
+                "trunk": trunk,
+                "train": train - self.scoring_seconds,
                 "score": self.scoring_seconds,
             },
             items=len(self.learner.data.items),
-            replicas=len(self.held_out) * (1 + len(progress.averages)),
+            replicas=len(self.held_out),
         )

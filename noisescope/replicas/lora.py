@@ -7,14 +7,15 @@ is the model with its adapters off, once per distinct response.
 
     train_lora(policy, pairs_table, LoraConfig(replicas=8, top_layers=6), run_directory)
 
-writes margins/part-*.parquet and replicas/<m>/ (PEFT directories), and continues a killed run.
+writes margins/part-*.parquet and replicas/<m>/ (PEFT directories), and continues a killed run;
+with `ema` also averages/part-*.parquet, the margins of each replica's two averaged copies.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -31,17 +32,20 @@ from noisescope.policies.packing import Corpus, corpus_of
 from noisescope.replicas.checkpoints import (
     EvidenceWriter,
     LoraSummary,
+    checkpoint_steps,
     write_step,
 )
 from noisescope.replicas.draws import Stream, held_out_by
-from noisescope.replicas.packed import LoraConfig, PackedReplicas, PairData, Report, pair_data
-from noisescope.training import TrainConfig
+from noisescope.replicas.lora_config import LoraConfig
+from noisescope.replicas.packed import PackedReplicas, PairData, Report, pair_data
+from noisescope.training import Progress, TrainConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from noisescope.policies.encoding import Encoded
     from noisescope.replicas.adapters import Adapters
+    from noisescope.replicas.cost import LoraCost
 
 #: Decays of the two averaged copies in the released code of 2503.16921 (`u_released`).
 EMA_TRIO = (0.9999, 0.5)
@@ -80,54 +84,86 @@ def train_lora(
     config: LoraConfig,
     run_directory: Path,
     report: Report | None = None,
+    estimate: Callable[[LoraCost], None] | None = None,
 ) -> LoraSummary:
     """Train, checkpoint by checkpoint write margins, save every replica; what it did.
 
-    Raises DataError below 4 pairs, ModelError for a model that cannot be cut, EvidenceError for
-    a diverged loss, RunError for a directory that holds other evidence.
+    `estimate` is told the cost before anything is computed. Raises DataError for too few pairs,
+    ModelError for a model that cannot be cut, EvidenceError for a diverged loss, RunError for a
+    directory that holds other evidence.
     """
+    from noisescope.policies.forward import measure
+    from noisescope.replicas.cost import lora_cost
     from noisescope.replicas.trunk import Trunk
-    from noisescope.training import train
 
-    clock = {"start": time.perf_counter()}
+    start = time.perf_counter()
     data = pair_data(table)
-    if len(data.pair_ids) < 4:
+    held = halves(data, config)
+    corpus = encoded_corpus(policy, data.items)
+    plan = train_config(config, held, evidence_fingerprint(policy, data, config))
+    depth = policy.model.config.num_hidden_layers
+    first = 0 if config.top_layers is None else max(0, depth - config.top_layers)
+    size = measure(policy.model)
+    adapters = None
+    try:
+        trunk = Trunk(policy.model, first, corpus, checkpointing=config.checkpointing)
+        adapters = make_adapters(policy.model, first, config)
+        learner = PackedReplicas(trunk, adapters, data, config, make_streams(data, held, config))
+        if estimate is not None:
+            due = checkpoint_steps(plan.steps, config.checkpoints)
+            estimate(lora_cost(learner, size, depth, plan.steps, due))
+        trunk.fill(run_directory / "trunk", policy.identity.fingerprint, data.items, report)
+        filled = time.perf_counter()
+        writer = EvidenceWriter(
+            learner, held, run_directory, policy.identity.id, report, total=plan.steps
+        )
+        progress = train_whole(learner, writer, plan, run_directory / "replicas")
+        return writer.summary(progress, trunk=filled - start, train=time.perf_counter() - filled)
+    finally:
+        if adapters is not None:
+            adapters.detach()
+
+
+def train_whole(
+    learner: PackedReplicas, writer: EvidenceWriter, plan: TrainConfig, directory: Path
+) -> Progress:
+    """Train to the end, from the saved state if there is one, with all evidence written.
+
+    Where a file that the state says was written is gone, the training starts again.
+    """
+    from noisescope.training import STATE_FILE, train
+
+    def run() -> Progress:
+        objective = DPO(beta=learner.config.beta)
+        return train(learner, objective, plan, directory, after_step=writer)
+
+    progress = run()
+    if writer.lost(progress):
+        (directory / STATE_FILE).unlink()
+        initialise(learner.adapters, learner.config)
+        progress = run()
+    return progress
+
+
+def halves(data: PairData, config: LoraConfig) -> NDArray[np.bool_]:
+    """[M, N]: the pairs each replica holds out. Raises DataError where one has none to train on."""
+    held = held_out_by(data.fold_key, seed=config.seed, replicas=config.replicas)
+    if len(data.pair_ids) < 4 or held.all(1).any():
         raise DataError(
             f"{len(data.pair_ids)} pairs are too few for LoRA replicas",
-            hint="Give a dataset with at least 4 pairs.",
+            hint="Give a dataset with at least 4 pairs, better hundreds, or use --kind head.",
         )
-    corpus = encoded_corpus(policy, data.items)
-    evidence = digest(
+    return held
+
+
+def evidence_fingerprint(policy: TextPolicy, data: PairData, config: LoraConfig) -> str:
+    """What a saved training state belongs to: model, settings and pairs."""
+    return digest(
         policy.identity.fingerprint,
         json.dumps(asdict(config), sort_keys=True),
         *data.pair_ids,
         *(data.items[i].key for i in (*data.chosen, *data.rejected)),
     )
-    depth = policy.model.config.num_hidden_layers
-    first = 0 if config.top_layers is None else max(0, depth - config.top_layers)
-    adapters = None
-    try:
-        trunk = Trunk(policy.model, first, corpus, checkpointing=config.checkpointing)
-        trunk.fill(run_directory / "trunk", policy.identity.fingerprint, data.items, report)
-        clock["trunk"] = time.perf_counter()
-        adapters = make_adapters(policy.model, first, config)
-        held = held_out_by(data.fold_key, seed=config.seed, replicas=config.replicas)
-        learner = PackedReplicas(trunk, adapters, data, config, make_streams(data, held, config))
-        evidence_writer = EvidenceWriter(learner, held, run_directory, policy.identity.id, report)
-        plan = train_config(config, held, evidence)
-        evidence_writer.total = plan.steps
-        progress = train(
-            learner,
-            DPO(beta=config.beta),
-            plan,
-            run_directory / "replicas",
-            after_step=evidence_writer,
-        )
-        clock["train"] = time.perf_counter()
-        return evidence_writer.summary(progress, clock)
-    finally:
-        if adapters is not None:
-            adapters.detach()
 
 
 def make_adapters(model: PreTrainedModel, first: int, config: LoraConfig) -> Adapters:
@@ -135,8 +171,13 @@ def make_adapters(model: PreTrainedModel, first: int, config: LoraConfig) -> Ada
     from noisescope.replicas.adapters import attach_adapters
 
     adapters = attach_adapters(model, config.replicas, config.rank, first, config.targets)
-    adapters.initialise([config.seed * 1000 + m for m in range(config.replicas)], config.alpha)
+    initialise(adapters, config)
     return adapters
+
+
+def initialise(adapters: Adapters, config: LoraConfig) -> None:
+    """Every replica at its start: A from its own seed, B zero."""
+    adapters.initialise([config.seed * 1000 + m for m in range(config.replicas)], config.alpha)
 
 
 def make_streams(data: PairData, held: NDArray[np.bool_], config: LoraConfig) -> list[Stream]:
@@ -184,7 +225,7 @@ def score_adapters(
 
     `held_out` is the caller's word on whether they trained on these pairs.
     """
-    from noisescope.replicas.adapters import attach_peft
+    from noisescope.replicas.peft_files import attach_peft
     from noisescope.replicas.trunk import Trunk
 
     data = pair_data(table)
@@ -198,5 +239,5 @@ def score_adapters(
     finally:
         adapters.detach()
     held = np.full(margins.shape, held_out)
-    write_step(run_directory, data.pair_ids, margins, held, 1)
+    write_step(run_directory / "margins", data.pair_ids, margins, held, 1)
     return len(directories)

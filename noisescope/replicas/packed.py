@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from noisescope.errors import UsageError
 from noisescope.objectives import PairValues
 from noisescope.pairs import Message, response_key
 from noisescope.policies import Item
 from noisescope.policies.packing import Corpus, Packed, pack, stack
 from noisescope.replicas.draws import Stream
-from noisescope.training import SCHEDULES, Piece
+from noisescope.replicas.lora_config import LoraConfig
+from noisescope.training import Piece
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,72 +32,6 @@ if TYPE_CHECKING:
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
 Report = Callable[[str, int, int], None]  # stage, done, total
-
-
-@final
-@dataclass(frozen=True)
-class LoraConfig:
-    """M replicas: from 2 on, every pair is held out by one of them at least.
-
-    `top_layers` None adapts every block, `targets` () every linear layer of one.
-    `batch` pairs an optimiser step, in `accumulation` parts; `steps` overrides `epochs`;
-    `checkpoints` T times margins are written; training ends early after `patience` checkpoints
-    without a better held-out loss (0: never). `ema` adds two averaged copies a replica
-    (`u_released`). `cluster` pairs that share responses are drawn together. `tokens` bounds what
-    one forward holds. Raises UsageError naming every impossible flag.
-    """
-
-    replicas: int = 8
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = ()
-    top_layers: int | None = 4
-    beta: float = 0.1
-    learning_rate: float = 1e-3
-    schedule: str = "linear"
-    epochs: float = 1.0
-    steps: int | None = None
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    batch: int = 16
-    accumulation: int = 1
-    max_grad_norm: float = 1.0
-    checkpoints: int = 1
-    patience: int = 0
-    ema: bool = False
-    cluster: int = 16
-    row_tokens: int = 256
-    tokens: int = 4096
-    checkpointing: bool = False
-    save_every: int = 20
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        given = {
-            "--replicas": self.replicas,
-            "--lora-r": self.rank,
-            "--batch": self.batch,
-            "--accumulation": self.accumulation,
-            "--checkpoints": self.checkpoints,
-            "--top-layers": 1 if self.top_layers is None else self.top_layers,
-            "--steps": 1 if self.steps is None else self.steps,
-        }
-        faults = [
-            f"{flag} must be at least 1, not {value}" for flag, value in given.items() if value < 1
-        ]
-        above = {
-            "--lora-alpha": self.alpha,
-            "--beta": self.beta,
-            "--learning-rate": self.learning_rate,
-            "--epochs": self.epochs,
-        }
-        faults += [
-            f"{flag} must be above 0, not {value}" for flag, value in above.items() if not value > 0
-        ]
-        if self.schedule not in SCHEDULES:
-            faults.append(f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule}")
-        if faults:
-            raise UsageError("; ".join(faults), hint="Run `noisescope fine-tune --help`.")
 
 
 @final

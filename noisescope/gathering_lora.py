@@ -1,0 +1,194 @@
+"""Evidence from LoRA fine-tunings: our own packed replicas, or adapters somebody else trained."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisescope.errors import UsageError
+from noisescope.gathering import (
+    DEFAULT_BETA,
+    EvidenceConfig,
+    Reporter,
+    Stopwatch,
+    cache_directory,
+    kept_encodings,
+    lora_config,
+)
+from noisescope.pairs import PreferenceDataset
+from noisescope.policies import Policy
+from noisescope.run import Run
+
+if TYPE_CHECKING:
+    from noisescope.features import Progress
+    from noisescope.policies.causal_lm import CausalLMPolicy
+    from noisescope.policies.diffusion import DiffusionPolicy
+    from noisescope.replicas.cost import LoraCost
+    from noisescope.replicas.lora_config import LoraConfig
+    from noisescope.replicas.lora_diffusion import DiffusionLoraConfig
+
+
+def gather_lora(
+    dataset: PreferenceDataset,
+    policy: Policy,
+    evidence: EvidenceConfig,
+    run: Run,
+    reporter: Reporter,
+    watch: Stopwatch,
+) -> dict[str, Any]:
+    """M packed LoRA replicas, each on a random half of the pairs: margins at every checkpoint."""
+    from noisescope.policies.causal_lm import CausalLMPolicy
+    from noisescope.policies.diffusion import DiffusionPolicy
+    from noisescope.replicas.lora_config import LoraConfig
+    from noisescope.replicas.lora_diffusion import DiffusionLoraConfig
+
+    began = time.perf_counter()
+    config = lora_config(evidence, dataset.modality)
+    facts: dict[str, Any] = {}
+    encodings = kept_encodings(policy, run)
+    if encodings is not None:
+        with reporter.stage("latents of images, embeddings of captions") as progress:
+            encodings.keep(_items(dataset), progress)
+    label = f"{evidence.replicas} LoRA replicas of {len(dataset):,} pairs"
+    with reporter.stage(label) as progress:
+        if isinstance(policy, CausalLMPolicy) and isinstance(config, LoraConfig):
+            facts = _train_text(dataset, policy, config, run, progress)
+        elif isinstance(policy, DiffusionPolicy) and isinstance(config, DiffusionLoraConfig):
+            facts = _train_diffusion(dataset, policy, config, run, progress)
+        else:
+            raise UsageError(f"--kind lora cannot adapt {policy.identity.id}")
+    watch.time("replicas", began)
+    return facts
+
+
+def _train_text(
+    dataset: PreferenceDataset,
+    policy: CausalLMPolicy,
+    config: LoraConfig,
+    run: Run,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Replicas of a causal language model; what training did."""
+    from noisescope.replicas.cost import Meter
+    from noisescope.replicas.lora import train_lora
+    from noisescope.training import STATE_FILE
+
+    meter = Meter(progress)
+    if (run.replicas_directory / STATE_FILE).is_file():
+        progress(0, 1, "continuing from the last saved step")
+
+    def estimated(cost: LoraCost) -> None:
+        meter.begin(cost)
+        progress(0, cost.total, cost_in_words(cost, policy))
+
+    for remark in policy.remarks(_items(dataset)):
+        progress(0, 1, remark)
+    done = train_lora(policy, dataset.table, config, run.directory, meter, estimated)
+    shutil.rmtree(run.directory / "trunk", ignore_errors=True)
+    facts = asdict(done)
+    return {name: facts[name] for name in facts if name not in ("seconds", "replicas")}
+
+
+def cost_in_words(cost: LoraCost, policy: Policy) -> str:
+    """What the training will take, from its FLOPs and a timed matrix product."""
+    from noisescope.policies.device import matmul_rate
+    from noisescope.replicas.cost import EFFICIENCY
+
+    rate = matmul_rate(policy.device, policy.dtype)
+    shares = {
+        "reference": cost.reference,
+        "training": cost.training,
+        "margins": cost.scoring * cost.passes,
+    }
+    parts = ", ".join(f"{name} {work / cost.total:.0%}" for name, work in shares.items())
+    return (
+        f"estimate: {cost.steps:,} steps, {cost.total / 1e12:.3g} TFLOP ({parts}) at "
+        f"{EFFICIENCY * rate / 1e9:,.0f} GFLOP/s, about {cost.total / EFFICIENCY / rate:,.0f} s"
+    )
+
+
+def _items(dataset: PreferenceDataset) -> list[Any]:
+    from noisescope.gathering import distinct_items
+
+    return distinct_items(dataset.table)[0]
+
+
+def _train_diffusion(
+    dataset: PreferenceDataset,
+    policy: DiffusionPolicy,
+    config: DiffusionLoraConfig,
+    run: Run,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Replicas of a diffusion policy; what training did."""
+    from noisescope.replicas.cost import Meter
+    from noisescope.replicas.lora_diffusion import train_diffusion_lora
+    from noisescope.training import STATE_FILE
+
+    meter = Meter(progress)
+    if (run.replicas_directory / STATE_FILE).is_file():
+        progress(0, 1, "continuing from the last saved step")
+
+    def estimated(cost: LoraCost) -> None:
+        meter.begin(cost)
+        progress(0, cost.total, cost_in_words(cost, policy))
+
+    return train_diffusion_lora(
+        policy,
+        dataset.table,
+        config,
+        run.directory,
+        cache_directory(run).with_name("reference_errors"),
+        meter,
+        estimated,
+        lambda text: progress(0, 1, text),
+    )
+
+
+def gather_adapters(
+    dataset: PreferenceDataset,
+    policy: Policy,
+    evidence: EvidenceConfig,
+    run: Run,
+    reporter: Reporter,
+    watch: Stopwatch,
+) -> dict[str, Any]:
+    """Margins under somebody else's LoRA adapters, one replica a directory, at step 1."""
+    from noisescope.policies.causal_lm import CausalLMPolicy
+    from noisescope.replicas.lora import score_adapters
+    from noisescope.replicas.peft_files import stated_base
+
+    if not isinstance(policy, CausalLMPolicy):
+        raise UsageError(f"--from-adapters cannot adapt {policy.identity.id}")
+    began = time.perf_counter()
+    base = stated_base(evidence.adapters)
+    if base is not None and Path(base).name.lower() != Path(policy.identity.id).name.lower():
+        reporter.note(
+            f"the adapters say they were trained on {base}, and are judged on "
+            f"{policy.identity.id}: margins mean nothing unless these are the same weights"
+        )
+    if not evidence.held_out:
+        reporter.note(IN_SAMPLE)
+    label = f"{len(evidence.adapters)} adapters over {len(dataset):,} pairs"
+    with reporter.stage(label) as progress:
+        score_adapters(
+            policy,
+            dataset.table,
+            evidence.adapters,
+            run.directory,
+            beta=evidence.beta or DEFAULT_BETA[dataset.modality],
+            held_out=evidence.held_out,
+            report=lambda stage, done, total: progress(done, total, None),
+        )
+    shutil.rmtree(run.directory / "trunk", ignore_errors=True)
+    watch.time("replicas", began)
+    return {"adapters": [str(path) for path in evidence.adapters], "adapters_base": base}
+
+
+IN_SAMPLE = (
+    "these adapters may have trained on the very pairs they judge: margins count as in-sample "
+    "(type --held-out if they did not)"
+)
