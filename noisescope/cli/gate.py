@@ -1,0 +1,286 @@
+"""noisescope gate [DATASET|RUN]: a dataset's quality against a policy, for CI."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from noisescope.cli.console import ERR, OUT, Terminal, print_json, safe, short
+from noisescope.gate.policy import CHOICES, KEYS, RANGES
+
+if TYPE_CHECKING:
+    from noisescope.gate.subject import Subject
+    from noisescope.gate.verdict import Result, Verdict
+    from noisescope.run import Run
+    from noisescope.workspace import Workspace
+
+
+def _number(name: str) -> Any:
+    return typer.Option(help=RANGES[name][2], metavar="NUMBER|off", rich_help_panel="Checks")
+
+
+def _choice(name: str) -> Any:
+    allowed, said = CHOICES[name]
+    return typer.Option(help=said, metavar="|".join(allowed), rich_help_panel="Checks")
+
+
+#: Values of a setting as typed; a setting typed twice is a fault of the policy.
+Typed = list[str] | None
+
+
+def gate(
+    context: typer.Context,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATASET|RUN]", help="A dataset (audited first) or a finished run."
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Finished run to compare with: its pairs are the old ones.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="TOML file of settings, beside [gate] of noisescope.toml.")
+    ] = None,
+    sql: Annotated[
+        list[str] | None,
+        typer.Option(help="House rule 'NAME: SELECT ...': every row it returns is a breach."),
+    ] = None,
+    max_flip_rate: Annotated[Typed, _number("max_flip_rate")] = None,
+    flip_rate_bound: Annotated[Typed, _choice("flip_rate_bound")] = None,
+    max_mislabelled: Annotated[Typed, _number("max_mislabelled")] = None,
+    mislabelled_bound: Annotated[Typed, _choice("mislabelled_bound")] = None,
+    max_suspects: Annotated[Typed, _number("max_suspects")] = None,
+    suspect_p: Annotated[Typed, _number("suspect_p")] = None,
+    max_contested: Annotated[Typed, _number("max_contested")] = None,
+    min_accuracy: Annotated[Typed, _number("min_accuracy")] = None,
+    min_reliability: Annotated[Typed, _number("min_reliability")] = None,
+    min_labels: Annotated[Typed, _number("min_labels")] = None,
+    max_length_auroc: Annotated[Typed, _number("max_length_auroc")] = None,
+    max_side_imbalance: Annotated[Typed, _number("max_side_imbalance")] = None,
+    max_ties: Annotated[Typed, _number("max_ties")] = None,
+    max_duplicates: Annotated[Typed, _number("max_duplicates")] = None,
+    max_contradictions: Annotated[Typed, _number("max_contradictions")] = None,
+    max_near_duplicates: Annotated[Typed, _number("max_near_duplicates")] = None,
+    max_faults: Annotated[Typed, _number("max_faults")] = None,
+    max_encoding_faults: Annotated[Typed, _number("max_encoding_faults")] = None,
+    max_growth: Annotated[Typed, _number("max_growth")] = None,
+    detect: Annotated[Typed, _number("detect")] = None,
+    inconclusive: Annotated[Typed, _choice("inconclusive")] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="Write JUnit XML here.", rich_help_panel="Outputs")
+    ] = None,
+    sarif: Annotated[
+        Path | None, typer.Option(help="Write SARIF 2.1.0 here.", rich_help_panel="Outputs")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write Markdown here.", rich_help_panel="Outputs")
+    ] = None,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Outputs"),
+    ] = False,
+    model: Annotated[str | None, typer.Option(help="Model of the audit, as for score.")] = None,
+    format: Annotated[str | None, typer.Option(help="Dataset format, as for score.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split, as for score.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Read only the first rows.", min=1)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """Check a dataset against a policy: exit 0 passed, 1 breached, 2 not enough evidence, or wrong.
+
+    Settings come from [gate] of noisescope.toml or a policy file; flags override them. `off`
+    switches a check off. docs/gate.md gives the default gate and the reason for each threshold.
+
+    Example: noisescope gate hh-rlhf --max-flip-rate 0.1 --junit gate.xml --sarif gate.sarif
+    """
+    from noisescope.gate.evaluation import evaluate
+    from noisescope.gate.policy import read_policy
+    from noisescope.gate.subject import Subject
+    from noisescope.run import find_run
+    from noisescope.workspace import find_workspace
+
+    workspace = find_workspace()
+    settings = read_policy(
+        table=workspace.sections.get("gate") if workspace else None,
+        file=policy,
+        flags={name: context.params[name] or () for name in KEYS},
+        rules=sql or (),
+    )
+    terminal = Terminal(quiet=json)
+    old = None if baseline is None else find_run(baseline, runs_dir)
+    run = _finished(target, workspace, runs_dir) or _audited(
+        target, workspace, model, format, split, limit, device, runs_dir, terminal
+    )
+    terminal.note(f"run: {run.directory}" + (f", baseline: {old.directory}" if old else ""))
+    subject = Subject(run, old)
+    verdict = evaluate(subject, settings)
+    _write_files(verdict, subject, junit, sarif, markdown)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        _tell_github(verdict, subject, to_stderr=json)
+    if json:
+        print_json(verdict.to_json())
+    else:
+        print_verdict(verdict)
+    raise typer.Exit(verdict.exit_code)
+
+
+def _finished(target: str | None, workspace: Workspace | None, runs_dir: Path) -> Run | None:
+    """The finished run that `target` names; None where it is a dataset to be audited.
+
+    A dataset's name comes before a run's: its audit finds the run again where nothing changed.
+    """
+    from noisescope.errors import DataError
+    from noisescope.run import find_run, finished_runs, slug
+    from noisescope.workspace import resolve
+
+    if target is None:
+        return None if workspace and workspace.dataset else find_run(None, runs_dir)
+    if (Path(target) / "plan.json").is_file():
+        return find_run(target, runs_dir)
+    if any(run.directory.name == target for run in finished_runs(runs_dir)):
+        return find_run(target, runs_dir)
+    try:
+        resolve(target, workspace)
+    except DataError:
+        named = [run.directory.name.rpartition("-")[0] for run in finished_runs(runs_dir)]
+        if slug(target) not in named:
+            raise
+        return find_run(target, runs_dir)
+    return None
+
+
+def _audited(
+    target: str | None,
+    workspace: Workspace | None,
+    model: str | None,
+    format: str | None,
+    split: str | None,
+    limit: int | None,
+    device: str,
+    runs_dir: Path,
+    terminal: Terminal,
+) -> Run:
+    """The dataset's run, made if missing, with the evidence settings of [score]."""
+    from noisescope.audit import audit
+    from noisescope.cli.resolve import chosen_dataset, chosen_model
+    from noisescope.datasets import load
+    from noisescope.gate.caches import other_caches
+    from noisescope.gathering import EvidenceConfig
+    from noisescope.policies.load import load_policy
+    from noisescope.workspace import resolve
+
+    dataset = chosen_dataset(target, workspace)
+    terminal.note(resolve(dataset, workspace).said)
+    pairs = load(dataset, format=format, limit=limit, split=split, workspace=workspace)
+    stated = workspace.sections.get("score", {}) if workspace else {}
+    evidence = {
+        name: stated[name]
+        for name in ("kind", "replicas", "folds", "seed", "beta", "pool")
+        if name in stated
+    }
+    judge = load_policy(
+        chosen_model(model or stated.get("model"), pairs.modality, workspace),
+        pairs,
+        max_length=stated.get("max_length"),
+        device=device,
+        dtype=stated.get("dtype", "auto"),
+    )
+    for remark in other_caches(runs_dir, judge.identity.fingerprint):
+        terminal.note(remark)
+    return audit(
+        pairs,
+        judge,
+        evidence=EvidenceConfig(**evidence),
+        runs_directory=runs_dir,
+        command=f"noisescope {' '.join(sys.argv[1:])}",
+        reporter=terminal,
+    ).run
+
+
+def _write_files(
+    verdict: Verdict,
+    subject: Subject,
+    junit: Path | None,
+    sarif: Path | None,
+    markdown: Path | None,
+) -> None:
+    """The files asked for, whole or not at all."""
+    from noisescope.gate.junit import junit as as_junit
+    from noisescope.gate.markdown import markdown as as_markdown
+    from noisescope.gate.sarif import sarif as as_sarif
+    from noisescope.storage import write_atomic
+
+    if junit is not None:
+        write_atomic(junit, as_junit(verdict))
+    if sarif is not None:
+        write_atomic(sarif, as_sarif(verdict, subject.place_of))
+    if markdown is not None:
+        write_atomic(markdown, as_markdown(verdict))
+
+
+def _tell_github(verdict: Verdict, subject: Subject, *, to_stderr: bool) -> None:
+    """Annotations as workflow commands, and the step summary where there is a file for it."""
+    from noisescope.gate.github import commands, write_summary
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    for line in commands(verdict, subject.place_of):
+        print(line, file=stream)
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        write_summary(verdict, Path(path))
+
+
+STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "skipped": "dim"}
+#: Rows shown below the table for each breach.
+SHOWN = 5
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Every check in a table, the rows behind each breach, and the verdict in one line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("check", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("allowed", justify="right", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for result in verdict.results:
+        status = Text(result.status, style=STYLES[result.status])
+        table.add_row(Text(safe(result.check)), status, allowed(result), Text(_found(result)))
+    OUT.print(table)
+    _print_rows([result for result in verdict.results if result.rows])
+    style = STYLES["fail" if verdict.exit_code else "pass"]
+    OUT.print(Text(safe(verdict.said), style=style), soft_wrap=True)
+    if verdict.exit_code == 2:
+        ERR.print("inconclusive is exit 2; --inconclusive pass or fail decides otherwise")
+
+
+def allowed(result: Result) -> str:
+    """A threshold with its direction, as it was set."""
+    if result.threshold is None:
+        return ""
+    floor = result.check in ("accuracy", "reliability", "labels")
+    return f"{'≥' if floor else '≤'} {result.threshold:g}"
+
+
+def _found(result: Result) -> str:
+    needed = result.pairs_needed
+    more = f"; about {needed:,} pairs are needed" if needed is not None else ""
+    return safe(result.said) + more
+
+
+def _print_rows(results: Sequence[Result]) -> None:
+    from rich.text import Text
+
+    for result in results:
+        OUT.print(Text(f"\n{safe(result.check)}", style="bold"))
+        for row in result.rows[:SHOWN]:
+            place = f"  {short(row.source, 60)}:{row.row}  " if row.source else "  "
+            text = Text(place, style="dim") + Text(short(row.detail, 200))
+            OUT.print(text, no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,226 @@
+"""The checks of a gate: CHECKS, a plain dict from a name to one function of subject and policy.
+
+A function returns None where its check is off, else one Result. Shares are shares of pairs unless
+said otherwise. A new check is a setting in `policy`, a function here and a line in CHECKS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from noisescope.gate.facts import (
+    contradictions,
+    duplicates,
+    encoding_faults,
+    faults,
+    near_duplicates,
+    ties,
+)
+from noisescope.gate.growth import growth
+from noisescope.gate.policy import Policy
+from noisescope.gate.sides import length_bias, side_order
+from noisescope.gate.subject import Subject
+from noisescope.gate.verdict import Estimate, Result, judge, plural
+from noisescope.statistics import Interval, share
+from noisescope.summary import CONTESTED
+
+Check = Callable[[Subject, Policy], Result | None]
+
+
+def flip_rate(subject: Subject, policy: Policy) -> Result | None:
+    """The flip rate e of `flip_rate.fit_flip_rate`, by the chosen bound of its interval."""
+    if policy.max_flip_rate is None:
+        return None
+    rate = subject.rate
+    found = Estimate(rate.estimate, rate.low, rate.high, rate.pairs)
+    status, needed = judge(found, policy.max_flip_rate, policy.flip_rate_bound, policy.detect)
+    return Result(
+        "flip_rate",
+        status,
+        f"{_with_interval(found)} of labels are wrong however easy the pair",
+        rate.estimate,
+        rate.low,
+        rate.high,
+        policy.max_flip_rate,
+        policy.flip_rate_bound,
+        needed,
+        subject.worst() if status != "pass" else (),
+    )
+
+
+def mislabelled(subject: Subject, policy: Policy) -> Result | None:
+    """The mislabelled share's bracket, low or high end against the threshold.
+
+    The bracket (flip rate to 1 - held-out accuracy) is not a sampling interval: more pairs do
+    not close it, so the chosen end alone decides and nothing is inconclusive.
+    """
+    if policy.max_mislabelled is None:
+        return None
+    low = subject.rate.low
+    high = max(1 - subject.accuracy.low, low)
+    compared = low if policy.mislabelled_bound == "lower" else high
+    failed = compared > policy.max_mislabelled
+    return Result(
+        "mislabelled",
+        "fail" if failed else "pass",
+        f"between {low:.1%} and {high:.1%} of labels are not what most people would say",
+        None,
+        low,
+        high,
+        policy.max_mislabelled,
+        policy.mislabelled_bound,
+        rows=subject.worst() if failed else (),
+    )
+
+
+def suspects(subject: Subject, policy: Policy) -> Result | None:
+    """Share of pairs with p_flip above `suspect_p`."""
+    if policy.max_suspects is None:
+        return None
+    above = subject.columns["p_flip"] > policy.suspect_p
+    said = f"of pairs have p_flip above {policy.suspect_p:g}"
+    return _of_pairs("suspects", subject, above, policy.max_suspects, policy.detect, said)
+
+
+def contested(subject: Subject, policy: Policy) -> Result | None:
+    """Share of pairs on which people would split (contested >= 0.8)."""
+    if policy.max_contested is None:
+        return None
+    split = subject.columns["contested"] >= CONTESTED
+    said = "of pairs are contested"
+    return _of_pairs("contested", subject, split, policy.max_contested, policy.detect, said)
+
+
+def _of_pairs(
+    name: str,
+    subject: Subject,
+    mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
+    threshold: float,
+    detect: float,
+    said: str,
+) -> Result:
+    """A share of pairs with Wilson's interval, by its lower bound."""
+    interval = share(int(mask.sum()), len(mask))
+    found = Estimate(interval.estimate, interval.low, interval.high, len(mask))
+    status, needed = judge(found, threshold, "lower", detect)
+    return Result(
+        name,
+        status,
+        f"{_with_interval(found)} {said}",
+        found.value,
+        found.low,
+        found.high,
+        threshold,
+        "lower",
+        needed,
+        subject.worst(mask) if status != "pass" else (),
+    )
+
+
+def accuracy(subject: Subject, policy: Policy) -> Result | None:
+    """Held-out accuracy: fails where even the upper bound is below the floor."""
+    if policy.min_accuracy is None:
+        return None
+    interval: Interval = subject.accuracy
+    turned = Estimate(1 - interval.estimate, 1 - interval.high, 1 - interval.low, len(subject))
+    status, needed = judge(turned, 1 - policy.min_accuracy, "lower", policy.detect)
+    found = Estimate(interval.estimate, interval.low, interval.high, len(subject))
+    return Result(
+        "accuracy",
+        status,
+        f"replicas agree with {_with_interval(found)} of labels they did not train on",
+        interval.estimate,
+        interval.low,
+        interval.high,
+        policy.min_accuracy,
+        "upper",
+        needed,
+    )
+
+
+def reliability(subject: Subject, policy: Policy) -> Result | None:
+    """Every annotator's reliability: none may be below the floor with posterior certainty.
+
+    With A annotators one fails where P(reliability < floor) >= 1 - 0.05 / A (Bonferroni), under
+    the empirical-Bayes posterior of `annotators`: few labels stay near the crowd.
+    """
+    from scipy.special import expit
+
+    from noisescope.annotators import RATES, fit_crowd
+
+    if policy.min_reliability is None:
+        return None
+    annotators = subject.columns["annotator"]
+    known = np.array([name is not None for name in annotators], bool)
+    if not known.any():
+        return Result("reliability", "skipped", "no pair names its annotator")
+    names, codes = np.unique(annotators[known].astype(str), return_inverse=True)
+    gaps = subject.rate.gap(subject.columns["margin"][known])
+    posterior = fit_crowd(codes.astype(np.int64), expit(gaps)).posterior
+    below = posterior[:, 1 - policy.min_reliability < RATES].sum(axis=1)
+    wrong = np.flatnonzero(below >= 1 - 0.05 / len(names))
+    reliable = 1 - posterior @ RATES
+    worst = int(np.argmin(reliable))
+    said = f"{len(wrong)} of {plural(len(names), 'annotator')} are below"
+    said += f"; the least reliable, {names[worst]}, is at {reliable[worst]:.0%}"
+    mask = np.zeros(len(subject), bool)
+    mask[np.flatnonzero(known)[np.isin(codes, wrong)]] = True
+    return Result(
+        "reliability",
+        "fail" if len(wrong) else "pass",
+        said,
+        float(reliable[worst]),
+        threshold=policy.min_reliability,
+        bound="upper",
+        rows=subject.worst(mask) if len(wrong) else (),
+    )
+
+
+def labels(subject: Subject, policy: Policy) -> Result | None:
+    """Fewest labels of any annotator."""
+    if policy.min_labels is None:
+        return None
+    annotators = subject.columns["annotator"]
+    known = [str(name) for name in annotators if name is not None]
+    if not known:
+        return Result("labels", "skipped", "no pair names its annotator")
+    names, counts = np.unique(known, return_counts=True)
+    few = counts < policy.min_labels
+    least = int(np.argmin(counts))
+    return Result(
+        "labels",
+        "fail" if few.any() else "pass",
+        f"{int(few.sum()):,} of {plural(len(names), 'annotator')} gave fewer; "
+        f"{names[least]} gave {counts[least]:,}",
+        float(counts[least]),
+        threshold=float(policy.min_labels),
+    )
+
+
+def _with_interval(found: Estimate) -> str:
+    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
+
+
+#: Name of each check -> its function; also the order of results.
+CHECKS: dict[str, Check] = {
+    "flip_rate": flip_rate,
+    "mislabelled": mislabelled,
+    "suspects": suspects,
+    "contested": contested,
+    "accuracy": accuracy,
+    "growth": growth,
+    "reliability": reliability,
+    "labels": labels,
+    "length_bias": length_bias,
+    "side_order": side_order,
+    "ties": ties,
+    "duplicates": duplicates,
+    "contradictions": contradictions,
+    "near_duplicates": near_duplicates,
+    "faults": faults,
+    "encoding": encoding_faults,
+}
+#: Checks that ask the replicas; where those are no better than a coin there is no verdict.
+ASK_REPLICAS = ("flip_rate", "mislabelled", "suspects", "contested", "growth", "reliability")
