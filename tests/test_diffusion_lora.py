@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from tiny_diffusion import pairs_table, pictures, save
 
-from noisescope.errors import UsageError
+from noisescope.errors import DataError, RunError, UsageError
 from noisescope.images import StoredImages
 from noisescope.policies.denoising import draw_noise
 from noisescope.policies.diffusion import DiffusionPolicy
+from noisescope.policies.shared_draws import DrawConfig
 from noisescope.policies.unet_halves import decode, encode
-from noisescope.replicas.lora_diffusion import DiffusionLoraConfig, diffusion_replicas
+from noisescope.replicas.lora_diffusion import (
+    DiffusionLoraConfig,
+    diffusion_cost,
+    diffusion_replicas,
+    train_diffusion_lora,
+)
+from noisescope.replicas.packed_diffusion import DiffusionReplicas
+from noisescope.replicas.reference_errors import ReferenceErrors
+from noisescope.training import STATE_FILE
 
 PICTURES = pictures(24)
 TABLE = pairs_table(list(PICTURES))
@@ -30,6 +42,17 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     kind = str(request.param)
     prediction = "epsilon" if kind == "sd" else "v_prediction"
     return save(kind, tmp_path_factory.mktemp(kind) / kind, prediction=prediction)
+
+
+def silent(done: float, total: float, note: str | None) -> None:
+    """Progress that nobody watches."""
+
+
+def judged(policy: DiffusionPolicy, table: pa.Table = TABLE) -> DiffusionReplicas:
+    """A learner that knows the reference's errors."""
+    learner = diffusion_replicas(policy, table, CONFIG)
+    learner.judge(None, silent)
+    return learner
 
 
 @pytest.fixture
@@ -49,7 +72,7 @@ def test_halves_make_the_whole(policy: DiffusionPolicy) -> None:
 
 
 def test_margins_are_zero_at_the_start(policy: DiffusionPolicy) -> None:
-    learner = diffusion_replicas(policy, TABLE, CONFIG)
+    learner = judged(policy)
     assert len(learner.adapters.layers) == 32
     assert not learner.margins().any()
     assert (learner.held_out.sum(0) == 1).all()
@@ -57,7 +80,7 @@ def test_margins_are_zero_at_the_start(policy: DiffusionPolicy) -> None:
 
 def test_margins_equal_a_plain_transcription(policy: DiffusionPolicy, folder: Path) -> None:
     """Eq. 6 on two whole UNets, the adapters merged into one of them."""
-    learner = diffusion_replicas(policy, TABLE, CONFIG)
+    learner = judged(policy)
     for layer in learner.adapters.layers.values():
         torch.nn.init.normal_(layer.b, std=0.3)
     margins = learner.margins()
@@ -91,23 +114,33 @@ def test_margins_equal_a_plain_transcription(policy: DiffusionPolicy, folder: Pa
         assert margins[1, number] / CONFIG.beta == pytest.approx(total, abs=1e-5)
 
 
-def test_reference_errors_are_computed_once(policy: DiffusionPolicy) -> None:
-    learner = diffusion_replicas(policy, TABLE, CONFIG)
+def test_reference_errors_are_computed_once_and_found_by_a_flipped_copy(
+    policy: DiffusionPolicy, tmp_path: Path
+) -> None:
     rows: list[int] = []
     hook = policy.pipeline.unet.conv_out.register_forward_hook(
         lambda module, arguments, output: rows.append(len(output))
     )
-    first, computed = learner.margins(), sum(rows)
-    again, more = learner.margins(), sum(rows) - computed
-    hook.remove()
-    np.testing.assert_array_equal(first, again)
+    learner = diffusion_replicas(policy, TABLE, CONFIG)
     each = 2 * TABLE.num_rows * CONFIG.draws
-    assert (computed, more) == ((CONFIG.replicas + 1) * each, CONFIG.replicas * each)
+    assert ReferenceErrors.of(learner.noised, 12).unknown(tmp_path) == TABLE.num_rows
+    learner.judge(tmp_path, silent)
+    assert sum(rows) == each
+    learner.margins()
+    assert sum(rows) == (CONFIG.replicas + 1) * each
+    learner.detach()
+    other = diffusion_replicas(policy, SWAPPED, CONFIG)
+    assert ReferenceErrors.of(other.noised, 12).unknown(tmp_path) == 0
+    other.judge(tmp_path, silent)
+    hook.remove()
+    assert sum(rows) == (CONFIG.replicas + 1) * each
+    np.testing.assert_array_equal(other.reference, learner.reference[::-1])
+    assert learner.reference.shape == (2, TABLE.num_rows, CONFIG.draws)
 
 
 def test_swapping_the_sides_negates_margins(policy: DiffusionPolicy) -> None:
     def margins(table: object) -> np.ndarray:
-        learner = diffusion_replicas(policy, table, CONFIG)
+        learner = judged(policy, table)
         torch.manual_seed(0)
         for layer in learner.adapters.layers.values():
             torch.nn.init.normal_(layer.b, std=0.3)
@@ -119,26 +152,90 @@ def test_swapping_the_sides_negates_margins(policy: DiffusionPolicy) -> None:
     np.testing.assert_allclose(margins(SWAPPED), -forward, rtol=1e-4, atol=1e-3)
 
 
-def test_training_fits_its_own_half_and_repeats_itself(
-    policy: DiffusionPolicy, tmp_path: Path
-) -> None:
+class KilledError(Exception):
+    """Stands for a kill between two steps."""
+
+
+def train(policy: DiffusionPolicy, directory: Path, *, dies_at: int = 0) -> dict[str, bytes]:
+    """Six steps in `directory`, two checkpoints; the files it leaves."""
     config = DiffusionLoraConfig(
-        replicas=2, rank=2, batch=6, draws=2, steps=6, learning_rate=3e-3, warmup=0.0
+        replicas=2,
+        rank=2,
+        batch=6,
+        draws=2,
+        steps=6,
+        learning_rate=3e-3,
+        warmup=0.0,
+        checkpoints=2,
+        save_every=2,
     )
 
-    def run(directory: Path) -> tuple[np.ndarray, np.ndarray]:
-        learner = diffusion_replicas(policy, TABLE, config)
-        try:
-            return learner.run(directory), learner.held_out
-        finally:
-            learner.detach()
+    def report(stage: str, done: int, total: int) -> None:
+        if stage == "training" and done == dies_at:
+            raise KilledError
 
-    margins, held_out = run(tmp_path / "one")
-    again, _ = run(tmp_path / "two")
-    np.testing.assert_array_equal(margins, again)
-    assert margins[~held_out].mean() > 0
-    saved = tmp_path / "one" / "1" / "pytorch_lora_weights.safetensors"
-    assert saved.read_bytes() == (tmp_path / "two" / "1" / saved.name).read_bytes()
+    train_diffusion_lora(policy, TABLE, config, directory / "run", directory / "cache", report)
+    return files(directory)
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    found = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+
+def test_training_fits_its_own_half_and_a_killed_run_ends_in_the_same_bytes(
+    policy: DiffusionPolicy, tmp_path: Path
+) -> None:
+    whole = train(policy, tmp_path / "whole")
+    margins = pq.read_table(tmp_path / "whole" / "run" / "margins")
+    assert sorted(set(margins["step"].to_pylist())) == [3, 6]
+    last = margins.filter(pa.compute.equal(margins["step"], 6))
+    own = last.filter(pa.compute.invert(last["held_out"]))["margin"].to_numpy()
+    assert own.mean() > 0
+    for step in (1, 5):
+        place = tmp_path / f"killed at {step}"
+        with pytest.raises(KilledError):
+            train(policy, place, dies_at=step)
+        assert train(policy, place) == whole
+    lost = tmp_path / "whole" / "run" / "margins" / "part-000003.parquet"
+    lost.unlink()
+    assert train(policy, tmp_path / "whole") == whole
+    assert f"run/replicas/{STATE_FILE}" in whole
+    assert "run/replicas/1/pytorch_lora_weights.safetensors" in whole
+
+
+def test_other_settings_do_not_continue_a_run(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    train_diffusion_lora(policy, TABLE, CONFIG, tmp_path)
+    with pytest.raises(RunError, match="other settings"):
+        train_diffusion_lora(policy, TABLE, replace(CONFIG, rank=3), tmp_path)
+
+
+def test_cost_by_hand(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    """Reference, training and scoring share E and D: two equations give them, the third checks."""
+    learner = diffusion_replicas(policy, TABLE, CONFIG)
+    cost = diffusion_cost(learner, 3, [3], tmp_path)
+    pairs, k, m = TABLE.num_rows, CONFIG.draws, CONFIG.replicas
+    whole, wide = cost.reference / (pairs * k), cost.scoring / (pairs * k)
+    d = (wide - whole) / (m - 1)
+    e = whole - d
+    assert 0 < e < d
+    assert cost.training == pytest.approx(3 * m * CONFIG.batch * (e + 2 * d))
+    learner.judge(tmp_path, silent)
+    assert diffusion_cost(learner, 3, [3], tmp_path).reference == 0
+    learner.detach()
+
+
+def test_draws_are_the_policys_own_unless_given(folder: Path) -> None:
+    images = StoredImages(PICTURES)
+    policy = DiffusionPolicy.load(str(folder), images, device="cpu", draws=DrawConfig.spread(3))
+    learner = diffusion_replicas(policy, TABLE, replace(CONFIG, draws=None))
+    assert learner.noised.draws == 3
+    learner.detach()
+
+
+def test_too_few_pairs_are_said(policy: DiffusionPolicy) -> None:
+    with pytest.raises(DataError, match="too few"):
+        diffusion_replicas(policy, TABLE.slice(0, 2), CONFIG)
 
 
 def test_impossible_settings_are_named_together() -> None:

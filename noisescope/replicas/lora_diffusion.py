@@ -5,279 +5,118 @@ to_out.0) of the up blocks, so the down blocks run once for all replicas and the
 which is the model with its adapters off. l is Eq. 6 of 2503.16921 over shared (t, eps) draws,
 functions of (seed, pair_id, draw):
 
-    learner = diffusion_replicas(policy, dataset.table, DiffusionLoraConfig(replicas=8))
-    margins, held_out = learner.run()   # [M, N] beta * l and [M, N]
+    train_diffusion_lora(policy, dataset.table, DiffusionLoraConfig(replicas=8), run_directory)
+
+writes margins/part-*.parquet and replicas/<m>/pytorch_lora_weights.safetensors, which diffusers
+loads as it is, and continues a killed run to the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from noisescope.errors import UsageError
-from noisescope.objectives import DPO, PairValues
-from noisescope.policies.denoising import draw_noise, logratio
-from noisescope.policies.unet_halves import Half, decode, encode
+from noisescope.errors import DataError
+from noisescope.objectives import DPO
+from noisescope.pairs import digest
+from noisescope.replicas.checkpoints import checkpoint_steps, part_name, write_step
+from noisescope.replicas.cost import LoraCost
 from noisescope.replicas.draws import Stream, held_out_by
-from noisescope.replicas.packed import PairData, Part, Report, pair_data
-from noisescope.storage import write_atomic
-from noisescope.training import Piece, TrainConfig, train
+from noisescope.replicas.noised import NoisedPairs, squared_errors
+from noisescope.replicas.packed import Report, pair_data
+from noisescope.replicas.packed_diffusion import WEIGHTS, DiffusionReplicas
+from noisescope.replicas.packed_diffusion import DiffusionLoraConfig as DiffusionLoraConfig
+from noisescope.replicas.reference_errors import ReferenceErrors
+from noisescope.training import STATE_FILE, Progress, train
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from torch import Tensor
 
     from noisescope.policies.diffusion import DiffusionPolicy
-    from noisescope.replicas.adapters import Adapters
-
-Int = NDArray[np.int64]
-Float = NDArray[np.float32]
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @final
-@dataclass(frozen=True)
-class DiffusionLoraConfig:
-    """M replicas of rank `rank`; `beta` as in Eq. 6 without DiffusionDPO's extra 0.5.
-
-    `draws` is K, the (t, eps) draws a pair is judged by; in training every epoch sees another
-    of them, beginning anywhere. `rows` bounds the latents of one forward. Raises UsageError.
-    """
-
-    replicas: int = 8
-    rank: int = 8
-    beta: float = 2500.0
-    learning_rate: float = 1e-3
-    epochs: float = 2.0
-    steps: int | None = None
-    batch: int = 32
-    draws: int = 8
-    rows: int = 64
-    warmup: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        low = {"--replicas": 2, "--lora-r": 1, "--batch": 1, "--draws": 1}
-        given = (self.replicas, self.rank, self.batch, self.draws)
-        faults = [
-            f"{flag} must be at least {least}, not {value}"
-            for (flag, least), value in zip(low.items(), given, strict=True)
-            if value < least
-        ]
-        if not self.beta > 0:
-            faults.append(f"--beta must be above 0, not {self.beta}")
-        if faults:
-            raise UsageError("; ".join(faults), hint="Run `noisescope fine-tune --help`.")
-
-
-@final
-@dataclass(frozen=True)
-class Rows:
-    """Both sides of some pairs under some draws, ready to denoise: R = 2 x pairs x draws rows.
-
-    Order: chosen of all (pair, draw), then rejected of the same.
-    """
-
-    half: Half
-    target: Tensor  # [R, C, h, w]
-
-
-@final
 @dataclass
-class DiffusionReplicas:
-    """The learner (`training.Learner`): M adapters over one UNet, and their scores."""
+class Checkpoints:
+    """Called after every step: writes margins and adapters at T of them."""
 
-    policy: DiffusionPolicy
-    adapters: Adapters
-    data: PairData
-    config: DiffusionLoraConfig
-    held_out: NDArray[np.bool_]  # [M, N]
-    streams: list[Stream] = field(default_factory=list)
-    _step: int = 0
-    _known: Float | None = None  # [2, N, K] reference errors, NaN where not yet computed
+    learner: DiffusionReplicas
+    directory: Path  # of the run
+    steps: int
+    report: Report | None = None
 
-    def run(self, directory: Path | None = None, report: Report | None = None) -> Float:
-        """Train all replicas; their margins [M, N], save adapters where a directory is given."""
-        largest = int((~self.held_out).sum(1).max())
-        steps = self.config.steps or max(
-            1, round(self.config.epochs * largest / min(self.config.batch, largest))
-        )
-        plan = TrainConfig(
-            steps=steps, learning_rate=self.config.learning_rate, warmup=self.config.warmup
-        )
-        train(
-            self,
-            DPO(beta=self.config.beta),
-            plan,
-            directory,
-            after_step=lambda progress: (
-                report is not None and bool(report("training", progress.step, steps))
-            ),
-        )
-        if directory is not None:
-            for replica in range(self.adapters.replicas):
-                self.save(replica, directory / str(replica))
-        return self.margins(report)
+    @property
+    def due(self) -> list[int]:
+        """Steps after which margins are written."""
+        return checkpoint_steps(self.steps, self.learner.config.checkpoints)
 
-    def trainable(self) -> dict[str, Tensor]:
-        return dict(self.adapters.parameters())
+    def __call__(self, progress: Progress) -> bool:
+        """Never stops the training early."""
+        if self.report is not None:
+            self.report("training", progress.step, self.steps)
+        if progress.step in self.due:
+            learner = self.learner
+            margins = learner.margins(self.report)
+            for replica in range(learner.adapters.replicas):
+                learner.save(replica, self.directory / "replicas" / str(replica))
+            ids, place = learner.data.pair_ids, self.directory / "margins"
+            write_step(place, ids, margins, learner.held_out, progress.step)
+        return False
 
-    def clip(self, max_norm: float | None) -> float:
-        return self.adapters.clip(max_norm)
+    def lost(self) -> bool:
+        """Whether a file that a finished training has written is gone."""
+        replicas = range(self.learner.adapters.replicas)
+        files = [self.directory / "margins" / part_name(step) for step in self.due]
+        files += [self.directory / "replicas" / str(m) / WEIGHTS for m in replicas]
+        return not all(file.is_file() for file in files)
 
-    def batches(self, step: int) -> list[list[Part]]:
-        """Every replica's pairs of a step, in forwards of at most `rows` latents."""
-        groups: list[list[Part]] = [[]]
-        used = 0
-        for replica, stream in enumerate(self.streams):
-            pairs = stream.batch(step, self.config.batch)
-            size = max(1, self.config.rows // 2)
-            for start in range(0, len(pairs), size):
-                mine = pairs[start : start + size]
-                if groups[-1] and used + 2 * len(mine) > self.config.rows:
-                    groups.append([])
-                    used = 0
-                groups[-1].append(Part(replica, mine, len(mine) / len(pairs)))
-                used += 2 * len(mine)
-        self._step = step
-        return groups
 
-    def pieces(self, batch: list[Part]) -> Iterator[Piece]:
-        """l of the batch's pairs, replica by replica, with gradient."""
-        pairs = np.concatenate([part.pairs for part in batch])
-        epochs = np.repeat([self._epoch(p) for p in batch], [len(p.pairs) for p in batch])
-        first = (self.data.fold_key[pairs] >> np.uint64(8)).astype(np.int64)
-        draws = (first + epochs) % self.config.draws
-        rows = self._rows(pairs, [(draw,) for draw in draws.tolist()])
-        reference = self._reference(rows, pairs, draws[:, None])
-        ends = np.cumsum([len(part.pairs) for part in batch]).tolist()
-        spans = list(zip([0, *ends[:-1]], ends, strict=True))
-        offset = len(pairs)
-        segments = tuple(
-            (part.replica, side + start, side + end)
-            for side in (0, offset)
-            for part, (start, end) in zip(batch, spans, strict=True)
-        )
-        errors = self._errors(rows, segments)
-        ratio = logratio(errors[:offset], reference[:offset], errors[offset:], reference[offset:])
-        for part, (start, end) in zip(batch, spans, strict=True):
-            yield Piece(PairValues(ratio[start:end]), part.share)
+def train_diffusion_lora(
+    policy: DiffusionPolicy,
+    table: pa.Table,
+    config: DiffusionLoraConfig,
+    run_directory: Path,
+    cache_directory: Path | None = None,
+    report: Report | None = None,
+    estimate: Callable[[LoraCost], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Train, write margins checkpoint by checkpoint, save every replica; facts of what it did.
 
-    def margins(self, report: Report | None = None) -> Float:
-        """beta * l of every pair under every replica, mean over K draws, [M, N]."""
-        import torch
+    Reference errors are kept under `cache_directory` where one is given. `estimate` is told the
+    cost first, `say` of damaged parts. Raises DataError for too few pairs, EvidenceError for a
+    diverged loss, RunError for a directory that holds other evidence.
+    """
+    learner = diffusion_replicas(policy, table, config)
 
-        count, k = len(self.data.pair_ids), self.config.draws
-        size = max(1, self.config.rows // (2 * k))
-        out = np.zeros((self.adapters.replicas, count), np.float32)
-        with torch.inference_mode():
-            for start in range(0, count, size):
-                pairs = np.arange(start, min(start + size, count))
-                rows = self._rows(pairs, [tuple(range(k))] * len(pairs))
-                middle = len(rows.target) // 2
-                reference = self._reference(rows, pairs, np.tile(np.arange(k), (len(pairs), 1)))
-                for replica in range(self.adapters.replicas):
-                    errors = self._errors(rows, ((replica, 0, len(rows.target)),))
-                    ratio = logratio(
-                        errors[:middle], reference[:middle], errors[middle:], reference[middle:]
-                    )
-                    mean = ratio.view(len(pairs), k).mean(1)
-                    out[replica, pairs] = self.config.beta * mean.float().cpu().numpy()
-                if report is not None:
-                    report("scoring", int(pairs[-1]) + 1, count)
-        return out
+    def judging(done_work: float, total_work: float, note: str | None) -> None:
+        if note and say is not None:
+            say(note)
+        if report is not None and total_work:
+            report("reference", int(done_work), int(total_work))
 
-    def save(self, replica: int, directory: Path) -> None:
-        """One replica as `pytorch_lora_weights.safetensors`, which diffusers loads as it is."""
-        from safetensors.torch import save_file
-
-        tensors = {}
-        for name, layer in self.adapters.layers.items():
-            a, b = layer.a[replica].detach(), layer.b[replica].detach() * layer.scales[replica]
-            tensors[f"unet.{name}.lora_A.weight"] = a.cpu().contiguous()
-            tensors[f"unet.{name}.lora_B.weight"] = b.cpu().contiguous()
-        path = directory / "pytorch_lora_weights.safetensors"
-        write_atomic(path, lambda place: save_file(tensors, place, metadata={"format": "pt"}))
-
-    def detach(self) -> None:
-        """Give the policy its own UNet back."""
-        self.adapters.detach()
-
-    def _epoch(self, part: Part) -> int:
-        """How often the replica has met all of its pairs before this step."""
-        mine = int((~self.held_out[part.replica]).sum())
-        return self._step * min(self.config.batch, mine) // mine
-
-    def _rows(self, pairs: Int, draws: Sequence[tuple[int, ...]]) -> Rows:
-        """Noised latents of both sides of pairs [P] under each pair's draws, encoded once."""
-        import torch
-
-        policy, items = self.policy, self.data.items
-        schedule, device = policy.pipeline.schedule, policy.device
-        sides = [
-            [items[index] for index in side[pairs]]
-            for side in (self.data.chosen, self.data.rejected)
-        ]
-        each = len(draws[0])
-        times, noises = [], []
-        for pair, wanted in zip(pairs.tolist(), draws, strict=True):
-            steps, drawn = draw_noise(
-                self.config.seed,
-                self.data.pair_ids[pair],
-                self.config.draws,
-                policy.latent_shape,
-                len(schedule.alphas),
-            )
-            times.append(steps[list(wanted)])
-            noises.append(drawn[list(wanted)])
-        t = torch.from_numpy(np.concatenate(times)).to(device).repeat(2)
-        eps = torch.from_numpy(np.concatenate(noises)).to(device).repeat(2, 1, 1, 1)
-        with torch.no_grad():
-            whole = [item for side in sides for item in side]
-            latents, framings = policy.latents([item.response for item in whole])
-            told = policy.conditioning([item.prompt for item in whole], framings)
-            index = torch.arange(len(whole), device=device).repeat_interleave(each)
-            latents, told = latents[index].clone(), told.rows(index)
-            half = encode(policy.pipeline.unet, schedule.noisy(latents, t, eps), t, told)
-            return Rows(half, schedule.target(latents, t, eps).float())
-
-    def _reference(self, rows: Rows, pairs: Int, draws: Int) -> Tensor:
-        """e of the reference, [R], for pairs [P] and their draws [P, D]: computed once each.
-
-        All replicas meet a pair under the same draws, so most of these are known already.
-        """
-        import torch
-
-        if self._known is None:
-            shape = (2, len(self.data.pair_ids), self.config.draws)
-            self._known = np.full(shape, np.nan, np.float32)
-        where = np.repeat(pairs, draws.shape[1]), draws.ravel()
-        found = self._known[:, *where]  # [2, P x D]
-        missing = np.flatnonzero(np.isnan(found))
-        if len(missing):
-            part = torch.from_numpy(missing).to(rows.target.device)
-            fresh = self._errors(Rows(rows.half.rows(part), rows.target[part]), ())
-            found.flat[missing] = fresh.detach().float().cpu().numpy()
-            self._known[:, *where] = found
-        return torch.from_numpy(found.reshape(-1)).to(rows.target.device)
-
-    def _errors(self, rows: Rows, segments: tuple[tuple[int, int, int], ...]) -> Tensor:
-        """e of Eq. 6, [R], with adapters by segment (replica, first row, end), or off."""
-        import torch
-
-        with torch.set_grad_enabled(bool(segments) and torch.is_grad_enabled()):
-            self.adapters.placement.segments = segments
-            try:
-                guess = decode(self.policy.pipeline.unet, rows.half).float()
-            finally:
-                self.adapters.placement.segments = ()
-            return (guess - rows.target).square().mean(dim=(1, 2, 3))
+    try:
+        plan = learner.plan(_evidence(learner))
+        writer = Checkpoints(learner, run_directory, plan.steps, report)
+        if estimate is not None:
+            estimate(diffusion_cost(learner, plan.steps, writer.due, cache_directory))
+        learner.judge(cache_directory, judging)
+        objective, place = DPO(beta=config.beta), run_directory / "replicas"
+        train(learner, objective, plan, place, after_step=writer)
+        if writer.lost():
+            (place / STATE_FILE).unlink()
+            learner.initialise()
+            train(learner, objective, plan, place, after_step=writer)
+        return {"steps": plan.steps, "draws": learner.noised.draws}
+    finally:
+        learner.detach()
 
 
 def diffusion_replicas(
@@ -285,10 +124,18 @@ def diffusion_replicas(
 ) -> DiffusionReplicas:
     """Adapters on the policy's up blocks, each drawn from its own seed, over the table's pairs.
 
-    The policy's UNet carries them until `detach`.
+    The policy's UNet carries them until `detach`. Raises DataError where a replica would have no
+    pair to train on.
     """
     from noisescope.replicas.adapters import Adapters
 
+    data = pair_data(table)
+    held = held_out_by(data.fold_key, seed=config.seed, replicas=config.replicas)
+    if len(data.pair_ids) < 4 or held.all(1).any():
+        raise DataError(
+            f"{len(data.pair_ids)} pairs are too few for LoRA replicas",
+            hint="Give a dataset with at least 4 pairs, better hundreds, or use --kind head.",
+        )
     unet = policy.pipeline.unet
     names = [
         name
@@ -297,15 +144,58 @@ def diffusion_replicas(
     ]
     adapters = Adapters(unet, config.replicas, config.rank, 0)
     adapters.attach(names)
-    adapters.initialise(
-        [config.seed * 1000 + m for m in range(config.replicas)], float(config.rank)
-    )
-    data = pair_data(table)
-    held = held_out_by(data.fold_key, seed=config.seed, replicas=config.replicas)
     streams = [
         Stream(
             np.flatnonzero(~held[m]), data.chosen, data.rejected, seed=(config.seed, m), cluster=8
         )
         for m in range(config.replicas)
     ]
-    return DiffusionReplicas(policy, adapters, data, config, held, streams)
+    noised = NoisedPairs(policy, data, config.seed, config.draws or len(policy.draws.times))
+    learner = DiffusionReplicas(noised, adapters, config, held, streams)
+    learner.initialise()
+    return learner
+
+
+def diffusion_cost(
+    learner: DiffusionReplicas, steps: int, due: list[int], cache_directory: Path | None
+) -> LoraCost:
+    """FLOPs of a run, counted on one pair: E of its down blocks, D of the rest of the denoiser.
+
+    The reference costs E + D a pair and draw; a replica's training E + 2 D a pair (frozen layers
+    pass gradients at the price of a forward); scoring E + M D a pair and draw.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    noised, replicas = learner.noised, learner.adapters.replicas
+    first = np.zeros(1, np.int64)
+    with torch.inference_mode():
+        noised.rows(first, [(0,)])
+        with FlopCounterMode(display=False) as below:
+            rows = noised.rows(first, [(0,)])
+        with FlopCounterMode(display=False) as above:
+            squared_errors(noised.policy.pipeline.unet, rows)
+    e, d = float(below.get_total_flops()), float(above.get_total_flops())
+    mine = (~learner.held_out).sum(1)
+    trained = steps * float(np.minimum(mine, learner.config.batch).sum())
+    unknown = ReferenceErrors.of(noised, learner.config.rows).unknown(cache_directory)
+    pairs = len(noised.data.pair_ids)
+    return LoraCost(
+        reference=unknown * noised.draws * (e + d),
+        training=trained * (e + 2 * d),
+        scoring=pairs * noised.draws * (e + replicas * d),
+        steps=steps,
+        due=tuple(due),
+    )
+
+
+def _evidence(learner: DiffusionReplicas) -> str:
+    """What a saved training state belongs to: model, settings, draws and pairs."""
+    data = learner.data
+    return digest(
+        learner.noised.policy.identity.fingerprint,
+        json.dumps(asdict(learner.config), sort_keys=True),
+        str(learner.noised.draws),
+        *data.pair_ids,
+        *(data.items[i].key for i in (*data.chosen, *data.rejected)),
+    )

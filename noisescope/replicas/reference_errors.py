@@ -1,0 +1,103 @@
+"""Errors of the reference denoiser for every pair, side and draw: computed once, kept on disk.
+
+    errors = reference_errors(noised, directory, rows=64, progress=progress)  # [2, N, K]
+
+All replicas meet a pair under the same draws, in training as in scoring, and so does every other
+run over the same pairs: a flipped copy finds what its original left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.pairs import digest
+from noisescope.parts import Array, Progress, fill, gather, missing, scan
+from noisescope.policies import Item
+from noisescope.replicas.noised import NoisedPairs, squared_errors
+
+Int = NDArray[np.int64]
+Float = NDArray[np.float32]
+#: Latent positions to one unit of work.
+WORK_POSITIONS = 64
+
+
+@final
+@dataclass(frozen=True)
+class ReferenceErrors:
+    """Source of reference errors (`parts.Source`): an item is a pair, known by its own key.
+
+    `swapped` [N] says where the chosen side's key stands after the rejected side's: what is kept
+    does not depend on the label. `rows` bounds the latents of one forward.
+    """
+
+    noised: NoisedPairs
+    items: list[Item]  # [N]
+    swapped: NDArray[np.bool_]  # [N]
+    index: dict[str, int]
+    rows: int
+
+    @classmethod
+    def of(cls, noised: NoisedPairs, rows: int) -> ReferenceErrors:
+        """The source for all pairs of `noised`."""
+        data = noised.data
+        items, swapped = [], []
+        for pair, one, other in zip(data.pair_ids, data.chosen, data.rejected, strict=True):
+            sides = [data.items[one].key, data.items[other].key]
+            swapped.append(sides[0] > sides[1])
+            items.append(Item(digest(pair, *sorted(sides)), data.items[one].prompt, None, ""))
+        index = {item.key: place for place, item in enumerate(items)}
+        return cls(noised, items, np.array(swapped), index, rows)
+
+    def directory(self, cache_directory: Path) -> Path:
+        """Where the errors of this policy under these draws lie."""
+        fingerprint = self.noised.policy.identity.fingerprint
+        name = digest(fingerprint, str(self.noised.seed), str(self.noised.draws))
+        return cache_directory / name
+
+    def unknown(self, cache_directory: Path | None) -> int:
+        """How many pairs are yet to be computed."""
+        parts = [] if cache_directory is None else scan(self.directory(cache_directory))[0]
+        return len(missing(self.items, parts))
+
+    def sizes(self, items: Sequence[Item]) -> Int:
+        """Work of each pair, [n]: latent positions / 64 of its denoiser calls."""
+        _, height, width = self.noised.policy.latent_shape
+        work = 2 * self.noised.draws * height * width // WORK_POSITIONS
+        return np.full(len(items), max(1, work), np.int64)
+
+    def features(self, items: Sequence[Item]) -> dict[str, Array]:
+        """`errors` [n, 2, K] float32, the side of the smaller key first."""
+        import torch
+
+        k, unet = self.noised.draws, self.noised.policy.pipeline.unet
+        pairs = np.array([self.index[item.key] for item in items], np.int64)
+        size = max(1, self.rows // (2 * k))
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(pairs), size):
+                mine = pairs[start : start + size]
+                errors = squared_errors(unet, self.noised.rows(mine, [tuple(range(k))] * len(mine)))
+                found.append(errors.view(2, len(mine), k).transpose(0, 1).cpu().numpy())
+        return {"errors": self._exchanged(np.concatenate(found), pairs)}
+
+    def all(self, cache_directory: Path | None, progress: Progress) -> Float:
+        """[2, N, K], chosen side first: from disk what is there, the rest computed and kept."""
+        if cache_directory is None:
+            errors = self.features(self.items)["errors"]
+        else:
+            parts = fill(
+                self, self.items, self.directory(cache_directory), progress, "reference error"
+            )
+            errors = gather(parts, [item.key for item in self.items])["errors"]
+        mine = self._exchanged(errors, np.arange(len(self.items)))
+        return np.ascontiguousarray(mine.transpose(1, 0, 2))
+
+    def _exchanged(self, errors: Array, pairs: Int) -> Array:
+        """[n, 2, K] from (chosen, rejected) to (smaller key, larger key), or back."""
+        return np.where(self.swapped[pairs, None, None], errors[:, ::-1], errors)
