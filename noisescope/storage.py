@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from noisescope.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Temporary names start so; an interrupted write leaves at most one such file behind.
 TEMPORARY_PREFIX = ".partial-"
@@ -40,6 +44,24 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) ->
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file at once. Raises RunError as `write_atomic` does."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+    def save(temporary: Path) -> None:
+        try:
+            save_file(held, temporary, metadata=dict(metadata or {"format": "pt"}))
+        except SafetensorError as error:  # its only word for a full disk
+            raise OSError(str(error)) from error
+
+    write_atomic(path, save)
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, final
 
 from noisescope.errors import EvidenceError, RunError, UsageError
 from noisescope.objectives import Objective, PairValues
-from noisescope.storage import write_atomic
+from noisescope.storage import write_tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 STATE_FILE = "state.safetensors"
 Batch = TypeVar("Batch")
+
+#: What a step sums over its pairs; `light` counts weights below one half.
+TOTALS = ("loss", "margin", "right", "weight", "light", "pairs", "share")
 
 #: Share of the learning rate after warm-up, as a function of progress in [0, 1].
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -142,12 +145,14 @@ def train(
     *,
     accelerator: Accelerator | None = None,
     after_step: Callable[[Progress], bool] | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> Progress:
     """Train until `config.steps`, or until `after_step` returns True; the final `Progress`.
 
     With a `directory`, state is saved every `save_every` steps and a killed run continues
-    there. Raises EvidenceError when the loss stops being a number, RunError when the saved
-    state belongs to another configuration.
+    there; `buffers` are tensors beside the trained ones that belong to that state. Raises
+    EvidenceError when the loss stops being a number, RunError when the saved state belongs to
+    another configuration or cannot be written (the one before it is kept).
     """
     import torch
     from accelerate import Accelerator
@@ -165,7 +170,7 @@ def train(
         averages={d: {n: t.detach().clone() for n, t in tensors.items()} for d in config.ema}
     )
     if directory is not None and (directory / STATE_FILE).exists():
-        load_state(directory / STATE_FILE, tensors, optimizer, progress, config)
+        load_state(directory / STATE_FILE, tensors, optimizer, progress, config, buffers or {})
     stopped = bool(progress.note.get("stopped"))
     while progress.step < config.steps and not stopped:
         record = _step(learner, objective, config, accelerator, optimizer, progress.step)
@@ -177,7 +182,9 @@ def train(
         last = stopped or progress.step == config.steps
         if directory is not None and (last or progress.step % config.save_every == 0):
             if accelerator.is_main_process:
-                save_state(directory / STATE_FILE, tensors, optimizer, progress, config)
+                save_state(
+                    directory / STATE_FILE, tensors, optimizer, progress, config, buffers or {}
+                )
             accelerator.wait_for_everyone()
     return progress
 
@@ -193,16 +200,15 @@ def _step(
     """One optimiser step over this process's share of the micro-batches; its record."""
     import torch
 
-    totals = torch.zeros(4, dtype=torch.float64)  # loss, margin, accuracy, pairs
+    totals = torch.zeros(len(TOTALS), dtype=torch.float64)
     batches = learner.batches(step)
     for batch in batches[accelerator.process_index :: accelerator.num_processes]:
         loss = None
-        for piece in learner.pieces(batch):
-            part = piece.share * objective(piece.values).mean()
-            loss = part if loss is None else loss + part
-            margin = objective.margin(piece.values).detach()
-            found = [margin.sum(), (margin > 0).sum()]
-            totals[1:] += torch.tensor([*map(float, found), len(margin)], dtype=torch.float64)
+        with accelerator.autocast():
+            for piece in learner.pieces(batch):
+                part = piece.share * objective(piece.values).mean()
+                loss = part if loss is None else loss + part
+                totals += _tally(objective, piece)
         if loss is not None:
             totals[0] += float(loss.detach())
             accelerator.backward(loss)
@@ -211,28 +217,47 @@ def _step(
         for tensor in learner.trainable().values():
             held = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
             tensor.grad = accelerator.reduce(held, "sum")
-    loss_sum, margin_sum, right, pairs = totals.tolist()
-    if not math.isfinite(loss_sum):
-        raise EvidenceError(
-            f"the loss is not a number at step {step + 1}; the last saved state is kept",
-            hint="Lower --learning-rate, or use --dtype float32.",
-        )
+    found = dict(zip(TOTALS, totals.tolist(), strict=True))
+    _check_finite("loss", found["loss"], step)
     norm = learner.clip(config.max_grad_norm)
+    _check_finite("gradient", norm, step)
     rate = config.rate(step)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    count = max(pairs, 1.0)
+    pairs = max(found["pairs"], 1.0)
     return {
         "step": step + 1,
-        "loss": loss_sum,
-        "margin": margin_sum / count,
-        "accuracy": right / count,
+        "loss": found["loss"] / max(found["share"], 1.0),
+        "margin": found["margin"] / pairs,
+        "accuracy": found["right"] / pairs,
+        "weight": found["weight"] / pairs,
+        "light": found["light"] / pairs,
         "grad_norm": norm,
         "learning_rate": rate,
-        "pairs": pairs,
+        "pairs": found["pairs"],
     }
+
+
+def _tally(objective: Objective, piece: Piece) -> Tensor:
+    """What a piece adds to a step's `TOTALS`, all but the loss."""
+    import torch
+
+    margin = objective.margin(piece.values).detach()
+    weight = piece.values.weight
+    heavy = torch.ones_like(margin) if weight is None else weight.detach()
+    sums = (margin.sum(), (margin > 0).sum(), heavy.sum(), (heavy < 0.5).sum())
+    return torch.tensor([0.0, *map(float, sums), len(margin), piece.share], dtype=torch.float64)
+
+
+def _check_finite(what: str, value: float, step: int) -> None:
+    """Raise EvidenceError before a step that is not a number reaches the weights."""
+    if not math.isfinite(value):
+        raise EvidenceError(
+            f"the {what} is not a number at step {step + 1}; the last saved state is kept",
+            hint="Lower --learning-rate or --beta, or use --dtype float32.",
+        )
 
 
 def _update_averages(averages: dict[float, dict[str, Tensor]], tensors: dict[str, Tensor]) -> None:
@@ -248,10 +273,10 @@ def save_state(
     optimizer: Optimizer,
     progress: Progress,
     config: TrainConfig,
+    buffers: Mapping[str, Tensor],
 ) -> None:
     """Write everything a resumed run needs: tensors, AdamW moments, averages, RNG, history."""
     import torch
-    from safetensors.torch import save_file
 
     content = {f"tensor/{name}": tensor.detach() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
@@ -259,6 +284,7 @@ def save_state(
             content[f"adam/{key}/{name}"] = value
     for decay, copies in progress.averages.items():
         content |= {f"ema/{decay}/{name}": copy for name, copy in copies.items()}
+    content |= {f"buffer/{name}": buffer for name, buffer in buffers.items()}
     content["rng"] = torch.get_rng_state()
     if torch.cuda.is_available():
         content["rng_cuda"] = torch.cuda.get_rng_state()
@@ -269,8 +295,7 @@ def save_state(
         "note": progress.note,
     }
     metadata = {"facts": json.dumps(facts)}  # one entry: the format does not order several
-    held = {name: value.cpu().contiguous().clone() for name, value in content.items()}
-    write_atomic(path, lambda temporary: save_file(held, temporary, metadata=metadata))
+    write_tensors(path, content, metadata)
 
 
 def load_state(
@@ -279,6 +304,7 @@ def load_state(
     optimizer: Optimizer,
     progress: Progress,
     config: TrainConfig,
+    buffers: Mapping[str, Tensor],
 ) -> None:
     """Continue from `path`; raises RunError when it was written under another configuration."""
     import torch
@@ -298,7 +324,7 @@ def load_state(
         differing = sorted(key for key in wanted if found.get(key) != wanted[key])
         raise RunError(
             f"{path} was written with other settings: {', '.join(differing)}",
-            hint="Use the same dataset, model and settings, or another --runs-dir.",
+            hint="Use the same dataset, model and settings, or another directory.",
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -311,6 +337,8 @@ def load_state(
         for decay, copies in progress.averages.items():
             for name, copy in copies.items():
                 copy.copy_(held[f"ema/{decay}/{name}"])
+        for name, buffer in buffers.items():
+            buffer.copy_(held[f"buffer/{name}"])
     torch.set_rng_state(held["rng"])
     if torch.cuda.is_available() and "rng_cuda" in held:
         torch.cuda.set_rng_state(held["rng_cuda"])

@@ -1,0 +1,306 @@
+"""Diffusion models in training: packed LoRA adapters on a UNet's attention, or the whole UNet.
+
+l is Eq. 6 of 2503.16921 (Diffusion-DPO, 2311.12908): both sides, the policy and its reference
+see the same timestep and noise, a function of (seed, pair_id, draw), one draw a step. Latents and
+text embeddings are cached; the reference is the UNet with its adapters off.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from noisescope.errors import ModelError
+from noisescope.learners import Int, Sides
+from noisescope.policies.denoising import Conditioning, generator
+from noisescope.policies.unet_halves import Half, decode, encode
+from noisescope.replicas.packed import PairData
+from noisescope.storage import write_tensors
+from noisescope.training import clip_norm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from noisescope.policies.diffusion import DiffusionPolicy
+    from noisescope.replicas.adapters import Adapters
+
+#: Linear layers that carry adapters, as in the released code of 2503.16921.
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+LORA_FILE = "pytorch_lora_weights.safetensors"
+#: Latent positions of one forward, by device type.
+FORWARD_POSITIONS = {"cpu": 16384, "cuda": 131072}
+
+
+@final
+@dataclass(frozen=True)
+class Noised:
+    """Both sides of B pairs under one draw each: rows of all chosen, then of all rejected."""
+
+    latents: Tensor  # [2B, C, h, w], noised
+    t: Tensor  # [2B]
+    told: Conditioning
+    target: Tensor  # [2B, C, h, w]
+
+
+@final
+@dataclass(frozen=True)
+class ImageSpace:
+    """The pairs of a diffusion policy, noised on demand."""
+
+    policy: DiffusionPolicy
+    data: PairData
+    seed: int
+
+    @cached_property
+    def work(self) -> Int:
+        """Latent positions of a pair's two sides, [N]."""
+        _, height, width = self.policy.latent_shape
+        return np.full(len(self.data.pair_ids), 2 * height * width, np.int64)
+
+    @property
+    def budget(self) -> int:
+        return FORWARD_POSITIONS.get(self.policy.device.type, 16384)
+
+    def noised(self, pairs: Int, draw: int) -> Noised:
+        """Rows of some pairs under `draw`."""
+        import torch
+
+        policy, items = self.policy, self.data.items
+        schedule, device = policy.pipeline.schedule, policy.device
+        times, noises = [], []
+        for pair in pairs.tolist():
+            source = generator(self.seed, self.data.pair_ids[pair], draw)
+            times.append(int(source.random() * len(schedule.alphas)))
+            noises.append(source.standard_normal(policy.latent_shape, np.float32))
+        t = torch.tensor(times, device=device).repeat(2)
+        eps = torch.from_numpy(np.stack(noises)).to(device).repeat(2, 1, 1, 1)
+        rows = [items[i] for side in (self.data.chosen, self.data.rejected) for i in side[pairs]]
+        with torch.no_grad():
+            latents, framings = policy.latents([item.response for item in rows])
+            told = policy.conditioning([item.prompt for item in rows], framings)
+            told = told.rows(torch.arange(len(rows), device=device))
+            latents = latents.clone()  # cached ones are inference tensors
+            target = schedule.target(latents, t, eps).float()
+            return Noised(schedule.noisy(latents, t, eps), t, told, target)
+
+    def sides(self, errors: Tensor, reference: Tensor) -> Sides:
+        """Sides from errors e [K, 2B] and those of the reference [2B]."""
+        import torch
+
+        middle = len(reference) // 2
+        ones = torch.ones(middle, device=reference.device)
+        return Sides(
+            -errors[:, :middle],
+            -errors[:, middle:],
+            -reference[:middle],
+            -reference[middle:],
+            ones,
+            ones,
+        )
+
+
+@final
+@dataclass
+class ImageAdapters:
+    """LoRA on a UNet's attention layers (`learners.Trainee`); `shared` when only up blocks carry
+    adapters, so that the down blocks run once for the policy and its reference."""
+
+    space: ImageSpace
+    adapters: Adapters
+    shared: bool
+    checkpointing: bool = False
+
+    @property
+    def data(self) -> PairData:
+        return self.space.data
+
+    @property
+    def work(self) -> Int:
+        return self.space.work
+
+    @property
+    def budget(self) -> int:
+        return self.space.budget // self.adapters.replicas
+
+    def trainable(self) -> dict[str, Tensor]:
+        return dict(self.adapters.parameters())
+
+    def clip(self, max_norm: float | None) -> float:
+        return self.adapters.clip(max_norm)
+
+    def sides(
+        self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
+    ) -> Sides:
+        import torch
+
+        rows = self.space.noised(pairs, draw)
+        unet = self.space.policy.pipeline.unet
+        with torch.no_grad():
+            half = encode(unet, rows.latents, rows.t, rows.told) if self.shared else None
+            reference = self._errors(rows, half, ())[0]
+            seen = [self._errors(rows, half, watched)] if watched else []
+        errors = torch.cat([self._errors(rows, half, trained), *seen])
+        return self.space.sides(errors, reference)
+
+    def _errors(self, rows: Noised, half: Half | None, replicas: Sequence[int]) -> Tensor:
+        """e of Eq. 6 under some adapters, [K, 2B]; none: adapters off, [1, 2B]."""
+        import torch
+
+        count, size = max(1, len(replicas)), len(rows.t)
+        index = torch.arange(size, device=rows.t.device).repeat(count)
+        placement = self.adapters.placement
+        placement.segments = tuple((m, k * size, (k + 1) * size) for k, m in enumerate(replicas))
+        try:
+            if half is not None:
+                guess = decode(self.space.policy.pipeline.unet, half.rows(index))
+            else:
+                told = rows.told.rows(index)
+                guess = self.space.policy.denoise(rows.latents[index], rows.t[index], told)
+        finally:
+            if not (self.checkpointing and replicas):  # recomputed blocks need it again
+                placement.segments = ()
+        wrong = (guess.float() - rows.target[index]).square().mean(dim=(1, 2, 3))
+        return wrong.view(count, size)
+
+    def average(self, replica: int, copies: Mapping[str, Tensor]) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, tensor in self.adapters.parameters():
+                tensor[replica] = copies[name][0]
+
+    def save(self, directory: Path) -> list[str]:
+        """What `pipeline.load_lora_weights(directory)` reads."""
+        tensors = {}
+        for name, layer in self.adapters.layers.items():
+            tensors[f"unet.{name}.lora_A.weight"] = layer.a[0]
+            tensors[f"unet.{name}.lora_B.weight"] = layer.b[0] * layer.scales[0]
+        write_tensors(directory / LORA_FILE, tensors)
+        return [LORA_FILE]
+
+    def detach(self) -> None:
+        unet = self.space.policy.pipeline.unet
+        if self.checkpointing:
+            unet.disable_gradient_checkpointing()
+        self.adapters.detach()
+
+
+@final
+@dataclass
+class WholeUNet:
+    """Full fine-tuning of a UNet (`learners.Trainee`); the reference is a frozen copy."""
+
+    space: ImageSpace
+    reference: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reference = copy.deepcopy(self.unet)
+        self.unet.requires_grad_(True)
+
+    @property
+    def unet(self) -> Any:
+        return self.space.policy.pipeline.unet
+
+    @property
+    def data(self) -> PairData:
+        return self.space.data
+
+    @property
+    def work(self) -> Int:
+        return self.space.work
+
+    @property
+    def budget(self) -> int:
+        return self.space.budget
+
+    def trainable(self) -> dict[str, Tensor]:
+        return dict(self.unet.named_parameters())
+
+    def clip(self, max_norm: float | None) -> float:
+        return clip_norm(self.trainable().values(), max_norm)
+
+    def sides(
+        self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
+    ) -> Sides:
+        import torch
+
+        rows = self.space.noised(pairs, draw)
+        errors = []
+        for unet, scope in ((self.reference, torch.no_grad()), (self.unet, nullcontext())):
+            with scope:
+                half = encode(unet, rows.latents, rows.t, rows.told)
+                guess = decode(unet, half).float()
+                errors.append((guess - rows.target).square().mean(dim=(1, 2, 3)))
+        return self.space.sides(errors[1][None], errors[0])
+
+    def average(self, replica: int, copies: Mapping[str, Tensor]) -> None:
+        raise AssertionError("a whole model has no copies beside it")
+
+    def save(self, directory: Path) -> list[str]:
+        """A diffusers UNet in `unet/`, to take the place of the pipeline's own."""
+        place = directory / "unet"
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as held:
+            self.unet.save_pretrained(held)
+            names = sorted(path.name for path in Path(held).iterdir())
+            for name in names:
+                (Path(held) / name).replace(place / name)
+        return [f"unet/{name}" for name in names]
+
+    def detach(self) -> None:
+        self.unet.requires_grad_(False)
+
+
+def attention_layers(unet: Any, layers: int | None) -> tuple[list[str], bool]:
+    """Names of the adapted layers, and whether the down blocks carry none of them.
+
+    `layers` K: the last K up blocks; None: every block. Raises ModelError where there are none.
+    """
+    ends = tuple(f".{end}" for end in TARGETS)
+    prefixes: tuple[str, ...] = ("",)
+    if layers is not None:
+        count = len(unet.up_blocks)
+        prefixes = tuple(f"up_blocks.{i}." for i in range(max(0, count - layers), count))
+    names = [
+        name
+        for name, _ in unet.named_modules()
+        if name.endswith(ends) and name.startswith(prefixes)
+    ]
+    if not names:
+        raise ModelError(
+            f"no attention layer ({', '.join(TARGETS)}) stands in "
+            + ("this UNet" if layers is None else f"its last {layers} up blocks"),
+            hint="Leave --layers out, or use --full.",
+        )
+    return names, layers is not None
+
+
+def image_adapters(
+    space: ImageSpace,
+    *,
+    replicas: int,
+    rank: int,
+    alpha: float,
+    seeds: Sequence[int],
+    layers: int | None,
+    checkpointing: bool,
+) -> ImageAdapters:
+    """Adapters on the policy's UNet, each drawn from its own seed."""
+    from noisescope.replicas.adapters import Adapters
+
+    unet = space.policy.pipeline.unet
+    names, shared = attention_layers(unet, layers)
+    adapters = Adapters(unet, replicas, rank, 0)
+    adapters.attach(names)
+    adapters.initialise(seeds, alpha)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    return ImageAdapters(space, adapters, shared, checkpointing)

@@ -1,0 +1,160 @@
+"""The learner behind `noisescope train`: one policy, weighted pairs, any objective.
+
+learner = PreferenceLearner(trainee, stream, objective, batch=32, weighting=Fixed(W, gamma))
+training.train(learner, objective, TrainConfig(steps=100), directory)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.learners import Int, Sides, Trainee
+from noisescope.learners.online import Online
+from noisescope.learners.reliability import Reliability
+from noisescope.objectives import REPO, Objective, PairValues
+from noisescope.replicas.draws import Stream
+from noisescope.training import Piece
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Float = NDArray[np.float64]
+
+
+@final
+@dataclass(frozen=True)
+class Micro:
+    """Some pairs of optimiser step `step`, and their share of its loss."""
+
+    step: int
+    pairs: Int
+    share: float
+
+
+@final
+@dataclass
+class PreferenceLearner:
+    """`training.Learner` of a policy: `batch` pairs an optimiser step, over all processes.
+
+    A step is computed in `accumulation` micro-batches; None: as few as the trainee's budget
+    allows. `weight` and `gamma` [N] are fixed (an audit's) or made online.
+    """
+
+    trainee: Trainee
+    stream: Stream
+    objective: Objective
+    batch: int
+    accumulation: int | None = None
+    processes: int = 1
+    weight: Float | None = None
+    gamma: Float | None = None
+    online: Online | None = None
+    reliability: Reliability | None = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in (self.online, self.reliability):
+            if part is not None:
+                self.buffers |= part.buffers
+
+    def trainable(self) -> Mapping[str, Tensor]:
+        return self.trainee.trainable()
+
+    def clip(self, max_norm: float | None) -> float:
+        norm = self.trainee.clip(max_norm)
+        if self.online is None:
+            return norm
+        return norm * self.online.config.adapters / len(self.online.trained)  # mean of those
+
+    def batches(self, step: int) -> list[Micro]:
+        """The step's pairs in micro-batches, at least one a process where there are so many."""
+        pairs = self.stream.batch(step, self.batch)
+        if self.accumulation is not None:
+            count = max(self.accumulation, self.processes)
+            parts = np.array_split(pairs, min(count, len(pairs)))
+        else:
+            parts = _within(pairs, self.trainee.work[pairs], self.trainee.budget)
+            if len(parts) < min(self.processes, len(pairs)):
+                parts = np.array_split(pairs, min(self.processes, len(pairs)))
+        return [Micro(step, part, len(part) / len(pairs)) for part in parts]
+
+    def pieces(self, batch: Micro) -> Iterator[Piece]:
+        """Pair values of a micro-batch; one piece a replica that trains."""
+        pairs, online = batch.pairs, self.online
+        if online is None:
+            sides = self.trainee.sides(pairs, batch.step)
+            yield Piece(self._values(sides, pairs), batch.share)
+            return
+        sides = self.trainee.sides(pairs, batch.step, online.trained, online.watched)
+        weight, gamma = online.weigh(sides.logratios.detach())
+        for replica in range(len(online.trained)):
+            yield Piece(sides.values(replica, weight=weight, gamma=gamma), batch.share)
+
+    def judge(self, pairs: Int, draws: int) -> PairValues:
+        """Values of `pairs` under the first replica without gradient, W = 1 and Gamma = 0: what
+        validation measures. Images: the mean over `draws` draws that training never meets."""
+        import torch
+
+        with torch.no_grad():
+            found = [self.trainee.sides(pairs, -1 - draw) for draw in range(draws)]
+            ones = torch.ones_like(found[0].chosen_tokens, dtype=torch.float32)
+            mean = Sides(
+                torch.stack([one.chosen for one in found]).mean(0),
+                torch.stack([one.rejected for one in found]).mean(0),
+                torch.stack([one.chosen_reference for one in found]).mean(0),
+                torch.stack([one.rejected_reference for one in found]).mean(0),
+                found[0].chosen_tokens,
+                found[0].rejected_tokens,
+            )
+            return mean.values(0, weight=ones, gamma=torch.zeros_like(ones))
+
+    def finish(
+        self, averages: Mapping[float, Mapping[str, Tensor]], total: Callable[[Tensor], Tensor]
+    ) -> None:
+        """After an optimiser step: averaged copies, running scales and annotators catch up.
+
+        `total` sums a tensor over processes.
+        """
+        if self.online is not None:
+            for replica, copies in zip(self.online.watched, averages.values(), strict=False):
+                self.trainee.average(replica, copies)
+            self.online.finish(total)
+        if self.reliability is not None:
+            self.reliability.finish(total)
+
+    def _values(self, sides: Sides, pairs: Int) -> PairValues:
+        """Values with the pairs' fixed weights, and RE-PO's two half steps."""
+        import torch
+
+        device = sides.chosen.device
+
+        def column(values: Float | None) -> Tensor | None:
+            if values is None:
+                return None
+            return torch.from_numpy(values[pairs]).float().to(device)
+
+        known = None if self.reliability is None else self.reliability.of(pairs).float().to(device)
+        values = sides.values(
+            0, weight=column(self.weight), gamma=column(self.gamma), reliability=known
+        )
+        if self.reliability is not None and isinstance(self.objective, REPO):
+            self.reliability.note(pairs, self.objective.posterior(values))
+        return values
+
+
+def _within(pairs: Int, work: Int, budget: int) -> list[Int]:
+    """Pairs in order, in parts of at most `budget` work (or one pair)."""
+    parts: list[list[int]] = [[]]
+    used = 0
+    for pair, cost in zip(pairs.tolist(), work.tolist(), strict=True):
+        if parts[-1] and used + cost > budget:
+            parts.append([])
+            used = 0
+        parts[-1].append(pair)
+        used += cost
+    return [np.array(part, np.int64) for part in parts]

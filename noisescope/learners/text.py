@@ -1,0 +1,274 @@
+"""Causal language models in training: packed LoRA adapters, or every weight.
+
+Chosen and rejected stand in one forward, each prompt once; logits exist at response positions
+only, a few at a time; the reference's log-probabilities are computed once for each distinct
+response, by the same model before (or without) training: no second model is held.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from noisescope.errors import ModelError
+from noisescope.learners import Int, Sides
+from noisescope.policies.packing import Corpus, Packed, corpus_of, pack, stack
+from noisescope.replicas.packed import PairData
+from noisescope.training import clip_norm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from noisescope.policies.causal_lm import CausalLMPolicy
+    from noisescope.replicas.adapters import Adapters
+    from noisescope.replicas.trunk import Trunk
+
+#: Tokens of a packed row, and of one forward, by device type.
+ROW_TOKENS = 256
+FORWARD_TOKENS = {"cpu": 4096, "cuda": 16384}
+
+Report = Callable[[str, int, int], None]
+
+
+@final
+@dataclass(frozen=True)
+class TextSpace:
+    """The tokens of all pairs and the reference's view of them."""
+
+    policy: CausalLMPolicy
+    data: PairData
+    trunk: Trunk
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.trunk.corpus
+
+    @property
+    def budget(self) -> int:
+        return FORWARD_TOKENS.get(self.policy.device.type, 4096)
+
+    @cached_property
+    def work(self) -> Int:
+        """Tokens of each pair, its prompt counted once, [N]."""
+        sizes = self.corpus.response_sizes
+        prompts = self.corpus.prompt_sizes[self.corpus.prompt_of[self.data.chosen]]
+        total: Int = prompts + sizes[self.data.chosen] + sizes[self.data.rejected]
+        return total
+
+    def packed(self, pairs: Int) -> Packed:
+        """The distinct items of some pairs, packed."""
+        items = np.unique(np.concatenate([self.data.chosen[pairs], self.data.rejected[pairs]]))
+        return pack(self.corpus, items, ROW_TOKENS)
+
+    def sides(self, pairs: Int, packed: Packed, logps: Tensor) -> Sides:
+        """Sides of pairs from the log-probabilities [K, items] of their packed items."""
+        import torch
+
+        def at(values: Tensor, side: Int) -> Tensor:
+            index = torch.from_numpy(np.searchsorted(packed.items, side[pairs]))
+            return values[..., index.to(values.device)]
+
+        items = torch.from_numpy(packed.items)
+        reference = self.trunk.reference[items].to(logps.device)
+        tokens = torch.from_numpy(self.corpus.response_sizes)[items].to(logps.device)
+        chosen, rejected = self.data.chosen, self.data.rejected
+        return Sides(
+            at(logps, chosen),
+            at(logps, rejected),
+            at(reference, chosen),
+            at(reference, rejected),
+            at(tokens, chosen),
+            at(tokens, rejected),
+        )
+
+
+def alike(policy: CausalLMPolicy, data: PairData) -> tuple[Corpus, Int]:
+    """The corpus of all items, and the pairs whose two sides read the same after truncation.
+
+    Raises ModelError for a model whose attention cannot take packed rows.
+    """
+    if not policy.shares_prompts:
+        raise ModelError(
+            f"{policy.identity.id} has attention of its own kind, which training does not know",
+            hint="Choose a model with ordinary causal attention, or lower --max-length to its "
+            "sliding window.",
+        )
+    corpus = corpus_of([(item.prompt, item.response) for item in policy.encode(data.items)])
+    sides = zip(data.chosen.tolist(), data.rejected.tolist(), strict=True)
+    same = [n for n, (w, r) in enumerate(sides) if corpus.responses[w] == corpus.responses[r]]
+    return corpus, np.array(same, np.int64)
+
+
+@final
+@dataclass
+class TextAdapters:
+    """LoRA: adapters on one frozen model (`learners.Trainee`)."""
+
+    space: TextSpace
+    adapters: Adapters
+
+    @property
+    def data(self) -> PairData:
+        return self.space.data
+
+    @property
+    def work(self) -> Int:
+        return self.space.work
+
+    @property
+    def budget(self) -> int:
+        return self.space.budget // self.adapters.replicas
+
+    def trainable(self) -> dict[str, Tensor]:
+        return dict(self.adapters.parameters())
+
+    def clip(self, max_norm: float | None) -> float:
+        return self.adapters.clip(max_norm)
+
+    def sides(
+        self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
+    ) -> Sides:
+        import torch
+
+        packed = self.space.packed(pairs)
+        with torch.no_grad():
+            seen = [self._logps(packed, watched)] if watched else []
+        logps = torch.cat([self._logps(packed, trained), *seen])
+        return self.space.sides(pairs, packed, logps)
+
+    def _logps(self, packed: Packed, replicas: Sequence[int]) -> Tensor:
+        """log pi of every packed item under the given adapters, [K, items]."""
+        cut, count = self.space.trunk.cut, len(replicas)
+        whole, rows = stack([packed] * count)
+        ends = np.cumsum(rows).tolist()
+        self.adapters.placement.segments = tuple(
+            (m, end - size, end) for m, size, end in zip(replicas, rows, ends, strict=True)
+        )
+        try:
+            last = cut.top(whole, self.space.trunk.states(whole))
+            return cut.item_logps(whole, last).view(count, -1)
+        finally:
+            if not cut.checkpointing:  # recomputed blocks need it again in the backward pass
+                self.adapters.placement.segments = ()
+
+    def average(self, replica: int, copies: Mapping[str, Tensor]) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, tensor in self.adapters.parameters():
+                tensor[replica] = copies[name][0]
+
+    def save(self, directory: Path) -> list[str]:
+        from noisescope.replicas.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_peft
+
+        base = self.space.policy.identity.id
+        save_peft(self.adapters, 0, directory, base=base, weights=self.trainable())
+        return [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+
+    def detach(self) -> None:
+        self.adapters.detach()
+
+
+@final
+@dataclass
+class WholeText:
+    """Full fine-tuning of a causal language model (`learners.Trainee`)."""
+
+    space: TextSpace
+
+    @property
+    def data(self) -> PairData:
+        return self.space.data
+
+    @property
+    def work(self) -> Int:
+        return self.space.work
+
+    @property
+    def budget(self) -> int:
+        return self.space.budget
+
+    def trainable(self) -> dict[str, Tensor]:
+        return dict(self.space.policy.model.named_parameters())
+
+    def clip(self, max_norm: float | None) -> float:
+        return clip_norm(self.trainable().values(), max_norm)
+
+    def sides(
+        self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
+    ) -> Sides:
+        packed = self.space.packed(pairs)
+        states = self.space.trunk.cut.top(packed, None).flatten(0, 1)
+        logps = item_logps(self.space.policy.model, packed, states)
+        return self.space.sides(pairs, packed, logps[None])
+
+    def average(self, replica: int, copies: Mapping[str, Tensor]) -> None:
+        raise AssertionError("a whole model has no copies beside it")
+
+    def save(self, directory: Path) -> list[str]:
+        """A transformers directory with its tokenizer."""
+        policy = self.space.policy
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as held:
+            policy.model.save_pretrained(held)
+            policy.tokenizer.save_pretrained(held)
+            names = sorted(path.name for path in Path(held).iterdir())
+            for name in names:
+                (Path(held) / name).replace(directory / name)
+        return names
+
+    def detach(self) -> None:
+        self.space.policy.model.requires_grad_(False)
+
+
+def item_logps(model: Any, packed: Packed, states: Tensor) -> Tensor:
+    """log pi of each packed item, [items], with gradient to the head too; states [R T, D].
+
+    Logits are computed again in the backward pass, so one chunk of them exists at a time.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    from noisescope.policies.forward import LOGITS, token_logps
+
+    device = states.device
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    chunk = max(1, LOGITS.get(device.type, 1 << 24) // vocabulary)
+    targets = torch.from_numpy(packed.targets).to(device)
+    sources = torch.from_numpy(packed.sources).to(device)
+    parts = []
+    for start in range(0, len(targets), chunk):
+        part = slice(start, start + chunk)
+        at = states[sources[part]]
+        parts.append(checkpoint(token_logps, model, at, targets[part], use_reentrant=False))
+    total = torch.zeros(len(packed.items), device=device)
+    owners = torch.from_numpy(packed.owners).to(device)
+    summed: Tensor = total.index_add(0, owners, torch.cat(parts))
+    return summed
+
+
+def text_space(
+    policy: CausalLMPolicy,
+    data: PairData,
+    corpus: Corpus,
+    directory: Path,
+    *,
+    layers: int | None,
+    checkpointing: bool,
+    report: Report | None = None,
+) -> TextSpace:
+    """Reference log-probabilities of every item (kept in `directory` until training ends), and
+    the states below the adapted blocks where only the top `layers` are adapted."""
+    from noisescope.replicas.trunk import Trunk
+
+    depth = policy.model.config.num_hidden_layers
+    first = 0 if layers is None else max(0, depth - layers)
+    trunk = Trunk(policy.model, first, corpus, checkpointing=checkpointing)
+    trunk.fill(directory, policy.identity.fingerprint, data.items, report)
+    return TextSpace(policy, data, trunk)

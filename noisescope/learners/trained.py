@@ -1,0 +1,170 @@
+"""The directory that `noisescope train` writes, and refuses to write over another run's.
+
+trained/<dataset>-<objective>-<fingerprint8>/
+  plan.json          written first: what this directory is for
+  state.safetensors  the last checkpoint, until training ends
+  history.jsonl      one record a step
+  adapter_model.safetensors, ...   the trained policy, in its library's own format
+  README.md          the model card
+  manifest.json      written last: its existence means complete
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from noisescope.errors import RunError
+from noisescope.learners.card import model_card
+from noisescope.pairs import digest
+from noisescope.storage import write_atomic
+from noisescope.training import STATE_FILE
+
+PLAN_FILE, HISTORY_FILE, MANIFEST_FILE, CARD_FILE = (
+    "plan.json",
+    "history.jsonl",
+    "manifest.json",
+    "README.md",
+)
+#: Reference log-probabilities, kept until training ends.
+REFERENCE_DIRECTORY = "reference"
+FORMAT = 1
+
+
+@final
+@dataclass(frozen=True)
+class TrainPlan:
+    """What determines the trained weights: change any of it and it is another directory."""
+
+    dataset: str
+    dataset_fingerprint: str
+    model: str
+    model_fingerprint: str
+    modality: str
+    weights: str
+    weights_fingerprint: str
+    settings: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """20 hex digits over data, model, weights and settings."""
+        settings = json.dumps(dict(self.settings), sort_keys=True)
+        return digest(
+            "train",
+            self.dataset_fingerprint,
+            self.model_fingerprint,
+            self.weights_fingerprint,
+            settings,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object of `plan.json`."""
+        return {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "dataset": self.dataset,
+            "dataset_fingerprint": self.dataset_fingerprint,
+            "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+            "modality": self.modality,
+            "weights": self.weights,
+            "weights_fingerprint": self.weights_fingerprint,
+            "settings": dict(self.settings),
+        }
+
+
+@final
+@dataclass(frozen=True)
+class Trained:
+    """Paths of one result directory."""
+
+    directory: Path
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest, written last, is there."""
+        return (self.directory / MANIFEST_FILE).is_file()
+
+    @property
+    def reference(self) -> Path:
+        return self.directory / REFERENCE_DIRECTORY
+
+    def manifest(self) -> dict[str, Any]:
+        """Contents of `manifest.json`. Raises RunError."""
+        return _read(self.directory / MANIFEST_FILE)
+
+    def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        """One JSON object a step."""
+        lines = "".join(json.dumps(record) + "\n" for record in history)
+        write_atomic(self.directory / HISTORY_FILE, lines)
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write the card, then the manifest; then drop what only resuming needed."""
+        write_atomic(self.directory / CARD_FILE, model_card(manifest))
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(self.directory / MANIFEST_FILE, text)
+        (self.directory / STATE_FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.reference, ignore_errors=True)
+
+
+def open_trained(plan: TrainPlan, directory: Path) -> Trained:
+    """The directory for `plan`, made if missing.
+
+    Raises RunError if it holds another plan's training, other files, or cannot be written.
+    """
+    found = Trained(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        occupied = any(directory.iterdir())
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {directory}: {error.strerror}",
+            hint="Choose a place you may write to with --output.",
+        ) from error
+    path = directory / PLAN_FILE
+    if path.exists():
+        _refuse_other(directory, plan.to_json(), _read(path))
+    elif occupied:
+        raise RunError(
+            f"{directory} is not empty and holds no training",
+            hint="Choose a new or empty directory with --output.",
+        )
+    else:
+        write_atomic(path, json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n")
+    return found
+
+
+def _refuse_other(directory: Path, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raise RunError naming what differs between two plans."""
+    if theirs.get("fingerprint") == mine["fingerprint"]:
+        return
+    names = ("dataset_fingerprint", "model_fingerprint", "weights_fingerprint")
+    different = [
+        name.removesuffix("_fingerprint") for name in names if mine[name] != theirs.get(name)
+    ]
+    settings = theirs.get("settings", {})
+    different += [
+        f"--{name.replace('_', '-')} (there {settings.get(name)})"
+        for name, value in mine["settings"].items()
+        if settings.get(name) != value
+    ]
+    raise RunError(
+        f"{directory} holds another training: it differs in {', '.join(different) or 'its plan'}",
+        hint="Choose another directory with --output, or leave it out for one by name.",
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} cannot be read: {error}", hint=f"Remove {path.parent} to train again."
+        ) from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is damaged: not a JSON object", hint=f"Remove {path.parent}.")
+    return content
