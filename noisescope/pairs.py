@@ -64,17 +64,32 @@ class Pair:
 
 def digest(*parts: str) -> str:
     """20 hex digits (80 bits) of SHA-256 over length-prefixed UTF-8 parts."""
-    sha = hashlib.sha256()
+    framed = []
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")
-        sha.update(len(data).to_bytes(8, "little"))
-        sha.update(data)
-    return sha.hexdigest()[:20]
+        framed += [_size(data), data]
+    return hashlib.sha256(b"".join(framed)).hexdigest()[:20]
+
+
+def _size(data: bytes) -> bytes:
+    return len(data).to_bytes(8, "little")
+
+
+#: What the framed bytes of every content id begin with.
+_PAIR = _size(b"pair") + b"pair"
 
 
 def content_id(prompt: str, side_a: str, side_b: str) -> str:
-    """Identity of a pair by content, symmetric in the two sides."""
-    return digest("pair", prompt, *sorted((side_a, side_b)))
+    """Identity of a pair by content, symmetric in the two sides.
+
+    It is digest("pair", prompt, *sorted(sides)), spelled out: every row of a dataset passes here.
+    """
+    first, second = (side_a, side_b) if side_a <= side_b else (side_b, side_a)
+    a = prompt.encode("utf-8", "surrogatepass")
+    b = first.encode("utf-8", "surrogatepass")
+    c = second.encode("utf-8", "surrogatepass")
+    framed = b"%b%b%b%b%b%b%b" % (_PAIR, _size(a), a, _size(b), b, _size(c), c)
+    return hashlib.sha256(framed).hexdigest()[:20]
 
 
 def response_key(prompt: str, response: str) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from json.decoder import scanstring
+from json.scanner import make_scanner
 from pathlib import Path
 from typing import IO, Any, cast, final
 
@@ -41,7 +41,8 @@ _BLANK = " \t\r\n"
 _SPACE = re.compile(f"[{_BLANK}]*")
 _decode = json.JSONDecoder().raw_decode
 _EMPTY = b"\xef\xbb\xbf \t\r\n"
-_scan = json.JSONDecoder().scan_once  # without raw_decode's frame: every line passes here
+#: `raw_decode` without its frame: every line passes here. StopIteration where no value begins.
+_scan = make_scanner(cast(Any, json.JSONDecoder()))
 
 
 def rewrite(
@@ -169,7 +170,7 @@ def _members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
     """(key, begin, end) of each value of the JSON object that begins at `at`."""
     at = _after_space(text, at + 1)
     while text[at] != "}":
-        key, at = scanstring(text, at + 1)
+        key, at = _decode(text, at)
         begin = at + 2 if text[at : at + 2] == ": " else _after_space(text, at) + 1
         begin = _after_space(text, begin)
         _, end = _decode(text, begin)

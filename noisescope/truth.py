@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noisescope.errors import DataError
 from noisescope.flips import U64, FlipPlan, Float, Parsed
 from noisescope.pairs import unused
+from noisescope.storage import write_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 #: The truth, beside the copy; its schema metadata holds the plan under this key.
 TRUTH = "flips.parquet"
 PLAN_KEY = b"noisescope.flip"
+#: Rows of the truth written at once.
+TRUTH_ROWS = 1 << 15
+
+Int = NDArray[np.int64]
 
 
 def truth_schema(plan: FlipPlan) -> pa.Schema:
@@ -77,21 +83,82 @@ def next_decisions(earlier: Iterator[tuple[str, bool]], chunk: Parsed) -> Float:
     return np.array([float(flipped) for _, flipped in told])
 
 
-def name_repeats(raw: Path, path: Path, keys: Sequence[U64]) -> None:
+@final
+class TruthWriter:
+    """Writes `flips.parquet` into a directory: whole when left in order, else not at all."""
+
+    def __init__(self, out: Path, plan: FlipPlan) -> None:
+        self.out = out
+        self.schema = truth_schema(plan)
+        self.raw = out / f".partial-{TRUTH}"
+        self.keys: list[U64] = []
+        self.marked = False
+        self.waiting: list[pa.RecordBatch] = []
+
+    def __enter__(self) -> TruthWriter:
+        self.writer = _writer(self.raw, self.schema)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            self._flush()
+            self.writer.close()
+            if kind is None:
+                write_atomic(self.out / TRUTH, self._finish)
+        finally:
+            self.raw.unlink(missing_ok=True)
+
+    def add(
+        self, ids: Sequence[str], keys: U64, flipped: NDArray[np.bool_], source: str, rows: Int
+    ) -> None:
+        """Decisions about pairs [n] of one file, with the hash of each id."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        names = pa.array(ids, pa.string())
+        self.marked |= bool(pc.any(pc.match_substring(names, "~")).as_py())
+        self.keys.append(keys)
+        columns = [names, pa.array(flipped), pa.repeat(source, len(ids)), pa.array(rows)]
+        self.waiting.append(pa.RecordBatch.from_arrays(columns, schema=self.schema))
+        if sum(len(batch) for batch in self.waiting) >= TRUTH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self.waiting:
+            self.writer.write_table(pa.Table.from_batches(self.waiting), TRUTH_ROWS)
+        self.waiting.clear()
+
+    def _finish(self, path: Path) -> None:
+        stated = np.concatenate([*self.keys, np.empty(0, np.uint64)])
+        every = np.sort(stated)
+        repeated = np.unique(every[1:][every[1:] == every[:-1]])
+        if len(repeated) or self.marked:
+            _name_repeats(self.raw, path, stated, repeated)
+        else:
+            self.raw.replace(path)
+
+
+def _writer(path: Path, schema: pa.Schema) -> Any:
+    """Ids hardly ever repeat: no dictionary of them."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["source"])
+
+
+def _name_repeats(raw: Path, path: Path, stated: U64, repeated: U64) -> None:
     """Copy the truth, naming repeats of an id as `pairs.to_table` does; 8 bytes a pair held."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    stated = np.concatenate([*keys, np.empty(0, np.uint64)])
-    every = np.sort(stated)
-    repeated = np.unique(every[1:][every[1:] == every[:-1]])
     begin = 0
     used: dict[str, int] = {}
     with (
         pq.ParquetFile(raw, pre_buffer=False) as file,
-        pq.ParquetWriter(path, file.schema_arrow, compression="zstd") as out,
+        _writer(path, file.schema_arrow) as out,
     ):
-        for batch in file.iter_batches(1 << 15, use_threads=False):
+        for batch in file.iter_batches(TRUTH_ROWS, use_threads=False):
             names = batch.column(0).to_pylist()
             clash = np.isin(stated[begin : begin + len(names)], repeated)
             begin += len(names)

@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_diffusion import picture
 
-from noisescope.datasets import open_source
+from noisescope.datasets import ADAPTERS, Row, load, open_source, read_pairs
 from noisescope.errors import NoisescopeError, RunError, UsageError
 from noisescope.flips import KINDS, FlipPlan, Parsed, chance_of, coins, decide
-from noisescope.pairs import Pair
+from noisescope.pairs import Pair, content_id, digest
 from noisescope.planting import plant
 from noisescope.rewriting import rewrite
+from noisescope.stated import QUICK_IDS
 
 
 def rows(count: int = 200) -> list[dict[str, Any]]:
@@ -317,6 +319,93 @@ def test_the_source_and_foreign_directories_are_refused(tmp_path: Path) -> None:
 def test_impossible_plans_are_refused(rate: float, kind: str) -> None:
     with pytest.raises(NoisescopeError):
         FlipPlan(rate, kind)
+
+
+PIECES = ["", " ", "\n", "\n\n", "Human:", "Assistant:", " a", "b ", "\u00a0", "é", "\ud800"]
+PIECES += ["\n\nHuman: x", "\n\nAssistant: y"]
+TEXT = st.lists(st.sampled_from(PIECES), max_size=7).map("".join)
+ROW = st.fixed_dictionaries(
+    {"chosen": TEXT | st.none(), "rejected": TEXT},
+    optional={
+        "prompt": TEXT,
+        "pair_id": TEXT | st.integers(),
+        "annotator": TEXT | st.floats(),
+        "label": st.integers(0, 1),
+    },
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(ROW, TEXT, st.sampled_from(sorted(QUICK_IDS)))
+def test_a_quick_id_is_the_one_that_the_parsed_pair_has(
+    row: dict[str, Any], opening: str, adapter: str
+) -> None:
+    for shared in ("", "\n\nHuman: hi" + opening + "\n\nAssistant: "):
+        sides = {side: row[side] and shared + row[side] for side in ("chosen", "rejected")}
+        found = QUICK_IDS[adapter](row | sides)
+        if found is not None:
+            (pair,) = read_pairs([Row("rows", 0, row | sides)], ADAPTERS[adapter])
+            assert isinstance(pair, Pair)
+            assert found == (pair.pair_id or pair.content_id)
+
+
+@pytest.mark.parametrize("adapter", sorted(QUICK_IDS))
+def test_plain_rows_have_a_quick_id(adapter: str) -> None:
+    side = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: "
+    row = {"prompt": "p é", "chosen": side + "x", "rejected": side + "y", "annotator": "b"}
+    assert QUICK_IDS[adapter](row) is not None
+
+
+@given(st.text(), st.text(), st.text())
+def test_a_content_id_is_the_digest_of_its_sorted_sides(one: str, other: str, prompt: str) -> None:
+    assert content_id(prompt, one, other) == digest("pair", prompt, *sorted((one, other)))
+
+
+def picture_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows that share a prompt and name image files below `folder`; one file is missing."""
+    (folder / "art").mkdir(parents=True)
+    for index in range(24):
+        (folder / "art" / f"{index}.png").write_bytes(picture(index))
+    items = [
+        {"prompt": "a shape", "chosen_image": f"art/{i}.png", "rejected_image": f"art/{i + 12}.png"}
+        for i in range(12)
+    ]
+    return [*items, {"prompt": "art", "chosen_image": "art/0.png", "rejected_image": "gone.png"}]
+
+
+def test_a_flipped_image_folder_shows_its_pictures_under_the_ids_of_an_audit(
+    tmp_path: Path,
+) -> None:
+    items = picture_rows(tmp_path / "source")
+    lines = "".join(json.dumps(item) + "\n" for item in items)
+    (tmp_path / "source" / "metadata.jsonl").write_text(lines)
+    (tmp_path / "source" / "art" / "unused.txt").write_text("not named by any row")
+    plan = FlipPlan(0.4, seed=1)
+    done = plant(open_source(tmp_path / "source"), plan, tmp_path / "out")
+    assert (done.pairs, done.untouched) == (12, {"unreadable": 1})
+    assert 0 < done.flipped < 12
+    copy = load(tmp_path / "out")
+    truth = pq.read_table(done.truth)
+    assert truth.column("pair_id").to_pylist() == copy.table.column("pair_id").to_pylist()
+    assert not (tmp_path / "out" / "art" / "unused.txt").exists()
+    plant(open_source(tmp_path / "out"), plan, tmp_path / "back")
+    assert (tmp_path / "back" / "metadata.jsonl").read_text() == lines
+    assert load(tmp_path / "back").table.equals(load(tmp_path / "source").table)
+
+
+def test_transcripts_in_parquet_are_flipped_as_in_json_lines(tmp_path: Path) -> None:
+    said = "\n\nHuman: one\n\nAssistant: "
+    items = [{"chosen": f"{said}yes {i}", "rejected": f"{said}no {i}"} for i in range(60)]
+    write_gzip(tmp_path / "hh.jsonl.gz", items)
+    write_parquet(tmp_path / "hh.parquet", items)
+    truths = [
+        pq.read_table(plant(open_source(tmp_path / name), FlipPlan(0.3), tmp_path / out).truth)
+        for name, out in (("hh.jsonl.gz", "a"), ("hh.parquet", "b"))
+    ]
+    assert truths[0].select(["pair_id", "flipped"]).equals(truths[1].select(["pair_id", "flipped"]))
+    flipped = truths[1].column("flipped").to_pylist()
+    copied = pq.read_table(tmp_path / "b" / "hh.parquet").to_pylist()
+    assert [row["chosen"].endswith(f"no {i}") for i, row in enumerate(copied)] == flipped
 
 
 def test_hard_needs_gaps(tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""What source rows state, in chunks: their pairs, or, where that is enough, only their ids.
+
+    parsed, at = parse_chunk(rows, adapter, untouched)
+    QUICK_IDS["hh_rlhf"]({"chosen": "...", "rejected": "..."})    # id, or None: parse the row
+
+Building a pair with its turns costs several times what its id does, and a uniform flip is a
+function of the id alone. A quick id is the one that the parsed pair would have; a row of any
+other shape than the plain one is left to the adapter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from noisescope.flips import Parsed
+from noisescope.pairs import Pair, content_id
+from noisescope.rewriting_tables import CHUNK_ROWS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from noisescope.datasets import Adapter, Row, Source
+
+#: What begins the last turn of a transcript, and a turn that asks (datasets/hh_rlhf.py).
+LAST, ASIDE = "\n\nAssistant:", "\n\nHuman:"
+#: The id of the one pair that a row states; None where the adapter has to read it.
+QuickId = Callable[[Mapping[str, Any]], str | None]
+
+
+def survey(source: Source, adapter: Adapter) -> Iterator[Parsed]:
+    """All pairs of a source, in chunks, with the rows that state them."""
+    rows = source.rows()
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        yield parse_chunk(chunk, adapter, Counter())[0]
+
+
+def parse_chunk(
+    chunk: Sequence[Row], adapter: Adapter, untouched: Counter[str]
+) -> tuple[Parsed, list[int]]:
+    """The chunk's pairs, as `load` reads them (images by content key), and for each the index of
+    its row in the chunk; faults are counted."""
+    from noisescope.datasets import read_pairs
+
+    pairs: list[Pair] = []
+    at: list[int] = []
+    for index, row in enumerate(chunk):
+        for outcome in read_pairs((row,), adapter):
+            if isinstance(outcome, Pair):
+                pairs.append(outcome)
+                at.append(index)
+            else:
+                untouched[outcome.reason] += 1
+    ids = [pair.pair_id or pair.content_id for pair in pairs]
+    return Parsed(pairs, ids, [chunk[index].values or {} for index in at]), at
+
+
+def plain_id(row: Mapping[str, Any]) -> str | None:
+    """Id of a row of prompt, chosen and rejected texts without a label column."""
+    prompt, chosen, rejected = row.get("prompt"), row.get("chosen"), row.get("rejected")
+    if not (type(prompt) is type(chosen) is type(rejected) is str) or "label" in row:
+        return None
+    return _id(row, prompt, chosen, rejected)
+
+
+def transcript_id(row: Mapping[str, Any]) -> str | None:
+    """Id of a row of two transcripts that differ in their last turn alone."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if not (type(chosen) is type(rejected) is str):
+        return None
+    opening, mark, response = chosen.rpartition(LAST)
+    other_opening, _, other = rejected.rpartition(LAST)
+    if not mark or opening != other_opening or ASIDE in response or ASIDE in other:
+        return None
+    prompt = _rendered(opening)
+    return None if prompt is None else _id(row, prompt, response.strip(), other.strip())
+
+
+def _rendered(opening: str) -> str | None:
+    """The turns of an opening as `rendered` would write them; None where it has no Human turn."""
+    parts = opening.split(ASIDE)
+    before = parts[0]
+    if len(parts) == 1 or not (before.isspace() or not before or before.startswith(LAST)):
+        return None
+    spoken = []
+    for part in parts:
+        first, *answers = part.split(LAST)
+        spoken.append("Human: " + first.strip())
+        for answer in answers:
+            spoken.append("Assistant: " + answer.strip())
+    return "\n\n".join(spoken[1:])
+
+
+def _id(row: Mapping[str, Any], prompt: str, chosen: str, rejected: str) -> str | None:
+    given, annotator = row.get("pair_id"), row.get("annotator")
+    if not isinstance(given, str | None) or not isinstance(annotator, str | None):
+        return None
+    one, other = chosen.strip(), rejected.strip()
+    if not one or not other or one == other:
+        return None
+    if not (prompt.isascii() and chosen.isascii() and rejected.isascii()):
+        try:
+            f"{prompt}{chosen}{rejected}".encode()
+        except UnicodeEncodeError:
+            return None
+    if given or annotator:
+        if not f"{given}{annotator}".isascii():
+            return None
+        given = given and given.strip()
+    return given or content_id(prompt, chosen, rejected)
+
+
+#: Columns that may say which pair a row states, and by whom.
+_TOLD = ("prompt", "chosen", "rejected", "pair_id", "annotator", "label")
+
+#: How to tell a row's id at once, by the adapter's name.
+QUICK_IDS: dict[str, QuickId] = {
+    "columnar": plain_id,
+    "trl": plain_id,
+    "hh_rlhf": transcript_id,
+}
+
+
+def table_ids(table: pa.Table, adapter: Adapter) -> list[str] | None:
+    """Ids of a slice whose rows each state one pair in text columns; None where any differs."""
+    import pyarrow as pa
+
+    quick = QUICK_IDS.get(adapter.name)
+    names = [name for name in _TOLD if name in table.schema.names]
+    columns = table.select(names)
+    if quick is None or any(kind != pa.string() for kind in columns.schema.types):
+        return None
+    if adapter.name != "hh_rlhf" and _is_plain(columns):
+        return [content_id(*texts) for texts in zip(*_texts(columns), strict=True)]
+    values = (columns.column(name).to_pylist() for name in names)
+    ids = []
+    for row in zip(*values, strict=True):
+        found = quick(dict(zip(names, row, strict=True)))
+        if found is None:
+            return None
+        ids.append(found)
+    return ids
+
+
+def _texts(table: pa.Table) -> Iterator[list[str]]:
+    return (table.column(name).to_pylist() for name in ("prompt", "chosen", "rejected"))
+
+
+def _is_plain(table: pa.Table) -> bool:
+    """Whether these are prompt, chosen and rejected alone, filled, with different sides."""
+    import pyarrow.compute as pc
+
+    if sorted(table.schema.names) != ["chosen", "prompt", "rejected"]:
+        return False
+    if any(column.null_count for column in table.columns):
+        return False
+    one, other = (pc.utf8_trim_whitespace(table.column(side)) for side in ("chosen", "rejected"))
+    empty = pc.or_(pc.equal(one, ""), pc.equal(other, ""))
+    return not pc.any(pc.or_(empty, pc.equal(one, other))).as_py()
