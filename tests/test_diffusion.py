@@ -345,6 +345,38 @@ def test_lost_shard_cut_weights_and_missing_tensors_are_named(
         policy(tmp_path / "nowhere")
 
 
+SECOND = {"text_encoder_2": [None, None], "tokenizer_2": [None, None]}
+REFUSED_XL = {
+    "no second encoder": ({"drop": "text_encoder_2"}, "lacks the parts text_encoder_2"),
+    "no second vocabulary": ({"index": {"tokenizer_2": [None, None]}}, "tokenizer_2 belong"),
+    "one encoder named": ({"index": SECOND}, "text_time does not go with 1 text encoder"),
+    "no second weights": (
+        {"drop": "text_encoder_2/model.safetensors"},
+        "no safetensors weights in text_encoder_2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_XL)
+def test_unusable_sdxl_pipelines_are_refused_by_part(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    change, message = REFUSED_XL[name]
+    with pytest.raises(ModelError, match=message):
+        policy(Path(damaged(folders["sdxl"], tmp_path / "copy", **change)))
+
+
+def test_sdxl_in_shards_of_half_precision_loads_alike(
+    policies: dict[str, DiffusionPolicy], tmp_path: Path
+) -> None:
+    options = {"prediction": "v_prediction", "max_shard_size": "100KB", "variant": "fp16"}
+    folder = save("sdxl", tmp_path / "both", **options)
+    assert list((folder / "unet").glob("*.fp16-*-of-*.safetensors"))
+    got = policy(folder).features(items(KEYS[:2]))
+    for name, value in policies["sdxl"].features(items(KEYS[:2])).items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_pipelines_for_editing_do_not_fit(folders: dict[str, Path], tmp_path: Path) -> None:
     copy = Path(damaged(folders["sd"], tmp_path / "copy"))
     wider = UNet2DConditionModel.from_pretrained(copy / "unet", low_cpu_mem_usage=False)

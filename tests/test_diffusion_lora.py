@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from tiny_diffusion import pairs_table, pictures, save
 
 from noisescope.errors import DataError, RunError, UsageError
 from noisescope.images import StoredImages
+from noisescope.objectives import DPO
 from noisescope.policies.denoising import draw_noise
 from noisescope.policies.diffusion import DiffusionPolicy
 from noisescope.policies.shared_draws import DrawConfig
@@ -78,40 +80,78 @@ def test_margins_are_zero_at_the_start(policy: DiffusionPolicy) -> None:
     assert (learner.held_out.sum(0) == 1).all()
 
 
-def test_margins_equal_a_plain_transcription(policy: DiffusionPolicy, folder: Path) -> None:
-    """Eq. 6 on two whole UNets, the adapters merged into one of them."""
-    learner = judged(policy)
+@dataclass
+class Plain:
+    """Eq. 6 on two whole UNets, the adapters of one replica merged into one of them."""
+
+    policy: DiffusionPolicy
+    reference: UNet2DConditionModel
+    tuned: UNet2DConditionModel
+
+    @classmethod
+    def of(cls, learner: DiffusionReplicas, replica: int, folder: Path) -> Plain:
+        reference = UNet2DConditionModel.from_pretrained(folder / "unet")
+        tuned = UNet2DConditionModel.from_pretrained(folder / "unet")
+        for name, layer in learner.adapters.layers.items():
+            with torch.no_grad():
+                change = layer.scales[replica] * (layer.b[replica] @ layer.a[replica])
+                tuned.get_submodule(name).weight += change
+        return cls(learner.noised.policy, reference, tuned)
+
+    def logratio(self, row: dict[str, Any], draw: int) -> float:
+        """l of one pair at one of two draws."""
+        t, eps = draw_noise(0, row["pair_id"], 2, (4, 8, 8), 1000)
+        step, noise = torch.tensor([int(t[draw])]), torch.from_numpy(eps[draw])[None]
+        schedule, total = self.policy.pipeline.schedule, 0.0
+        for sign, key in ((-1, row["chosen"]), (1, row["rejected"])):
+            latent, framings = self.policy.latents([key])
+            told = self.policy.conditioning([row["prompt"]], framings)
+            noisy, target = (f(latent, step, noise) for f in (schedule.noisy, schedule.target))
+            added = dict(told.added) or None
+            with torch.inference_mode():
+                errors = [
+                    (unet(noisy, step, told.text, added_cond_kwargs=added).sample - target)
+                    .square()
+                    .mean()
+                    for unet in (self.tuned, self.reference)
+                ]
+            total += sign * float(errors[0] - errors[1])
+        return total
+
+
+def disturbed(learner: DiffusionReplicas) -> DiffusionReplicas:
+    """The learner as if trained: every B drawn at random."""
+    torch.manual_seed(0)
     for layer in learner.adapters.layers.values():
         torch.nn.init.normal_(layer.b, std=0.3)
-    margins = learner.margins()
-    reference = UNet2DConditionModel.from_pretrained(folder / "unet")
-    tuned = UNet2DConditionModel.from_pretrained(folder / "unet")
-    for name, layer in learner.adapters.layers.items():
-        weight = tuned.get_submodule(name).weight
-        with torch.no_grad():
-            weight += layer.scales[1] * (layer.b[1] @ layer.a[1])
-    schedule = policy.pipeline.schedule
+    return learner
+
+
+def test_margins_equal_a_plain_transcription(policy: DiffusionPolicy, folder: Path) -> None:
+    learner = disturbed(judged(policy))
+    margins, plain = learner.margins(), Plain.of(learner, 1, folder)
     for number, row in enumerate(TABLE.slice(0, 3).to_pylist()):
-        t, eps = draw_noise(0, row["pair_id"], 2, (4, 8, 8), 1000)
-        total = 0.0
-        for draw in range(2):
-            step, noise = torch.tensor([int(t[draw])]), torch.from_numpy(eps[draw])[None]
-            for sign, key in ((-1, row["chosen"]), (1, row["rejected"])):
-                latent, framings = policy.latents([key])
-                told = policy.conditioning([row["prompt"]], framings)
-                noisy = schedule.noisy(latent, step, noise)
-                target = schedule.target(latent, step, noise)
-                added = dict(told.added) or None
-                with torch.inference_mode():
-                    errors = [
-                        (unet(noisy, step, told.text, added_cond_kwargs=added).sample - target)
-                        .square()
-                        .mean()
-                        for unet in (tuned, reference)
-                    ]
-                total += sign * float(errors[0] - errors[1]) / 2
-        assert total != 0
-        assert margins[1, number] / CONFIG.beta == pytest.approx(total, abs=1e-5)
+        wanted = (plain.logratio(row, 0) + plain.logratio(row, 1)) / 2
+        assert wanted != 0
+        assert margins[1, number] / CONFIG.beta == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_training_loss_equals_a_plain_transcription(
+    policy: DiffusionPolicy, folder: Path
+) -> None:
+    """-log sigma(beta l) of every pair of a step, each under the draw it trains at."""
+    learner, beta = disturbed(judged(policy)), 20.0
+    rows = TABLE.to_pylist()
+    for batch in learner.batches(0):
+        for part, piece in zip(batch, learner.pieces(batch), strict=True):
+            plain = Plain.of(learner, part.replica, folder)
+            first = learner.data.fold_key[part.pairs] >> np.uint64(8)
+            wanted = [
+                plain.logratio(rows[pair], int(draw) % 2)
+                for pair, draw in zip(part.pairs, first, strict=True)
+            ]
+            got = DPO(beta=beta)(piece.values).detach().numpy()
+            np.testing.assert_allclose(got, np.logaddexp(0, -beta * np.array(wanted)), atol=1e-5)
 
 
 def test_reference_errors_are_computed_once_and_found_by_a_flipped_copy(
@@ -140,10 +180,7 @@ def test_reference_errors_are_computed_once_and_found_by_a_flipped_copy(
 
 def test_swapping_the_sides_negates_margins(policy: DiffusionPolicy) -> None:
     def margins(table: object) -> np.ndarray:
-        learner = judged(policy, table)
-        torch.manual_seed(0)
-        for layer in learner.adapters.layers.values():
-            torch.nn.init.normal_(layer.b, std=0.3)
+        learner = disturbed(judged(policy, table))
         found = learner.margins()
         learner.detach()
         return found

@@ -142,6 +142,8 @@ def _check(name: str, path: Path, revision: str | None, prefer_half: bool) -> Fo
         path / "model_index.json", f"{name} has no model_index.json: not a pipeline"
     )
     faults = [f"{role} is missing" for role in REQUIRED if not _named(index, role)]
+    if _named(index, "text_encoder_2") != _named(index, "tokenizer_2"):
+        faults.append("text_encoder_2 and tokenizer_2 belong together, one of them is missing")
     for role, entry in index.items():
         known = role in CLASSES or role in UNUSED or role == "scheduler" or role.startswith("_")
         if not known and _named(index, role):
@@ -222,6 +224,13 @@ def load_pipeline(found: Found, device: torch.device, dtype: torch.dtype) -> Pip
             f"{found.name}: the unet takes {unet.config.in_channels} channels, the vae gives "
             f"{vae.config.latent_channels}",
             hint="Inpainting and editing pipelines cannot be audited.",
+        )
+    wanted = {"text_time": 2, "None": 1}.get(str(unet.config.addition_embed_type), 0)
+    if wanted != (given := 1 + ("text_encoder_2" in loaded)):
+        raise ModelError(
+            f"{found.name}: the unet's addition_embed_type {unet.config.addition_embed_type} does "
+            f"not go with {given} text encoder{'s' * (given - 1)}",
+            hint="Stable Diffusion has one text encoder, SDXL two; is text_encoder_2 missing?",
         )
     for role in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if role in loaded:
