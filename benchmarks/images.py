@@ -5,9 +5,10 @@
 Detection, 20 % flips over three seeds, on emoji (clean against degraded or of another caption),
 judged by a tiny pipeline trained on them once and kept; natural human noise on glyphs-latin
 (which of two letters looks more like this one?), beside pixel and perceptual-hash distances and
-identity controls; AUROC by number of draws K; cost of a pair with and without caches. Peer: a
-plain transcription of DiffusionDPO's training step (images decoded, VAE and text run each step,
-a whole second UNet as the reference) on the same pipeline.
+identity controls; AUROC by number of draws K, and against a replica scored at one draw for the
+same denoiser calls; cost of a pair with and without caches. Peer: a plain transcription of
+DiffusionDPO's training step (images decoded, VAE and text run each step, a whole second UNet as
+the reference) on the same pipeline.
 """
 
 from __future__ import annotations
@@ -25,26 +26,23 @@ from numpy.typing import NDArray
 from benchmarks import emoji
 from benchmarks.data import truth
 from benchmarks.detect import Material, judge, rates_row, uniform
-from benchmarks.harness import ROOT, Options, Report, main, peak_memory_mib
-from benchmarks.plain_diffusion import plain_scores, plain_steps
-from noisescope.audit import DEFAULT_BETA
+from benchmarks.diffusion_steps import MODEL, SAMPLE
+from benchmarks.harness import Options, Report, main, peak_memory_mib
+from benchmarks.images_cost import cost_task, equal_task, replica_task, training_task
 from noisescope.datasets import load
 from noisescope.detectors import confidence, stability, u
 from noisescope.features import compute_features
 from noisescope.flip_rate import FlipRate, fit_flip_rate
-from noisescope.gathering import distinct_items, fold_keys
+from noisescope.gathering import DEFAULT_BETA, distinct_items, fold_keys
 from noisescope.images import decode, image_key
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.policies.diffusion import DiffusionPolicy
 from noisescope.policies.shared_draws import DrawConfig
 from noisescope.ranking import auroc, bayes_auroc
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
-from noisescope.replicas.lora_diffusion import DiffusionLoraConfig, diffusion_replicas
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
-SAMPLE = ROOT / "sample_data" / "pick-a-pic"
-MODEL = ROOT / "sample_data" / "models" / "tiny-sd"
 EMOJI_PAIRS = 1500
 GLYPH_SIDE = 64
 
@@ -88,9 +86,10 @@ def run(options: Options) -> Report:
     report.tables["what the audit says of itself"] = []
     emoji_task(report, options)
     glyphs_task(report, options)
-    draws_task(report, options)
+    heads = draws_task(report, options)
+    equal_task(report, heads)
     cost_task(report)
-    training_task(report, options)
+    training_task(report, 3 if options.quick else 10)
     if not options.quick:
         replica_task(report)
     report.facts["peak MiB"] = peak_memory_mib()
@@ -235,8 +234,11 @@ def perceptual_hash(image: Float) -> Bool:
     return np.asarray(low > np.median(low[1:]))
 
 
-def draws_task(report: Report, options: Options) -> None:
-    """The sample's simulated users, by number of draws K, without identities and pooled."""
+def draws_task(report: Report, options: Options) -> dict[int, float]:
+    """The sample's simulated users, by number of draws K, without identities and pooled.
+
+    Returns the AUROC without identities by K.
+    """
     dataset = load(SAMPLE)
     wrong = truth(dataset, SAMPLE / "truth.parquet")
     rows: list[dict[str, Any]] = []
@@ -256,6 +258,7 @@ def draws_task(report: Report, options: Options) -> None:
     best = {row["draws"]: row["AUROC"] for row in rows if row["scorer"] == "heads, pooled"}
     report.at_least("sample, K = 4: AUROC of p_flip", best[4], 0.80)
     report.at_least("sample: AUROC of K = 4 above K = 1", best[4] - best[1], 0)
+    return {row["draws"]: row["AUROC"] for row in rows if row["scorer"] == "heads"}
 
 
 def draws_row(
@@ -272,80 +275,6 @@ def draws_row(
         "feature seconds": seconds,
         "pairs/s": len(wrong) / seconds,
     }
-
-
-def cost_task(report: Report) -> None:
-    """Seconds a pair at K = 4: plainly, ours cold, with latents at hand, with features on disk."""
-    full = load(SAMPLE)
-    dataset = replace(full, table=full.table.slice(0, 250))
-    policy = loaded(MODEL, dataset)
-    items, _, _ = distinct_items(dataset.table)
-    rows = [{"how": "plain, policy and reference", "s": plain_scores(policy, dataset, 48, 4)}]
-    with tempfile.TemporaryDirectory() as scratch:
-        for how in ("ours, cold", "ours, latents and texts at hand", "ours, features on disk"):
-            target = Path(scratch) / ("0" if how == "ours, cold" else "1")
-            began = time.perf_counter()
-            compute_features(policy, items, target, lambda done, total, note: None)
-            rows.append({"how": how, "s": (time.perf_counter() - began) / len(dataset)})
-    report.tables["seconds a pair, K = 4"] = rows
-
-
-def training_task(report: Report, options: Options) -> None:
-    """Pairs/s of a training step: ours with eight replicas, and a plain loop's."""
-    import torch
-
-    dataset = load(SAMPLE)
-    policy = loaded(MODEL, dataset)
-    steps = 3 if options.quick else 10
-    plain = plain_steps(policy, dataset, steps)
-    rows = [{"step": "plain loop, whole UNet (DiffusionDPO)", "pairs/s": plain}]
-    config = DiffusionLoraConfig(replicas=8, batch=16, draws=4, rows=64)
-    learner = diffusion_replicas(policy, dataset.table.slice(0, 128), config)
-    policy.latents([key for side in ("chosen", "rejected") for key in side_keys(dataset, side)])
-    adam = torch.optim.AdamW(learner.trainable().values(), lr=1e-4)
-    began, done = time.perf_counter(), 0
-    for step in range(steps):
-        for batch in learner.batches(step):
-            total = sum(
-                piece.share * torch.nn.functional.softplus(-2500 * piece.values.logratio).mean()
-                for piece in learner.pieces(batch)
-            )
-            total.backward()
-            done += sum(len(part.pairs) for part in batch)
-        adam.step()
-        adam.zero_grad()
-    ours = done / (time.perf_counter() - began)
-    learner.detach()
-    rows.append({"step": "ours, eight replicas, latents at hand", "pairs/s": ours})
-    report.tables["training step"] = rows
-    report.at_least("training pairs/s over the plain loop, CPU", ours / plain, 2)
-
-
-def replica_task(report: Report) -> None:
-    """Two LoRA replicas on the sample: AUROC of their held-out margins by draws of scoring."""
-    dataset = load(SAMPLE)
-    wrong = truth(dataset, SAMPLE / "truth.parquet")
-    rows = []
-    for k in (1, 4):
-        config = DiffusionLoraConfig(replicas=2, draws=k, steps=33)
-        learner = diffusion_replicas(loaded(MODEL, dataset), dataset.table, config)
-        began = time.perf_counter()
-        margins = learner.run()
-        unseen = np.where(learner.held_out, margins, 0).sum(0)
-        rows.append(
-            {
-                "scorer": "one LoRA replica",
-                "draws": k,
-                "AUROC": float(auroc(-unseen, wrong)),
-                "seconds, training and scoring": time.perf_counter() - began,
-            }
-        )
-    report.tables["sample, LoRA replicas"] = rows
-
-
-def side_keys(dataset: PreferenceDataset, side: str) -> list[str]:
-    """Image keys of the first 128 pairs."""
-    return list(dataset.table[side].slice(0, 128).to_pylist())
 
 
 if __name__ == "__main__":
