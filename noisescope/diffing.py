@@ -27,7 +27,7 @@ SELECT content_id, chosen < rejected AS direction, count(*) AS labels,
        avg(p_flip) AS p_flip, avg(margin) AS margin, min(pair_id) AS pair_id,
        arg_min(source, pair_id) AS source, arg_min(row, pair_id) AS row,
        arg_min(left(prompt, 160), pair_id) AS prompt
-FROM read_parquet(${name}_pairs) JOIN read_parquet(${name}_scores) USING (pair_id)
+FROM read_parquet(${name}_pairs) AS p JOIN read_parquet(${name}_scores) AS s USING (pair_id)
 GROUP BY ALL
 """
 _ONLY = """
@@ -51,10 +51,10 @@ ORDER BY abs(b.p_flip - a.p_flip) DESC, b.pair_id
 _GROUPS = """
 WITH sides AS (
     SELECT 'a' AS run, {by} AS name, p_flip
-    FROM read_parquet($a_pairs) JOIN read_parquet($a_scores) USING (pair_id)
+    FROM read_parquet($a_pairs) AS p JOIN read_parquet($a_scores) AS s USING (pair_id)
     UNION ALL
     SELECT 'b', {by}, p_flip
-    FROM read_parquet($b_pairs) JOIN read_parquet($b_scores) USING (pair_id))
+    FROM read_parquet($b_pairs) AS p JOIN read_parquet($b_scores) AS s USING (pair_id))
 SELECT name, count(*) FILTER (run = 'a'), avg(p_flip) FILTER (run = 'a'),
        count(*) FILTER (run = 'b'), avg(p_flip) FILTER (run = 'b')
 FROM sides WHERE name IS NOT NULL GROUP BY name
@@ -152,8 +152,14 @@ def compare(a: Run, b: Run) -> Difference:
         removed=len(removed),
         relabelled=len(relabelled),
         changed_verdicts=len(changed),
-        new_pairs=tuple(Change(*row[:3], None, *row[3:]) for row in new[:SHOWN]),
-        removed_pairs=tuple(Change(*row[:4], None, row[4]) for row in removed[:SHOWN]),
+        new_pairs=tuple(
+            Change(name, source, row, None, p, prompt)
+            for name, source, row, p, prompt in new[:SHOWN]
+        ),
+        removed_pairs=tuple(
+            Change(name, source, row, p, None, prompt)
+            for name, source, row, p, prompt in removed[:SHOWN]
+        ),
         relabelled_pairs=tuple(Change(*row) for row in relabelled[:SHOWN]),
         changed_pairs=tuple(Change(*row) for row in changed[:SHOWN]),
         sources=groups["source"],

@@ -65,15 +65,14 @@ def _print_rates(found: Difference) -> None:
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     for name in ("", "A", "B"):
         table.add_column(name)
-    rows = {
-        "run": [Text(safe(str(side["run"]))) for side in (found.a, found.b)],
-        "pairs": [f"{side['pairs']:,}" for side in (found.a, found.b)],
-        "held-out accuracy": [_share(side["held_out_accuracy"]) for side in (found.a, found.b)],
-        "flip rate": [_rate(side["flip_rate"]) for side in (found.a, found.b)],
-        "contested": [_share(side["contested_share"]) for side in (found.a, found.b)],
-    }
-    for name, (a, b) in rows.items():
-        table.add_row(Text(name, style="bold"), a, b)
+    for name, shown in (
+        ("run", lambda side: Text(safe(str(side["run"])))),
+        ("pairs", lambda side: f"{side['pairs']:,}"),
+        ("held-out accuracy", lambda side: _share(side["held_out_accuracy"])),
+        ("flip rate", lambda side: _rate(side["flip_rate"])),
+        ("contested", lambda side: _share(side["contested_share"])),
+    ):
+        table.add_row(Text(name, style="bold"), shown(found.a), shown(found.b))
     OUT.print(table)
 
 
