@@ -115,10 +115,7 @@ def find_workspace(start: Path | None = None) -> Workspace | None:
 
 def read_workspace(path: Path) -> Workspace:
     """Read and check one file. Raises UsageError with all its faults."""
-    try:
-        content = tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from error
+    content = _parsed(path)
     faults = _faults(content)
     if faults:
         raise _invalid(path, faults)
@@ -131,6 +128,28 @@ def read_workspace(path: Path) -> Workspace:
         datasets={name: _entry(root, table) for name, table in content.get("datasets", {}).items()},
         sections={section: content.get(section, {}) for section in _SECTIONS},
     )
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """The file as TOML. Raises UsageError that names the line."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error.strerror})", hint="Check that you may read it: ls -l"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: cannot be read: not UTF-8", hint="Save it as UTF-8.") from error
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        reason, _, place = str(error).partition(" (at ")
+        number = re.match(r"line (\d+)", place)
+        line = number[1] if number else max(1, len(text.splitlines()))
+        raise UsageError(
+            f"{path}, line {line}: not valid TOML: {reason}",
+            hint='Correct that line; a setting is written name = "text", name = 3 or name = true.',
+        ) from error
 
 
 def resolve(name: str, workspace: Workspace | None = None) -> Resolved:

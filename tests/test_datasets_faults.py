@@ -117,8 +117,36 @@ def test_no_usable_pair_says_why(tmp_path: Path) -> None:
         load(tmp_path / "garbage.jsonl")
     numbers = [{"prompt": 1, "chosen": 2, "rejected": 3}] * 12
     (tmp_path / "numbers.jsonl").write_bytes(lines(numbers))
-    with pytest.raises(DataError, match=r"12 unreadable.*chosen is int, not text"):
+    with pytest.raises(DataError, match=r"12 unreadable.*chosen is a number, expected text"):
         load(tmp_path / "numbers.jsonl")
+
+
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        ("trl", {"chosen": "a", "rejected": TURNS}, "chosen is text, expected a list of messages"),
+        ("trl", {"chosen": None, "rejected": None}, "chosen and rejected are null"),
+        ("trl", {"chosen": None}, "chosen and rejected are missing or null"),
+        ("trl", {"chosen": TURNS, "rejected": None}, "rejected is null"),
+        ("trl", {"chosen": True, "rejected": "b"}, "chosen is true or false, expected text"),
+        ("trl", {"chosen": [3], "rejected": TURNS}, "a list that holds a number, not messages"),
+        ("hh_rlhf", {"chosen": None, "rejected": None}, "chosen and rejected are null"),
+        ("columnar", {"chosen": {}, "rejected": "b"}, "chosen is an object, expected text"),
+        ("columnar", {"label": [1]}, "label is a list, expected 1, 0 or 0.5"),
+        (
+            "ultrafeedback",
+            {"chosen": TURNS, "rejected": TURNS, "score_chosen": "5"},
+            "score_chosen is text, expected a number",
+        ),
+    ],
+)
+def test_row_faults_speak_of_what_a_user_wrote(name: str, row: dict[str, Any], said: str) -> None:
+    (fault,) = read_pairs([Row("a", 0, {"prompt": "p", **row})], ADAPTERS[name])
+    assert isinstance(fault, Fault)
+    assert said in fault.detail
 
 
 def test_fewer_than_ten_pairs(tmp_path: Path) -> None:
@@ -142,6 +170,9 @@ def write_files(root: Path) -> None:
     (root / "broken.json").write_text('[{"prompt": "p"},')
     (root / "twice.csv").write_text("prompt,chosen,chosen\na,b,c\n")
     (root / "broken.parquet").write_bytes(b"PAR1 and nothing more")
+    (root / "pointer.parquet").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0"
+    )
     (root / "broken.arrow").write_bytes(b"ARROW1 and nothing more")
     (root / "fake.jsonl.gz").write_bytes(lines(GOOD))
     (root / "cut.jsonl.gz").write_bytes(gzip.compress(lines(GOOD * 99))[:-200])
@@ -177,6 +208,7 @@ UNREADABLE = {
     "broken.json": "neither a JSON array nor JSON lines",
     "twice.csv": "column names stand twice: chosen",
     "broken.parquet": "not a readable Parquet file",
+    "pointer.parquet": "not a readable Parquet file",
     "broken.arrow": "not a readable Arrow file",
     "fake.jsonl.gz": "damaged gzip file",
     "cut.jsonl.gz": "damaged gzip file",
@@ -184,7 +216,7 @@ UNREADABLE = {
     "model.bin": "no reader for this kind of file",
     "no-data": "no data files in this directory",
     "mixed": r"several kinds \(1 csv, 1 jsonl\)",
-    "saved": r"missing: \['x.arrow'\]",
+    "saved": r"missing: x\.arrow",
     "old": "saved with an index mapping",
     "odd": "not a JSON object",
     "*.nothing": "no data file matches",
@@ -195,8 +227,9 @@ UNREADABLE = {
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_unreadable_files_are_refused(name: str, tmp_path: Path) -> None:
     write_files(tmp_path)
-    with pytest.raises(DataError, match=UNREADABLE[name]):
+    with pytest.raises(DataError, match=UNREADABLE[name]) as caught:
         load(f"{tmp_path}/{name}")
+    assert caught.value.hint
 
 
 def test_suffix_is_the_longest_that_fits() -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from noisescope.cli.console import OUT, print_json, safe, short
 
-#: Rows read for a look at one dataset.
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from noisescope.pairs import PreferenceDataset
+
+#: Rows read for a look at one dataset, and pairs of it shown.
 LOOK = 1000
+SHOWN = 3
 
 
 def datasets(
@@ -68,16 +74,39 @@ def _look(name: str, format: str | None, split: str | None, limit: int, json: bo
     from noisescope.workspace import find_workspace
 
     dataset = load(name, format=format, split=split, limit=limit, workspace=find_workspace())
-    facts = dataset.facts.to_json()
     if json:
         about = {"name": dataset.name, "resolved": dataset.resolved, "format": dataset.adapter}
-        print_json(about | {"modality": dataset.modality, "limit": limit} | facts)
+        print_json(about | {"modality": dataset.modality, "limit": limit} | dataset.facts.to_json())
         return
-    OUT.print(Text(f"{dataset.name} → {safe(dataset.resolved)}"))
-    OUT.print(Text(f"format {dataset.adapter}, {dataset.modality}; the first {limit:,} rows"))
-    for key, value in facts.items():
-        OUT.print(Text(f"  {key.replace('_', ' ')}: {safe(str(value))}"))
-    for row in dataset.table.slice(0, 3).to_pylist():
+    OUT.print(Text(f"{dataset.name} → {safe(dataset.resolved)}"), soft_wrap=True)
+    OUT.print(_facts(dataset, limit))
+    for row in dataset.table.slice(0, SHOWN).to_pylist():
         OUT.print()
         for column in ("pair_id", "prompt", "chosen", "rejected"):
             OUT.print(Text(f"  {column:9}", style="bold") + Text(short(str(row[column]), 200)))
+
+
+def _facts(dataset: PreferenceDataset, limit: int) -> Table:
+    """What was read and what was set aside, a line each; counts of nothing are left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = dataset.facts
+    more = " (as many as were asked for: --limit)" if facts.rows == limit else ""
+    lines = [("format", f"{dataset.adapter}, {dataset.modality}")]
+    lines += [("rows read", f"{facts.rows:,}{more}"), ("pairs", f"{facts.pairs:,}")]
+    lines += [(f"  {reason}", f"{count:,}") for reason, count in facts.rejected.items() if count]
+    lines += [("", str(fault)) for fault in facts.examples]
+    repeats = {
+        "duplicates": facts.duplicates,
+        "contradictions": facts.contradictions,
+        "  by one annotator": facts.self_contradictions,
+        "annotators": facts.annotators,
+    }
+    lines += [(name, f"{count:,}") for name, count in repeats.items() if count]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in lines:
+        table.add_row(Text(name), Text(safe(value)))
+    return table

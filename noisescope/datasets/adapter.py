@@ -16,6 +16,16 @@ from noisescope.pairs import Message, Modality, Pair
 
 #: One decoded source row: column name to value.
 RawRow = Mapping[str, Any]
+#: What a user calls a value's type; the first that fits counts.
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (type(None), "null"),
+    (str, "text"),
+    (bool, "true or false"),
+    ((int, float), "a number"),
+    ((list, tuple), "a list"),
+    (dict, "an object"),
+    (bytes, "raw bytes"),
+)
 
 
 @final
@@ -44,8 +54,11 @@ class Adapter(Protocol):
         """Whether these columns and sample rows are this schema."""
         ...
 
-    def parse(self, row: RawRow) -> list[Pair]:
-        """Pairs that the row states. Raises RowFault, and nothing else, for any row."""
+    def parse(self, row: RawRow) -> Sequence[Pair | RowFault]:
+        """Pairs that the row states; in the place of one that is a tie, its RowFault.
+
+        Raises RowFault, and nothing else, for a row that states none.
+        """
         ...
 
     def flip(self, row: RawRow) -> dict[str, Any]:
@@ -61,11 +74,32 @@ def has(columns: Collection[str], wanted: Sequence[str]) -> bool:
 def text(row: RawRow, column: str) -> str:
     """The column's text. Raises RowFault where it is missing, null or no text."""
     value = row.get(column)
-    if value is None:
-        raise RowFault("unreadable", f"{column} is missing or null")
     if not isinstance(value, str):
-        raise RowFault("unreadable", f"{column} is {type(value).__name__}, not text")
+        raise unexpected(row, "text", column)
     return value
+
+
+def texts(row: RawRow, one: str, other: str) -> tuple[str, str]:
+    """Both columns' text. Raises RowFault, which names both where both are missing or null."""
+    if row.get(one) is None and row.get(other) is None:
+        raise unexpected(row, "text", one, other)
+    return text(row, one), text(row, other)
+
+
+def unexpected(row: RawRow, wanted: str, *columns: str) -> RowFault:
+    """The fault of a row whose `columns` hold something else than `wanted`, in a user's words."""
+    absent = [name for name in columns if row.get(name) is None]
+    if absent:
+        verb = "are" if len(absent) > 1 else "is"
+        what = "null" if all(name in row for name in absent) else "missing or null"
+        return RowFault("unreadable", f"{' and '.join(absent)} {verb} {what}")
+    (column, *_) = columns
+    return RowFault("unreadable", f"{column} is {kind(row[column])}, expected {wanted}")
+
+
+def kind(value: object) -> str:
+    """What a value is, in the words of a data file: text, a number, a list, an object, ..."""
+    return next((name for type_, name in _KINDS if isinstance(value, type_)), "of an odd type")
 
 
 def label(row: RawRow, column: str) -> str | None:
@@ -77,7 +111,7 @@ def label(row: RawRow, column: str) -> str | None:
         value = int(value)
     if isinstance(value, (int, str)):
         return _short(value) or None
-    raise RowFault("unreadable", f"{column} is {type(value).__name__}, not an identifier")
+    raise unexpected(row, "text or a whole number", column)
 
 
 def _short(value: int | str) -> str:

@@ -12,7 +12,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from noisescope.datasets.adapter import RawRow, RowFault, has, stated, swapped, text
+from noisescope.datasets.adapter import (
+    RawRow,
+    RowFault,
+    has,
+    stated,
+    swapped,
+    text,
+    texts,
+    unexpected,
+)
 from noisescope.pairs import Modality, Pair
 
 #: Optional columns that tell this format from TRL's, which has the same three.
@@ -47,7 +56,7 @@ class Columnar:
 
     def parse(self, row: RawRow) -> list[Pair]:
         preferred = verdict(row)
-        chosen, rejected = text(row, "chosen"), text(row, "rejected")
+        chosen, rejected = texts(row, "chosen", "rejected")
         if preferred == "rejected":
             chosen, rejected = rejected, chosen
         pair = stated(row, text(row, "prompt"), chosen, rejected)
@@ -65,7 +74,7 @@ def verdict(row: RawRow) -> str:
         return "chosen"
     value = row["label"]
     if not isinstance(value, (str, int, float, type(None))):
-        raise RowFault("unreadable", f"label is {type(value).__name__}")
+        raise unexpected(row, "1, 0 or 0.5", "label")
     try:
         key = str(value).strip().lower()
         return _LABELS[key]

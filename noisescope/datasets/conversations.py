@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from noisescope.datasets.adapter import RowFault, as_json
+from noisescope.datasets.adapter import RawRow, RowFault, as_json, kind, unexpected
 from noisescope.pairs import Message
 
 #: How a role is written in a readable prompt.
@@ -58,18 +58,17 @@ def rendered(turns: Sequence[Message]) -> str:
     return "\n\n".join(f"{SPEAKERS.get(turn.role, turn.role)}: {turn.content}" for turn in turns)
 
 
-def messages(value: object, column: str) -> tuple[Message, ...]:
-    """Turns from a list of {"role", "content"}. Raises RowFault for any other value."""
-    if value is None:
-        raise RowFault("unreadable", f"{column} is missing or null")
+def messages(row: RawRow, column: str) -> tuple[Message, ...]:
+    """Turns from a column's list of {"role", "content"}. Raises RowFault for any other value."""
+    value = row.get(column)
     if not isinstance(value, (list, tuple)):
-        raise RowFault("unreadable", f"{column} is {type(value).__name__}, not a list of messages")
+        raise unexpected(row, "a list of messages", column)
     return tuple(_message(item, column) for item in value)
 
 
 def _message(item: object, column: str) -> Message:
     if not isinstance(item, dict):
-        raise RowFault("unreadable", f"{column} holds {type(item).__name__}, not messages")
+        raise RowFault("unreadable", f"{column} is a list that holds {kind(item)}, not messages")
     role = item.get("role")
     if not isinstance(role, str):
         raise RowFault("unreadable", f"a message of {column} has no role")
@@ -87,7 +86,7 @@ def _content(content: object, column: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, (list, tuple)):
-        raise RowFault("unreadable", f"content in {column} is {type(content).__name__}, not text")
+        raise RowFault("unreadable", f"content in {column} is {kind(content)}, expected text")
     texts = []
     for part in content:
         value = part.get("text") if isinstance(part, dict) else part

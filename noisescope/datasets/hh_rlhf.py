@@ -10,12 +10,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from noisescope.datasets.adapter import RawRow, RowFault, has, shortened, stated, swapped, text
+from noisescope.datasets.adapter import RawRow, RowFault, has, shortened, stated, swapped, texts
 from noisescope.datasets.conversations import rendered, split
 from noisescope.pairs import Message, Modality, Pair
 
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
-_LAST, _ASIDE = "\n\nAssistant:", "\n\nHuman:"
+LAST, ASIDE = "\n\nAssistant:", "\n\nHuman:"
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -35,7 +35,7 @@ class HHRLHF:
         return any(is_transcript(row.get(column)) for row in rows for column in self.columns)
 
     def parse(self, row: RawRow) -> list[Pair]:
-        turns, chosen, rejected = split_transcripts(text(row, "chosen"), text(row, "rejected"))
+        turns, chosen, rejected = split_transcripts(*texts(row, "chosen", "rejected"))
         if not any(turn.role == "user" for turn in turns):
             raise RowFault("unreadable", "no Human turn before the response")
         return [stated(row, rendered(turns), chosen, rejected, turns)]
@@ -50,9 +50,9 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[tuple[Message, ...], 
     Nearly all transcripts differ in their last turn alone: those are cut there, which is what
     `split` would do with the parsed turns, at half the cost.
     """
-    opening, mark, response = chosen.rpartition(_LAST)
-    other_opening, _, other = rejected.rpartition(_LAST)
-    if mark and opening == other_opening and not (_ASIDE in response or _ASIDE in other):
+    opening, mark, response = chosen.rpartition(LAST)
+    other_opening, _, other = rejected.rpartition(LAST)
+    if mark and opening == other_opening and not (ASIDE in response or ASIDE in other):
         return tuple(turns_of(opening, "chosen")), response.strip(), other.strip()
     return split(turns_of(chosen, "chosen"), turns_of(rejected, "rejected"))
 

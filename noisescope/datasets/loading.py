@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, final
 
 from noisescope.datasets.adapter import Adapter, RowFault, shortened
 from noisescope.datasets.gallery import Gallery
-from noisescope.datasets.readers import Row
+from noisescope.datasets.readers import NO_ROWS, Row
 from noisescope.datasets.recognition import recognise
 from noisescope.datasets.sources import Source, open_source
 from noisescope.errors import DataError, UsageError
@@ -50,7 +50,7 @@ def load(
     usable; UsageError for an unknown format or a limit below 1.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: must be at least 1")
+        raise UsageError(f"--limit {limit}: must be at least 1", hint="Leave it out to read all.")
     source = open_source(target, split=split, workspace=workspace)
     adapter, rows = recognise(
         islice(source.rows(), limit), format=format or source.format, said=source.resolved
@@ -146,7 +146,9 @@ def read_pairs(
             yield _fault(row, fault)
             continue
         for pair in pairs:
-            if _is_unicode(pair):
+            if isinstance(pair, RowFault):
+                yield _fault(row, pair)
+            elif _is_unicode(pair):
                 yield _placed(pair, row) if gallery is None else _shown(pair, row, gallery)
             else:
                 yield Fault(row.source, row.number, "unreadable", "not valid Unicode text")
@@ -201,7 +203,7 @@ def _check_usable(facts: Facts, source: Source, limit: int | None) -> None:
     if facts.pairs >= FEWEST_PAIRS:
         return
     if not facts.rows:
-        raise DataError(f"{source.resolved}: holds no rows")
+        raise DataError(f"{source.resolved}: holds no rows", hint=NO_ROWS)
     counts = ", ".join(f"{count:,} {reason}" for reason, count in facts.rejected.items())
     shown = "; ".join(map(str, facts.examples))
     more = sum(facts.rejected.values()) - len(facts.examples)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast, final
 
+from noisescope.datasets.adapter import kind
 from noisescope.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Rows decoded at once from columnar files: small, for rows may hold images.
 BATCH_ROWS = 256
+#: What to do about a source without rows.
+NO_ROWS = "Give each pair a row: columns (or JSON keys) prompt, chosen, rejected."
 _BOM = b"\xef\xbb\xbf"
 _ENDINGS = "Use Parquet, JSON lines (also .gz), a JSON array, CSV, or a saved dataset directory."
 
@@ -57,7 +60,10 @@ def read_file(path: Path, source: str) -> Iterator[Row]:
             f"{path}: damaged gzip file ({error})", hint="Fetch or compress the file again."
         ) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error})",
+            hint="Check that it is there, whole, and that you may read it: ls -l",
+        ) from error
 
 
 def suffix(path: Path) -> str:
@@ -109,7 +115,7 @@ def _object(content: bytes) -> tuple[dict[str, Any] | None, str]:
 def _checked(value: object) -> tuple[dict[str, Any] | None, str]:
     if isinstance(value, dict):
         return value, ""
-    return None, f"a JSON {type(value).__name__}, not an object"
+    return None, f"{kind(value)}, expected a JSON object"
 
 
 def _read_json(path: Path) -> Iterator[Decoded]:
@@ -175,7 +181,10 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
-        raise DataError(f"{path}: not valid CSV in its first line ({error})") from error
+        raise DataError(
+            f"{path}: not valid CSV in its first line ({error})",
+            hint='The first line names the columns; a field with " or a comma stands in quotes.',
+        ) from error
     _check_unique(path, header)
     return header
 
@@ -196,8 +205,8 @@ def _read_parquet(path: Path) -> Iterator[Decoded]:
         with pq.ParquetFile(path) as file:
             _check_unique(path, file.schema_arrow.names)
             yield from _batches(file.iter_batches(batch_size=BATCH_ROWS))
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: not a readable Parquet file ({_line(error)})") from error
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, "Parquet", error) from error
 
 
 def _read_arrow(path: Path) -> Iterator[Decoded]:
@@ -212,8 +221,20 @@ def _read_arrow(path: Path) -> Iterator[Decoded]:
             with opened(mapped) as reader:
                 _check_unique(path, reader.schema.names)
                 yield from _batches(_ipc_batches(reader))
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: not a readable Arrow file ({_line(error)})") from error
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, "Arrow", error) from error
+
+
+def _damaged(path: Path, form: str, error: Exception) -> Exception:
+    """The error of a columnar file that does not open, with what it is instead where that shows."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    hint = "It may be cut short: fetch it again. Text belongs in a .jsonl, .json or .csv file."
+    if start.startswith(b"version https://git-lfs"):
+        hint = "It is a Git LFS pointer, not the data: git lfs pull"
+    return DataError(f"{path}: not a readable {form} file ({_line(error)})", hint=hint)
 
 
 def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:

@@ -12,7 +12,7 @@ from noisescope.datasets.hpdv2 import HPDv2Test, HPDv2Train
 from noisescope.datasets.image_folder import ImageFolder
 from noisescope.datasets.image_reward import ImageRewardGroup, ImageRewardPair
 from noisescope.datasets.pick_a_pic import PickAPic
-from noisescope.datasets.readers import Row
+from noisescope.datasets.readers import NO_ROWS, Row
 from noisescope.datasets.trl import TRL
 from noisescope.datasets.trl_vision import refuse_vision
 from noisescope.datasets.ultrafeedback import UltraFeedback
@@ -59,7 +59,7 @@ def recognise(
         if len(samples) == SAMPLE_ROWS:
             break
     if not ahead:
-        raise DataError(f"{said}: holds no rows")
+        raise DataError(f"{said}: holds no rows", hint=NO_ROWS)
     if not samples:
         first = "; ".join(f"{row.source}:{row.number} ({row.trouble})" for row in ahead[:5])
         raise DataError(

@@ -33,6 +33,7 @@ SIDECARS = (
 )
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+_SAVE_AGAIN = "Copy the whole directory again, or save the dataset anew with save_to_disk."
 _FAMILIES = {".json": "json", ".ndjson": "jsonl", ".tsv": "csv"}
 
 
@@ -128,7 +129,10 @@ def _directory(path: Path, split: str | None) -> tuple[Path, list[Path], str | N
         return path, _saved_files(path / chosen), chosen
     if (path / "state.json").is_file():
         if split:
-            raise DataError(f"{path}: a single saved dataset, without a split {split!r}")
+            raise DataError(
+                f"{path}: a single saved dataset, without a split {split!r}",
+                hint="Leave the split out.",
+            )
         return path, _saved_files(path), None
     return _folder(path, split)
 
@@ -136,7 +140,7 @@ def _directory(path: Path, split: str | None) -> tuple[Path, list[Path], str | N
 def _saved_splits(path: Path) -> list[str]:
     names = _metadata(path / "dataset_dict.json").get("splits")
     if not isinstance(names, list):
-        raise DataError(f"{path / 'dataset_dict.json'}: names no splits")
+        raise DataError(f"{path / 'dataset_dict.json'}: names no splits", hint=_SAVE_AGAIN)
     return [str(name) for name in names if (path / Path(str(name)).name).is_dir()]
 
 
@@ -154,7 +158,10 @@ def _saved_files(path: Path) -> list[Path]:
     files = [path / Path(name).name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        raise DataError(f"{path}: data files named in state.json are missing: {missing}")
+        raise DataError(
+            f"{path}: data files named in state.json are missing: {', '.join(missing) or 'all'}",
+            hint=_SAVE_AGAIN,
+        )
     return files
 
 
@@ -162,9 +169,9 @@ def _metadata(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot be read ({error})", hint=_SAVE_AGAIN) from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: not a JSON object")
+        raise DataError(f"{path}: not a JSON object", hint=_SAVE_AGAIN)
     return content
 
 

@@ -15,7 +15,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from noisescope.datasets.adapter import RawRow, RowFault, has, stated, swapped, text
+from noisescope.datasets.adapter import (
+    RawRow,
+    RowFault,
+    has,
+    stated,
+    swapped,
+    text,
+    texts,
+    unexpected,
+)
 from noisescope.datasets.conversations import messages, rendered, split
 from noisescope.datasets.hh_rlhf import is_transcript
 from noisescope.pairs import Message, Modality, Pair
@@ -48,9 +57,8 @@ class TRL:
         return any(isinstance(side, str) for side in sides) and not any(map(is_transcript, sides))
 
     def parse(self, row: RawRow) -> list[Pair]:
-        if all(isinstance(row.get(side), str) for side in SIDES):
-            return [_standard(row)]
-        return [conversational(row)]
+        structured = any(isinstance(row.get(side), (list, tuple)) for side in SIDES)
+        return [conversational(row) if structured else _standard(row)]
 
     def flip(self, row: RawRow) -> dict[str, Any]:
         return swapped(row, SIDES)
@@ -58,13 +66,15 @@ class TRL:
 
 def conversational(row: RawRow) -> Pair:
     """The pair of a row whose sides are message lists. Raises RowFault."""
-    chosen, rejected = (messages(row.get(side), side) for side in SIDES)
+    if any(row.get(side) is None for side in SIDES):
+        raise unexpected(row, "a list of messages", *SIDES)
+    chosen, rejected = (messages(row, side) for side in SIDES)
     prompt = row.get("prompt")
     turns: tuple[Message, ...] = ()
     if isinstance(prompt, str):
         turns = (Message("user", prompt),)
     elif prompt is not None:
-        turns = messages(prompt, "prompt")
+        turns = messages(row, "prompt")
     if turns and not (_begins(chosen, turns) and _begins(rejected, turns)):
         repeats = any(turn.role != "assistant" for side in (chosen, rejected) for turn in side[:1])
         if not (repeats and isinstance(prompt, str)):
@@ -80,13 +90,13 @@ def _begins(side: Sequence[Message], turns: Sequence[Message]) -> bool:
 
 
 def _standard(row: RawRow) -> Pair:
-    chosen, rejected = text(row, "chosen"), text(row, "rejected")
+    chosen, rejected = texts(row, *SIDES)
     if "prompt" not in row:
         prompt, chosen, rejected = _implicit(chosen, rejected)
         return stated(row, prompt, chosen, rejected)
     prompt = row["prompt"]
     if isinstance(prompt, list):
-        turns = messages(prompt, "prompt")
+        turns = messages(row, "prompt")
         return stated(row, rendered(turns), chosen, rejected, turns)
     return stated(row, text(row, "prompt"), chosen, rejected)
 

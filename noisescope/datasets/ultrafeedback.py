@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from noisescope.datasets.adapter import RawRow, RowFault, has, swapped
+from noisescope.datasets.adapter import RawRow, RowFault, has, swapped, unexpected
 from noisescope.datasets.trl import SIDES, conversational
 from noisescope.pairs import Modality, Pair
 
@@ -56,7 +56,7 @@ def _score(row: RawRow, column: str) -> float | None:
     if value is None or value != value:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RowFault("unreadable", f"{column} is {type(value).__name__}, not a number")
+        raise unexpected(row, "a number", column)
     try:
         return float(value)
     except OverflowError as error:

@@ -21,7 +21,12 @@ def _causal_lm(
     from noisescope.policies.causal_lm import load_causal_lm
 
     if image_size is not None or draws is not None:
-        raise UsageError(f"--image-size and --draws are about images; {dataset.name} holds text")
+        flags = {"--image-size": image_size, "--draws": draws}
+        given = [name for name, value in flags.items() if value is not None]
+        raise UsageError(
+            f"{' and '.join(given)}: about images, and {dataset.name} holds text",
+            hint=f"Leave {' and '.join(given)} out.",
+        )
     return load_causal_lm(model, **settings)
 
 
@@ -37,9 +42,15 @@ def _diffusion(
     from noisescope.policies.shared_draws import DrawConfig
 
     if max_length is not None:
-        raise UsageError("--max-length is about text models; a pipeline has its own length")
+        raise UsageError(
+            "--max-length: about text models, and a pipeline has a length of its own",
+            hint="Leave --max-length out.",
+        )
     if dataset.images is None:
-        raise UsageError(f"{dataset.name} carries no images")
+        raise UsageError(
+            f"{dataset.name} carries no images",
+            hint="Read it with its own format: `noisescope datasets` lists them.",
+        )
     chosen = None if draws is None else DrawConfig.spread(draws)
     return DiffusionPolicy.load(model, dataset.images, draws=chosen, **settings)
 
