@@ -64,7 +64,12 @@ class Material:
         return Material(dataset, self.features, chosen, rejected)
 
     def fit(
-        self, *, held_out_by: str | None = None, features: bool = True, **config: Any
+        self,
+        *,
+        held_out_by: str | None = None,
+        features: bool = True,
+        start: Mapping[str, float] | None = None,
+        **config: Any,
     ) -> HeadFit:
         """Head replicas; `held_out_by` a column holds out its values whole (topics)."""
         keys = fold_keys(self.dataset.table)
@@ -72,7 +77,8 @@ class Material:
             names = self.dataset.table.column(held_out_by).to_pylist()
             keys = np.array([int(digest(name)[:16], 16) for name in names], np.uint64)
         groups = self.features if features else {}
-        return fit_heads(groups, self.chosen, self.rejected, keys, HeadConfig(**config))
+        settings = HeadConfig(**config)
+        return fit_heads(groups, self.chosen, self.rejected, keys, settings, start=start)
 
     def lengths(self) -> Float:
         """Characters of chosen and rejected, [2, N]."""

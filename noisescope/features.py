@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.errors import RunError
 from noisescope.parts import Progress as Progress
 from noisescope.parts import fill, gather, missing, scan
 from noisescope.policies import Item, Policy
@@ -34,6 +35,22 @@ def compute_features(
     """
     directory = cache_directory / policy.identity.fingerprint
     parts = fill(policy, items, directory, progress, "feature")
+    return gather(parts, [item.key for item in items])
+
+
+def cached_features(
+    items: Sequence[Item], cache_directory: Path, fingerprint: str
+) -> dict[str, Float]:
+    """The same where all of them are cached under the policy's `fingerprint`; no policy needed.
+
+    Raises RunError where any is not.
+    """
+    parts = scan(cache_directory / fingerprint)[0]
+    if lost := missing(items, parts):
+        raise RunError(
+            f"features of {len(lost):,} responses are no longer cached",
+            hint="Type the command that made the run again; it fills the cache.",
+        )
     return gather(parts, [item.key for item in items])
 
 

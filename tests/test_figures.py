@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from noisescope.annotators import Annotator
-from noisescope.report import figures, portraits
+from noisescope.report import bars, curves, dots, scatter
 from noisescope.report.style import BLUE, DARK, GREEN, INK, ORANGE, VERMILLION, Picture, dark
+from noisescope.scorecard import deciles, rise_chance, u_edges
 from noisescope.statistics import Interval
 
 RNG = np.random.default_rng(0)
@@ -26,21 +27,17 @@ FOUND = {"p_flip": Interval(0.86, 0.85, 0.87), "u": Interval(0.6, 0.58, 0.62)}
 GROUPS = {"a_b$": Interval(0.1, 0, 0.2)}
 LOSSES = np.array([[0.7, 0.6], [0.7, 0.5]])
 DRAWINGS: dict[str, Callable[[], Picture]] = {
-    "flips-by-u": lambda: figures.flips_by_u(U, WRONG),
-    "flips-by-decile": lambda: figures.flips_by_decile(P_FLIP, WRONG),
-    "roc": lambda: figures.roc({"p_flip": P_FLIP, "u": U}, WRONG, 0.9),
-    "precision-recall": lambda: figures.precision_recall({"p_flip": P_FLIP}, WRONG, 0.9),
-    "reliability": lambda: figures.reliability(P_FLIP, WRONG),
-    "data-map": lambda: portraits.data_map(1 - 3 * P_FLIP, U, WRONG),
-    "annotators": lambda: portraits.annotators(TABLE),
-    "by-length": lambda: portraits.groups(
-        "by-length", "Title", {"a_b$": Interval(0.1, 0, 0.2)}, 0.1
-    ),
-    "learning-curves": lambda: portraits.learning_curves(
-        [1, 2], np.array([[0.7, 0.6], [0.7, 0.5]])
-    ),
-    "p-flip": lambda: portraits.p_flip_histogram(P_FLIP),
-    "detectors": lambda: figures.detectors(FOUND, 0.9),
+    "flips-by-u": lambda: bars.flips_by_u(U, WRONG),
+    "flips-by-decile": lambda: bars.flips_by_decile(P_FLIP, WRONG),
+    "roc": lambda: curves.roc({"p_flip": P_FLIP, "u": U}, WRONG, 0.9),
+    "precision-recall": lambda: curves.precision_recall({"p_flip": P_FLIP}, WRONG, 0.9),
+    "reliability": lambda: curves.reliability(P_FLIP, WRONG),
+    "data-map": lambda: scatter.data_map(1 - 3 * P_FLIP, U, WRONG),
+    "annotators": lambda: dots.annotators(TABLE),
+    "by-length": lambda: dots.groups("by-length", "Title", {"a_b$": Interval(0.1, 0, 0.2)}, 0.1),
+    "learning-curves": lambda: curves.learning_curves([1, 2], np.array([[0.7, 0.6], [0.7, 0.5]])),
+    "p-flip": lambda: bars.p_flip_histogram(P_FLIP),
+    "detectors": lambda: dots.detectors(FOUND, 0.9),
 }
 
 
@@ -61,24 +58,24 @@ def test_a_figure_is_named_told_and_reproducible(name: str) -> None:
 
 def test_bars_are_the_shares_of_their_groups() -> None:
     flipped = np.arange(100) >= 90
-    axes = figures.flips_by_decile(np.arange(100) / 100, flipped).figure.axes[0]
+    axes = bars.flips_by_decile(np.arange(100) / 100, flipped).figure.axes[0]
     assert [bar.get_height() for bar in axes.patches] == [0.0] * 9 + [1.0]
 
 
 def test_every_pair_falls_into_one_interval_of_u() -> None:
-    edges = figures.u_edges(U)
+    edges = u_edges(U)
     assert edges[0] == 0
     assert np.isinf(edges[-1])
     assert np.histogram(U, edges)[0].sum() == len(U)
 
 
 def test_roc_of_a_perfect_score_is_the_corner() -> None:
-    false, true = figures._operating_points(WRONG.astype(float), WRONG)
+    false, true = curves._operating_points(WRONG.astype(float), WRONG)
     assert np.trapezoid(true, false) == pytest.approx(1.0)
 
 
 def test_the_ceiling_curve_has_the_ceiling_for_its_area() -> None:
-    false, true = figures._ceiling_curve(0.83)
+    false, true = curves._ceiling_curve(0.83)
     assert np.trapezoid(true, false) == pytest.approx(0.83, abs=0.005)
 
 
@@ -91,5 +88,13 @@ def test_flagged_and_unflagged_bars_differ_in_grey() -> None:
     for one, other in combinations((BLUE, ORANGE, INK), 2):
         assert abs(grey(one) - grey(other)) > 20
     assert set(DARK) >= {BLUE, VERMILLION, GREEN, INK}
-    bars = figures.flips_by_decile(P_FLIP, WRONG).figure.axes[0].patches
-    assert {bar.get_hatch() for bar in bars} == {"", "//"}
+    drawn = bars.flips_by_decile(P_FLIP, WRONG).figure.axes[0].patches
+    assert {bar.get_hatch() for bar in drawn} == {"", "//"}
+
+
+def test_tenths_of_a_calibrated_p_flip_rise_where_there_are_pairs_enough() -> None:
+    few, many = np.linspace(0, 1, 100), np.linspace(0, 1, 100_000)
+    assert rise_chance(np.full(1000, 0.2)) < 0.01
+    assert rise_chance(few) < rise_chance(many) == 1.0
+    wrong = np.random.default_rng(0).random(len(many)) < many
+    assert (np.diff([group.mean() for group in deciles(many, wrong)]) > 0).all()

@@ -7,6 +7,7 @@ The last part opens it in headless Chromium; it is skipped where that is not ins
 from __future__ import annotations
 
 import http.server
+import itertools
 import re
 import shutil
 import threading
@@ -295,3 +296,61 @@ def test_the_console_stays_silent(opened: Any) -> None:
     opened.get_log("browser")
     opened.refresh()
     assert opened.get_log("browser") == []
+
+
+NAMED = {"button", "searchbox", "spinbutton", "combobox", "image", "link", "article", "region"}
+LANDMARKS = {"main", "navigation", "banner", "form", "status"}
+
+
+def test_a_screen_reader_hears_what_everything_is(opened: Any) -> None:
+    nodes = opened.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    heard = [
+        (node["role"]["value"], node.get("name", {}).get("value", "").strip())
+        for node in nodes
+        if not node["ignored"]
+    ]
+    assert {role for role, _ in heard} >= LANDMARKS
+    assert [role for role, name in heard if role in NAMED and not name] == []
+    assert ("combobox", "Contested") in heard
+    levels = [
+        int(tag[1]) for tag, _ in Outline(opened.page_source).tags if re.fullmatch("h[1-6]", tag)
+    ]
+    assert all(after <= before + 1 for before, after in itertools.pairwise([0, *levels]))
+
+
+CONTRAST = """
+const parts = colour => colour.match(/[\\d.]+/g).map(Number);
+const light = rgb => rgb.slice(0, 3).map(v => v / 255)
+  .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+  .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+const ground = element => {
+  for (; element; element = element.parentElement) {
+    const rgb = parts(getComputedStyle(element).backgroundColor);
+    if (rgb.length < 4 || rgb[3] > .99) return rgb;
+  }
+  return [255, 255, 255];
+};
+const found = {};
+for (const element of document.querySelectorAll('body *')) {
+  const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+  if (!own || element.closest('script, style, [hidden]')) continue;
+  const a = light(parts(getComputedStyle(element).color)), b = light(ground(element));
+  const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+  if (ratio < 4.5) found[element.tagName + '.' + element.className] = ratio;
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_light_and_in_the_dark(opened: Any, scheme: str) -> None:
+    chosen = [{"name": "prefers-color-scheme", "value": scheme}]
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": chosen})
+    opened.execute_async_script("setTimeout(arguments[0], 100)")
+    assert opened.execute_script(CONTRAST) == {}
+    pictures = opened.execute_script(
+        "return [...document.querySelectorAll('picture')].map(p => "
+        "p.querySelector('img').currentSrc === p.querySelector('source').srcset)"
+    )
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert set(pictures) == {scheme == "dark"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,12 @@ import pytest
 import torch
 
 from noisescope.audit import audit
-from noisescope.errors import DataError, RunError, UsageError
+from noisescope.errors import DataError, EvidenceError, RunError, UsageError
+from noisescope.evidence import read_margins
 from noisescope.gathering import EvidenceConfig
 from noisescope.pairs import Facts, Pair, PreferenceDataset, dataset_fingerprint, to_table
 from noisescope.policies import Item, ModelIdentity
+from noisescope.refits import refitter
 from noisescope.report.contents import gather
 from noisescope.run import Run
 from noisescope.validation import Planned, validate, validate_truth
@@ -118,9 +121,57 @@ def test_the_report_then_draws_what_was_proven(run: Run, result: dict[str, Any])
     assert {"detectors", "data-map", "annotators"} <= names
 
 
-def test_lost_features_are_never_computed_in_silence(run: Run, tmp_path: Path) -> None:
-    import shutil
+def test_rising_tenths_are_held_against_what_chance_leaves(result: dict[str, Any]) -> None:
+    risen = [(np.diff(one["deciles"]) > 0).all() for one in result["plantings"]]
+    assert result["deciles_rise"] == np.mean(risen)
+    assert 0 <= result["deciles_rise_expected"] <= 1
 
+
+def test_refits_are_reproducible_and_a_search_may_go_on(run: Run) -> None:
+    refit = refitter(run, pq.read_table(run.pairs_path))
+    none, some = np.zeros(400, bool), np.arange(400) % 5 == 0
+    kept = refit(none, None).margins.margins
+    stored = read_margins(run.directory).margins
+    assert np.corrcoef(kept.ravel(), stored.ravel())[0, 1] > 0.999
+    first = refit(some, None)
+    assert np.array_equal(refit(some, None).margins.margins, first.margins.margins)
+    other = np.arange(400) % 5 == 1
+    alone, after = refit(other, None), refit(other, first.variance)
+    pair = np.stack([alone.margins.margins.mean(axis=0)[0], after.margins.margins.mean(axis=0)[0]])
+    assert np.corrcoef(pair)[0, 1] > 0.99
+
+
+def test_a_validated_truth_marks_the_reports_pairs(run: Run, tmp_path: Path) -> None:
+    moved = Run(tmp_path / run.directory.name)
+    shutil.copytree(run.directory, moved.directory)
+    assert {pair["known"] for pair in gather(moved).pairs} == {None}
+    ids = [pair["pair_id"] for pair in gather(moved).pairs]
+    path = tmp_path / "known.csv"
+    said = [f"{name},{str(index % 2 == 0).lower()}" for index, name in enumerate(ids[:30])]
+    path.write_text("pair_id,mislabelled\n" + "\n".join(said) + "\n")
+    validate_truth(moved, path)
+    marks = [pair["known"] for pair in gather(moved).pairs]
+    assert marks[:30] == ["known to be wrong", "known to be right"] * 15
+    assert marks[30] is None
+    path.write_text("pair_id,mislabelled\n" + said[0] + "\n")
+    with pytest.raises(EvidenceError, match="too few to compare"):
+        validate_truth(moved, path)
+
+
+def test_flips_beside_the_dataset_mark_the_reports_pairs(run: Run, tmp_path: Path) -> None:
+    moved = Run(tmp_path / run.directory.name)
+    shutil.copytree(run.directory, moved.directory)
+    (moved.directory / "validation.json").unlink(missing_ok=True)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    moved.write_manifest(moved.manifest() | {"resolved": f"{copy}:train"})
+    worst = [pair["pair_id"] for pair in gather(moved).pairs][:2]
+    pq.write_table(pa.table({"pair_id": worst, "flipped": [True, False]}), copy / "flips.parquet")
+    marks = [pair["known"] for pair in gather(moved).pairs]
+    assert marks[:3] == ["a planted flip", "not flipped", None]
+
+
+def test_lost_features_are_never_computed_in_silence(run: Run, tmp_path: Path) -> None:
     moved = tmp_path / run.directory.name
     shutil.copytree(run.directory, moved)
     with pytest.raises(RunError, match="800 responses are no longer cached"):

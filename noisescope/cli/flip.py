@@ -35,6 +35,9 @@ def flip(
 ) -> None:
     """Write a copy of a dataset, in its own format, with known labels turned round.
 
+    Kinds uniform and annotator decide each pair by itself. Kinds hard and long compare it with all
+    others: they read the dataset twice, and a part of it is flipped otherwise than the whole.
+
     Example: noisescope flip hh-rlhf --rate 0.2 --seed 7
     """
     from noisescope.cli.resolve import chosen_dataset

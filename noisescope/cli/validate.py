@@ -138,6 +138,11 @@ def print_validation(result: Mapping[str, Any]) -> None:
     }
     if "expected" in rate:
         lines["flip rate"] += f"; {rate['expected']:.1%} with what was there before"
+    lines["tenths"] = (
+        f"rise strictly in {result['deciles_rise']:.0%} of the plantings (honest p_flip of this "
+        f"size: {result['deciles_rise_expected']:.0%}); the last holds "
+        f"{result['deciles'][-1] / result['base_rate']:.1f} times the base rate"
+    )
     grid = Table.grid(padding=(0, 2))
     for name, said in lines.items():
         grid.add_row(Text(name, style="bold"), said)

@@ -84,6 +84,7 @@ def fit_heads(
     fold_key: NDArray[np.uint64],
     config: HeadConfig,
     *,
+    start: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> HeadFit:
     """Fit M replicas with cross-fitting and return their held-out margins.
@@ -92,7 +93,8 @@ def fit_heads(
     control. `chosen`, `rejected` [N]: rows of the sides. `fold_key` [N] uint64: content hash
     of the pair, symmetric in the sides; equal keys are held out together (hash the prompt to hold
     out whole prompts; abilities then count only across prompts). Deterministic, independent of
-    row order to float32 rounding; swapping the sides negates a pair's margins.
+    row order to float32 rounding; swapping the sides negates a pair's margins. `start`: the
+    `variance` of a fit to almost the same labels, where the search for it begins.
     Raises NoisescopeError on shapes, row numbers or values that cannot be fitted.
     """
     chosen, rejected = np.asarray(chosen, np.int64), np.asarray(rejected, np.int64)
@@ -110,6 +112,7 @@ def fit_heads(
         fold_of(fold_key[sample], seed=config.seed, replica=0, folds=config.folds),
         config.folds,
         steps=config.search_steps,
+        origin=start,
         progress=progress,
     )
     problem = pose(rows, chosen, rejected, recurring)

@@ -161,9 +161,13 @@ def search(
     folds: int,
     *,
     steps: int,
+    origin: Mapping[str, float] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Sequence[Candidate]:
-    """Candidates tried: a common level for all groups, then L-BFGS from the best; best first."""
+    """Candidates tried: a common level for all groups, then L-BFGS from the best; best first.
+
+    `origin`, the variances found for almost the same labels, takes the place of the levels.
+    """
     tried: list[Candidate] = []
 
     def descend(log_variance: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -174,11 +178,12 @@ def search(
             progress(f"held-out log-likelihood {tried[-1].log_likelihood:.5f}")
         return -GAIN * tried[-1].log_likelihood, -GAIN * tried[-1].gradient
 
-    for level in LEVELS:
-        descend(np.full(len(problem.names), level))
-    best = max(tried, key=lambda candidate: candidate.log_likelihood)
-    origin = np.log([best.variance[name] for name in problem.names])
+    if origin is None:
+        for level in LEVELS:
+            descend(np.full(len(problem.names), level))
+        origin = max(tried, key=lambda candidate: candidate.log_likelihood).variance
+    begin = np.log([origin[name] for name in problem.names])
     options = {"maxfun": steps, "ftol": 1e-6}
-    bounds = [BOUNDS] * len(origin)
-    minimize(descend, origin, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    bounds = [BOUNDS] * len(begin)
+    minimize(descend, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return sorted(tried, key=lambda candidate: -candidate.log_likelihood)

@@ -6,7 +6,6 @@ contents.pictures, contents.pairs, contents.annotators
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from noisescope.annotators import Annotator, annotator_table
 from noisescope.errors import RunError
 from noisescope.flip_rate import fit_flip_rate
-from noisescope.report import figures, portraits
+from noisescope.report import bars, curves, dots, scatter
+from noisescope.report.known import DRAWN, Known, column, known_labels, read_known
 from noisescope.report.style import Picture
 from noisescope.run import Run
 from noisescope.statistics import Interval
@@ -32,28 +32,16 @@ Bool = NDArray[np.bool_]
 
 #: Pairs shown in full.
 WORST = 100
-#: Score columns that a figure may draw as a detector.
-DRAWN = ("p_flip", "u", "confidence", "stability")
 #: Characters, upper ends of the length buckets.
 LENGTHS = (100, 200, 400, 800, 1600, 3200)
 
 
 @final
 @dataclass(frozen=True)
-class Known:
-    """Scores [N] of pairs whose truth is known, and where that knowledge is from."""
-
-    columns: Mapping[str, Float]
-    wrong: Bool
-    said: str
-    detectors: Mapping[str, Interval]
-    ceiling: float | None
-
-
-@final
-@dataclass(frozen=True)
 class Contents:
-    """A run as a report shows it. `pairs` are rows of scores and pairs, worst first."""
+    """A run as a report shows it. `pairs` are rows of scores and pairs, worst first, with what is
+    known of each label in words under `known`, or None.
+    """
 
     run: Run
     manifest: Mapping[str, Any]
@@ -85,16 +73,13 @@ def gather(run: Run, *, worst: int = WORST) -> Contents:
         "SELECT s.*, prompt, turns, chosen, rejected, annotator FROM scores s "
         f"JOIN pairs USING (pair_id) WHERE rank <= {worst:d} ORDER BY rank",
     ).to_pylist()
+    told = known_labels(run, [pair["pair_id"] for pair in pairs])
+    pairs = [pair | {"known": told.get(pair["pair_id"])} for pair in pairs]
     known = read_known(run)
     table = _annotators(facts)
     return Contents(
         run, manifest, pairs, table, list(draw(run, manifest, facts, table, known)), known
     )
-
-
-def column(table: pa.Table, name: str) -> Float:
-    """A numeric column [N] as float64, NaN where null."""
-    return np.asarray(table.column(name).to_numpy(), dtype=np.float64)
 
 
 def _annotators(facts: pa.Table) -> list[Annotator]:
@@ -105,29 +90,6 @@ def _annotators(facts: pa.Table) -> list[Annotator]:
     return annotator_table(names, margins, fit_flip_rate(margins))
 
 
-def read_known(run: Run) -> Known | None:
-    """The pairs whose truth `noisescope validate` knew, if it ran: its first seed's scores."""
-    import pyarrow.parquet as pq
-
-    rows, summary = run.directory / "validation.parquet", run.directory / "validation.json"
-    if not (rows.is_file() and summary.is_file()):
-        return None
-    result = json.loads(summary.read_text("utf-8"))
-    table = pq.read_table(rows)
-    table = table.filter(np.asarray(table.column("planting").to_numpy()) == 0)
-    names = [name for name in ("margin", *DRAWN) if name in table.schema.names]
-    found = {
-        name: Interval(row["auroc"], *row["interval"]) for name, row in result["detectors"].items()
-    }
-    return Known(
-        columns={name: column(table, name) for name in names},
-        wrong=np.asarray(table.column("mislabelled").to_numpy(zero_copy_only=False), dtype=bool),
-        said=result["said"],
-        detectors=found,
-        ceiling=result["bayes_auroc"],
-    )
-
-
 def draw(
     run: Run,
     manifest: Mapping[str, Any],
@@ -136,18 +98,18 @@ def draw(
     known: Known | None,
 ) -> Sequence[Picture]:
     """Every figure that this run supports."""
-    pictures = [portraits.p_flip_histogram(column(facts, "p_flip"))]
+    pictures = [bars.p_flip_histogram(column(facts, "p_flip"))]
     if known is not None:
         pictures += _of_known(known)
     else:
         spread = np.sqrt(column(facts, "stability"))
-        pictures.append(portraits.data_map(column(facts, "margin"), spread))
+        pictures.append(scatter.data_map(column(facts, "margin"), spread))
     if table:
-        pictures.append(portraits.annotators(table))
+        pictures.append(dots.annotators(table))
     pictures += _of_groups(facts, str(manifest.get("modality", "text")))
     steps, losses = held_out_losses(run)
-    if len(steps) > 1:
-        pictures.append(portraits.learning_curves(steps, losses))
+    if len(steps) > 1 and len(losses):
+        pictures.append(curves.learning_curves(steps, losses))
     return pictures
 
 
@@ -155,16 +117,16 @@ def _of_known(known: Known) -> list[Picture]:
     columns, wrong = known.columns, known.wrong
     scores = {name: columns[name] for name in DRAWN if name in columns}
     scores = {name: score for name, score in scores.items() if np.isfinite(score).all()}
-    pictures = [figures.flips_by_u(columns["u"], wrong)] if "u" in scores else []
+    pictures = [bars.flips_by_u(columns["u"], wrong)] if "u" in scores else []
     pictures += [
-        figures.flips_by_decile(columns["p_flip"], wrong),
-        figures.detectors(known.detectors, known.ceiling),
-        figures.reliability(columns["p_flip"], wrong),
-        figures.roc(scores, wrong, known.ceiling),
-        figures.precision_recall(scores, wrong, known.ceiling),
+        bars.flips_by_decile(columns["p_flip"], wrong),
+        dots.detectors(known.detectors, known.ceiling),
+        curves.reliability(columns["p_flip"], wrong),
+        curves.roc(scores, wrong, known.ceiling),
+        curves.precision_recall(scores, wrong, known.ceiling),
     ]
     if "stability" in scores:
-        pictures.append(portraits.data_map(columns["margin"], np.sqrt(columns["stability"]), wrong))
+        pictures.append(scatter.data_map(columns["margin"], np.sqrt(columns["stability"]), wrong))
     return pictures
 
 
@@ -177,7 +139,7 @@ def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
     if len(set(sources)) > 1:
         rates = {str(name): mean_interval(p_flip[sources == name]) for name in sorted(set(sources))}
         title = "Expected flips by the file a pair comes from"
-        pictures.append(portraits.groups("by-source", title, rates, base))
+        pictures.append(dots.groups("by-source", title, rates, base))
     if modality == "text":
         lengths = column(facts, "length")
         edges = (0, *LENGTHS, np.inf)
@@ -189,7 +151,7 @@ def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
                 rates[f"{name} ({int(inside.sum()):,})"] = mean_interval(p_flip[inside])
         if len(rates) > 1:
             title = "Expected flips by length of the longer response, in characters"
-            pictures.append(portraits.groups("by-length", title, rates, base))
+            pictures.append(dots.groups("by-length", title, rates, base))
     return pictures
 
 

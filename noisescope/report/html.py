@@ -150,7 +150,11 @@ def _pair(
     values = {name: pair[name] for name in names}
     for name in ("pair_id", "annotator"):
         values[name] = values[name] and printable(values[name])
-    return values | sides | {"prompt": _text(prompt), "earlier": _text(earlier), "known": None}
+    return (
+        values
+        | sides
+        | {"prompt": _text(prompt), "earlier": _text(earlier), "known": pair["known"]}
+    )
 
 
 def _text(text: str) -> dict[str, Any]:

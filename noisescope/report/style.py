@@ -148,10 +148,10 @@ def legend(axes: Axes, **where: Any) -> Legend:
     )
 
 
-def percent(axes: Axes, *, x: bool = False) -> None:
+def percent(axes: Axes, *, x: bool = False, decimals: int = 0) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    (axes.xaxis if x else axes.yaxis).set_major_formatter(PercentFormatter(1.0, decimals=0))
+    (axes.xaxis if x else axes.yaxis).set_major_formatter(PercentFormatter(1.0, decimals=decimals))
 
 
 def dark(svg: bytes) -> bytes:

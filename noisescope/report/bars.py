@@ -1,0 +1,146 @@
+"""Figures in bars: how many pairs of each group are flipped, and how p_flip spreads.
+
+    picture = flips_by_decile(p_flip, flipped)
+    picture.encode("svg")
+
+Scores are higher = more suspicious; `flipped` [N] is the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.report.marks import base_line, whisker
+from noisescope.report.style import (
+    BLUE,
+    FAINT,
+    HEIGHT,
+    INK,
+    PAPER,
+    VERMILLION,
+    Picture,
+    canvas,
+    percent,
+)
+from noisescope.scorecard import U_INTERVALS, deciles, u_edges
+from noisescope.statistics import share
+
+Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+#: How to read each figure.
+CAPTIONS = {
+    "flips-by-u": "The paper’s Figure 3 on this dataset. Bars that rise to the right mean that u "
+    "finds wrong labels; the dashed line is what a random pick would find.",
+    "flips-by-decile": "The same for p_flip, in ten groups of equal size. Hatched bars hold more "
+    "wrong labels than a random pick.",
+    "p-flip": "Most pairs should stand at the left. Hatched bars are pairs whose label is more "
+    "likely wrong than right.",
+}
+
+
+def flips_by_u(u: Float, flipped: Bool) -> Picture:
+    """Share of flipped pairs per interval of u: the paper's Fig. 3 (arXiv 2503.16921).
+
+    Intervals are equally wide up to a round number near the 97 % quantile; the last is open.
+    """
+    edges = u_edges(u)
+    labels = [f"{a:.3g}–{b:.3g}" for a, b in pairwise(edges[:-1])]
+    where = np.clip(np.searchsorted(edges[:-1], u, side="right") - 1, 0, U_INTERVALS - 1)
+    groups = [flipped[where == index] for index in range(U_INTERVALS)]
+    return _shares(
+        "flips-by-u",
+        "Share of flipped pairs by Adaptive-DPO's u",
+        "u = stability × confidence, per pair",
+        [*labels, f"≥ {edges[-2]:.3g}"],
+        groups,
+        float(flipped.mean()),
+    )
+
+
+def flips_by_decile(p_flip: Float, flipped: Bool) -> Picture:
+    """Share of flipped pairs per tenth of the ranking by p_flip: Fig. 3's twin."""
+    groups = deciles(p_flip, flipped)
+    labels = ["lowest", *(str(index) for index in range(2, 10)), "highest"]
+    return _shares(
+        "flips-by-decile",
+        "Share of flipped pairs by tenth of p_flip",
+        "tenth of the pairs, in the order of p_flip",
+        labels,
+        groups,
+        float(flipped.mean()),
+    )
+
+
+def _shares(
+    name: str, title: str, axis: str, labels: Sequence[str], groups: Sequence[Bool], base: float
+) -> Picture:
+    """Bars of the share that is flipped in each group, with 90% intervals and the base rate."""
+    figure, (axes,) = canvas(title)
+    shares = [share(float(group.sum()), len(group)) if len(group) else None for group in groups]
+    top = max((s.high for s in shares if s), default=1.0)
+    for index, found in enumerate(shares):
+        if found is None:
+            axes.text(index, 0, "no pairs\n", ha="center", va="bottom", color=FAINT, fontsize=7)
+            continue
+        above = found.estimate > base
+        axes.bar(
+            index,
+            found.estimate,
+            width=0.72,
+            color=VERMILLION if above else BLUE,
+            hatch="//" if above else "",
+            edgecolor=PAPER,
+            linewidth=0,
+        )
+        whisker(axes, index, found)
+        axes.text(
+            index,
+            found.high + top * 0.02,
+            f"{found.estimate:.0%}",
+            ha="center",
+            fontsize=8,
+            color=INK,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.8},
+            zorder=4,
+        )
+    base_line(axes, base)
+    counted = [f"{label}\n{len(group):,}" for label, group in zip(labels, groups, strict=True)]
+    axes.set_xticks(range(len(labels)), counted)
+    axes.set(xlabel=f"{axis} (below: pairs)", ylabel="flipped share", ylim=(0, top * 1.16 or 1.0))
+    percent(axes)
+    told = "; ".join(
+        f"{' '.join(label.split())}: {found.estimate:.0%} of {len(group):,}"
+        for label, found, group in zip(labels, shares, groups, strict=True)
+        if found
+    )
+    return Picture(
+        name, title, CAPTIONS[name], f"Bar chart. {title}; base rate {base:.0%}. {told}.", figure
+    )
+
+
+def p_flip_histogram(p_flip: Float) -> Picture:
+    """How many pairs stand at each p_flip, on a logarithmic scale."""
+    title = "How the pairs spread over p_flip"
+    figure, (axes,) = canvas(title, height=HEIGHT * 0.85)
+    counts, edges = np.histogram(p_flip, np.linspace(0, 1, 21))
+    for count, left in zip(counts, edges[:-1], strict=True):
+        bad = left >= 0.5 - 1e-9
+        axes.bar(
+            left + 0.025, count, width=0.045, color=VERMILLION if bad else BLUE,
+            hatch="//" if bad else "", edgecolor=PAPER, linewidth=0,
+        )  # fmt: skip
+    axes.set(xlabel="p_flip", ylabel="pairs (log scale)", xlim=(0, 1), yscale="log")
+    axes.set_ylim(0.7, max(10, counts.max() * 1.6))
+    axes.axvline(0.5, color=INK, linewidth=1, linestyle=(0, (5, 3)))
+    above = int((p_flip >= 0.5).sum())
+    axes.text(
+        0.51, 0.95, f"{above:,} pairs more likely\nflipped than not", fontsize=8, va="top",
+        transform=axes.get_xaxis_transform(), bbox={"facecolor": PAPER, "edgecolor": "none"},
+    )  # fmt: skip
+    alt = f"Histogram of p_flip for {len(p_flip):,} pairs; {above:,} are at or above one half."
+    return Picture("p-flip", title, CAPTIONS["p-flip"], alt, figure)

@@ -1,0 +1,192 @@
+"""Figures in curves: what a detector finds as more is flagged, calibration, learning.
+
+    picture = roc({"p_flip": p_flip, "u": u}, flipped, ceiling=0.91)
+    picture.encode("svg")
+
+Scores are higher = more suspicious; `flipped` [N] is the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.report.marks import base_line, whisker
+from noisescope.report.style import (
+    BLUE,
+    FAINT,
+    INK,
+    ORANGE,
+    PAPER,
+    RULE,
+    SERIES,
+    SKY,
+    Picture,
+    canvas,
+    legend,
+    percent,
+    thin,
+)
+from noisescope.statistics import calibration, share
+
+Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+#: How to read each figure.
+CAPTIONS = {
+    "roc": "Flag pairs from the most suspicious on: how many wrong labels are found (upward) for "
+    "how many right ones disturbed (rightward). Nothing can reach into the shaded corner.",
+    "precision-recall": "What share of the flagged pairs is truly wrong, as more of the wrong ones "
+    "are found. The dashed line is a random pick.",
+    "reliability": "On the diagonal, a p_flip of 60% is right six times in ten. Below: how many "
+    "pairs stand where.",
+    "learning-curves": "Loss on pairs that a replica did not train on. Where it turns upward, the "
+    "replica has begun to memorise.",
+}
+
+#: Points of a curve: more than a screen shows would only make the file larger.
+CURVE = 400
+
+
+def roc(scores: Mapping[str, Float], flipped: Bool, ceiling: float | None = None) -> Picture:
+    """ROC curves of several detectors under the Bayes ceiling (binormal curve of that AUROC)."""
+    title = "Flipped pairs found against sound pairs disturbed (ROC)"
+    figure, (axes,) = canvas(title, height=4.6)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label="chance 0.500")
+    told = []
+    for (name, score), (colour, dashes, _) in zip(scores.items(), SERIES, strict=False):
+        false, true = _operating_points(score, flipped)
+        area = float(np.trapezoid(true, false))
+        every = thin(len(false), CURVE)
+        axes.plot(
+            np.append(false[every], 1), np.append(true[every], 1),
+            color=colour, linestyle=dashes, label=f"{name} {area:.3f}",
+        )  # fmt: skip
+        told.append(f"{name} {area:.3f}")
+    if ceiling is not None:
+        false, true = _ceiling_curve(ceiling)
+        axes.plot(false, true, color=INK, linewidth=1.2, label=f"Bayes ceiling {ceiling:.3f}")
+        axes.fill_between(false, true, 1, color=RULE, zorder=0, linewidth=0)
+        told.append(f"Bayes ceiling {ceiling:.3f}")
+    axes.set(
+        xlabel="sound pairs flagged", ylabel="flipped pairs flagged", xlim=(0, 1), ylim=(0, 1.005)
+    )
+    axes.set_aspect("equal")
+    percent(axes)
+    percent(axes, x=True)
+    legend(axes, title="AUROC", loc="lower right")
+    return Picture(
+        "roc", title, CAPTIONS["roc"], f"ROC curves; area under each: {', '.join(told)}.", figure
+    )
+
+
+def _operating_points(score: Float, flipped: Bool) -> tuple[Float, Float]:
+    """(false, true) positive rates at every distinct threshold, from (0, 0) to (1, 1)."""
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    true = np.cumsum(flipped[order])[last]
+    false = 1 + last - true
+    return (
+        np.append(0.0, false / max(int(false[-1]), 1)),
+        np.append(0.0, true / max(int(true[-1]), 1)),
+    )
+
+
+def _ceiling_curve(auroc: float) -> tuple[Float, Float]:
+    """Equal-variance binormal ROC curve: TPR = Phi(Phi^-1(FPR) + sqrt 2 Phi^-1(AUROC))."""
+    from scipy.special import ndtr, ndtri
+
+    false = np.linspace(0, 1, 301) ** 3  # dense where the curve is steep
+    return false, np.asarray(ndtr(ndtri(false) + np.sqrt(2) * ndtri(auroc)))
+
+
+def precision_recall(
+    scores: Mapping[str, Float], flipped: Bool, ceiling: float | None = None
+) -> Picture:
+    """Precision against recall of several detectors, with the base rate and the Bayes ceiling."""
+    title = "How many flagged pairs are flipped, as more are flagged"
+    figure, (axes,) = canvas(title)
+    base = float(flipped.mean())
+    told = []
+    for (name, score), (colour, dashes, _) in zip(scores.items(), SERIES, strict=False):
+        false, true = _operating_points(score, flipped)
+        precision = _precision(false, true, base)[1:]
+        area = float((np.diff(true) * precision).sum())
+        keep = true[1:] >= 0.01
+        every = thin(int(keep.sum()), CURVE)
+        axes.plot(
+            true[1:][keep][every], precision[keep][every],
+            color=colour, linestyle=dashes, label=f"{name} {area:.3f}",
+        )  # fmt: skip
+        told.append(f"{name} {area:.3f}")
+    if ceiling is not None:
+        false, true = _ceiling_curve(ceiling)
+        axes.plot(
+            true[1:], _precision(false, true, base)[1:],
+            color=INK, linewidth=1.2, label="Bayes ceiling",
+        )  # fmt: skip
+    base_line(axes, base)
+    axes.set(xlabel="share of all flipped pairs found", ylabel="share flipped among flagged")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    percent(axes)
+    percent(axes, x=True)
+    legend(axes, title="average precision", loc="upper right")
+    alt = f"Precision-recall curves over a base rate of {base:.0%}; average precision: "
+    return Picture(
+        "precision-recall", title, CAPTIONS["precision-recall"], alt + ", ".join(told) + ".", figure
+    )
+
+
+def _precision(false: Float, true: Float, base: float) -> Float:
+    found, disturbed = base * true, (1 - base) * false
+    return np.where(found + disturbed > 0, found / np.maximum(found + disturbed, 1e-300), 1.0)
+
+
+def reliability(p_flip: Float, flipped: Bool) -> Picture:
+    """What came true against what was predicted, in 15 bins of equal mass, counts below."""
+    found = calibration(p_flip, flipped)
+    title = f"Does p_flip mean what it says? (ECE {found.ece:.3f}, Brier {found.brier:.3f})"
+    figure, (axes, below) = canvas(title, rows=2, height=4.8, ratios=(4, 1))
+    bins = [share(o * n, int(n)) for o, n in zip(found.observed, found.count, strict=True)]
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (5, 3)), label="honest")
+    axes.plot(found.predicted, found.observed, color=BLUE, marker="o", label="measured")
+    for predicted, interval in zip(found.predicted, bins, strict=True):
+        whisker(axes, float(predicted), interval)
+    top = min(1.0, 1.1 * max(float(found.predicted.max()), max(b.high for b in bins)))
+    axes.set(ylabel="flipped in truth", ylim=(0, top))
+    legend(axes, loc="upper left")
+    below.hist(
+        p_flip, bins=np.linspace(0, 1, 51).tolist(), color=SKY, edgecolor=PAPER, linewidth=0.4
+    )
+    below.set(xlabel="p_flip", ylabel="pairs", xlim=(0, top), yscale="log")
+    percent(axes)
+    told = "; ".join(
+        f"{p:.0%} predicted, {o:.0%} true"
+        for p, o in zip(found.predicted, found.observed, strict=True)
+    )
+    return Picture(
+        "reliability", title, CAPTIONS["reliability"], f"Reliability curve. {title} {told}.", figure
+    )
+
+
+def learning_curves(steps: Sequence[int], losses: Float) -> Picture:
+    """Held-out loss [M, T] of each replica by optimiser step [T]: where memorising begins."""
+    title = "Held-out loss of each replica while it trains"
+    figure, (axes,) = canvas(title)
+    for index, curve in enumerate(losses):
+        colour, dashes, marker = SERIES[index % len(SERIES)]
+        axes.plot(
+            steps, curve, color=colour, linestyle=dashes, linewidth=1.1, marker=marker,
+            markersize=3.5, label=f"replica {index}" if len(losses) <= 8 else None,
+        )  # fmt: skip
+    mean = losses.mean(axis=0)
+    axes.plot(steps, mean, color=INK, linewidth=2.2, label="mean")
+    best = int(np.argmin(mean))
+    axes.axhline(np.log(2), color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label="chance, ln 2")
+    axes.plot(steps[best], mean[best], marker="*", markersize=12, color=ORANGE, markeredgecolor=INK)
+    axes.set(xlabel="optimiser step", ylabel="mean −log σ(margin)")
+    legend(axes, ncols=2)
+    alt = f"{title}: lowest mean {mean[best]:.3f} at step {steps[best]:,}, last {mean[-1]:.3f}."
+    return Picture("learning-curves", title, CAPTIONS["learning-curves"], alt, figure)

@@ -1,0 +1,137 @@
+"""Figures in dots: an estimate with its 90% interval in each row.
+
+picture = detectors({"p_flip": Interval(0.92, 0.91, 0.93)}, ceiling=0.95)
+picture.encode("svg")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+from noisescope.report.style import BLUE, FAINT, INK, PAPER, VERMILLION, Picture, canvas, percent
+from noisescope.statistics import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from noisescope.annotators import Annotator
+
+#: How to read each figure.
+CAPTIONS = {
+    "detectors": "90% intervals; 0.5 is a coin. “stability”, “std” and “variability” measure "
+    "contested pairs rather than wrong labels.",
+    "annotators": "Estimates with 90% intervals, labels in brackets; few labels pull an annotator "
+    "toward the crowd. Diamonds are flagged.",
+    "by-source": "Mean p_flip of each file’s pairs.",
+    "by-length": "Mean p_flip of the pairs in each group, number of pairs in brackets.",
+}
+
+#: Rows of a figure: more do not fit a page.
+MOST_ROWS = 24
+
+
+@final
+@dataclass(frozen=True)
+class Dot:
+    """A row: its name, its estimate, words beside it, and whether it stands out."""
+
+    name: str
+    rate: Interval
+    said: str = ""
+    marked: bool = False
+
+
+def detectors(found: Mapping[str, Interval], ceiling: float | None) -> Picture:
+    """AUROC of every detector with 90% intervals, best first, against the Bayes ceiling."""
+    title = "How well each detector finds the flipped pairs"
+    ranked = sorted(found.items(), key=lambda item: -item[1].estimate)
+    rows = [Dot(name, rate, f"{rate.estimate:.3f}", name == "p_flip") for name, rate in ranked]
+    figure, axes = _dots(title, rows)
+    axes.axvline(0.5, color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
+    if ceiling is not None:
+        axes.axvline(ceiling, color=INK, linewidth=1.2)
+        axes.annotate(
+            f"Bayes ceiling {ceiling:.3f} ", (ceiling, len(rows) - 0.55), ha="right", fontsize=7.5
+        )
+    low = min([row.rate.low for row in rows] + [0.5])
+    right = max([row.rate.high for row in rows] + [ceiling or 0])
+    axes.set(ylim=(len(rows) - 0.3, -0.6), xlabel="AUROC (dotted: chance)")
+    axes.set_xlim(low - 0.02, min(1.06, right + 0.07))
+    told = ", ".join(f"{row.name} {row.said}" for row in rows)
+    return Picture("detectors", title, CAPTIONS["detectors"], f"Dot plot of AUROC: {told}.", figure)
+
+
+def annotators(table: Sequence[Annotator]) -> Picture:
+    """Flip rate of the least reliable annotators, with 90% intervals."""
+    rows = [
+        Dot(
+            f"{_name(row.name)} ({row.labels:,})",
+            Interval(row.flip_rate, row.low, row.high),
+            "contrarian" if row.contrarian else "careless" if row.careless else "",
+            row.contrarian or row.careless,
+        )
+        for row in table[:MOST_ROWS]
+    ]
+    more = f", the least reliable {len(rows)} of {len(table):,}" if len(table) > len(rows) else ""
+    title = f"Flip rate of each annotator{more}"
+    return _rates("annotators", title, rows, _mean_rate(table))
+
+
+def _mean_rate(table: Sequence[Annotator]) -> float:
+    labels = sum(row.labels for row in table)
+    return sum(row.flip_rate * row.labels for row in table) / max(labels, 1)
+
+
+def groups(name: str, title: str, rates: Mapping[str, Interval], base: float) -> Picture:
+    """Expected share of flips in each group of pairs (source, length), with 90% intervals."""
+    shown = list(rates.items())[:MOST_ROWS]
+    return _rates(name, title, [Dot(_name(key), rate) for key, rate in shown], base)
+
+
+def _name(text: str) -> str:
+    """A label that fits, with nothing matplotlib would read as mathematics."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split()).replace(
+        "$", r"\$"
+    )
+    return line if len(line) <= 28 else line[:27] + "…"
+
+
+def _rates(name: str, title: str, rows: Sequence[Dot], base: float) -> Picture:
+    figure, axes = _dots(title, rows)
+    axes.axvline(base, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"flip rate (dashed: all together {base:.1%})")
+    right = max([row.rate.high for row in rows] + [base])
+    axes.set_xlim(0, min(1.12, right * 1.22 + 0.02))
+    percent(axes, x=True, decimals=0 if right > 0.06 else 1)
+    told = "; ".join(
+        f"{row.name}: {row.rate.estimate:.1%} ({row.rate.low:.1%} to {row.rate.high:.1%})"
+        for row in rows
+    )
+    return Picture(
+        name, title, CAPTIONS[name], f"Dot plot with 90% intervals. {title}. {told}.", figure
+    )
+
+
+def _dots(title: str, rows: Sequence[Dot]) -> tuple[Figure, Axes]:
+    """Rows of dots with whiskers and their words; marked rows are diamonds of another colour."""
+    figure, (axes,) = canvas(title, height=max(2.2, 1.3 + 0.25 * len(rows)))
+    for index, row in enumerate(rows):
+        axes.plot(
+            [row.rate.low, row.rate.high], [index, index], color=FAINT, linewidth=1.7, zorder=2
+        )
+        axes.plot(
+            row.rate.estimate, index, zorder=3, markersize=6.2, linestyle="",
+            marker="D" if row.marked else "o", color=VERMILLION if row.marked else BLUE,
+        )  # fmt: skip
+        if row.said:
+            axes.annotate(
+                row.said, (row.rate.high, index), (6, 0), textcoords="offset points", va="center",
+                fontsize=7.5, color=INK, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
+            )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.grid(visible=True, axis="x")
+    axes.grid(visible=False, axis="y")
+    return figure, axes
