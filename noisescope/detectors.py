@@ -36,7 +36,7 @@ class Evidence:
 
     `margins` [M, T, N] (NaN: not judged), `held_out` [M, N] (replica never trained on the pair),
     `lengths` [2, N] of chosen and rejected, `annotators` [N] codes 0.. (-1 unknown). `flip_rate`
-    is fitted from the held-out margins when left out.
+    is fitted from held-out margins when left out. `released` [N]: u_released of averaged copies.
     """
 
     margins: Float
@@ -46,6 +46,7 @@ class Evidence:
     lengths: Float | None = None
     annotators: NDArray[np.int64] | None = None
     flip_rate: FlipRate | None = None
+    released: Float | None = None
 
     @property
     def last(self) -> Float:
@@ -251,7 +252,7 @@ DETECTORS: dict[str, Detector] = {
         lambda e: u(e.logratios, e.rho), "Adaptive-DPO's u = s c (Eq. 13)", _needs("replicas")
     ),
     "u_released": Detector(
-        lambda e: u_released(e.logratios, e.rho),
+        lambda e: u_released(e.logratios, e.rho) if e.released is None else e.released,
         "Adaptive-DPO's u as its code computes it",
         _needs("replicas"),
     ),

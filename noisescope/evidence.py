@@ -40,19 +40,29 @@ class RunMargins:
     margins: NDArray[np.float32]
     held_out: NDArray[np.bool_]
 
+    @property
+    def in_sample(self) -> bool:
+        """Whether no margin at all is held out: adapters from elsewhere that may have trained."""
+        return not self.held_out.any()
 
-def read_margins(directory: Path, *, last: bool = True) -> RunMargins:
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """The margins [M, N] verdicts rest on: held-out ones, or all where there is none."""
+        return np.isfinite(self.margins[:, -1]) if self.in_sample else self.held_out
+
+
+def read_margins(directory: Path, *, last: bool = True, folder: str = "margins") -> RunMargins:
     """Margins of the run in `directory`, at each replica's last step or (`last=False`) at all.
 
-    Raises RunError where files are missing, margins name unknown pairs or come twice, or some
-    pair has no margin (count and first five).
+    `folder` "averages" holds those of averaged copies. Raises RunError where files are missing,
+    margins name unknown pairs or come twice, or some pair has no margin (count and first five).
     """
     import pyarrow.parquet as pq
 
-    parts = sorted((directory / "margins").glob("part-*.parquet"))
+    parts = sorted((directory / folder).glob("part-*.parquet"))
     pairs = directory / "pairs.parquet"
     if not parts or not pairs.is_file():
-        what = "margins/part-*.parquet" if pairs.is_file() else "pairs.parquet"
+        what = f"{folder}/part-*.parquet" if pairs.is_file() else "pairs.parquet"
         raise RunError(
             f"{directory} has no {what}", hint="Make the evidence first: noisescope score DATASET"
         )
@@ -144,7 +154,7 @@ def _require_all(ids: pa.ChunkedArray, found: RunMargins) -> None:
     import pyarrow as pa
 
     judged = np.isfinite(found.margins[:, -1])
-    for what, some in (("margin", judged), ("held-out margin", judged & found.held_out)):
+    for what, some in (("margin", judged), ("held-out margin", judged & found.counted)):
         missing = np.flatnonzero(~some.any(axis=0))
         if len(missing):
             first = [str(name) for name in ids.take(pa.array(missing[:6])).to_pylist()]

@@ -7,7 +7,7 @@ never touch the evidence: call it again with another rho or k1.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -44,6 +44,12 @@ COLUMNS = (
 #: Pairs judged at once: bounds the float64 temporaries.
 BLOCK = 1 << 18
 SUSPECTS = 10
+#: What a reader must know of adapters that nobody said were kept from these pairs.
+IN_SAMPLE = (
+    "These adapters may have trained on the very pairs they judge. The margins are in-sample: "
+    "held-out accuracy, flip rate and expected AUROC are too good, and learned errors look right. "
+    "Score with --held-out if they never saw these pairs."
+)
 
 
 @final
@@ -89,16 +95,25 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
     rho = RHO[modality] if config.rho is None else config.rho
     try:
         found = read_margins(directory)
+        averages = read_averages(run)
     except (duckdb.Error, pa.ArrowException) as error:
         raise RunError(
             f"the evidence in {directory} cannot be read: {str(error).splitlines()[0]}",
             hint="Remove that directory and type the command again: features stay cached.",
         ) from error
     _check_replicas(run, len(found.replicas))
-    columns, rate = judge(found, beta=beta, rho=rho, config=config)
+    columns, rate = judge(found, beta=beta, rho=rho, config=config, averages=averages)
     order = np.argsort(columns["margin"], kind="stable")
     write_atomic(run.scores_path, lambda path: _write(path, found.pair_ids, columns, order))
-    return summarise(run, len(found.replicas), columns, rate, order[:SUSPECTS])
+    summary = summarise(run, len(found.replicas), columns, rate, order[:SUSPECTS])
+    return replace(summary, notes=(IN_SAMPLE, *summary.notes)) if found.in_sample else summary
+
+
+def read_averages(run: Run) -> RunMargins | None:
+    """Margins of the replicas' averaged copies (`--ema`), None where the run has none."""
+    if not any(run.averages_directory.glob("part-*.parquet")):
+        return None
+    return read_margins(run.directory, folder=run.averages_directory.name)
 
 
 def _check_replicas(run: Run, found: int) -> None:
@@ -126,18 +141,31 @@ def _plan_facts(run: Run) -> tuple[float, str]:
 
 
 def judge(
-    found: RunMargins, *, beta: float, rho: float, config: ScoreConfig
+    found: RunMargins,
+    *,
+    beta: float,
+    rho: float,
+    config: ScoreConfig,
+    averages: RunMargins | None = None,
 ) -> tuple[dict[str, Float], FlipRate]:
-    """All of `COLUMNS` [N] and the fitted flip rate, in blocks of pairs."""
+    """All of `COLUMNS` [N] and the fitted flip rate, in blocks of pairs.
+
+    `averages` are two averaged copies a replica, of which `u_released` is then made.
+    """
     count = len(found.pair_ids)
     columns = {name: np.empty(count) for name in COLUMNS}
     scale = _replica_scale(found) / beta
+    scales = scale, scale if averages is None else _replica_scale(averages) / beta
     for block, margins, held in _blocks(found):
         logratios = margins / beta
         columns["margin"][block] = mean_over(np.where(held, margins, np.nan))
         columns["confidence"][block] = confidence(logratios, rho)
         columns["stability"][block] = stability(logratios)
-        columns["u_released"][block] = u_released(logratios, rho, scale)
+        if averages is None:
+            columns["u_released"][block] = u_released(logratios, rho, scale)
+        else:
+            copies = averages.margins[:, -1, block].astype(np.float64) / beta
+            columns["u_released"][block] = u_of_trios(logratios, copies, held, rho, scales)
     columns["u"] = columns["stability"] * columns["confidence"]
     rate = fit_flip_rate(columns["margin"])
     for block, margins, held in _blocks(found):
@@ -151,11 +179,32 @@ def judge(
     return columns, rate
 
 
+def u_of_trios(
+    live: Float,
+    copies: Float,
+    counted: NDArray[np.bool_],
+    rho: float,
+    scales: tuple[Float, Float],
+) -> Float:
+    """`u_released` of each run and its two averaged copies, mean over the runs that count.
+
+    live [M, N], copies [2M, N] (rows 2m and 2m + 1 are run m's), counted [M, N], scales of both
+    ([M, 1], [2M, 1]) -> u [N] in [0, 1]: the released trio is one run, live and two averages.
+    """
+    values = []
+    for m in range(len(live)):
+        both = slice(2 * m, 2 * m + 2)
+        trio = np.concatenate([live[m : m + 1], copies[both]])
+        scale = np.concatenate([scales[0][m : m + 1], scales[1][both]])
+        values.append(u_released(trio, rho, scale))
+    return mean_over(np.where(counted, np.stack(values), np.nan))
+
+
 def _blocks(found: RunMargins) -> Iterator[tuple[slice, Float, NDArray[np.bool_]]]:
-    """(pairs, last margins [M, n] float64, held_out [M, n]) of each block of pairs."""
+    """(pairs, last margins [M, n] float64, which of them count [M, n]) of each block of pairs."""
     for start in range(0, len(found.pair_ids), BLOCK):
         block = slice(start, start + BLOCK)
-        yield block, found.margins[:, -1, block].astype(np.float64), found.held_out[:, block]
+        yield block, found.margins[:, -1, block].astype(np.float64), found.counted[:, block]
 
 
 def _replica_scale(found: RunMargins) -> Float:

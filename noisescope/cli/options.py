@@ -249,7 +249,11 @@ class EvidenceOptions:
         """The LoRA settings given, by field of LoraConfig."""
         said = asdict(self)
         names = {field: flag.removeprefix("--").replace("-", "_") for field, flag in FLAGS.items()}
-        given = {f: said[name] for f, name in names.items() if said[name] not in (None, False)}
+        given = {
+            field: said[name]
+            for field, name in names.items()
+            if said[name] is not None and said[name] is not False
+        }
         if self.targets is not None:
             given["targets"] = _targets(self.targets)
         if self.layers is not None:

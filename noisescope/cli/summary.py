@@ -57,8 +57,10 @@ def _facts(manifest: Mapping[str, Any]) -> Table:
     table.add_row("rows", Text(_rows(facts)))
     seconds = duration(sum(manifest["timings"].values()))
     evidence = manifest["evidence"]
-    kind = f"{evidence['replicas']} {evidence['kind']} replicas"
-    table.add_row("evidence", f"{kind}, held-out margins, {seconds}")
+    kind = f"{evidence['replicas']} {evidence['kind']}"
+    kind += "" if evidence["kind"] == "adapters" else " replicas"
+    held = "held-out" if evidence.get("held_out", True) else "in-sample"
+    table.add_row("evidence", f"{kind}, {held} margins, {seconds}")
     return table
 
 

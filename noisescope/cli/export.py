@@ -1,0 +1,216 @@
+"""noisescope export RUN|DATASET: what an audit is good for elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from noisescope.cli.console import OUT, print_json, safe, say
+from noisescope.errors import UsageError
+
+if TYPE_CHECKING:
+    from noisescope.datasets import Source
+    from noisescope.exporting.policy import CleanPolicy
+    from noisescope.exporting.scored import Scored
+    from noisescope.images import ImageStore
+
+
+class Format(StrEnum):
+    """What is written."""
+
+    weights = "weights"
+    trl = "trl"
+    clean = "clean"
+    review = "review"
+    hub = "hub"
+
+
+_CLEANING = ("drop_above", "drop_top", "flip_above", "flip_top", "most")
+#: Options that a format understands, beside those of all formats.
+_OPTIONS: dict[Format, tuple[str, ...]] = {
+    Format.weights: ("weight",),
+    Format.trl: ("weight", *_CLEANING),
+    Format.clean: ("source", *_CLEANING),
+    Format.review: ("source", "count", "threshold"),
+    Format.hub: ("source", "weight", "repo_id", "dry_run", "public", *_CLEANING),
+}
+
+
+def export(
+    context: typer.Context,
+    run: Annotated[
+        str | None, typer.Argument(help="Run or scored dataset; the latest run if left out.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="What to write.")] = Format.weights,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where; exports/RUN-FORMAT if left out.")
+    ] = None,
+    weight: Annotated[
+        str, typer.Option(help="weights, trl, hub: u (W and gamma of the paper) or p_flip.")
+    ] = "u",
+    drop_above: Annotated[
+        float | None, typer.Option(help="Drop pairs at this p_flip or above; 0.5 for clean, hub.")
+    ] = None,
+    drop_top: Annotated[float | None, typer.Option(help="Drop this share, the worst.")] = None,
+    flip_above: Annotated[
+        float | None, typer.Option(help="Flip pairs at this p_flip or above instead.")
+    ] = None,
+    flip_top: Annotated[float | None, typer.Option(help="Flip this share instead.")] = None,
+    most: Annotated[float, typer.Option(help="Refuse to change a larger share.")] = 0.3,
+    count: Annotated[int, typer.Option(help="review: pairs in the queue.", min=1)] = 200,
+    threshold: Annotated[
+        float, typer.Option(help="review: p_flip at which you would drop a pair unseen.")
+    ] = 0.5,
+    repo_id: Annotated[
+        str | None, typer.Option(help="hub: OWNER/NAME of the dataset repository.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="hub: write the directory, touch no network.")
+    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="hub: not a private one.")] = False,
+    source: Annotated[
+        str | None, typer.Option(help="The dataset judged, if it is no longer where it was.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Beyond --most, or scores that carry no verdict.")
+    ] = False,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Write weights, a cleaned dataset, a queue for human review, or a dataset for the Hub.
+
+    Example: noisescope export hh-rlhf --format clean --drop-above 0.7
+    """
+    from noisescope.exporting.policy import CleanPolicy
+    from noisescope.exporting.scored import find_scored
+
+    _refuse_unknown(context, format)
+    policy = CleanPolicy(drop_above, flip_above, drop_top, flip_top, most, force)
+    scored = find_scored(run, runs_dir, force=force)
+    say(f"run: {safe(str(scored.run.directory))}")
+    suffix = ".parquet" if format in (Format.weights, Format.trl) else ""
+    name = f"{scored.run.directory.resolve().name}-{format}{suffix}"
+    out = output or Path("exports") / name
+    if format is Format.hub:
+        done = _hub(scored, out, policy, weight, source, repo_id, dry_run, public)
+    else:
+        done = _local(scored, out, policy, format, weight, source, count, threshold)
+    if json:
+        print_json({"format": str(format), "output": str(out), **done})
+        return
+    _print(format, out, done)
+
+
+def _refuse_unknown(context: typer.Context, format: Format) -> None:
+    """Raise UsageError for options that the format would ignore."""
+    every = {name for names in _OPTIONS.values() for name in names}
+    given = [
+        name
+        for name in sorted(every - set(_OPTIONS[format]))
+        if (stated := context.get_parameter_source(name)) and stated.name == "COMMANDLINE"
+    ]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        takes = ", ".join(f"--{name.replace('_', '-')}" for name in _OPTIONS[format])
+        raise UsageError(f"--format {format} takes no {flags}", hint=f"It takes {takes}.")
+
+
+def _local(
+    scored: Scored,
+    out: Path,
+    policy: CleanPolicy,
+    format: Format,
+    weight: str,
+    source: str | None,
+    count: int,
+    threshold: float,
+) -> dict[str, Any]:
+    if format is Format.weights:
+        from noisescope.exporting.weights import export_weights
+
+        return {"pairs": export_weights(scored, out, weight), "weight": weight}
+    if format is Format.trl:
+        from noisescope.exporting.trl import export_trl
+
+        counts = export_trl(scored, out, policy, weight)
+        return {"counts": counts, "policy": policy.said(), "weight": weight}
+    if format is Format.clean:
+        from noisescope.exporting.clean import export_clean
+
+        counts = export_clean(scored, _opened(scored, source), policy, out)
+        return {"counts": counts, "policy": policy.or_default().said()}
+    from noisescope.exporting.review import export_review
+
+    images = _images(scored, source)
+    number = export_review(scored, out, number=count, threshold=threshold, images=images)
+    return {"pairs": number}
+
+
+def _hub(
+    scored: Scored,
+    out: Path,
+    policy: CleanPolicy,
+    weight: str,
+    source: str | None,
+    repo_id: str | None,
+    dry_run: bool,
+    public: bool,
+) -> dict[str, Any]:
+    from noisescope.exporting.hub import check_repo, export_hub, push
+
+    name = check_repo(repo_id)
+    opened = _opened(scored, source) if scored.modality == "image" else None
+    counts = export_hub(scored, out, policy, source=opened, scheme=weight)
+    done = {"counts": counts, "policy": policy.or_default().said(), "repo_id": name}
+    if dry_run:
+        return {**done, "uploaded": None}
+    say(f"{safe(str(out))} is written; uploading to {safe(name)}")
+    return {**done, "uploaded": push(out, name, public=public)}
+
+
+def _opened(scored: Scored, source: str | None) -> Source:
+    """The source of a run: the one named, else where the manifest says it was."""
+    from noisescope.datasets import open_source
+    from noisescope.workspace import find_workspace
+
+    opened = open_source(source or str(scored.manifest["resolved"]), workspace=find_workspace())
+    say(safe(opened.said))
+    return opened
+
+
+def _images(scored: Scored, source: str | None) -> ImageStore | None:
+    """The pictures of an image run; None for text."""
+    if scored.modality != "image":
+        return None
+    from noisescope.datasets import load
+    from noisescope.workspace import find_workspace
+
+    target = source or str(scored.manifest["resolved"])
+    return load(target, format=scored.manifest["adapter"], workspace=find_workspace()).images
+
+
+def _print(format: Format, out: Path, done: Mapping[str, Any]) -> None:
+    """What was written, and what to type next."""
+    if counts := done.get("counts"):
+        print(", ".join(f"{number:,} {action}" for action, number in counts.items()))
+        OUT.print(f"policy  {done['policy']}", markup=False, soft_wrap=True)
+    else:
+        print(f"{done['pairs']:,} pairs")
+    where = safe(str(out))
+    OUT.print(f"output  {where}", markup=False, soft_wrap=True)
+    following = {
+        Format.weights: f"noisescope train --weights {where}",
+        Format.trl: "noisescope.trl.AdaptiveDPOTrainer trains on it",
+        Format.clean: f"noisescope score {where}",
+        Format.review: f"rg.Dataset.from_disk('{where}/argilla'), or import "
+        f"{where}/label-studio/tasks.json",
+    }
+    if format is Format.hub:
+        uploaded = done["uploaded"] or "nothing: a dry run"
+        OUT.print(f"uploaded  {safe(str(uploaded))}", markup=False, soft_wrap=True)
+    else:
+        OUT.print(f"next    {following[format]}", markup=False, soft_wrap=True)
