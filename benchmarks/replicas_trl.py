@@ -1,11 +1,14 @@
 """The peer of `benchmarks.replicas`: one TRL DPOTrainer run and a scoring pass, in TRL's own venv.
 
-JSON on stdin: model, train and score (lists of {prompt, chosen, rejected}), rank, alpha, layers
-(null: all), batch, max_steps, learning_rate and the other settings `trainer_of` reads. The last
-line of stdout is JSON: [wall, CPU] seconds of steps and of scoring, margins, peak MiB.
-TRL runs at its fastest settings on a CPU: float32, no gradient checkpointing, parts of 8 pairs
-(less padding), no evaluation, logging or saving while training; `group_by_length` refuses
-DPO rows.
+JSON on stdin: model, train and score (lists of {prompt_ids, chosen_ids, rejected_ids}: from text,
+TRL may count the end of a prompt to the response), rank, alpha, layers (null: all), batch,
+accumulation, max_steps, learning_rate and the other settings `trainer_of` reads; `save` names a
+directory for the trained adapter or is null. The last line of stdout is JSON: wall and CPU seconds
+and padded tokens of every step and of scoring, log-probabilities of both sides under policy and
+reference, peak MiB.
+Fixed, because nothing else is faster on a CPU: float32, no gradient checkpointing, no evaluation,
+logging or saving while training. TRL 1.16 itself turns `padding_free` off, and
+`group_by_length` refuses DPO rows.
 """
 
 from __future__ import annotations
@@ -42,10 +45,23 @@ class Clock(TrainerCallback):
         self.times.append((time.perf_counter(), time.process_time()))
 
 
-def trainer_of(given: dict[str, Any], clock: Clock) -> DPOTrainer:
+class CountingTrainer(DPOTrainer):
+    """A DPOTrainer of rows that are token ids already; it notes the padded tokens of every step."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        return dataset
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
+        self.tokens = [*getattr(self, "tokens", []), inputs["input_ids"].numel()]
+        return super().training_step(model, inputs, *rest, **named)
+
+
+def trainer_of(given: dict[str, Any], clock: Clock) -> CountingTrainer:
     """A DPOTrainer as its documentation sets one up."""
     set_seed(given["seed"])
-    model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        given["model"], dtype=torch.float32, attn_implementation=given["attention"]
+    )
     layers = given["layers"]
     depth = model.config.num_hidden_layers
     adapter = LoraConfig(
@@ -57,9 +73,9 @@ def trainer_of(given: dict[str, Any], clock: Clock) -> DPOTrainer:
     )
     settings = DPOConfig(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=min(8, given["batch"]),
+        per_device_train_batch_size=given["batch"] // given["accumulation"],
         per_device_eval_batch_size=8,
-        gradient_accumulation_steps=max(1, given["batch"] // 8),
+        gradient_accumulation_steps=given["accumulation"],
         learning_rate=given["learning_rate"],
         lr_scheduler_type="linear",
         warmup_steps=given["warmup_steps"],
@@ -70,7 +86,6 @@ def trainer_of(given: dict[str, Any], clock: Clock) -> DPOTrainer:
         beta=given["beta"],
         max_length=given["max_length"],
         gradient_checkpointing=False,
-        train_sampling_strategy=given["sampling"],
         precompute_ref_log_probs=given["precompute"],
         bf16=False,
         use_cpu=True,
@@ -80,9 +95,9 @@ def trainer_of(given: dict[str, Any], clock: Clock) -> DPOTrainer:
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        dataloader_num_workers=0,
+        dataloader_num_workers=given["workers"],
     )
-    return DPOTrainer(
+    return CountingTrainer(
         model=model,
         args=settings,
         train_dataset=Dataset.from_list(given["train"]),
@@ -92,34 +107,32 @@ def trainer_of(given: dict[str, Any], clock: Clock) -> DPOTrainer:
     )
 
 
-def score(trainer: DPOTrainer, rows: list[dict[str, str]]) -> dict[str, Any]:
-    """Margins of `rows` in order through TRL's collator and fused head, longest pairs together.
+def score(trainer: DPOTrainer, data: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """Log-probabilities of `data` in order through TRL's collator and head, long pairs together.
 
     Policy and reference passes are timed apart: one reference pass can serve several runs.
     """
-    data = trainer._prepare_dataset(
-        Dataset.from_list(rows), trainer.processing_class, trainer.args, "score"
-    )
     sizes = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in data]
     order = sorted(range(len(data)), key=lambda i: sizes[i])
     model, size = trainer.model.eval(), trainer.args.per_device_eval_batch_size
-    margins, spent = [0.0] * len(data), {"policy": [0.0, 0.0], "reference": [0.0, 0.0]}
+    spent = {"policy": [0.0, 0.0], "reference": [0.0, 0.0]}
+    logps = {name: [[0.0, 0.0] for _ in order] for name in spent}
+    tokens = 0
     for start in range(0, len(order), size):
         places = order[start : start + size]
         batch = trainer.data_collator([data[i] for i in places])
         labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
-        found = []
+        tokens += labels.numel()
         for name, adapters in (("policy", nullcontext()), ("reference", model.disable_adapter())):
             wall, cpu = time.perf_counter(), time.process_time()
             with torch.no_grad(), adapters:
                 output = model(**batch, labels=labels, fused_lm_head=True, use_cache=False)
-            found.append(output.log_probs.sum(1))
             spent[name][0] += time.perf_counter() - wall
             spent[name][1] += time.process_time() - cpu
-        chosen, rejected = (found[0] - found[1]).chunk(2)
-        for place, ratio in zip(places, (chosen - rejected).tolist(), strict=True):
-            margins[place] = trainer.beta * ratio
-    return {"margins": margins, "scored": len(data), **{f"score_{k}": v for k, v in spent.items()}}
+            sides = output.log_probs.sum(1).view(2, -1).T.tolist()  # chosen, then rejected
+            for place, both in zip(places, sides, strict=True):
+                logps[name][place] = both
+    return {"scored": len(data), "score_tokens": tokens, "score_spent": spent, "logps": logps}
 
 
 def peak_mib() -> float:
@@ -137,11 +150,17 @@ def main() -> None:
     trainer = trainer_of(given, clock)
     ready = time.perf_counter()
     trainer.train()
+    if given["save"]:
+        trainer.model.save_pretrained(given["save"], safe_serialization=True)
+    parts = given["accumulation"]
     answer = {
         "version": trl.__version__,
         "setup_seconds": ready - started,
         "step_wall": [b[0] - a[0] for a, b in zip(clock.times, clock.times[1:], strict=False)],
         "step_cpu": [b[1] - a[1] for a, b in zip(clock.times, clock.times[1:], strict=False)],
+        "step_tokens": [
+            sum(trainer.tokens[i : i + parts]) for i in range(0, len(trainer.tokens), parts)
+        ],
         **(score(trainer, given["score"]) if given["score"] else {}),
         "peak_mib": peak_mib(),
     }
