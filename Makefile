@@ -1,12 +1,13 @@
 # make demo   audit the sample data          make test   ruff, mypy and the tests
 # make lint   ruff and mypy alone            make bench  the quick benchmarks
 # make fuzz   the property tests with new, random examples
+# make gate   the sample dataset's own gate: passed as it is, breached when sloppy, refused when broken
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint bench fuzz clean
+.PHONY: install demo test lint gate bench fuzz clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +33,14 @@ test: lint
 
 fuzz: install
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -x
+
+gate: install
+	$(BIN)/noisescope gate hh-rlhf --junit runs/gate.xml --sarif runs/gate.sarif
+	rm -rf runs/gate && mkdir -p runs/gate
+	$(BIN)/noisescope flip hh-rlhf --rate 0.15 --seed 1 --out runs/gate/sloppy
+	$(BIN)/noisescope gate runs/gate/sloppy; test $$? -eq 1
+	gzip -dc sample_data/hh-rlhf/train.jsonl.gz | sed 's/"chosen"/"chosn"/' > runs/gate/broken.jsonl
+	$(BIN)/noisescope gate runs/gate/broken.jsonl; test $$? -eq 2
 
 bench: install
 	$(BIN)/python -m benchmarks.detect --quick

@@ -44,7 +44,8 @@ class Pair:
 
     `prompt` is readable text; `turns` holds the same prompt as messages where the source is
     conversational (a chat template then applies), else None. `source` and `row` say where the
-    pair stood: a file name (or split) and a 0-based row in it.
+    pair stood: a file name (or split) and a 0-based row in it. `first` says whether the chosen
+    side stood first, where the source has an order of sides apart from its labels.
     """
 
     prompt: str
@@ -55,6 +56,7 @@ class Pair:
     pair_id: str | None = None
     source: str = ""
     row: int = 0
+    first: bool | None = None
 
     @property
     def content_id(self) -> str:
@@ -118,7 +120,8 @@ class Facts:
     """What ingestion saw: rows read, pairs kept, rows rejected by reason, repeats.
 
     `duplicates` are pairs that repeat an earlier one, direction included; `contradictions` are
-    contents labelled both ways, `self_contradictions` those where one annotator did both.
+    contents labelled both ways, `self_contradictions` those where one annotator did both;
+    `ordered` pairs have an order of sides in the source, in `first_chosen` the first is chosen.
     """
 
     rows: int = 0
@@ -129,6 +132,8 @@ class Facts:
     contradictions: int = 0
     self_contradictions: int = 0
     annotators: int = 0
+    ordered: int = 0
+    first_chosen: int = 0
 
     def to_json(self) -> dict[str, object]:
         """JSON object for manifests and `--json`."""
@@ -141,6 +146,8 @@ class Facts:
             "contradictions": self.contradictions,
             "self_contradictions": self.self_contradictions,
             "annotators": self.annotators,
+            "ordered": self.ordered,
+            "first_chosen": self.first_chosen,
         }
 
 

@@ -95,3 +95,34 @@ def parsed(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.stdout, done.stderr
     content: dict[str, Any] = json.loads(done.stdout)
     return content
+
+
+_SEVERAL = """
+import json, sys
+from noisescope.cli import run
+for arguments in json.loads(sys.argv[1]):
+    code = run(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        print(f"\\x1e{code}\\x1d", end="", file=stream, flush=True)
+"""
+
+
+def several(*commands: Sequence[str], cwd: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run command lines one after the other in one process, so that torch is imported once."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SEVERAL, json.dumps(commands)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160", "GITHUB_ACTIONS": ""},
+    )
+    told = [stream.split("\x1d")[:-1] for stream in (done.stdout, done.stderr)]
+    assert len(told[0]) == len(commands), done.stderr
+    results = []
+    for arguments, out, err in zip(commands, *told, strict=True):
+        out, _, code = out.partition("\x1e")
+        results.append(
+            subprocess.CompletedProcess(arguments, int(code), out, err.partition("\x1e")[0])
+        )
+    return results

@@ -17,7 +17,15 @@ HEAVY = (
     "duckdb",
     "scipy",
 )
-LIGHT = ("noisescope", "noisescope.cli", "noisescope.query", "noisescope.run", "noisescope.doctor")
+LIGHT = (
+    "noisescope",
+    "noisescope.cli",
+    "noisescope.query",
+    "noisescope.run",
+    "noisescope.doctor",
+    "noisescope.gate.policy",
+    "noisescope.diffing",
+)
 
 
 def loaded(statement: str) -> set[str]:
@@ -30,6 +38,13 @@ def loaded(statement: str) -> set[str]:
 @pytest.mark.parametrize("module", LIGHT)
 def test_loads_nothing_heavy(module: str) -> None:
     assert loaded(f"import {module}") == set()
+
+
+def test_help_needs_no_rich() -> None:
+    asked = "from noisescope.cli import run; assert run(['--help']) == 0"
+    code = f"{asked}\nimport sys\nassert 'rich' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage: noisescope" in done.stdout
 
 
 def test_this_test_can_fail() -> None:

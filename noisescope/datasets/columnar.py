@@ -9,7 +9,7 @@ label                               optional: 1 or "chosen" (as written), 0 or "
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from noisescope.datasets.adapter import (
@@ -62,7 +62,7 @@ class Columnar:
         pair = stated(row, text(row, "prompt"), chosen, rejected)
         if preferred in ("tie", "unlabelled"):
             raise RowFault(preferred, f"label {row['label']!r}")
-        return [pair]
+        return [replace(pair, first=preferred == "chosen") if "label" in row else pair]
 
     def flip(self, row: RawRow) -> dict[str, Any]:
         return swapped(row, ("chosen", "rejected"))

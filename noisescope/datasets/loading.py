@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from noisescope.pairs import (
     dataset_fingerprint,
     to_table,
 )
+from noisescope.run import slug
 from noisescope.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -80,11 +80,15 @@ class Tally:
     rows: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     examples: list[Fault] = field(default_factory=list)
+    ordered: int = 0
+    first_chosen: int = 0
 
     def pairs(self, outcomes: Iterable[Pair | Fault]) -> Iterator[Pair]:
-        """Pass pairs on; count faults by reason and keep the first five."""
+        """Pass pairs on; count orders of sides, faults by reason, and keep the first five."""
         for outcome in outcomes:
             if isinstance(outcome, Pair):
+                self.ordered += outcome.first is not None
+                self.first_chosen += outcome.first is True
                 yield outcome
                 continue
             self.rejected[outcome.reason] += 1
@@ -104,6 +108,8 @@ class Tally:
             contradictions=_both_ways(table, "content_id"),
             self_contradictions=_both_ways(table, "content_id", "annotator"),
             annotators=len(table["annotator"].unique().drop_null()),
+            ordered=self.ordered,
+            first_chosen=self.first_chosen,
         )
 
 
@@ -179,6 +185,7 @@ def _placed(pair: Pair, row: Row) -> Pair:
         pair.pair_id,
         row.source,
         row.number,
+        pair.first,
     )
 
 
@@ -191,11 +198,6 @@ def _is_unicode(pair: Pair) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def slug(name: str) -> str:
-    """A name that is safe as a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "dataset"
 
 
 def _check_usable(facts: Facts, source: Source, limit: int | None) -> None:
@@ -213,11 +215,13 @@ def _check_usable(facts: Facts, source: Source, limit: int | None) -> None:
     elif facts.pairs == 0:
         message = f"none of its {facts.rows:,} rows states a usable preference ({counts}): {shown}"
     else:
-        message = f"{facts.pairs} usable pairs; an audit needs at least {FEWEST_PAIRS}"
+        pairs = "1 usable pair" if facts.pairs == 1 else f"{facts.pairs} usable pairs"
+        message = f"{pairs}; an audit needs at least {FEWEST_PAIRS}"
         message += f" ({counts}): {shown}" if counts else ""
-    hint = (
-        f"--limit {limit} reads {limit:,} rows: raise it."
-        if limit and facts.rows >= limit
-        else ("Check the rows shown, or name the right format with --format NAME.")
-    )
+    if limit and facts.rows >= limit:
+        hint = f"--limit {limit} reads {limit:,} rows: raise it."
+    elif not counts:
+        hint = "Add more pairs: some hundreds make an estimate."
+    else:
+        hint = "Check the rows shown, or name the right format with --format NAME."
     raise DataError(f"{source.resolved}: {message}", hint=hint)

@@ -48,7 +48,9 @@ class PickAPic:
             raise RowFault("tie", f"both labels are {first:g}")
         chosen, rejected = IMAGES if first > second else reversed(IMAGES)
         annotator, pair_id = label(row, "user_id"), label(row, "pair_id")
-        return [Pair(caption, chosen, rejected, annotator=annotator, pair_id=pair_id)]
+        ordered = first > second
+        pair = Pair(caption, chosen, rejected, annotator=annotator, pair_id=pair_id, first=ordered)
+        return [pair]
 
     def flip(self, row: RawRow) -> dict[str, Any]:
         flipped = swapped(row, LABELS)

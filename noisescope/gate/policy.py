@@ -35,7 +35,7 @@ class Rule:
 class Policy:
     """Thresholds of a gate; None switches a check off. docs/gate.md gives each default's reason."""
 
-    max_flip_rate: float | None = 0.05
+    max_flip_rate: float | None = 0.03
     flip_rate_bound: str = "lower"
     max_mislabelled: float | None = None
     mislabelled_bound: str = "lower"

@@ -1,6 +1,7 @@
 """A verdict as SARIF 2.1.0: a rule a check, one result for each that is breached or inconclusive.
 
-The worst pair is the result's location, the others are related locations. Rows of line-based
+The worst pair is the result's location (without one, the whole dataset is: GitHub wants a
+location), the others are related locations. Rows of line-based
 files (JSONL) are given as lines; elsewhere the row is only named.
 """
 
@@ -30,7 +31,7 @@ def sarif(verdict: Verdict, place_of: Callable[[str], str]) -> str:
         for result in verdict.results
     ]
     results = [
-        _result(result, index, place_of)
+        _result(result, index, place_of, quote(clean(verdict.resolved) or "dataset", safe="/"))
         for index, result in enumerate(verdict.results)
         if result.status in _LEVELS
     ]
@@ -45,7 +46,9 @@ def sarif(verdict: Verdict, place_of: Callable[[str], str]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _result(result: Result, index: int, place_of: Callable[[str], str]) -> dict[str, Any]:
+def _result(
+    result: Result, index: int, place_of: Callable[[str], str], whole: str
+) -> dict[str, Any]:
     text = clean(result.said)
     if result.pairs_needed is not None:
         text += f"; about {result.pairs_needed:,} pairs are needed"
@@ -57,8 +60,9 @@ def _result(result: Result, index: int, place_of: Callable[[str], str]) -> dict[
         "partialFingerprints": {"noisescopeCheck/v1": clean(result.check)},
     }
     places = [_location(row, place_of) for row in result.rows]
+    first = places[0] if places else {"physicalLocation": {"artifactLocation": {"uri": whole}}}
+    content["locations"] = [{key: value for key, value in first.items() if key != "message"}]
     if places:
-        content["locations"] = [{key: places[0][key] for key in places[0] if key != "message"}]
         content["relatedLocations"] = [
             {"id": number, **place} for number, place in enumerate(places, 1)
         ]

@@ -70,6 +70,10 @@ def side_order(subject: Subject, policy: Policy) -> Result | None:
     first, known = (int(subject.facts.get(name, 0)) for name in ("first_chosen", "ordered"))
     if not known:
         return Result("side_order", "skipped", "the source has no order of sides")
+    if first in (0, known):
+        return Result(
+            "side_order", "skipped", "the source's label never changes: no order of sides"
+        )
     interval = share(first, known)
     low, high = interval.low - 0.5, interval.high - 0.5
     ends = sorted((abs(low), abs(high)))

@@ -1,0 +1,409 @@
+"""Gates: every check at its threshold, honest intervals, policies told all at once, exit codes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gated import made_pairs, made_run, margins_of, noisescope, parsed, several
+from hypothesis import given
+from hypothesis import strategies as st
+
+from noisescope.datasets import load
+from noisescope.errors import RunError, UsageError
+from noisescope.flip_rate import fit_flip_rate
+from noisescope.gate.checks import CHECKS
+from noisescope.gate.evaluation import evaluate
+from noisescope.gate.growth import difference
+from noisescope.gate.near_duplicates import near_duplicate_mask
+from noisescope.gate.policy import CHOICES, KEYS, RANGES, Policy, Rule, read_policy
+from noisescope.gate.sides import length_auroc
+from noisescope.gate.subject import Subject
+from noisescope.gate.verdict import Estimate, Result, Verdict, judge, pairs_to_clear
+from noisescope.run import Run
+
+ROOT = Path(__file__).parent.parent
+OFF = Policy(**{key: None for key in RANGES if key not in ("suspect_p", "detect")})
+
+
+def only(**settings: object) -> Policy:
+    """A policy with these checks and no other."""
+    return replace(OFF, **settings)
+
+
+def status(subject: Subject, **settings: object) -> list[str]:
+    return [result.status for result in evaluate(subject, only(**settings)).results]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """1,500 pairs, no flips."""
+    place = tmp_path_factory.mktemp("clean")
+    return made_run(place, made_pairs(1500), margins_of(1500, 0.0, 1))
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """1,500 pairs, 30 % flips, facts with ties and faults, some texts broken or repeated."""
+    place = tmp_path_factory.mktemp("noisy")
+    pairs = made_pairs(1500)
+    pairs[10] = replace(pairs[9], row=10)
+    pairs[12] = replace(pairs[11], chosen=pairs[11].rejected, rejected=pairs[11].chosen, row=12)
+    pairs[13] = replace(pairs[13], chosen="donâ€™t")
+    long = "please say in a few plain words what the weather is like by the sea today and why"
+    pairs[14], pairs[15] = replace(pairs[14], prompt=long), replace(pairs[15], prompt=long.upper())
+    margins = margins_of(1500, 0.15, 2)
+    margins[::5] = margins_of(300, 0.9, 3)  # ann-0 is mostly wrong
+    margins[101:401:5] = np.random.default_rng(4).normal(0, 0.02, 60)  # toss-ups
+    facts = {
+        "rows": 1700,
+        "rejected": {"tie": 150, "empty response": 30, "unreadable": 20},
+        "rejected_examples": ["pairs.jsonl:3 (empty response: chosen)", "pairs.jsonl:4 (tie)"],
+        "ordered": 1500,
+        "first_chosen": 1200,
+    }
+    return made_run(place, pairs, margins, facts=facts)
+
+
+def test_the_default_gate_passes_clean_labels_and_breaches_noisy_ones(
+    clean: Run, noisy: Run
+) -> None:
+    good = evaluate(Subject(clean), Policy())
+    assert (good.exit_code, good.word) == (0, "passed"), good.to_json()
+    bad = evaluate(Subject(noisy), Policy())
+    assert bad.exit_code == 1
+    failed = {result.check for result in bad.of("fail")}
+    assert failed == {"flip_rate", "reliability", "side_order", "faults"}
+    rate = next(result for result in bad.results if result.check == "flip_rate")
+    assert rate.low is not None
+    assert rate.low > 0.03
+    assert len(rate.rows) == 10
+
+
+CASES = [
+    ("flip_rate", "max_flip_rate", 0.01, 0.49, {}),
+    ("flip_rate", "max_flip_rate", 0.3, 0.49, {"flip_rate_bound": "upper"}),
+    ("mislabelled", "max_mislabelled", 0.01, 0.9, {}),
+    ("mislabelled", "max_mislabelled", 0.3, 0.9, {"mislabelled_bound": "upper"}),
+    ("suspects", "max_suspects", 0.05, 0.9, {"suspect_p": 0.4}),
+    ("contested", "max_contested", 0.01, 0.9, {}),
+    ("accuracy", "min_accuracy", 0.9, 0.55, {}),
+    ("reliability", "min_reliability", 0.5, 0.01, {}),
+    ("labels", "min_labels", 400, 290, {}),
+    ("length_bias", "max_length_auroc", 0.5, 0.9, {}),
+    ("side_order", "max_side_imbalance", 0.1, 0.4, {}),
+    ("ties", "max_ties", 0.05, 0.1, {}),
+    ("duplicates", "max_duplicates", 0.0, 0.01, {}),
+    ("contradictions", "max_contradictions", 0.0, 0.01, {}),
+    ("near_duplicates", "max_near_duplicates", 0.0, 0.1, {}),
+    ("faults", "max_faults", 0.02, 0.03, {}),
+    ("encoding", "max_encoding_faults", 0.0, 0.01, {}),
+]
+
+
+@pytest.mark.parametrize(("check", "setting", "breached", "met", "more"), CASES)
+def test_each_check_fails_beyond_its_threshold_and_passes_within(
+    noisy: Run, check: str, setting: str, breached: float, met: float, more: dict[str, object]
+) -> None:
+    subject = Subject(noisy)
+    for value, expected in ((breached, "fail"), (met, "pass")):
+        (result,) = evaluate(subject, only(**{setting: value}, **more)).results
+        assert (result.check, result.status) == (check, expected), result.said
+        assert result.threshold == value
+    assert evaluate(subject, OFF).results == ()
+
+
+def test_every_check_is_covered_above() -> None:
+    assert {case[0] for case in CASES} == set(CHECKS) - {"growth"}
+
+
+def test_checks_that_do_not_apply_are_skipped(tmp_path: Path) -> None:
+    pairs = [replace(pair, annotator=None) for pair in made_pairs(200)]
+    run = made_run(tmp_path, pairs, margins_of(200, 0, 0), modality="image")
+    policy = only(min_reliability=0.5, min_labels=9, max_length_auroc=0.9, max_side_imbalance=0.1)
+    verdict = evaluate(Subject(run), policy)
+    assert [result.status for result in verdict.results] == ["skipped"] * 4
+    assert verdict.exit_code == 0
+
+
+def test_growth_looks_at_new_pairs_alone(tmp_path: Path) -> None:
+    old_margins, sloppy, careful = (
+        margins_of(*given) for given in ((1500, 0.02, 3), (300, 0.35, 4), (300, 0.02, 5))
+    )
+    old = made_run(tmp_path / "old", made_pairs(1500), old_margins)
+    more = made_pairs(1800)
+    for new, expected in ((sloppy, "fail"), (careful, "pass")):
+        run = made_run(tmp_path / expected, more, np.concatenate([old_margins, new]))
+        subject = Subject(run, old)
+        (result,) = evaluate(subject, only(max_growth=0.05)).results
+        assert result.status == expected, result.said
+        assert "300 new pairs" in result.said
+        assert all(row.row >= 1500 for row in result.rows)
+    turned = [replace(p, chosen=p.rejected, rejected=p.chosen) for p in more[:40]]
+    again = made_run(tmp_path / "turned", turned + more[40:1500], old_margins)
+    assert Subject(again, old).new.sum() == 40
+    same = evaluate(Subject(old, old), only(max_growth=0.05))
+    assert "no pair is new" in same.results[0].said
+    assert same.exit_code == 0
+
+
+def test_the_interval_of_a_difference_covers_it() -> None:
+    covered = 0
+    for seed in range(20):
+        found = difference(margins_of(400, 0.3, seed), margins_of(3000, 0.1, 100 + seed))
+        covered += found.low <= 0.2 <= found.high
+    assert covered >= 16
+
+
+def test_alarms_in_twenty_resamples_of_2000_pairs() -> None:
+    """At most one false alarm on clean labels, at most one miss with 10 points more noise."""
+
+    def breached(rate: float, seed: int) -> bool:
+        fitted = fit_flip_rate(margins_of(2000, rate, seed))
+        found = Estimate(fitted.estimate, fitted.low, fitted.high, fitted.pairs)
+        assert Policy.max_flip_rate is not None
+        verdict, _ = judge(found, Policy.max_flip_rate, Policy.flip_rate_bound, Policy.detect)
+        return verdict != "pass"
+
+    assert sum(breached(0.01, seed) for seed in range(20)) <= 1
+    assert sum(breached(0.11, seed) for seed in range(20)) >= 19
+
+
+def test_too_few_pairs_are_inconclusive_with_the_number_needed(tmp_path: Path) -> None:
+    run = made_run(tmp_path, made_pairs(60), margins_of(60, 0.1, 8))
+    verdict = evaluate(Subject(run), only(max_flip_rate=0.05))
+    (result,) = verdict.results
+    assert result.status == "inconclusive"
+    assert result.pairs_needed is not None
+    assert result.pairs_needed > 60
+    codes = {
+        meaning: replace(verdict, inconclusive=meaning).exit_code
+        for meaning in ("error", "pass", "fail")
+    }
+    assert codes == {"error": 2, "pass": 0, "fail": 1}
+
+
+def test_replicas_at_chance_give_no_verdict(tmp_path: Path) -> None:
+    margins = np.random.default_rng(0).normal(0, 1, 400)
+    run = made_run(tmp_path, made_pairs(400), margins)
+    verdict = evaluate(Subject(run), Policy())
+    assert verdict.exit_code == 2
+    told = {result.check: result for result in verdict.of("inconclusive")}
+    assert set(told) == {"flip_rate", "reliability"}
+    assert "no better than chance" in told["flip_rate"].said
+
+
+estimates = st.floats(0, 1).flatmap(
+    lambda value: st.tuples(st.just(value), st.floats(0, value), st.floats(value, 1))
+)
+
+
+@given(estimates, st.floats(0, 0.9), st.sampled_from(["lower", "upper"]), st.floats(0.01, 0.5))
+def test_judgements_agree_with_the_interval(
+    found: tuple[float, float, float], threshold: float, bound: str, detect: float
+) -> None:
+    value, low, high = found
+    verdict, needed = judge(Estimate(value, low, high, 100), threshold, bound, detect)
+    if high <= threshold:
+        assert verdict == "pass"
+    elif low > threshold:
+        assert verdict == "fail"
+    else:
+        assert verdict in ("inconclusive", "pass" if bound == "lower" else "fail")
+    assert needed is None or (verdict == "inconclusive" and needed >= 100)
+
+
+def test_pairs_needed_shrink_the_interval_to_the_mark() -> None:
+    assert pairs_to_clear(Estimate(0.25, 0.0, 0.5, 100), 0.75, 0.375) == 400
+    assert pairs_to_clear(Estimate(0.25, 0.0, 0.5, 100), 0.125, 0.0) == 400
+    assert pairs_to_clear(Estimate(0.1, 0.0, 0.2, 100), 0.1, 0.1) is None
+
+
+def test_length_auroc_is_the_pairwise_one() -> None:
+    rng = np.random.default_rng(0)
+    difference = rng.integers(-4, 7, 300).astype(float)
+    sums = difference[:, None] + difference[None, :]
+    assert length_auroc(difference).value == pytest.approx(
+        (sums > 0).mean() + (sums == 0).mean() / 2
+    )
+
+
+def test_near_duplicates_by_words_not_by_case_or_marks() -> None:
+    base = "please write a short poem about the sea in winter when nobody is there to see it"
+    others = [
+        f"number {i} asks about {i * 37} apples and {i * 11} pears in field {i}" for i in range(50)
+    ]
+    prompts = [base, base.upper() + "!", base.replace("poem", "song"), *others, "", "?!"]
+    mask = near_duplicate_mask(prompts)
+    assert mask[1]
+    assert not mask[0]
+    assert not mask[3:53].any()
+
+
+def test_a_house_rule_is_breached_by_each_row_it_returns(clean: Run) -> None:
+    rules = (
+        Rule("short", "SELECT pair_id, source, row, prompt FROM pairs WHERE row < 3 ORDER BY row"),
+        Rule("none", "SELECT 1 WHERE false"),
+    )
+    verdict = evaluate(Subject(clean), only(rules=rules))
+    short, none = verdict.results
+    assert (short.status, short.measured, none.status) == ("fail", 3.0, "pass")
+    assert [(row.source, row.row) for row in short.rows] == [("pairs.jsonl", n) for n in range(3)]
+    wrong = (Rule("a", "SELECT nothing FROM pairs"), Rule("b", "SELECT * FROM 'pairs.parquet'"))
+    with pytest.raises(UsageError) as caught:
+        evaluate(Subject(clean), only(rules=wrong))
+    assert "  a: " in caught.value.message
+    assert "  b: " in caught.value.message
+
+
+def test_policy_faults_are_told_all_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "gate.toml"
+    file.write_text('[gate]\nmax_ties = 0.2\nmin_labels = 2.5\nsql = "SELECT 1"\n')
+    table = {
+        "max_ties": 0.1,
+        "max_flp_rate": 0.1,
+        "max_flip_rate": 0.7,
+        "max_faults": True,
+        "inconclusive": "maybe",
+        "mislabelled_bound": "upper",
+        "detect": "off",
+        "sql": {"x": "SELECT 1", "y": "DROP TABLE pairs"},
+    }
+    flags = {"max_contested": ["0.1", "0.2"], "max_growth": ["lots"], "max_duplicates": ["nan"]}
+    with pytest.raises(UsageError) as caught:
+        read_policy(table=table, file=file, flags=flags, rules=["x: SELECT 2", "nameless"])
+    for fault in (
+        f"max_ties has two sources: [gate] of noisescope.toml and {file}",
+        "unknown key 'max_flp_rate' (did you mean 'max_flip_rate'?)",
+        "max_flip_rate is 0.7, not a number from 0 to 0.49",
+        "max_faults is True",
+        "min_labels is 2.5, not a whole number",
+        "inconclusive is 'maybe', not one of error, pass, fail",
+        "mislabelled_bound is set, but max_mislabelled is off",
+        "detect is 'off', not a number from 0.01 to 0.5",
+        "sql must be a table",
+        "max_contested has two sources: --max-contested is given 2 times",
+        "--max-growth: max_growth is 'lots'",
+        "max_duplicates is nan",
+        "x has two sources: sql of [gate] of noisescope.toml and --sql",
+        "rule 'y' must be one SELECT, not DROP",
+        "--sql 'nameless' is no 'NAME: SELECT ...'",
+    ):
+        assert fault in caught.value.message
+    assert "15 faults" in caught.value.message
+
+
+def test_flags_override_files_and_off_switches_off() -> None:
+    policy = read_policy(
+        table={"max_flip_rate": 0.2, "max_faults": "off"}, flags={"max_flip_rate": ["0.1"]}
+    )
+    assert (policy.max_flip_rate, policy.max_faults) == (0.1, None)
+    assert read_policy() == Policy()
+
+
+def test_settings_of_policy_and_documents_agree() -> None:
+    assert set(KEYS) == set(RANGES) | set(CHOICES)
+    page = (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")
+    for key in KEYS:
+        default = getattr(Policy, key)
+        written = (
+            "off" if default is None else f"{default:g}" if isinstance(default, float) else default
+        )
+        assert f"| `{key}` | {written} |" in page, key
+    for name in (*Verdict.__dataclass_fields__, *Result.__dataclass_fields__):
+        assert f"`{name}`" in page or name in ("inconclusive", "results"), name
+
+
+def test_commands_exit_0_1_and_2(clean: Run, noisy: Run, tmp_path: Path) -> None:
+    (tmp_path / "noisescope.toml").write_text("[gate]\nmax_flip_rate = 0.05\n")
+    good = noisescope("gate", str(clean.directory), cwd=tmp_path)
+    assert good.returncode == 0, good.stderr
+    assert "gate passed" in good.stdout
+    bad = noisescope("gate", str(noisy.directory), "--json", cwd=tmp_path)
+    assert bad.returncode == 1
+    content = parsed(bad)
+    assert (content["verdict"], content["exit_code"], content["pairs"]) == ("failed", 1, 1500)
+    (tmp_path / "noisescope.toml").write_text("[gate]\nmax_flp_rate = 0.05\n")
+    wrong = noisescope("gate", str(clean.directory), "--detect", "7", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "max_flp_rate" in wrong.stderr
+    assert "detect is 7" in wrong.stderr
+    assert not wrong.stdout
+    missing = noisescope("gate", "nothing-here.jsonl", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "Traceback" not in missing.stderr + wrong.stderr
+
+
+def test_a_damaged_run_is_a_clear_error(tmp_path: Path) -> None:
+    run = made_run(tmp_path, made_pairs(50), margins_of(50, 0, 0))
+    run.scores_path.write_bytes(b"PAR1")
+    with pytest.raises(RunError, match="cannot be read"):
+        evaluate(Subject(run), Policy())
+
+
+def test_a_gate_of_a_run_loads_no_torch(clean: Run) -> None:
+    code = (
+        "import sys; from noisescope.cli import run; run(['gate', sys.argv[1]]); "
+        "print(*[m for m in ('torch', 'transformers', 'diffusers', 'matplotlib') "
+        "if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(clean.directory)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=clean.directory,
+    )
+    assert "gate passed" in done.stdout
+    assert done.stderr.splitlines()[-1] == ""
+
+
+def test_a_dataset_is_audited_first_with_what_is_cached(tmp_path: Path) -> None:
+    sample = ROOT / "sample_data"
+    stale = tmp_path / "runs" / ".cache" / "features" / "0123456789abcdef0123"
+    stale.mkdir(parents=True)
+    lines = gzip.decompress((sample / "hh-rlhf" / "train.jsonl.gz").read_bytes()).splitlines()
+    broken = [line.replace(b'"chosen"', b'"chosn"') for line in lines[:130]]
+    for name, content in (("old", lines[:120]), ("new", lines[:130]), ("broken", broken)):
+        (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(content))
+    (tmp_path / "noisescope.toml").write_text("[score]\nreplicas = 2\nfolds = 2\n")
+    model = ["--model", str(sample / "models" / "tiny-lm")]
+    baseline = ["--baseline", "old", "--inconclusive", "pass", "--json"]
+    first, second, refused = several(
+        ["gate", "old.jsonl", *model],
+        ["gate", "new.jsonl", *model, *baseline],
+        ["gate", "broken.jsonl", *model],
+        cwd=tmp_path,
+    )
+    assert f"ignored: the cached features {stale.name}" in first.stderr
+    assert first.returncode == 2, first.stderr
+    assert "pairs are needed" in first.stdout
+    assert second.returncode == 0, second.stderr
+    content = parsed(second)
+    assert Run(tmp_path / content["run"]).plan()["evidence"]["replicas"] == 2
+    growth = next(check for check in content["checks"] if check["check"] == "growth")
+    assert "10 new pairs" in growth["said"]
+    assert refused.returncode == 2
+    assert "chosn" in refused.stderr
+
+
+def test_the_order_of_sides_is_counted_where_a_source_has_one(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p {n}", "chosen": f"a {n}", "rejected": f"b {n}", "label": float(n % 10 < 8)}
+        for n in range(50)
+    ]
+    (tmp_path / "sided.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    facts = load(tmp_path / "sided.jsonl").facts
+    assert (facts.ordered, facts.first_chosen) == (50, 40)
+    for row in rows:
+        del row["label"]
+    (tmp_path / "plain.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load(tmp_path / "plain.jsonl").facts.ordered == 0
+    pictures = load(ROOT / "sample_data" / "pick-a-pic", limit=40).facts
+    assert 0 < pictures.first_chosen < pictures.ordered == pictures.pairs
