@@ -158,6 +158,7 @@ def gather_adapters(
 ) -> dict[str, Any]:
     """Margins under somebody else's LoRA adapters, one replica a directory, at step 1."""
     from noisescope.policies.causal_lm import CausalLMPolicy
+    from noisescope.replicas.cost import LoraCost, Meter
     from noisescope.replicas.lora import score_adapters
     from noisescope.replicas.peft_files import stated_base
 
@@ -174,6 +175,8 @@ def gather_adapters(
         reporter.note(IN_SAMPLE)
     label = f"{len(evidence.adapters)} adapters over {len(dataset):,} pairs"
     with reporter.stage(label) as progress:
+        meter = Meter(progress)
+        meter.begin(LoraCost(1.0, 0.0, float(len(evidence.adapters)), 1, (1,)))  # passes of a kind
         score_adapters(
             policy,
             dataset.table,
@@ -181,7 +184,7 @@ def gather_adapters(
             run.directory,
             beta=evidence.beta or DEFAULT_BETA[dataset.modality],
             held_out=evidence.held_out,
-            report=lambda stage, done, total: progress(done, total, None),
+            report=meter,
         )
     shutil.rmtree(run.directory / "trunk", ignore_errors=True)
     watch.time("replicas", began)

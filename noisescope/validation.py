@@ -30,7 +30,7 @@ from noisescope.scorecard import Judged, scorecard
 from noisescope.storage import write_atomic
 from noisescope.summary import summarise
 from noisescope.truth_files import read_truth
-from noisescope.verdicts import COLUMNS, ScoreConfig, judge
+from noisescope.verdicts import COLUMNS, ScoreConfig, judge, read_averages
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,7 +97,7 @@ def validate_truth(run: Run, truth: Path) -> dict[str, Any]:
     """Hold `run`'s scores against a truth file (pair_id, mislabelled); result as `validate`'s."""
     table = _pairs(run)
     wrong, known = read_truth(truth, table)
-    found = read_margins(run.directory)
+    found = read_margins(run.directory, last=False)  # some detectors look at all checkpoints
     judged = _judge(run, table, found, wrong, {"truth": str(truth)}, known)
     said = f"Truth known for {int(known.sum()):,} pairs ({truth.name})."
     return _write(run, table.filter(known), scorecard([judged], said, None), [judged])
@@ -121,7 +121,8 @@ def _judge(
     """Verdicts on `found`, kept for the pairs whose truth is known. Texts are the run's own."""
     plan = run.plan()
     beta, rho = float(plan["evidence"]["beta"]), RHO[plan.get("modality", "text")]
-    columns, rate = judge(found, beta=beta, rho=rho, config=ScoreConfig())
+    averages = None if known is None else read_averages(run)
+    columns, rate = judge(found, beta=beta, rho=rho, config=ScoreConfig(), averages=averages)
     summary = summarise(run, len(found.replicas), columns, rate, np.zeros(0, np.int64))
     keep = np.ones(len(wrong), bool) if known is None else known
     lengths = None
@@ -132,12 +133,13 @@ def _judge(
         lengths = lengths[:, keep]
     evidence = Evidence(
         found.margins[:, :, keep].astype(np.float64),
-        found.held_out[:, keep],
+        found.counted[:, keep],
         beta=beta,
         rho=rho,
         lengths=lengths,
         annotators=_codes(table)[keep],
         flip_rate=rate,
+        released=columns["u_released"][keep],
     )
     kept = {name: values[keep] for name, values in columns.items()}
     return Judged(wrong[keep], kept, summary, evidence, facts)

@@ -35,6 +35,8 @@ from noisescope.replicas.peft_files import (
     read_peft,
     stated_base,
 )
+from noisescope.run import Run
+from noisescope.validation import validate_truth
 from noisescope.verdicts import u_of_trios
 
 __all__ = ["place"]  # a fixture
@@ -172,7 +174,7 @@ def test_places_and_bases_of_adapters(theirs: Path, tmp_path: Path) -> None:
 
 
 def test_averaged_copies_make_u_released(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = ("--kind", "lora", "--replicas", "2", "--steps", "8", "--learning-rate", "0.01")
@@ -189,6 +191,16 @@ def test_averaged_copies_make_u_released(
         assert np.array_equal(plain[name], trio[name])
     assert not np.allclose(plain["u_released"], trio["u_released"])
     assert trio["u_released"].between(0, 1).all()
+    (with_copies,) = (p.parent for p in (tmp_path / "runs").glob("pairs-*/averages"))
+    truth = tmp_path / "truth.csv"
+    ids = [f"p{i}" for i in range(24)]
+    lines = [f"{name},{int(i < 6)}\n" for i, name in enumerate(ids)]
+    truth.write_text("pair_id,mislabelled\n" + "".join(lines))
+    detectors = validate_truth(Run(with_copies), truth)["detectors"]
+    assert {"aum", "cartography_confidence", "cartography_variability"} <= set(detectors)
+    (without,) = (p for p in (tmp_path / "runs").glob("pairs-*") if p != with_copies)
+    others = validate_truth(Run(without), truth)["detectors"]
+    assert {name for name in others if others[name] != detectors[name]} <= {"u_released"}
 
 
 def test_trio_against_the_formula() -> None:
