@@ -74,6 +74,12 @@ class PairWeights:
     said: str
 
     @property
+    def even(self) -> bool:
+        """Whether all pairs weigh the same, to one in a hundred."""
+        spread = [float(np.ptp(part)) for part in (self.weight, self.gamma)]
+        return max(spread) < 0.01 * max(float(self.weight.max()), 1e-12)
+
+    @property
     def fingerprint(self) -> str:
         """20 hex digits over every weight."""
         return digest(self.weight.tobytes().hex(), self.gamma.tobytes().hex())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noisescope.cli.console import OUT, Terminal, duration, print_json, safe, short
+from noisescope.presets import describe
 
 if TYPE_CHECKING:
     from noisescope.learners.settings import TrainSettings
@@ -94,8 +95,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Published settings: sd15, sdxl or hh (docs/train.md cites each value); flags "
-            "override them."
+            help=f"Published settings, which flags override ({describe()}). docs/train.md cites "
+            "each value."
         ),
     ] = None,
     output: Annotated[
@@ -241,7 +242,7 @@ def train(
 
     Example: noisescope train hh-rlhf --objective adaptive-dpo --model models/SmolLM2-135M
 
-    Several processes or GPUs: accelerate launch -m noisescope train ...
+    Several processes or GPUs: torchrun --nproc-per-node 2 -m noisescope train ...
     """
     from noisescope.cli.resolve import chosen_dataset, chosen_model
     from noisescope.datasets import load
@@ -252,7 +253,6 @@ def train(
     from noisescope.workspace import find_workspace, resolve
 
     find_objective(objective)
-    rule = WeightRule(weighting, k1, k2, c2)
     rank = int(os.environ.get("RANK", "0"))
     terminal = Terminal(quiet=json or rank > 0)
     workspace = find_workspace()
@@ -291,6 +291,7 @@ def train(
         "named": preset,
     }
     settings = settled(pairs.modality, **asked)
+    rule = WeightRule(weighting, settings.k1, settings.k2, settings.c2)
     number, mixed = _precision(dtype, settings.full)
     pictures = {"image_size": image_size} if image_size is not None else {}
     policy = load_policy(
@@ -368,9 +369,10 @@ def _own_device(device: str) -> str:
     """This process's own GPU where several processes share a machine."""
     if device != "auto" or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
+    import torch
     from accelerate import PartialState
 
-    return str(PartialState().device)
+    return str(PartialState(cpu=not torch.cuda.is_available()).device)
 
 
 def _weights(
@@ -400,7 +402,7 @@ def _weights(
     else:
         from accelerate import PartialState
 
-        with PartialState().main_process_first():
+        with PartialState(cpu=policy.device.type == "cpu").main_process_first():
             run = find_audit(pairs, runs_dir)
             if run is None:
                 terminal.note(f"{settings.objective} needs an audit of {pairs.name}: made first")
@@ -418,6 +420,11 @@ def _weights(
                 run = made.run
         found = run_weights(run, pairs, rule)
     terminal.note(f"weights: {found.said}")
+    if adaptive and found.even:
+        terminal.note(
+            "these weights hardly differ, so this is all but plain dpo: the replicas' u is near 0 "
+            "for every pair; --weighting p_flip and --online replicas do not rest on it"
+        )
     return found
 
 

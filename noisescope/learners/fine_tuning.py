@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+#: Where steps may be logged, each by the package of that name.
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 #: Purpose number of the validation split's hash; folds and bootstrap have others.
 VALIDATION_SALT = 77
 #: Draws that validation averages over: images are noised, text is not.
@@ -154,10 +155,10 @@ def _check_request(
             f"--report-to must be one of {', '.join(TRACKERS)}, not {report_to}",
             hint="Every step is in history.jsonl anyway.",
         )
-    if report_to is not None and importlib.util.find_spec(TRACKERS[report_to]) is None:
+    if report_to is not None and importlib.util.find_spec(report_to) is None:
         raise UsageError(
-            f"--report-to {report_to}: the package {TRACKERS[report_to]} is not installed",
-            hint=f"pip install {TRACKERS[report_to]}",
+            f"--report-to {report_to}: the package {report_to} is not installed",
+            hint=f"pip install {report_to}",
         )
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):

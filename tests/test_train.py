@@ -1,0 +1,287 @@
+"""noisescope train on tiny language models: it learns, resumes, refuses, and saves what loads."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import peft
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from trainable import (
+    Interrupted,
+    audited,
+    quick,
+    read,
+    tiny_checkpoint,
+    tiny_policy,
+    write_pairs,
+)
+from transformers import AutoModelForCausalLM
+
+from noisescope.cli import run as command
+from noisescope.errors import DataError, EvidenceError, RunError, UsageError
+from noisescope.learners.fine_tuning import TRACKERS, fine_tune
+from noisescope.objectives import OBJECTIVES
+from noisescope.weighting import PairWeights, WeightRule, file_weights, find_audit, run_weights
+
+#: PEFT asks transformers a deprecated question when it wraps a model.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with pairs.jsonl and a model."""
+    place = tmp_path_factory.mktemp("train")
+    write_pairs(place / "pairs.jsonl")
+    tiny_checkpoint(place / "model")
+    return place
+
+
+@pytest.fixture(scope="module")
+def dataset(place: Path):
+    return read(place / "pairs.jsonl")
+
+
+def tune(place: Path, output: Path, objective: str = "dpo", **changes):
+    """A training of the tiny model; its directory."""
+    call = {name: changes.pop(name) for name in ("weights", "reporter") if name in changes}
+    data = read(place / "pairs.jsonl")
+    settings = quick(objective, **changes)
+    return fine_tune(data, tiny_policy(place / "model"), settings, output=output, **call)
+
+
+def adapter(directory: Path) -> bytes:
+    return (directory / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_command_learns_and_peft_loads_its_result(place, tmp_path, capsys):
+    output = tmp_path / "tuned"
+    line = ["train", str(place / "pairs.jsonl"), "--objective", "dpo"]
+    line += ["--model", str(place / "model"), "--output", str(output), "--device", "cpu"]
+    line += ["--steps", "20", "--batch", "8", "--lr", "0.01", "--validation", "0.2"]
+    line += ["--dtype", "float32", "--lora-r", "4", "--max-length", "96"]
+    assert command([*line, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    result = told["result"]
+    assert result["last"]["loss"] < 0.5 < result["first"]["loss"] < 0.75
+    assert result["last"]["accuracy"] > 0.9
+    assert result["validation"]["accuracy"] > 0.9
+    assert result["trained_pairs"] + result["validation_pairs"] == 40
+    names = {path.name for path in output.iterdir()}
+    assert names >= {"README.md", "history.jsonl", "manifest.json", "adapter_config.json"}
+    assert not {"state.safetensors", "reference"} & names
+    assert len((output / "history.jsonl").read_text().splitlines()) == 20
+    card = (output / "README.md").read_text()
+    assert "library_name" in card
+    assert read(place / "pairs.jsonl").fingerprint in card
+    base = AutoModelForCausalLM.from_pretrained(place / "model")
+    ids = torch.arange(10)[None] + 5
+    with torch.inference_mode():
+        before = base(ids).logits
+        after = peft.PeftModel.from_pretrained(base, output)(ids).logits
+    assert not torch.allclose(before, after, atol=1e-2)
+    assert command(line) == 0
+    shown = capsys.readouterr()
+    assert "nothing is trained again" in shown.err
+    assert "first steps" in shown.out
+    assert command([*line, "--beta", "0.5"]) == 2
+    assert "--beta (there 0.1)" in capsys.readouterr().err
+
+
+def test_an_audit_of_the_same_labels_is_found_and_weighs_the_pairs(place, dataset, tmp_path):
+    assert find_audit(dataset, tmp_path) is None
+    run = audited(tmp_path, dataset)
+    assert find_audit(dataset, tmp_path).directory == run.directory
+    scores = pq.read_table(run.scores_path).to_pandas(types_mapper=None).set_index("pair_id")
+    order = dataset.table.column("pair_id").to_pylist()
+    found = run_weights(run, dataset, WeightRule())
+    np.testing.assert_allclose(found.weight, scores["W"].loc[order])
+    np.testing.assert_allclose(found.gamma, scores["gamma"].loc[order])
+    again = run_weights(run, dataset, WeightRule(k1=4.0))
+    np.testing.assert_allclose(again.weight, 1 / (1 + 4 * scores["u"].loc[order]))
+    by_p = run_weights(run, dataset, WeightRule("p_flip"))
+    np.testing.assert_allclose(by_p.weight, np.maximum(0, 1 - 2 * scores["p_flip"].loc[order]))
+    assert not by_p.gamma.any()
+    done = tune(place, tmp_path / "tuned", "adaptive-dpo", weights=found, validation=0.0)
+    first = json.loads((done.directory / "history.jsonl").read_text().splitlines()[0])
+    assert 0 < first["weight"] < 1
+    assert found.said in (done.directory / "README.md").read_text()
+
+
+def test_an_adaptive_objective_makes_its_audit_first(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model")]
+    line += ["--device", "cpu", "--dtype", "float32", "--steps", "2", "--batch", "4"]
+    assert command(line) == 0
+    shown = capsys.readouterr()
+    assert "needs an audit of pairs: made first" in shown.err
+    assert "W and Gamma as scored" in shown.out
+    assert len(list(tmp_path.glob("runs/pairs-*/manifest.json"))) == 1
+    assert len(list(tmp_path.glob("trained/pairs-adaptive-dpo-*/manifest.json"))) == 1
+
+
+def test_weights_of_other_labels_are_refused(place, dataset, tmp_path):
+    lines = (place / "pairs.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    first["chosen"], first["rejected"] = first["rejected"], first["chosen"]
+    (tmp_path / "flipped.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]))
+    flipped = read(tmp_path / "flipped.jsonl")
+    run = audited(tmp_path / "runs", flipped)
+    with pytest.raises(RunError, match="another dataset"):
+        run_weights(run, dataset, WeightRule())
+    assert find_audit(dataset, tmp_path / "runs") is None
+    facts = {"dataset": "flipped", "dataset_fingerprint": flipped.fingerprint}
+    table = pa.table({"pair_id": dataset.table.column("pair_id"), "W": np.ones(40)})
+    pq.write_table(table.replace_schema_metadata({"x": json.dumps(facts)}), tmp_path / "w.parquet")
+    with pytest.raises(RunError, match="another dataset"):
+        file_weights(tmp_path / "w.parquet", dataset)
+
+
+def test_missing_and_impossible_weights_are_counted(dataset, tmp_path):
+    ids = dataset.table.column("pair_id").to_pylist()
+    path = tmp_path / "w.csv"
+    path.write_text("pair_id,W\n" + "".join(f"{name},1\n" for name in ids[8:]))
+    with pytest.raises(DataError, match=r"8 of 40 pairs have no weight.*p0; p1; .*and 3 more"):
+        file_weights(path, dataset)
+    path.write_text("pair_id,W\n" + "".join(f"{name},-1\n" for name in ids))
+    with pytest.raises(DataError, match="40 of 40 pairs have a weight below 0"):
+        file_weights(path, dataset)
+    path.write_text("id,score\n1,2\n")
+    with pytest.raises(DataError, match="pair_id and W are needed"):
+        file_weights(path, dataset)
+    lines = "".join(json.dumps({"pair_id": name, "weight": 0.5, "gamma": 1}) + "\n" for name in ids)
+    (tmp_path / "w.jsonl").write_text(lines)
+    found = file_weights(tmp_path / "w.jsonl", dataset)
+    assert set(found.weight) == {0.5}
+    assert set(found.gamma) == {1}
+
+
+def test_nothing_left_to_train_on_is_said(place, tmp_path):
+    nothing = PairWeights(np.zeros(40), np.zeros(40), "zeros")
+    with pytest.raises(DataError, match=r"no pair is left.*40 their weight is 0"):
+        tune(place, tmp_path / "tuned", weights=nothing, validation=0.0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains(place, tmp_path, objective):
+    weights = PairWeights(np.linspace(0.1, 1, 40), np.linspace(-1, 0, 40), "a ramp")
+    done = tune(place, tmp_path / "tuned", objective, weights=weights, validation=0.2, steps=3)
+    result = done.manifest()["result"]
+    assert np.isfinite(result["validation"]["loss"])
+    assert result["last"]["margin"] > result["first"]["margin"]
+
+
+def test_mistakes_are_named(place, tmp_path, capsys):
+    assert command(["train", str(place / "pairs.jsonl"), "--objective", "adaptve-dpo"]) == 2
+    told = capsys.readouterr().err
+    assert "did you mean adaptive-dpo?" in told
+    assert all(name in told for name in OBJECTIVES)
+    with pytest.raises(UsageError, match="has no parameter a"):
+        quick("dpo", parameters={"a": 1.0}).make_objective()
+    with pytest.raises(UsageError, match=r"--batch.*--learning-rate.*--validation"):
+        quick(batch=0, learning_rate=0.0, validation=1.0)
+    with pytest.raises(UsageError, match="made of weights, and there are none"):
+        tune(place, tmp_path / "tuned", "adaptive-dpo")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(RunError, match="holds no training"):
+        tune(place, tmp_path / "mine")
+
+
+def test_a_tracker_that_is_not_installed_is_named(place, dataset, tmp_path):
+    policy = tiny_policy(place / "model")
+    with pytest.raises(UsageError, match="must be one of tensorboard, wandb, mlflow"):
+        fine_tune(dataset, policy, quick(), output=tmp_path, report_to="notepad")
+    for name in [name for name in TRACKERS if importlib.util.find_spec(name) is None]:
+        with pytest.raises(UsageError, match=f"package {name} is not installed"):
+            fine_tune(dataset, policy, quick(), output=tmp_path, report_to=name)
+
+
+def test_a_diverged_training_keeps_its_last_state(place, tmp_path):
+    with pytest.raises(EvidenceError, match="not a number at step"):
+        tune(place, tmp_path / "tuned", learning_rate=1e30, schedule="constant", max_grad_norm=1e9)
+    assert not (tmp_path / "tuned" / "manifest.json").exists()
+    assert (tmp_path / "tuned" / "plan.json").exists()
+
+
+def test_full_fine_tuning_moves_every_weight(place, tmp_path):
+    done = tune(place, tmp_path / "tuned", full=True, learning_rate=1e-3, checkpointing=True)
+    tuned = AutoModelForCausalLM.from_pretrained(done.directory)
+    base = AutoModelForCausalLM.from_pretrained(place / "model")
+    for (name, new), old in zip(tuned.named_parameters(), base.parameters(), strict=True):
+        assert not torch.equal(new, old), name
+    result = done.manifest()["result"]
+    assert result["last"]["margin"] > result["first"]["margin"]
+    assert (done.directory / "tokenizer.json").is_file()
+
+
+def test_memory_savers_change_nothing(place, tmp_path):
+    """Micro-batches, recomputed activations and a shared trunk give the same weights."""
+    plain = tune(place, tmp_path / "plain", layers=2)
+    parts = tune(place, tmp_path / "parts", layers=2, accumulation=4, checkpointing=True)
+    tensors = [
+        AutoModelForCausalLM.from_pretrained(place / "model"),
+        AutoModelForCausalLM.from_pretrained(place / "model"),
+    ]
+    merged = [
+        peft.PeftModel.from_pretrained(model, done.directory).merge_and_unload().state_dict()
+        for model, done in zip(tensors, (plain, parts), strict=True)
+    ]
+    for name, value in merged[0].items():
+        assert torch.allclose(value, merged[1][name], atol=1e-4), name
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from trainable import Interrupted, quick, read, tiny_policy
+from noisescope.learners.fine_tuning import TRACKERS, fine_tune
+place, output = Path(sys.argv[1]), Path(sys.argv[2])
+die = Interrupted(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+fine_tune(read(place / "pairs.jsonl"), tiny_policy(place / "model"), quick(), output=output,
+          reporter=die)
+"""
+
+
+def test_kill_9_and_resume_ends_with_the_same_weights(place, tmp_path):
+    unbroken = tune(place, tmp_path / "unbroken")
+    code = KILLED.format(here=str(HERE))
+    line = [sys.executable, "-c", code, str(place), str(tmp_path / "killed")]
+    assert subprocess.run(line, capture_output=True, check=False).returncode == -9
+    assert (tmp_path / "killed" / "state.safetensors").is_file()
+    resumed = tune(place, tmp_path / "killed")
+    assert adapter(resumed.directory) == adapter(unbroken.directory)
+    histories = [(done.directory / "history.jsonl").read_text() for done in (resumed, unbroken)]
+    assert histories[0] == histories[1]
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(place, tmp_path):
+    """The kernel refuses larger files, as a full disk would; afterwards training goes on."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    unbroken = tune(place, tmp_path / "unbroken")
+    with pytest.raises(KeyboardInterrupt):
+        tune(place, tmp_path / "full", reporter=Interrupted(3, stop))
+    state = tmp_path / "full" / "state.safetensors"
+    good = state.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(good) // 2, hard))
+    try:
+        with pytest.raises(RunError, match="cannot write"):
+            tune(place, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert state.read_bytes() == good
+    assert adapter(tune(place, tmp_path / "full").directory) == adapter(unbroken.directory)

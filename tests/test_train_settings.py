@@ -1,0 +1,58 @@
+"""Settings of a training: presets with their sources, what overrides what, even weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from noisescope.errors import UsageError
+from noisescope.learners.settings import settled
+from noisescope.objectives import DPO, AdaptiveDPO, PairValues
+from noisescope.presets import PRESETS
+from noisescope.weighting import PairWeights
+from noisescope.weights import WeightConfig, adaptive_weights
+
+DOC = (Path(__file__).parents[1] / "docs" / "train.md").read_text()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_documented_with_its_sources(name):
+    for flag, (value, source) in PRESETS[name].settings.items():
+        assert f"| `{name}` | {flag.replace('_', '-')} | {value} | {source} |" in DOC
+
+
+def test_a_flag_overrides_a_preset_and_a_preset_a_default():
+    found = settled("image", named="sd15", objective="adaptive-dpo", batch=64)
+    assert (found.beta, found.rho, found.k1, found.batch) == (1000.0, 15.0, 10.0, 64)
+    assert (found.learning_rate, found.schedule, found.lora_r) == (1e-5, "constant", 8)
+    plain = settled("text", objective="ln-dpo", lora_r=4)
+    assert (plain.beta, plain.lora_alpha, plain.rho) == (2.0, 8.0, 1.0)
+    assert settled("image", is_xl=True).beta == 2500.0
+    text = settled("text", named="hh")
+    assert text.full
+    assert text.warmup_share(1000) == 0.15
+    assert not settled("text", named="hh", full=False).full
+
+
+def test_unfitting_presets_are_refused():
+    with pytest.raises(UsageError, match="one of sd15, sdxl, hh"):
+        settled("text", named="sd3")
+    with pytest.raises(UsageError, match="about image pairs, these are text"):
+        settled("text", named="sdxl")
+
+
+def test_u_of_zero_without_shift_makes_adaptive_dpo_dpo():
+    weight, gamma = adaptive_weights(np.zeros(3), WeightConfig(k2=0.0, c2=0.0))
+    ratio = torch.tensor([-2.0, 0.0, 5.0], dtype=torch.float64)
+    adapted = PairValues(ratio, weight=torch.from_numpy(weight), gamma=torch.from_numpy(gamma))
+    assert torch.equal(AdaptiveDPO()(adapted), DPO()(PairValues(ratio)))
+
+
+def test_weights_that_say_nothing_are_known():
+    flat = PairWeights(np.full(5, 0.7), np.zeros(5), "flat")
+    assert flat.even
+    assert not PairWeights(np.linspace(0.5, 1, 5), np.zeros(5), "a ramp").even
+    assert not PairWeights(np.ones(5), np.linspace(-1, 0, 5), "shifts").even
