@@ -86,11 +86,15 @@ def fit_crowd(codes: Int, share: Float) -> Crowd:
     for column, rate in enumerate(RATES):
         log_likelihood[:, column] = np.bincount(codes, _log_agreement(share, rate), count)
 
+    peak = log_likelihood.max(axis=1)
+    likelihood = np.exp(log_likelihood - peak[:, None])
+
     def objective(theta: Float) -> float:
-        prior = _log_prior(float(expit(theta[0])), float(np.exp(theta[1])))
+        prior = np.exp(_log_prior(float(expit(theta[0])), float(np.exp(theta[1]))))
         # concentration ~ Gamma(2, 1/10): keeps a crowd of one from fitting a point mass
         penalty = np.exp(theta[1]) / 10 - theta[1]
-        return float(penalty - logsumexp(log_likelihood + prior, axis=1).sum())
+        marginal = np.maximum(likelihood @ prior, np.finfo(np.float64).tiny)
+        return float(penalty - (peak + np.log(marginal)).sum())
 
     bounds = [(-5.0, 0.0), (-0.5, 6.0)]
     fit = minimize(objective, np.array([-2.0, 2.0]), method="L-BFGS-B", bounds=bounds)
