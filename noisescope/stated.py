@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from noisescope.datasets.hh_rlhf import ASIDE, LAST
 from noisescope.flips import Parsed
 from noisescope.pairs import Pair, content_id
 from noisescope.rewriting_tables import CHUNK_ROWS
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from noisescope.datasets import Adapter, Row, Source
 
-#: What begins the last turn of a transcript, and a turn that asks (datasets/hh_rlhf.py).
-LAST, ASIDE = "\n\nAssistant:", "\n\nHuman:"
 #: The id of the one pair that a row states; None where the adapter has to read it.
 QuickId = Callable[[Mapping[str, Any]], str | None]
 
@@ -95,7 +94,9 @@ def _rendered(opening: str) -> str | None:
 
 def _id(row: Mapping[str, Any], prompt: str, chosen: str, rejected: str) -> str | None:
     given, annotator = row.get("pair_id"), row.get("annotator")
-    if not isinstance(given, str | None) or not isinstance(annotator, str | None):
+    if not (given is None or type(given) is str) or not (
+        annotator is None or type(annotator) is str
+    ):
         return None
     one, other = chosen.strip(), rejected.strip()
     if not one or not other or one == other:
