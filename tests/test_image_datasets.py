@@ -76,9 +76,10 @@ def test_a_rows_reference_image_is_kept_for_both_sides() -> None:
 @pytest.mark.parametrize("side", ["a cat", [{"role": "assistant", "content": "a cat"}]])
 def test_texts_about_pictures_are_refused_by_name(side: Any) -> None:
     row = {"images": [picture(0)], "prompt": "What is it?", "chosen": side, "rejected": "a dog"}
-    with pytest.raises(DataError, match="trl_vision") as caught:
+    with pytest.raises(DataError, match=r"trl_vision.*vision-language model") as caught:
         recognise([Row("rows", 0, row)])
     assert "--format trl" in str(caught.value.hint)
+    assert "chosen_image" in str(caught.value.hint)
     assert recognise([Row("rows", 0, row)], format="trl")[0].name == "trl"
 
 
@@ -120,8 +121,8 @@ RANKED = {
 }
 EXPECTED = {
     "hpdv2": [(B, A)],
-    "hpdv2_test": [(B, A), (A, C), (B, C), (A, C), (B, C)],
-    "image_reward": [(B, A), (B, C)],
+    "hpdv2_test": [(B, A), (A, C), (B, C), "tie", (A, C), (B, C)],
+    "image_reward": [(B, A), "tie", (B, C)],
     "image_reward_train": [(A, B)],
     "image_reward_pair": [(A, B)],
     "image_folder": [(B, A)],
@@ -164,8 +165,8 @@ def test_every_schema_and_form(adapter: str, form: str, tmp_path: Path) -> None:
     row = filled(RANKED[adapter], form)
     assert directions(adapter, row, tmp_path) == EXPECTED[adapter]
     flipped = ADAPTERS[adapter].flip(row)
-    reverse = sorted((loser, winner) for winner, loser in EXPECTED[adapter])
-    assert sorted(directions(adapter, flipped, tmp_path)) == reverse
+    reverse = [each if each == "tie" else each[::-1] for each in EXPECTED[adapter]]
+    assert directions(adapter, flipped, tmp_path) == reverse
     assert ADAPTERS[adapter].flip(flipped) == row
     if form != "path" or adapter != "image_columnar":  # paths there cannot be told from text
         assert recognise([Row("rows", 0, row)])[0].name == adapter
@@ -180,15 +181,25 @@ def test_pick_a_pic_flip_moves_the_best_image_and_comes_back() -> None:
 def test_one_broken_picture_spoils_only_its_pairs() -> None:
     row = filled(RANKED["image_reward"], "raw")
     row["image_path"][2] = b"GIF89a broken"
-    found = directions("image_reward", row)
-    assert found == [(B, A), "unreadable"]
+    found = directions("image_reward", row | {"rank": [2, 1, 3]})
+    assert found == [(B, A), "unreadable", "unreadable"]
 
 
 @pytest.mark.parametrize("ranks", [[1, 1, 1], [1], "x", [1, 2], None])
 def test_ranks_that_state_nothing(ranks: Any) -> None:
     row = filled(RANKED["image_reward"], "raw") | {"rank": ranks}
-    (reason,) = directions("image_reward", row)
-    assert reason == ("tie" if ranks == [1, 1, 1] else "unreadable")
+    found = directions("image_reward", row)
+    assert found == (["tie"] * 3 if ranks == [1, 1, 1] else ["unreadable"])
+
+
+def test_ties_inside_rankings_are_counted(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p{n}", "image_path": [picture(3 * n + i) for i in range(3)], "rank": [1, 2, 2]}
+        for n in range(6)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
+    facts = load(tmp_path / "data.parquet").facts
+    assert (facts.rows, facts.pairs, facts.rejected) == (6, 12, {"tie": 6})
 
 
 def test_paths_never_leave_the_folder(tmp_path: Path) -> None:
@@ -198,9 +209,28 @@ def test_paths_never_leave_the_folder(tmp_path: Path) -> None:
     row = {"prompt": "p", "chosen_image": "../secret.png", "rejected_image": "none.png"}
     (fault,) = outcomes("image_folder", row, folder=inside)
     assert "outside" in fault.detail
+    (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    (inside / "rows").symlink_to(tmp_path)
+    for name in ("link.png", "rows/secret.png", "secret.png", str(tmp_path / "secret.png")):
+        (fault,) = outcomes("image_folder", row | {"chosen_image": name}, folder=inside)
+        assert "outside" in fault.detail
     row["chosen_image"] = "none.png"
     (fault,) = outcomes("image_folder", row, folder=inside)
     assert "No such file" in fault.detail
+
+
+def test_paths_are_found_in_the_folder_named_after_their_file(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    rows = []
+    for number in range(12):
+        (tmp_path / "train" / f"{number}.png").write_bytes(picture(number))
+        paths = [f"{number}.png", f"{(number + 1) % 12}.png"]
+        rows.append({"prompt": "p", "file_path": paths, "human_preference": [0, 1]})
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    dataset = load(tmp_path / "train.json")
+    assert (dataset.adapter, len(dataset)) == ("hpdv2", 12)
+    assert dataset.images is not None
+    assert dataset.images.get(dataset.table["chosen"][0].as_py()) == picture(1)
 
 
 def test_large_datasets_remember_places_instead_of_bytes(
@@ -229,7 +259,7 @@ def test_folder_with_a_manifest(tmp_path: Path) -> None:
 
 def test_admit_needs_an_image() -> None:
     row = Row("rows", 0, {"chosen": 3, "rejected": "x.png"})
-    with pytest.raises(RowFault, match="not an image"):
+    with pytest.raises(RowFault, match="a number, expected an image"):
         Gallery().admit(row, Pair("p", "chosen", "rejected"))
     with pytest.raises(RowFault, match="come from no folder"):
         Gallery().admit(row, Pair("p", "rejected", "chosen"))

@@ -3,7 +3,8 @@
 An image adapter's pairs name their sides by a path into the row (`jpg_0`, `images.1`): `admit`
 finds the bytes there, checks that they decode, and puts the content key in their place. What a
 row may hold: raw bytes, the `datasets` library's {"bytes", "path"}, or a path relative to the
-row's file. Small images stay in memory; beyond HELD_BYTES only their place is remembered.
+row's file, or to the folder named after it (train.json: train/, as in HPDv2). Small images stay
+in memory; beyond HELD_BYTES only their place is remembered.
 A row of any image format may also give the caption's own image, in the column REFERENCE.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-from noisescope.datasets.adapter import RowFault
+from noisescope.datasets.adapter import RowFault, kind
 from noisescope.datasets.readers import Row
 from noisescope.errors import DataError
 from noisescope.images import MAX_BYTES, Location, StoredImages, check, image_key
@@ -96,7 +97,7 @@ def _find(row: Row, side: str) -> tuple[bytes, Location | None]:
         return value, None if nested else _cell(row, side)
     if isinstance(value, str) and value:
         return _file(row, value)
-    raise RowFault("unreadable", f"{side} is {type(value).__name__}, not an image")
+    raise RowFault("unreadable", f"{side} is {kind(value)}, expected an image")
 
 
 def _cell(row: Row, column: str) -> Location | None:
@@ -109,11 +110,15 @@ def _cell(row: Row, column: str) -> Location | None:
 
 
 def _file(row: Row, name: str) -> tuple[bytes, Location]:
-    """An image file below the folder of the row's file; paths that leave it are refused."""
+    """An image file below the folder of the row's file.
+
+    A path that leaves the folder, by itself or through a link, is refused.
+    """
     if row.folder is None:
         raise RowFault("unreadable", f"{name}: a path, but the rows come from no folder")
-    path = row.folder / name
+    beside, below = row.folder / name, row.folder / Path(row.source).stem / name
     try:
+        path = below if not beside.exists() and below.exists() else beside
         inside = path.resolve().is_relative_to(row.folder.resolve())
         if not inside:
             raise RowFault("unreadable", f"{name}: outside the dataset's folder")

@@ -29,14 +29,11 @@ class HPDv2Train:
     def matches(self, columns: Collection[str], rows: Sequence[RawRow]) -> bool:
         return has(columns, self.columns)
 
-    def parse(self, row: RawRow) -> list[Pair]:
+    def parse(self, row: RawRow) -> list[Pair | RowFault]:
         prompt = text(row, "prompt")
         votes = numbers(row.get("human_preference"), "human_preference")
         ranks = [-vote for vote in votes]
-        pairs = ranked(row, prompt, "file_path", ranks, label(row, "user_hash"))
-        if not pairs:
-            raise RowFault("tie", "both images were preferred alike")
-        return pairs
+        return ranked(row, prompt, "file_path", ranks, label(row, "user_hash"))
 
     def flip(self, row: RawRow) -> dict[str, Any]:
         return with_reversed(row, "human_preference")
@@ -55,16 +52,11 @@ class HPDv2Test:
     def matches(self, columns: Collection[str], rows: Sequence[RawRow]) -> bool:
         return has(columns, self.columns)
 
-    def parse(self, row: RawRow) -> list[Pair]:
+    def parse(self, row: RawRow) -> list[Pair | RowFault]:
         prompt, annotations = text(row, "prompt"), row.get("raw_annotations")
         if not isinstance(annotations, list) or not annotations:
-            ranks = numbers(row.get("rank"), "rank")
-            pairs = ranked(row, prompt, "image_path", ranks)
-        else:
-            pairs = [pair for one in annotations for pair in _order(row, prompt, one)]
-        if not pairs:
-            raise RowFault("tie", "all images rank alike")
-        return pairs
+            return ranked(row, prompt, "image_path", numbers(row.get("rank"), "rank"))
+        return [pair for one in annotations for pair in _order(row, prompt, one)]
 
     def flip(self, row: RawRow) -> dict[str, Any]:
         flipped = with_reversed(row, "rank")
@@ -76,7 +68,7 @@ class HPDv2Test:
         return flipped
 
 
-def _order(row: RawRow, prompt: str, annotation: Any) -> list[Pair]:
+def _order(row: RawRow, prompt: str, annotation: Any) -> list[Pair | RowFault]:
     """The pairs that one annotator states."""
     if not isinstance(annotation, dict):
         raise RowFault("unreadable", "raw_annotations holds no objects")

@@ -38,12 +38,9 @@ class ImageRewardGroup:
             isinstance(row.get(name), list) for row in rows for name in (self.images, self.ranks)
         )
 
-    def parse(self, row: RawRow) -> list[Pair]:
+    def parse(self, row: RawRow) -> list[Pair | RowFault]:
         ranks = numbers(row.get(self.ranks), self.ranks)
-        pairs = ranked(row, text(row, "prompt"), self.images, ranks)
-        if not pairs:
-            raise RowFault("tie", "all images rank alike")
-        return pairs
+        return ranked(row, text(row, "prompt"), self.images, ranks)
 
     def flip(self, row: RawRow) -> dict[str, Any]:
         return with_reversed(row, self.ranks)

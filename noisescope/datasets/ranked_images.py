@@ -1,6 +1,7 @@
 """Several images of one prompt in order of preference: what HPDv2 and ImageRewardDB share.
 
-A list of ranks, the lower the better, states a pair for every two images of unequal rank.
+A list of ranks, the lower the better, states a pair for every two images of unequal rank, and a
+tie for every two of equal rank.
 """
 
 from __future__ import annotations
@@ -22,15 +23,20 @@ def numbers(value: Any, what: str) -> list[float]:
 
 def ranked(
     row: RawRow, prompt: str, column: str, ranks: Sequence[float], annotator: str | None = None
-) -> list[Pair]:
-    """A pair for every two images in `column` of unequal rank. Raises RowFault."""
+) -> list[Pair | RowFault]:
+    """A pair for every two images in `column`, or the fault "tie" where they rank alike.
+
+    Raises RowFault where images and ranks do not belong together.
+    """
     images = row.get(column)
     if not isinstance(images, list) or len(images) != len(ranks) or len(ranks) < 2:
         raise RowFault("unreadable", f"{column} and its ranks differ in length or are too short")
-    out = []
+    out: list[Pair | RowFault] = []
     for one, other in combinations(range(len(ranks)), 2):
-        if ranks[one] != ranks[other]:
-            best, worst = (one, other) if ranks[one] < ranks[other] else (other, one)
+        best, worst = (one, other) if ranks[one] < ranks[other] else (other, one)
+        if ranks[one] == ranks[other]:
+            out.append(RowFault("tie", f"{column} {one} and {other} rank alike"))
+        else:
             out.append(Pair(prompt, f"{column}.{best}", f"{column}.{worst}", annotator=annotator))
     return out
 

@@ -32,7 +32,7 @@ from noisescope.replicas.packed import Report, pair_data
 from noisescope.replicas.packed_diffusion import WEIGHTS, DiffusionReplicas
 from noisescope.replicas.packed_diffusion import DiffusionLoraConfig as DiffusionLoraConfig
 from noisescope.replicas.reference_errors import ReferenceErrors
-from noisescope.training import STATE_FILE, Progress, train
+from noisescope.training import STATE_FILE, Progress, TrainConfig, train
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,15 +108,29 @@ def train_diffusion_lora(
         if estimate is not None:
             estimate(diffusion_cost(learner, plan.steps, writer.due, cache_directory))
         learner.judge(cache_directory, judging)
-        objective, place = DPO(beta=config.beta), run_directory / "replicas"
+        _train_whole(learner, writer, plan)
+        return {"steps": plan.steps, "draws": learner.noised.draws}
+    finally:
+        learner.detach()
+
+
+def _train_whole(learner: DiffusionReplicas, writer: Checkpoints, plan: TrainConfig) -> None:
+    """Train to the end, from the saved state if there is one; again where its evidence is gone.
+
+    torch's own random numbers take no part, but they are saved with the state: they start the
+    same, whatever the process did before.
+    """
+    import torch
+
+    objective, place = DPO(beta=learner.config.beta), writer.directory / "replicas"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(learner.config.seed)
         train(learner, objective, plan, place, after_step=writer)
         if writer.lost():
             (place / STATE_FILE).unlink()
             learner.initialise()
+            torch.manual_seed(learner.config.seed)
             train(learner, objective, plan, place, after_step=writer)
-        return {"steps": plan.steps, "draws": learner.noised.draws}
-    finally:
-        learner.detach()
 
 
 def diffusion_replicas(
