@@ -45,7 +45,7 @@ def gate(
         str | None, typer.Option(help="Finished run to compare with: its pairs are the old ones.")
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option(help="TOML file of settings, beside [gate] of noisescope.toml.")
+        Path | None, typer.Option(help="TOML file of settings, beside noisescope.toml.")
     ] = None,
     sql: Annotated[
         list[str] | None,
@@ -94,8 +94,8 @@ def gate(
 ) -> None:
     """Check a dataset against a policy: exit 0 passed, 1 breached, 2 not enough evidence, or wrong.
 
-    Settings come from [gate] of noisescope.toml or a policy file; flags override them. `off`
-    switches a check off. docs/gate.md gives the default gate and the reason for each threshold.
+    Settings come from the gate section of noisescope.toml or a policy file; flags override them.
+    `off` switches a check off. docs/gate.md gives the defaults and the reason for each.
 
     Example: noisescope gate hh-rlhf --max-flip-rate 0.1 --junit gate.xml --sarif gate.sarif
     """
