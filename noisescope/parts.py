@@ -16,12 +16,14 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.errors import RunError
 from noisescope.pairs import digest
 from noisescope.policies import Item
 from noisescope.storage import write_atomic
@@ -30,6 +32,8 @@ Array = NDArray[Any]
 #: Work of a chunk, in the source's units (tokens, denoiser calls): what a kill can cost.
 CHUNK = 16_384
 HEADER = "noisescope"
+#: Version of a part's layout; what stands in parts of another one is computed anew.
+FORMAT = 1
 
 
 class Progress(Protocol):
@@ -71,20 +75,22 @@ def fill(
 ) -> list[Part]:
     """Compute the items that no sound part of `directory` holds; all of its parts.
 
-    A damaged part is removed and its rows computed again, which `progress` is told with `what`
-    cache it was. Raises RunError where the directory cannot be written.
+    A damaged part, or one of another FORMAT, is replaced and its rows computed again, which
+    `progress` is told with `what` cache it was. Raises RunError where the directory cannot be
+    read or written.
     """
-    parts, damaged = scan(directory)
+    parts, faulty = scan(directory)
     todo = missing(items, parts)
     sizes = source.sizes(todo)
     total, done = float(sizes.sum()), 0.0
-    for path in damaged:
-        progress(0.0, total, f"{path.name} in the {what} cache is damaged: computing it again")
-        path.unlink(missing_ok=True)
+    for path, fault in faulty.items():
+        progress(0.0, total, f"{path.name} in the {what} cache is {fault}: computing it again")
+        if fault == DAMAGED:
+            path.unlink(missing_ok=True)
     for chunk in plan_chunks(todo, sizes):
         path = directory / f"{digest(*(item.key for item in chunk.items))}.safetensors"
-        part = open_part(path) if path.is_file() else None
-        if part is None:
+        part = open_part(path) if path.is_file() else DAMAGED
+        if not isinstance(part, Part):
             keys = tuple(item.key for item in chunk.items)
             write_atomic(path, _serialise(keys, source.features(chunk.items)))
             part = Part(path, keys)
@@ -119,27 +125,56 @@ def plan_chunks(items: Sequence[Item], sizes: NDArray[np.int64]) -> Iterator[Chu
         yield Chunk(tuple(batch), work)
 
 
-def scan(directory: Path) -> tuple[list[Part], list[Path]]:
-    """Sound parts and damaged files of a cache directory, by name."""
-    paths = sorted(directory.glob("[!.]*.safetensors"))
-    found = {path: open_part(path) for path in paths}
-    sound = [part for part in found.values() if part is not None]
-    return sound, [path for path, part in found.items() if part is None]
+def scan(directory: Path) -> tuple[list[Part], dict[Path, str]]:
+    """Sound parts of a cache directory by name, and what is wrong with the others.
 
-
-def open_part(path: Path) -> Part | None:
-    """A part whose bytes match the checksum in its own header; None for anything else."""
+    Raises RunError where the directory or a file cannot be read: that is no damage.
+    """
     try:
-        content = path.read_bytes()
+        paths = sorted(path for path in directory.iterdir() if path.suffix == ".safetensors")
+        found = {path: open_part(path) for path in paths if not path.name.startswith(".")}
+    except (FileNotFoundError, NotADirectoryError):
+        return [], {}
+    except OSError as error:
+        raise RunError(
+            f"cannot read the cache {error.filename or directory}: {error.strerror or error}",
+            hint="Make it readable, or remove it: what it held is computed again.",
+        ) from error
+    faulty = {path: part for path, part in found.items() if isinstance(part, str)}
+    return [part for part in found.values() if isinstance(part, Part)], faulty
+
+
+#: What `open_part` says of a file whose bytes are not what their checksum states.
+DAMAGED = "damaged"
+
+
+def open_part(path: Path) -> Part | str:
+    """A part whose bytes match the checksum in its own header, or what is wrong with the file.
+
+    A file that did not change since it was last opened is not read again. Raises OSError.
+    """
+    try:
+        about = path.stat()
+        return _checked(path, about.st_ino, about.st_size, about.st_mtime_ns)
+    except FileNotFoundError:  # another process removed it just now
+        return DAMAGED
+
+
+@lru_cache(maxsize=1 << 16)
+def _checked(path: Path, *_version: int) -> Part | str:
+    content = path.read_bytes()
+    try:
         length = struct.unpack("<Q", content[:8])[0]
         header = json.loads(content[8 : 8 + length])
         stated = json.loads(header["__metadata__"][HEADER])
+        if stated.get("format", FORMAT) != FORMAT:
+            return "of another version of noisescope"
         keys = tuple(str(key) for key in stated["keys"])
         rows = {entry["shape"][0] for name, entry in header.items() if name != "__metadata__"}
         whole = stated["sha256"] == hashlib.sha256(content[8 + length :]).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error):
-        return None
-    return Part(path, keys) if whole and rows == {len(keys)} else None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error):
+        return DAMAGED
+    return Part(path, keys) if whole and rows == {len(keys)} else DAMAGED
 
 
 def _serialise(keys: Sequence[str], groups: Mapping[str, Array]) -> bytes:
@@ -149,7 +184,8 @@ def _serialise(keys: Sequence[str], groups: Mapping[str, Array]) -> bytes:
     tensors = {name: np.ascontiguousarray(groups[name]) for name in sorted(groups)}
     plain = save(tensors)
     body = plain[8 + struct.unpack("<Q", plain[:8])[0] :]
-    stated = {"keys": list(keys), "sha256": hashlib.sha256(body).hexdigest()}
+    checksum = hashlib.sha256(body).hexdigest()
+    stated = {"format": FORMAT, "keys": list(keys), "sha256": checksum}
     content: bytes = save(tensors, metadata={HEADER: json.dumps(stated)})
     return content
 

@@ -16,7 +16,7 @@ from scipy.special import expit, ndtr, ndtri
 from scipy.stats import rankdata
 
 from noisescope.errors import EvidenceError
-from noisescope.statistics import Interval
+from noisescope.statistics import MASS, Interval
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -122,6 +122,36 @@ def expected_auroc(margins: Float, flip_rate: float) -> float:
     if not 0 <= flip_rate < 0.5:
         raise EvidenceError(f"a flip rate must be in [0, 0.5), not {flip_rate:g}")
     return float(np.clip((signed_rank(margins) - flip_rate) / (1 - 2 * flip_rate), 0, 1))
+
+
+def signed_rank_error(margins: Float) -> float:
+    """Standard error of `signed_rank` over samples of pairs (Hoeffding's projection).
+
+    W is a U-statistic of degree 2 with the kernel [M_i + M_j > 0], so its variance is about
+    4 Var(h(M)) / n with h(m) = P(M + m > 0).
+    """
+    m = np.asarray(margins, dtype=np.float64)
+    m = np.sort(m[np.isfinite(m)])
+    if len(m) < 2:
+        raise EvidenceError("fewer than two held-out margins have no standard error")
+    below = (np.searchsorted(m, -m, "left") + np.searchsorted(m, -m, "right")) / 2
+    return float(2 * (1 - below / len(m)).std(ddof=1) / np.sqrt(len(m)))
+
+
+def expected_auroc_interval(margins: Float, flip_rate: Interval) -> Interval:
+    """`expected_auroc` with its 90 % interval: W's own error and that of the flip rate together.
+
+    Each side is the root of the squared distances to A at that end of the flip rate's interval
+    and to A at 1.64 standard errors of W. (Errors of W and e are of opposite sign and cancel in
+    part, so this is wide rather than narrow.)
+    """
+    ends = (flip_rate.estimate, flip_rate.low, flip_rate.high)
+    middle, *others = (expected_auroc(margins, e) for e in ends)
+    spread = float(ndtri((1 + MASS) / 2)) * signed_rank_error(margins)
+    spread /= 1 - 2 * flip_rate.estimate
+    low = middle - np.hypot(middle - min(middle, *others), spread)
+    high = middle + np.hypot(max(middle, *others) - middle, spread)
+    return Interval(middle, max(0.0, float(low)), min(1.0, float(high)))
 
 
 def bayes_auroc(gaps: Float) -> float:

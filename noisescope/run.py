@@ -7,6 +7,7 @@
       scores.parquet       the verdicts
       replicas/<m>/        safetensors only
       averages/part-*.parquet  margins of averaged copies of the replicas (--ema)
+      .lock                held by the one process that writes here
       manifest.json        written last: evidence complete, and the scores too unless it says so
 
 The directory's name is a function of its plan, so the same command finds its own directory
@@ -15,8 +16,12 @@ again and continues; a directory of another plan is refused, never mixed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import re
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +29,12 @@ from typing import Any, final
 
 from noisescope.errors import RunError
 from noisescope.pairs import digest
-from noisescope.storage import write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, write_atomic
 
 #: Version of the file formats of a run directory; raised when a reader must change.
 FORMAT = 1
+#: Names the process that writes a run; emptied when it is done, and free again when it dies.
+LOCK = ".lock"
 
 
 @final
@@ -123,11 +130,17 @@ class Run:
         return [path.relative_to(self.directory).as_posix() for path in found]
 
     def plan(self) -> dict[str, Any]:
-        """Contents of `plan.json`. Raises RunError if absent or damaged."""
-        return _read_json(
+        """Contents of `plan.json`. Raises RunError if absent, damaged or of another FORMAT."""
+        content = _read_json(
             self.plan_path,
             f"Remove {self.directory} and run `noisescope score` again (features stay cached).",
         )
+        if content.get("format", FORMAT) != FORMAT:
+            raise RunError(
+                f"{self.directory} is a run in format {content['format']}, this is format {FORMAT}",
+                hint="Use the version of noisescope that wrote it, or make the run again.",
+            )
+        return content
 
     def manifest(self) -> dict[str, Any]:
         """Contents of `manifest.json`. Raises RunError if the run is unfinished or damaged."""
@@ -176,29 +189,90 @@ def _read_json(path: Path, hint: str) -> dict[str, Any]:
 def open_run(runs_directory: Path, plan: Plan, directory: Path | None = None) -> Run:
     """Directory for `plan`, made if missing.
 
-    A `directory` given by name must be new, empty, or of the same plan.
-    Raises RunError if it holds other evidence or cannot be written.
+    A `directory` given by name must be new, empty, or of the same plan. It is this process'
+    alone to write until the Run is let go, or the process ends in whatever way.
+    Raises RunError if it holds other evidence, cannot be written, or another process writes it.
     """
     name = f"{slug(plan.dataset)}-{plan.fingerprint[:8]}"
     run = Run(directory if directory is not None else runs_directory / name)
     try:
         run.directory.mkdir(parents=True, exist_ok=True)
-        occupied = any(run.directory.iterdir())
+        occupied = any(
+            path.name != LOCK and not path.name.startswith(TEMPORARY_PREFIX)
+            for path in run.directory.iterdir()
+        )
     except OSError as error:
         raise RunError(
             f"cannot use {run.directory} as a run directory: {error.strerror}",
             hint="Choose a place you may write to with --runs-dir.",
         ) from error
-    if run.plan_path.exists():
-        _refuse_other_plan(run, plan)
-    elif occupied:
+    if occupied and not run.plan_path.exists():
         raise RunError(
             f"{run.directory} is not empty and not a run directory",
             hint="Choose a new or empty directory with --run-dir.",
         )
+    _lock(run)
+    if run.plan_path.exists():
+        _refuse_other_plan(run, plan)
     else:
         write_atomic(run.plan_path, json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n")
     return run
+
+
+#: Directories this process writes: the open lock file, and how many Runs hold it.
+_held: dict[Path, tuple[int, int]] = {}
+
+
+def _lock(run: Run) -> None:
+    """Keep other processes from writing `run` while it lives. Raises RunError naming the holder.
+
+    An advisory lock (flock), which the system drops with the process: a kill leaves none behind.
+    """
+    place = run.directory.resolve()
+    descriptor, holders = _held.get(place, (-1, 0))
+    if not holders:
+        try:
+            descriptor = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise RunError(
+                f"cannot use {run.directory} as a run directory: {error.strerror}",
+                hint="Choose a place you may write to with --runs-dir.",
+            ) from error
+        _take(run, descriptor)
+    _held[place] = descriptor, holders + 1
+    weakref.finalize(run, _release, place)
+
+
+def _take(run: Run, descriptor: int) -> None:
+    """Lock the open file and write this process' number into it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no advisory locks; runs there are one user's own care
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return  # a file system without locks
+        holder = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+        os.close(descriptor)
+        raise RunError(
+            f"{run.directory} is being written by another process ({holder})",
+            hint="Wait until it is done, or write elsewhere with --run-dir.",
+        ) from error
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+
+
+def _release(place: Path) -> None:
+    """One Run less; the last one empties the lock file and gives it free."""
+    descriptor, holders = _held.pop(place)
+    if holders > 1:
+        _held[place] = descriptor, holders - 1
+        return
+    with contextlib.suppress(OSError):
+        os.truncate(descriptor, 0)
+        os.close(descriptor)
 
 
 def _refuse_other_plan(run: Run, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -37,13 +38,25 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) ->
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         _publish(temporary, path)
     except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}",
-            hint="Free some disk space, or choose a place you may write to.",
-        ) from error
+        raise _unwritten(path, content, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, content: object, error: OSError) -> RunError:
+    """What kept `path` from being written; on a full disk, how much it takes."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(
+            f"cannot write {path}: {error.strerror or error}",
+            hint="Free some disk space, or choose a place you may write to.",
+        )
+    size = len(content) if isinstance(content, bytes | str) else 0
+    needed = f", {size / 1e6:,.1f} MB needed for this file" if size else ""
+    return RunError(
+        f"cannot write {path}: the disk is full{needed}",
+        hint="Free some space and type the same command again: what is finished is kept.",
+    )
 
 
 def write_tensors(

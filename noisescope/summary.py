@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from noisescope.evidence import connect
 from noisescope.flip_rate import FlipRate
-from noisescope.ranking import bayes_auroc, expected_auroc
+from noisescope.ranking import bayes_auroc, expected_auroc_interval
 from noisescope.run import Run
 from noisescope.statistics import Interval, at_chance, held_out_accuracy
 
@@ -47,8 +47,9 @@ class Summary:
     """What a run says, in numbers and in words. Every interval is a 90 % one.
 
     `mislabelled` is the bracket low .. high with the estimate under `FlipRate.p_mislabelled`'s
-    assumption; `expected_auroc` is the self-measured one at the flip rate's estimate, low and
-    high; `chance` says that the replicas do no better than a coin, so there is no verdict.
+    assumption; `expected_auroc` is the self-measured one, its interval that of the flip rate and
+    of the ranks together; `chance` says that the replicas do no better than a coin, so there is
+    no verdict.
     """
 
     run: str
@@ -98,7 +99,7 @@ def summarise(
     accuracy = held_out_accuracy(margins)
     likely = float(columns["p_mislabelled"].mean())
     low, high = rate.low, max(1 - accuracy.low, rate.low)
-    at_rates = [expected_auroc(margins, e) for e in (rate.estimate, rate.low, rate.high)]
+    rates = Interval(rate.estimate, rate.low, rate.high)
     return Summary(
         run=str(run.directory),
         pairs=len(margins),
@@ -106,7 +107,7 @@ def summarise(
         accuracy=accuracy,
         flip_rate=rate,
         mislabelled=Interval(min(max(likely, low), high), low, high),
-        expected=Interval(at_rates[0], min(at_rates), max(at_rates)),
+        expected=expected_auroc_interval(margins, rates),
         bayes_auroc=bayes_auroc(rate.gap(margins)),
         histogram=tuple(np.histogram(columns["p_flip"], TENTHS)[0].tolist()),
         contested_share=float((columns["contested"] >= CONTESTED).mean()),

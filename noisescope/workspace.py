@@ -158,6 +158,8 @@ def resolve(name: str, workspace: Workspace | None = None) -> Resolved:
     A split may follow as `name:split`, a Hub configuration as `name:config:split`. Raises
     DataError where the name can be none of these.
     """
+    if not name.strip():
+        raise DataError("the dataset's name is empty", hint="Name a path, a glob or a Hub name.")
     base, config, split = _parts(name, workspace)
     entries = workspace.datasets if workspace else {}
     if workspace and base in entries:
@@ -173,6 +175,7 @@ def resolve(name: str, workspace: Workspace | None = None) -> Resolved:
             written=entry.written,
         )
     if _is_path(base):
+        _check_home(base)
         return Resolved("path", _stem(base), base, f"{base} is a local path", split=split)
     suggestion = "" if "/" in base else _suggestion(base, [*entries, *HUB_NAMES])
     if suggestion or not _HUB_NAME.fullmatch(base):
@@ -214,6 +217,16 @@ def _is_path(name: str) -> bool:
         return True
     ending = re.search(r"\.(parquet|arrow|jsonl|ndjson|json|csv|tsv|gz|txt)$", name.lower())
     return bool(ending) or name.count("/") > 1
+
+
+def _check_home(path: str) -> None:
+    """Raise DataError for the home of a user who is not there (~name)."""
+    try:
+        Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: no such user's home directory", hint="Write the path in full."
+        ) from error
 
 
 def _stem(path: str) -> str:

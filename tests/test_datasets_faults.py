@@ -166,6 +166,9 @@ def write_files(root: Path) -> None:
     (root / "header.csv").write_text("prompt,chosen,rejected\n")
     (root / "blank.jsonl").write_text("\n\n")
     (root / "nothing.json").write_text("[]")
+    (root / "wide.csv").write_bytes("prompt,chosen,rejected\na,b,c\n".encode("utf-16"))
+    (root / "semi.csv").write_text("prompt;chosen;rejected\na;b;c\n")
+    (root / "tabs.csv").write_text("prompt\tchosen\trejected\na\tb\tc\n")
     (root / "scalar.json").write_text("3")
     (root / "broken.json").write_text('[{"prompt": "p"},')
     (root / "twice.csv").write_text("prompt,chosen,chosen\na,b,c\n")
@@ -204,6 +207,9 @@ UNREADABLE = {
     "blank.jsonl": "holds no rows",
     "nothing.json": "holds no rows",
     "no-rows.parquet": "holds no rows",
+    "wide.csv": "UTF-16 text",
+    "semi.csv": "fields apart by ';', expected commas",
+    "tabs.csv": "fields apart by tabs, expected commas",
     "scalar.json": "holds no single JSON array",
     "broken.json": "neither a JSON array nor JSON lines",
     "twice.csv": "column names stand twice: chosen",
@@ -229,6 +235,13 @@ def test_unreadable_files_are_refused(name: str, tmp_path: Path) -> None:
     write_files(tmp_path)
     with pytest.raises(DataError, match=UNREADABLE[name]) as caught:
         load(f"{tmp_path}/{name}")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["", "  ", "~no-such-user/x.jsonl"])
+def test_names_that_name_nothing(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load(name)
     assert caught.value.hint
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from noisescope import parts
 from noisescope.errors import RunError
-from noisescope.features import compute_features, estimate_seconds
+from noisescope.features import compute_features, estimate_seconds, uncached
 from noisescope.pairs import digest, response_key
 from noisescope.parts import Rows, fill, plan_chunks
 from noisescope.policies import Item, ModelIdentity
@@ -149,6 +149,37 @@ def test_a_damaged_part_is_computed_again(tmp_path: Path, damage: object) -> Non
     assert policy.calls == 1
     assert notes.texts == [f"{part.name} in the feature cache is damaged: computing it again"]
     assert files(tmp_path) == before
+
+
+def test_a_part_of_another_format_is_named_and_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as later:
+        later.setattr(parts, "FORMAT", parts.FORMAT + 1)
+        compute_features(Counting(), ITEMS[:5], tmp_path, Notes())
+    policy, notes = Counting(), Notes()
+    check(compute_features(policy, ITEMS[:5], tmp_path, notes), ITEMS[:5])
+    assert policy.calls == 1
+    assert "is of another version of noisescope: computing it again" in notes.texts[0]
+
+
+def test_an_unreadable_file_is_an_error_and_no_damage(tmp_path: Path) -> None:
+    compute_features(Counting(), ITEMS[:5], tmp_path, Notes())
+    before = files(tmp_path)
+    odd = tmp_path / Counting.identity.fingerprint / "0.safetensors"
+    odd.mkdir()
+    with pytest.raises(RunError, match=r"cannot read the cache .*0\.safetensors") as caught:
+        compute_features(Counting(), ITEMS[:5], tmp_path, Notes())
+    assert "remove it" in str(caught.value.hint)
+    assert files(tmp_path) == before
+
+
+def test_a_part_is_read_once_however_often_it_is_asked_for(tmp_path: Path) -> None:
+    compute_features(Counting(), ITEMS, tmp_path, Notes())
+    assert uncached(Counting(), ITEMS, tmp_path) == []
+    read = parts._checked.cache_info().misses
+    compute_features(Counting(), ITEMS, tmp_path, Notes())
+    assert parts._checked.cache_info().misses == read
 
 
 def test_two_processes_write_the_same_files(tmp_path: Path) -> None:

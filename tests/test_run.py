@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from noisescope.errors import RunError
-from noisescope.run import Plan, find_run, finished_runs, open_run
+from noisescope.run import FORMAT, LOCK, Plan, find_run, finished_runs, open_run
 
 PLAN = Plan("toy", "d" * 20, "tiny", "m" * 20, {"kind": "head", "replicas": 8})
 
@@ -88,3 +90,43 @@ def test_a_damaged_plan_names_the_directory_to_remove(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         open_run(tmp_path, PLAN)
     assert f"Remove {run.directory} " in str(caught.value)
+
+
+HOLDER = (
+    "import sys, time; from pathlib import Path\n"
+    "from noisescope.run import Plan, open_run\n"
+    "plan = Plan('toy', 'd' * 20, 'tiny', 'm' * 20, {'kind': 'head', 'replicas': 8})\n"
+    "run = open_run(Path(sys.argv[1]), plan); print('held', flush=True); time.sleep(60)"
+)
+
+
+def test_two_processes_never_write_one_run_and_a_kill_leaves_no_lock(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match=rf"written by another process \({holder.pid}\)"):
+            open_run(tmp_path, PLAN)
+        other = open_run(tmp_path, replace(PLAN, model_fingerprint="n" * 20))
+        holder.kill()
+    run = open_run(tmp_path, PLAN)
+    assert (run.directory / LOCK).read_text() == f"{os.getpid()}\n"
+    again = open_run(tmp_path, PLAN)
+    place = run.directory
+    del run
+    assert (place / LOCK).read_text()
+    del again, other
+    assert (place / LOCK).read_text() == ""
+
+
+def test_leftovers_of_a_killed_start_are_no_strangers(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("1\n")
+    (tmp_path / ".partial-x.json").write_text("{")
+    assert open_run(tmp_path, PLAN, tmp_path).plan()["format"] == FORMAT
+
+
+def test_a_run_in_another_format_is_refused(tmp_path: Path) -> None:
+    run = open_run(tmp_path, PLAN)
+    run.plan_path.write_text(run.plan_path.read_text().replace('"format": 1', '"format": 7'))
+    with pytest.raises(RunError, match="format 7, this is format 1"):
+        open_run(tmp_path, PLAN)

@@ -21,10 +21,12 @@ from noisescope.ranking import (
     bootstrap,
     efficiency,
     expected_auroc,
+    expected_auroc_interval,
     precision_at,
     signed_rank,
+    signed_rank_error,
 )
-from noisescope.statistics import at_chance, calibration, held_out_accuracy, share
+from noisescope.statistics import Interval, at_chance, calibration, held_out_accuracy, share
 
 Judged = tuple[np.ndarray, np.ndarray]
 
@@ -240,3 +242,23 @@ def test_probabilities_fall_with_the_margin(margins: list[float]) -> None:
 def test_contested_is_one_where_replicas_cancel() -> None:
     margins = np.array([[5.0, 0.0, 9.0], [-5.0, 0.0, 9.0], [np.nan, 0.0, np.nan]])
     assert_allclose(RATE.contested(margins), [1.0, 1.0, 0.0], atol=1e-4)
+
+
+def test_the_error_of_the_signed_rank_is_that_of_repeated_samples() -> None:
+    rng = np.random.default_rng(3)
+    samples = rng.normal(0.7, 1.0, (400, 150))
+    found = np.array([signed_rank(sample) for sample in samples])
+    stated = np.array([signed_rank_error(sample) for sample in samples])
+    assert stated.mean() == pytest.approx(found.std(), rel=0.1)
+
+
+def test_the_expected_auroc_interval_holds_both_errors() -> None:
+    margins = np.random.default_rng(4).normal(0.4, 1.0, 200)
+    known = expected_auroc_interval(margins, Interval(0.1, 0.1, 0.1))
+    half = 1.6449 * signed_rank_error(margins) / 0.8
+    assert known.estimate - known.low == pytest.approx(half, rel=1e-3)
+    open_rate = expected_auroc_interval(margins, Interval(0.1, 0.05, 0.2))
+    assert open_rate.low < known.low < known.estimate < known.high < open_rate.high <= 1
+    assert open_rate.high > expected_auroc(margins, 0.2)
+    certain = expected_auroc_interval(np.full(20, 2.0), Interval(0.0, 0.0, 0.0))
+    assert (certain.low, certain.high) == (1.0, 1.0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
 
 import pytest
 
 from noisescope.errors import RunError
-from noisescope.storage import TEMPORARY_PREFIX, write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, _unwritten, write_atomic
 
 
 def test_writes_text_bytes_and_callables(tmp_path: Path) -> None:
@@ -38,6 +39,27 @@ def test_a_file_in_the_way_of_a_directory_is_a_run_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write"):
         write_atomic(tmp_path / "file" / "below", "x")
+
+
+def test_a_full_disk_is_told_with_the_space_needed(tmp_path: Path) -> None:
+    target = tmp_path / "part"
+    write_atomic(target, "old")
+
+    def full(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match="the disk is full") as caught:
+        write_atomic(target, full)
+    assert "what is finished is kept" in str(caught.value.hint)
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+def test_the_size_of_what_does_not_fit_is_said() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    said = _unwritten(Path("part"), b"x" * 2_500_000, full)
+    assert "part: the disk is full, 2.5 MB needed for this file" in said.message
 
 
 def test_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:

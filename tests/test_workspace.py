@@ -156,7 +156,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[workspace", "cannot be read .*end of"),
+        (b"[workspace", "line 1: not valid TOML"),
         (b"\xff", "cannot be read"),
         (b'[workspace]\ndataset = "hh-rlfh"', "did you mean 'hh-rlhf'"),
         (b"datasets = 3", "datasets must be a table"),
@@ -182,3 +182,48 @@ def test_this_repository_maps_its_names() -> None:
     assert workspace.dataset == "hh-rlhf"
     assert set(workspace.datasets) == {"hh-rlhf", "pick-a-pic"}
     assert set(workspace.models) == {"text", "image"}
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("[score\n", "line 1: not valid TOML: Expected"),
+        ('[score]\nreplicas = 8\nkind = "head\n', "line 3: not valid TOML"),
+        ("[score]\nreplicas =", "line 2: not valid TOML: Invalid value"),
+    ],
+)
+def test_a_mistake_in_the_toml_is_told_with_its_line(
+    tmp_path: Path, written: str, said: str
+) -> None:
+    (tmp_path / "noisescope.toml").write_text(written)
+    with pytest.raises(UsageError, match=said) as caught:
+        read_workspace(tmp_path / "noisescope.toml")
+    assert "Correct" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ('replicas = "many"', 'replicas = "many": '),
+        ("replicas = true", "replicas = true: expected a whole number"),
+        ("kind = 3", "kind = 3: expected text"),
+        ("limit = 0", "limit = 0: "),
+        ("k1 = 4", None),
+        ("pool = false", None),
+    ],
+)
+def test_a_setting_of_a_wrong_type_is_blamed_on_the_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    setting: str,
+    said: str | None,
+) -> None:
+    from noisescope.cli import run
+
+    (tmp_path / "noisescope.toml").write_text(f"[score]\n{setting}\n")
+    monkeypatch.chdir(tmp_path)
+    assert run(["query", "SELECT 1"]) == 2
+    told = capsys.readouterr().err
+    expected = "no finished run" if said is None else f"noisescope.toml: [score] {said}"
+    assert expected in told

@@ -42,10 +42,9 @@ def flip(
     """
     from noisescope.cli.resolve import chosen_dataset
     from noisescope.datasets import open_source
-    from noisescope.datasets.loading import slug
     from noisescope.flips import FlipPlan, margin_gaps
     from noisescope.planting import plant
-    from noisescope.run import find_run
+    from noisescope.run import find_run, slug
     from noisescope.workspace import find_workspace
 
     plan = FlipPlan(rate, kind, seed)

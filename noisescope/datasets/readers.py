@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 BATCH_ROWS = 256
 #: What to do about a source without rows.
 NO_ROWS = "Give each pair a row: columns (or JSON keys) prompt, chosen, rejected."
+TAB = "\t"
 _BOM = b"\xef\xbb\xbf"
 _ENDINGS = "Use Parquet, JSON lines (also .gz), a JSON array, CSV, or a saved dataset directory."
 
@@ -81,9 +82,12 @@ def check_suffix(path: Path) -> None:
 
 @contextmanager
 def _binary(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file or a gzip-compressed one for reading."""
+    """Open a text file or a gzip-compressed one for reading. Raises DataError for UTF-16."""
     zipped = path.name.lower().endswith(".gz")
     with path.open("rb") as raw:
+        if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError(f"{path}: UTF-16 text", hint="Save it as UTF-8.")
+        raw.seek(0)
         if zipped:
             with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
                 yield cast(IO[bytes], stream)
@@ -186,6 +190,12 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
             hint='The first line names the columns; a field with " or a comma stands in quotes.',
         ) from error
     _check_unique(path, header)
+    other = next((mark for mark in ";|\t" if len(header) == 1 and mark in header[0]), None)
+    if other:
+        raise DataError(
+            f"{path}: fields apart by {'tabs' if other == TAB else repr(other)}, expected commas",
+            hint="Write it with commas, or with tabs and the ending .tsv.",
+        )
     return header
 
 

@@ -58,7 +58,10 @@ class Checkpoint:
 
 def find_checkpoint(name: str) -> Checkpoint:
     """Resolve `name` and check the files there. Raises ModelError saying what is wrong."""
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise ModelError(f"no such model directory: {name}", hint="Check the path.") from error
     if path.suffix == ".gguf":
         return _find_gguf(name, path)
     found = Checkpoint(name, path) if path.is_dir() else _download(name)
