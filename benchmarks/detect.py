@@ -29,10 +29,10 @@ from noisescope.datasets import load
 from noisescope.detectors import Evidence, u
 from noisescope.features import compute_features
 from noisescope.flip_rate import FlipRate, fit_flip_rate
-from noisescope.gathering import distinct_items, fold_keys
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.policies.causal_lm import CausalLMPolicy, load_causal_lm
 from noisescope.policies.device import matmul_rate
+from noisescope.policies.items import distinct_items, fold_keys
 from noisescope.ranking import auroc, average_precision, bayes_auroc, bootstrap, precision_at
 from noisescope.ranking import expected_auroc as self_measured
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads

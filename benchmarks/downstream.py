@@ -39,7 +39,6 @@ from benchmarks.models import cache, smollm2
 from noisescope.detectors import u as instability
 from noisescope.flip_rate import fit_flip_rate
 from noisescope.flips import coins
-from noisescope.gathering import fold_keys
 from noisescope.objectives import (
     CDPO,
     DPO,
@@ -55,6 +54,7 @@ from noisescope.objectives import (
     PairValues,
 )
 from noisescope.policies.causal_lm import load_causal_lm
+from noisescope.policies.items import fold_keys
 from noisescope.replicas.head import HeadConfig, fit_heads
 from noisescope.replicas.prior import unit_scale
 from noisescope.weights import WeightConfig, adaptive_weights

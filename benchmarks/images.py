@@ -33,10 +33,11 @@ from noisescope.datasets import load
 from noisescope.detectors import confidence, stability, u
 from noisescope.features import compute_features
 from noisescope.flip_rate import FlipRate, fit_flip_rate
-from noisescope.gathering import DEFAULT_BETA, distinct_items, fold_keys
+from noisescope.gathering import DEFAULT_BETA
 from noisescope.images import decode, image_key
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.policies.diffusion import DiffusionPolicy
+from noisescope.policies.items import distinct_items, fold_keys
 from noisescope.policies.shared_draws import DrawConfig
 from noisescope.ranking import auroc, bayes_auroc
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads

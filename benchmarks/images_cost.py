@@ -24,10 +24,10 @@ from benchmarks.harness import ROOT, Report
 from benchmarks.plain_diffusion import plain_scores
 from noisescope.datasets import load
 from noisescope.features import compute_features
-from noisescope.gathering import distinct_items
 from noisescope.objectives import DPO
 from noisescope.pairs import PreferenceDataset
 from noisescope.policies.diffusion import DiffusionPolicy
+from noisescope.policies.items import distinct_items
 from noisescope.ranking import auroc
 from noisescope.replicas.lora_diffusion import (
     DiffusionLoraConfig,

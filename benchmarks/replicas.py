@@ -46,8 +46,8 @@ from benchmarks.models import smollm2
 from benchmarks.replicas_peer import MAX_LENGTH, PACKAGES, Peer, Rates, linearity
 from benchmarks.replicas_task import Float, Task, judged, margins_of, ukp_convarg
 from noisescope.features import compute_features
-from noisescope.gathering import distinct_items, fold_keys
 from noisescope.policies.causal_lm import CausalLMPolicy, load_causal_lm
+from noisescope.policies.items import distinct_items, fold_keys
 from noisescope.ranking import auroc, bootstrap
 from noisescope.replicas.head import HeadConfig, fit_heads
 from noisescope.replicas.lora import score_adapters, train_lora

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from benchmarks.data import truth
 from noisescope.datasets import load
-from noisescope.gathering import distinct_items, fold_keys
 from noisescope.pairs import PreferenceDataset
 from noisescope.policies.causal_lm import CausalLMPolicy
+from noisescope.policies.items import distinct_items, fold_keys
 from noisescope.ranking import auroc, bootstrap
 from noisescope.replicas.draws import held_out_by
 

@@ -111,7 +111,7 @@ def cost_in_words(cost: LoraCost, policy: Policy) -> str:
 
 
 def _items(dataset: PreferenceDataset) -> list[Any]:
-    from noisescope.gathering import distinct_items
+    from noisescope.policies.items import distinct_items
 
     return distinct_items(dataset.table)[0]
 

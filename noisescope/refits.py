@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from noisescope.errors import RunError
 from noisescope.evidence import RunMargins
-from noisescope.gathering import cache_directory, distinct_items, fold_keys
+from noisescope.gathering import cache_directory
+from noisescope.policies.items import distinct_items, fold_keys
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,7 +12,6 @@ from math import isfinite
 from typing import Any, final
 
 from noisescope.errors import UsageError
-from noisescope.training import SCHEDULES
 
 #: Field of a LoRA config -> its flag.
 FLAGS: dict[str, str] = {
@@ -73,6 +72,8 @@ class LoraConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from noisescope.training import SCHEDULES
+
         given = {
             "--replicas": self.replicas,
             "--lora-r": self.rank,

@@ -16,8 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from noisescope.objectives import PairValues
-from noisescope.pairs import Message, response_key
 from noisescope.policies import Item
+from noisescope.policies.items import distinct_items, fold_keys
 from noisescope.policies.packing import Corpus, Packed, pack, stack
 from noisescope.replicas.draws import Stream
 from noisescope.replicas.lora_config import LoraConfig
@@ -48,26 +48,8 @@ class PairData:
 
 def pair_data(table: pa.Table) -> PairData:
     """Distinct items and pair incidence of a table in `PAIRS_SCHEMA`."""
-    index: dict[str, int] = {}
-    items: list[Item] = []
-    sides: tuple[list[int], list[int]] = ([], [])
-    columns = table.select(["prompt", "turns", "chosen", "rejected"]).to_pydict()
-    for prompt, turns, *responses in zip(*columns.values(), strict=True):
-        said = None if turns is None else tuple(Message(t["role"], t["content"]) for t in turns)
-        for side, response in zip(sides, responses, strict=True):
-            key = response_key(prompt, response)
-            if key not in index:
-                index[key] = len(items)
-                items.append(Item(key, prompt, said, response))
-            side.append(index[key])
-    keys = [int(text[:16], 16) for text in table["content_id"].to_pylist()]
-    return PairData(
-        table["pair_id"].to_pylist(),
-        np.array(keys, np.uint64),
-        np.array(sides[0], np.int64),
-        np.array(sides[1], np.int64),
-        items,
-    )
+    items, chosen, rejected = distinct_items(table)
+    return PairData(table["pair_id"].to_pylist(), fold_keys(table), chosen, rejected, items)
 
 
 @final
