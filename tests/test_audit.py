@@ -102,7 +102,7 @@ def test_killed_in_mid_pass_it_continues_to_the_same_bytes(
         stdout=subprocess.DEVNULL,
     )
     cache = tmp_path / "runs" / ".cache"
-    while process.poll() is None and not list(cache.rglob("*.safetensors")):
+    while process.poll() is None and not list(cache.rglob("[!.]*.safetensors")):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
