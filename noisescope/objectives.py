@@ -8,6 +8,7 @@ pair, already times `weight` where given; the caller averages. Nothing here know
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, final
@@ -86,6 +87,14 @@ def _check_share(name: str, value: float, below: float) -> None:
     if not 0 <= value < below:
         raise UsageError(
             f"--{name} must be at least 0 and below {below:g}, not {value}", hint="Try 0.2."
+        )
+
+
+def _check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
+    if not low < value < high:
+        raise UsageError(
+            f"--parameter {name} must lie between {low:g} and {high:g}, not {value}",
+            hint="docs/train.md lists each objective's own numbers.",
         )
 
 
@@ -177,6 +186,10 @@ class ROPO(Objective):
 
     a: float = 14.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("a", self.a, 0)
+
     def loss(self, values: PairValues) -> Tensor:
         h = self.margin(values)
         return 4 * self.a / (1 + self.a) ** 2 * (-_log_sigmoid(h) + self.a * (-h).sigmoid())
@@ -192,6 +205,10 @@ class DrDPO(Objective):
     """
 
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("temperature", self.temperature, 0)
 
     def __call__(self, values: PairValues) -> Tensor:
         return self.loss(values)
@@ -212,6 +229,10 @@ class HolderDPO(Objective):
 
     g: float = 2.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("g", self.g, 0)
+
     def loss(self, values: PairValues) -> Tensor:
         p = self.margin(values).sigmoid()
         return -(1 + self.g) * p**self.g + self.g * p ** (1 + self.g)
@@ -227,6 +248,10 @@ class REPO(Objective):
     """
 
     reliability: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("reliability", self.reliability, 0, 1)
 
     def posterior(self, values: PairValues) -> Tensor:
         """w [B]: the probability that the label is right, given the policy and n."""
@@ -279,6 +304,10 @@ class RPO(Objective):
     """-log sigma(h) + a * NLL(chosen)/|chosen| (2404.19733, Eq. 2; cf. 2405.16436), a = 1."""
 
     a: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number("a", self.a, 0)
 
     def loss(self, values: PairValues) -> Tensor:
         chosen, tokens = values.need("chosen_logps", "chosen_tokens")

@@ -158,6 +158,7 @@ def train(
     from accelerate import Accelerator
 
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    accelerator.gradient_accumulation_steps = 1  # a launcher's would divide our shares again
     tensors = dict(learner.trainable())
     optimizer = torch.optim.AdamW(
         list(tensors.values()),

@@ -37,12 +37,14 @@ WEIGHT_NAMES = ("W", "weight", "w")
 @final
 @dataclass(frozen=True)
 class WeightRule:
-    """How scores become weights. k1, k2, c2 of Eq. 14-15; None: as the run was scored."""
+    """How scores become weights. All of k1, k2, c2 (Eq. 14-15) None: W and Gamma as the run was
+    scored; else those left None are the usual ones. `rho` of Eq. 11 None: u as scored."""
 
     scheme: str = "u"
     k1: float | None = None
     k2: float | None = None
     c2: float | None = None
+    rho: float | None = None
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -61,7 +63,7 @@ class WeightRule:
     @property
     def restated(self) -> bool:
         """Whether a constant was asked for."""
-        return any(value is not None for value in (self.k1, self.k2, self.c2))
+        return any(value is not None for value in (self.k1, self.k2, self.c2, self.rho))
 
 
 @final
@@ -110,14 +112,27 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
         made = np.maximum(0.0, 1.0 - 2.0 * columns["p_flip"]), np.zeros(table.num_rows)
         how = "W = max(0, 1 - 2 p_flip), Gamma = 0"
     elif rule.restated:
-        made = adaptive_weights(columns["u"], rule.constants)
-        c = rule.constants
+        c, again = rule.constants, rule.rho is not None
+        u = columns["u"] if rule.rho is None else _u_at(run, table, rule.rho)
+        made = adaptive_weights(u, c)
         how = f"W = 1/(1 + {c.k1:g} u), Gamma = {c.k2:g} u² + {c.c2:g}"
+        how += f", u at rho {rule.rho:g}" if again else ""
     else:
         made = columns["W"], columns["gamma"]
         how = "W and Gamma as scored"
     source = f"run {run.directory.name}"
     return _matched(dataset, table, *made, source, f"{source}: {how}")
+
+
+def _u_at(run: Run, table: pa.Table, rho: float) -> Float:
+    """u of Eq. 13 at another rho, from the run's margins, in the order of its scores."""
+    from noisescope import detectors
+    from noisescope.evidence import read_margins
+
+    found = read_margins(run.directory)
+    logratios = found.margins[:, -1].astype(np.float64) / run.plan()["evidence"]["beta"]
+    made = dict(zip(found.pair_ids.to_pylist(), detectors.u(logratios, rho).tolist(), strict=True))
+    return np.array([made.get(name, np.nan) for name in table.column("pair_id").to_pylist()])
 
 
 def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
@@ -127,7 +142,10 @@ def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
     """
     table = _read_table(path)
     facts = _origin(table)
-    if "dataset_fingerprint" in facts:
+    said = f"file {path.name}"
+    if "dataset_fingerprint" not in facts:
+        said += " (it names no dataset: matched by pair_id alone)"
+    else:
         _check_dataset(str(path), facts["dataset_fingerprint"], facts.get("dataset"), dataset)
     name = next((name for name in WEIGHT_NAMES if name in table.column_names), None)
     if "pair_id" not in table.column_names or name is None:
@@ -136,7 +154,7 @@ def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
             hint="Make one: noisescope export --format weights",
         )
     gamma = _numbers(table, "gamma") if "gamma" in table.column_names else np.zeros(table.num_rows)
-    return _matched(dataset, table, _numbers(table, name), gamma, path.name, f"file {path.name}")
+    return _matched(dataset, table, _numbers(table, name), gamma, path.name, said)
 
 
 def _check_dataset(where: str, theirs: Any, name: Any, dataset: PreferenceDataset) -> None:
@@ -157,7 +175,8 @@ def _read_table(path: Path) -> pa.Table:
         if path.suffix == ".csv":
             from pyarrow import csv
 
-            return csv.read_csv(path)
+            names = csv.ConvertOptions(column_types={"pair_id": pa.string()})  # 007 is not 7
+            return csv.read_csv(path, convert_options=names)
         if path.suffix in (".jsonl", ".json"):
             from pyarrow import json as lines
 
@@ -191,7 +210,10 @@ def _numbers(table: pa.Table, name: str) -> Float:
     try:
         column = table.column(name).cast(pa.float64()).combine_chunks()
     except pa.ArrowException as error:
-        raise DataError(f"column {name} of the weights holds no numbers", hint=None) from error
+        raise DataError(
+            f"column {name} of the weights holds no numbers",
+            hint="Make one: noisescope export --format weights",
+        ) from error
     values: Float = column.to_numpy(zero_copy_only=False)
     return values
 
@@ -200,7 +222,15 @@ def _matched(
     dataset: PreferenceDataset, table: pa.Table, weight: Float, gamma: Float, source: str, said: str
 ) -> PairWeights:
     """Weights in the dataset's row order. Raises DataError naming pairs without a usable one."""
-    rows = {pair_id: row for row, pair_id in enumerate(table.column("pair_id").to_pylist())}
+    ids = table.column("pair_id").cast("string").to_pylist()
+    rows = {pair_id: row for row, pair_id in enumerate(ids)}
+    if len(rows) < len(ids):
+        twice = [name for row, name in enumerate(ids) if rows[name] != row]
+        raise DataError(
+            f"{len(twice):,} pairs stand more than once in {source}: "
+            f"{first_five([str(name) for name in twice])}",
+            hint="Leave one row of each pair.",
+        )
     usable = np.isfinite(weight) & (weight >= 0) & np.isfinite(gamma)
     wanted = dataset.table.column("pair_id").to_pylist()
     found = np.array([rows.get(pair_id, -1) for pair_id in wanted], np.int64)

@@ -174,6 +174,21 @@ def test_missing_columns_are_named():
         RDPO(flip_rate=0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        ("ropo", "a", 0.0),
+        ("rpo", "a", math.nan),
+        ("dr-dpo", "temperature", 0.0),
+        ("holder-dpo", "g", -1.0),
+        ("re-po", "reliability", 1.0),
+    ],
+)
+def test_impossible_parameters_are_named(name, parameter, value):
+    with pytest.raises(UsageError, match=f"--parameter {parameter} must lie between 0"):
+        OBJECTIVES[name](**{parameter: value})
+
+
 def test_weights_carry_no_gradient():
     weight = tensor(0.5).requires_grad_()
     ratio = tensor(1.0).requires_grad_()

@@ -30,6 +30,7 @@ from noisescope.cli import run as command
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
 from noisescope.learners.fine_tuning import TRACKERS, fine_tune
 from noisescope.objectives import OBJECTIVES
+from noisescope.verdicts import ScoreConfig, score_run
 from noisescope.weighting import PairWeights, WeightRule, file_weights, find_audit, run_weights
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
@@ -108,6 +109,14 @@ def test_an_audit_of_the_same_labels_is_found_and_weighs_the_pairs(place, datase
     np.testing.assert_allclose(found.gamma, scores["gamma"].loc[order])
     again = run_weights(run, dataset, WeightRule(k1=4.0))
     np.testing.assert_allclose(again.weight, 1 / (1 + 4 * scores["u"].loc[order]))
+    usual = run_weights(run, dataset, WeightRule(rho=1.0))
+    np.testing.assert_array_equal(usual.weight, found.weight)
+    steep = run_weights(run, dataset, WeightRule(rho=9.0))
+    score_run(run.directory, ScoreConfig(rho=9.0))
+    anew = run_weights(run, dataset, WeightRule())
+    np.testing.assert_array_equal(steep.weight, anew.weight)
+    assert not np.allclose(steep.weight, found.weight)
+    assert "u at rho 9" in steep.said
     by_p = run_weights(run, dataset, WeightRule("p_flip"))
     np.testing.assert_allclose(by_p.weight, np.maximum(0, 1 - 2 * scores["p_flip"].loc[order]))
     assert not by_p.gamma.any()
@@ -163,6 +172,23 @@ def test_missing_and_impossible_weights_are_counted(dataset, tmp_path):
     found = file_weights(tmp_path / "w.jsonl", dataset)
     assert set(found.weight) == {0.5}
     assert set(found.gamma) == {1}
+    assert "matched by pair_id alone" in found.said
+    path.write_text("pair_id,W\n" + "".join(f"{name},1\n" for name in [*ids, *ids[:2]]))
+    with pytest.raises(DataError, match=r"2 pairs stand more than once in w.csv: p0; p1"):
+        file_weights(path, dataset)
+
+
+def test_ids_of_digits_stay_texts(place, tmp_path):
+    """A CSV or JSONL reader would take 007 for a number, and no pair would be found."""
+    rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    named = [row | {"pair_id": f"{number:03}"} for number, row in enumerate(rows)]
+    (tmp_path / "n.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    numbered = read(tmp_path / "n.jsonl")
+    lines = [f"{name},{row}" for row, name in enumerate(numbered.table["pair_id"].to_pylist())]
+    (tmp_path / "w.csv").write_text("pair_id,W\n" + "\n".join(lines[::-1]))
+    np.testing.assert_array_equal(
+        file_weights(tmp_path / "w.csv", numbered).weight, np.arange(40.0)
+    )
 
 
 def test_nothing_left_to_train_on_is_said(place, tmp_path):

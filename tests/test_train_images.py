@@ -111,7 +111,8 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(**changes: object):
     """Four quick steps with all pairs in each."""
     settings = {"objective": "adaptive-dpo", "steps": 4, "batch": 12, "learning_rate": 0.02}
-    settings |= {"validation": 0.0, "lora_r": 2, "lora_alpha": 2.0, "warmup": 0.0}
+    settings |= {"validation": 0.0, "warmup": 0.0}
+    settings |= {} if changes.get("full") else {"lora_r": 2, "lora_alpha": 2.0}
     return settled("image", **(settings | changes))
 
 

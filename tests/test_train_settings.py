@@ -44,6 +44,23 @@ def test_unfitting_presets_are_refused():
         settled("text", named="sdxl")
 
 
+@pytest.mark.parametrize(
+    ("modality", "flags", "named"),
+    [
+        ("text", {"weight_decay": -1.0}, "--weight-decay must be 0 or more"),
+        ("text", {"seed": -1}, "--seed must be 0 or more"),
+        ("text", {"full": True, "layers": 2}, "--layers is about adapters"),
+        ("text", {"full": True, "targets": ("q_proj",)}, "--targets is about adapters"),
+        ("text", {"named": "hh", "lora_r": 8}, "--lora-r is about adapters"),
+        ("image", {"targets": ("to_q",)}, "--targets is about text models"),
+        ("text", {"online_replicas": 6}, "--online-replicas is about --online replicas"),
+    ],
+)
+def test_flags_that_cannot_be_or_would_do_nothing_are_named(modality, flags, named):
+    with pytest.raises(UsageError, match=named):
+        settled(modality, **flags)
+
+
 def test_u_of_zero_without_shift_makes_adaptive_dpo_dpo():
     weight, gamma = adaptive_weights(np.zeros(3), WeightConfig(k2=0.0, c2=0.0))
     ratio = torch.tensor([-2.0, 0.0, 5.0], dtype=torch.float64)

@@ -63,9 +63,18 @@ def test_micro_batches_add_up_to_the_batch():
     one, whole = learner(), learner()
     whole.batches = lambda step: [torch.cat(learner().batches(step))]
     whole.pieces = lambda batch: [Piece(PairValues(whole.features[batch] @ whole.theta), 1.0)]
-    train(one, OBJECTIVE, CONFIG)
-    train(whole, OBJECTIVE, CONFIG)
+    parts = train(one, OBJECTIVE, CONFIG)
+    together = train(whole, OBJECTIVE, CONFIG)
     assert torch.allclose(one.theta, whole.theta, atol=1e-5)
+    for mine, theirs in zip(parts.history, together.history, strict=True):
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+
+
+def test_a_launchers_accumulation_does_not_divide_the_loss(monkeypatch: pytest.MonkeyPatch):
+    """`accelerate launch` hands its configuration over in the environment, where it wins."""
+    plain = train(learner(), OBJECTIVE, CONFIG).history[0]["grad_norm"]
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert train(learner(), OBJECTIVE, CONFIG).history[0]["grad_norm"] == plain
 
 
 @pytest.mark.parametrize("kill_at", [1, 4, 17])

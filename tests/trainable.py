@@ -56,7 +56,10 @@ def tiny_policy(directory: Path) -> CausalLMPolicy:
 
 def quick(objective: str = "dpo", **changes: Any) -> TrainSettings:
     """Settings of a training of six steps."""
-    return settled("text", objective=objective, **{**QUICK, **changes})
+    own = {
+        name: value for name, value in QUICK.items() if name != "lora_r" or not changes.get("full")
+    }
+    return settled("text", objective=objective, **{**own, **changes})
 
 
 def audited(directory: Path, dataset: PreferenceDataset) -> Run:

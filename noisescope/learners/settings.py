@@ -88,6 +88,14 @@ class TrainSettings:
             )
             if not 0 < value < float("inf")
         ]
+        if not 0 <= self.weight_decay < float("inf"):
+            faults.append(f"--weight-decay must be 0 or more, not {self.weight_decay}")
+        if self.seed < 0:
+            faults.append(f"--seed must be 0 or more, not {self.seed}")
+        if self.full and self.layers is not None:
+            faults.append("--layers is about adapters: leave --full out")
+        if self.full and self.targets:
+            faults.append("--targets is about adapters: leave --full out")
         if not self.warmup >= 0:
             faults.append(f"--warmup must be 0 or more, not {self.warmup}")
         if not 0 <= self.validation < 1:
@@ -154,6 +162,7 @@ def settled(
     """Settings of a run: `given` flags (None: not given) over preset `named` over defaults."""
     asked = {name: value for name, value in given.items() if value is not None}
     chosen = (preset(named, modality) if named else {}) | asked
+    _refuse_idle(modality, chosen, asked)
     kind = find_objective(chosen.get("objective", "dpo"))
     image = modality == "image"
     own_beta = {f.name: f.default for f in fields(kind)}["beta"]
@@ -170,3 +179,18 @@ def settled(
         TrainSettings(),
         **(defaults | chosen | {"parameters": tuple(sorted((parameters or {}).items()))}),
     )
+
+
+def _refuse_idle(modality: Modality, chosen: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise UsageError naming flags that would change nothing."""
+    idle = [
+        f"--{name.replace('_', '-')} is about adapters, and every weight trains"
+        for name in ("lora_r", "lora_alpha")
+        if chosen.get("full") and name in asked
+    ]
+    if modality == "image" and asked.get("targets"):
+        idle.append("--targets is about text models: a UNet's adapters sit on its attention")
+    if "online_replicas" in asked and chosen.get("online") != "replicas":
+        idle.append("--online-replicas is about --online replicas")
+    if idle:
+        raise UsageError("; ".join(idle), hint="Leave what has no effect out; see --help.")
