@@ -28,8 +28,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One worker a core, one thread a worker: small tests gain nothing from threads.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 fuzz: install
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -x
