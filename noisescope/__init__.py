@@ -2,17 +2,17 @@
 
     noisescope score pairs.jsonl --model ./model       # the command line
 
-    from noisescope.audit import audit                 # the same from Python
-    from noisescope.datasets import load
-    from noisescope.policies.load import load_policy
-
-    dataset = load("pairs.jsonl")
-    audit(dataset, load_policy("./model", dataset)).summary.flip_rate
+    result = noisescope.audit("pairs.jsonl", model="./model")   # the same from Python
+    result.summary.flip_rate.estimate, result.scores, result.to_pandas()
 
 Importing this package loads neither torch nor any other heavy library.
 """
 
 from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import (
     DataError,
@@ -23,14 +23,55 @@ from noisescope.errors import (
     UsageError,
 )
 
+if TYPE_CHECKING:
+    from noisescope.api import Audited, audit
+    from noisescope.gathering import EvidenceConfig
+    from noisescope.verdicts import ScoreConfig
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audited",
     "DataError",
+    "EvidenceConfig",
     "EvidenceError",
     "ModelError",
     "NoisescopeError",
     "RunError",
+    "ScoreConfig",
     "UsageError",
     "__version__",
+    "audit",
 ]
+
+#: Public names that are loaded when first asked for, and where they live.
+_LATER = {
+    "Audited": "noisescope.api",
+    "EvidenceConfig": "noisescope.gathering",
+    "ScoreConfig": "noisescope.verdicts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'noisescope' has no attribute {name!r}")
+    from importlib import import_module
+
+    return vars(import_module(_LATER[name]))[name]
+
+
+class _Package(ModuleType):
+    """`noisescope.audit` is the function, also after the module of that name was imported."""
+
+    @property
+    def audit(self) -> Any:
+        from noisescope.api import audit
+
+        return audit
+
+    @audit.setter
+    def audit(self, module: ModuleType) -> None:
+        """Importing a module sets it here; `from noisescope.audit import ...` finds it anyway."""
+
+
+sys.modules[__name__].__class__ = _Package

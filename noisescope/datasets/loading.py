@@ -49,9 +49,17 @@ def load(
     Raises DataError where nothing can be read, no format fits, or fewer than ten pairs are
     usable; UsageError for an unknown format or a limit below 1.
     """
+    return read_source(
+        open_source(target, split=split, workspace=workspace), format=format, limit=limit
+    )
+
+
+def read_source(
+    source: Source, *, format: str | None = None, limit: int | None = None
+) -> PreferenceDataset:
+    """Read all pairs of an opened source. Raises as `load` does."""
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1", hint="Leave it out to read all.")
-    source = open_source(target, split=split, workspace=workspace)
     adapter, rows = recognise(
         islice(source.rows(), limit), format=format or source.format, said=source.resolved
     )

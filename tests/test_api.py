@@ -1,0 +1,117 @@
+"""noisescope.audit from Python: paths and tables give one result; answers come as tables."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_models import save, tiny_llama, tiny_tokenizer
+
+import noisescope
+from noisescope.datasets.tables import as_table, load_table
+
+EVIDENCE = noisescope.EvidenceConfig(replicas=2, folds=2)
+ROWS = [
+    {"prompt": f"Question {n}?", "chosen": f"Yes, {n} loaves", "rejected": "no" * (n % 5 + 1)}
+    for n in range(24)
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("model"), tiny_llama(), tiny_tokenizer(None))
+
+
+@pytest.fixture(scope="module")
+def result(model: Path, tmp_path_factory: pytest.TempPathFactory) -> noisescope.Audited:
+    place = tmp_path_factory.mktemp("runs")
+    return noisescope.audit(
+        pd.DataFrame(ROWS), model=model, evidence=EVIDENCE, runs_directory=place, name="frame"
+    )
+
+
+def test_scores_and_pairs_are_tables_in_the_order_given(result: noisescope.Audited) -> None:
+    assert isinstance(result.scores, pa.Table)
+    assert result.pairs["prompt"].to_pylist() == [row["prompt"] for row in ROWS]
+    assert result.scores["pair_id"] == result.pairs["pair_id"]
+    assert sorted(result.scores["rank"].to_pylist()) == list(range(1, 25))
+    assert result.summary.pairs == 24
+    assert result.run.directory.name.startswith("frame-")
+
+
+def test_answers_leave_as_frames_of_other_libraries(result: noisescope.Audited) -> None:
+    frame = result.to_pandas()
+    assert list(frame["chosen"]) == [row["chosen"] for row in ROWS]
+    assert list(frame["p_flip"]) == result.scores["p_flip"].to_pylist()
+    dataset = result.to_dataset()
+    assert dataset["rank"][:] == result.scores["rank"].to_pylist()
+    again = load_table(dataset)
+    assert again.table["chosen"] == result.pairs["chosen"]
+
+
+def test_a_finished_run_and_a_path_are_taken_too(
+    result: noisescope.Audited, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "frame.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+    there = result.run.directory.parent
+    other = noisescope.audit(path, model=model, evidence=EVIDENCE, runs_directory=there)
+    assert other.run.directory == result.run.directory
+    assert other.scores == result.scores
+
+
+def frames() -> list[Any]:
+    """The rows of ROWS in everything that holds tables here."""
+    from datasets import Dataset
+
+    table = pa.Table.from_pylist(ROWS)
+    shuffled = Dataset.from_list(ROWS[::-1]).select(range(23, -1, -1))
+    return [table, pd.DataFrame(ROWS, index=range(5, 29)), shuffled, duckdb.from_arrow(table)]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_every_kind_of_table_is_the_same_dataset(place: int) -> None:
+    expected = load_table(pa.Table.from_pylist(ROWS), name="one")
+    found = load_table(frames()[place], name="one")
+    assert found.fingerprint == expected.fingerprint
+    assert found.adapter == "trl"
+
+
+def test_a_row_that_is_no_text_is_set_aside() -> None:
+    texts = pa.array([row["chosen"].encode() for row in ROWS[:-1]] + [b"\xff\xfe"])
+    table = pa.Table.from_pylist(ROWS)
+    broken = pa.StringArray.from_buffers(len(texts), *texts.buffers()[1:])
+    dataset = load_table(table.set_column(1, "chosen", broken))
+    assert len(dataset) == 23
+    assert dataset.facts.rejected == {"unreadable": 1}
+
+
+def test_what_is_no_table_is_refused_with_a_way_out() -> None:
+    from datasets import Dataset, DatasetDict
+
+    with pytest.raises(noisescope.UsageError, match="a list is no dataset"):
+        as_table([1, 2])
+    with pytest.raises(noisescope.UsageError) as caught:
+        as_table(DatasetDict({"train": Dataset.from_list(ROWS)}))
+    assert "dataset['train']" in caught.value.hint
+    with pytest.raises(noisescope.UsageError, match="split: the dataset is in memory"):
+        noisescope.audit(pd.DataFrame(ROWS), "model", split="train")
+
+
+def test_audit_stays_the_function_and_loads_nothing_before_the_call() -> None:
+    code = (
+        "import sys, noisescope\n"
+        "assert callable(noisescope.audit)\n"
+        "assert not {'torch', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "import noisescope.audit\n"
+        "from noisescope.audit import fine_tune\n"
+        "assert noisescope.audit.__module__ == 'noisescope.api'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
