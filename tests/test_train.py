@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from trainable import (
     Interrupted,
     audited,
@@ -36,6 +37,8 @@ from noisescope.weighting import PairWeights, WeightRule, file_weights, find_aud
 #: PEFT asks transformers a deprecated question when it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 HERE = Path(__file__).parent
+#: Settings under which the second step is not a number.
+WILD = {"learning_rate": 1e30, "schedule": "constant", "warmup": 0.0, "max_grad_norm": 1e9}
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +226,41 @@ def test_mistakes_are_named(place, tmp_path, capsys):
         tune(place, tmp_path / "mine")
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--objective", "dpo", "--weighting", "p_flip"], "--weighting would change nothing"),
+        (["--weights", "none", "--objective", "dpo", "--k1", "4"], "--k1 would change nothing"),
+        (["--weighting", "p_flip", "--k2", "-2"], "--weighting p_flip has no such constant"),
+        (["--online", "ema", "--weighting", "u"], "--online makes its own"),
+        (["--weights", "w.csv", "--rho", "2"], "w.csv holds finished weights"),
+        (["--weights", "absent.parquet"], "there is no such file"),
+        (["--flip-rate", "0.2"], "adaptive-dpo has no parameter flip_rate"),
+        (["--online", "mea"], "--online must be one of replicas, ema"),
+        (["--report-to", "notepad"], "--report-to must be one of"),
+    ],
+)
+def test_mistakes_cost_no_audit(place, tmp_path, monkeypatch, capsys, flags, named):
+    monkeypatch.chdir(tmp_path)
+    Path("w.csv").write_text("pair_id,W\n")
+    line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model")]
+    assert command([*line, "--device", "cpu", "--dtype", "float32", *flags]) == 2
+    told = capsys.readouterr().err
+    assert named in told.replace("\n", " ")
+    assert not Path("runs").exists()
+    assert not Path("trained").exists()
+
+
+def test_an_audit_no_better_than_chance_is_said(place, dataset, tmp_path, capsys):
+    run = audited(tmp_path / "runs", dataset)
+    manifest = run.manifest()
+    run.write_manifest(manifest | {"summary": manifest["summary"] | {"chance": True}})
+    line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model"), "--steps", "1"]
+    line += ["--weights", str(run.directory), "--device", "cpu", "--dtype", "float32"]
+    assert command([*line, "--output", str(tmp_path / "tuned")]) == 0
+    assert "no better than chance" in capsys.readouterr().err
+
+
 def test_a_tracker_that_is_not_installed_is_named(place, dataset, tmp_path):
     policy = tiny_policy(place / "model")
     with pytest.raises(UsageError, match="must be one of tensorboard, wandb, mlflow"):
@@ -234,9 +272,41 @@ def test_a_tracker_that_is_not_installed_is_named(place, dataset, tmp_path):
 
 def test_a_diverged_training_keeps_its_last_state(place, tmp_path):
     with pytest.raises(EvidenceError, match="not a number at step"):
-        tune(place, tmp_path / "tuned", learning_rate=1e30, schedule="constant", max_grad_norm=1e9)
-    assert not (tmp_path / "tuned" / "manifest.json").exists()
-    assert (tmp_path / "tuned" / "plan.json").exists()
+        tune(place, tmp_path / "tuned", save_every=1, **WILD)
+    left = {path.name for path in (tmp_path / "tuned").iterdir()}
+    assert {"plan.json", "state.safetensors"} <= left
+    assert "manifest.json" not in left
+
+
+def test_a_training_that_never_came_to_a_checkpoint_leaves_its_place_free(place, tmp_path):
+    output = tmp_path / "tuned"
+    with pytest.raises(EvidenceError, match="not a number at step"):
+        tune(place, output, save_every=6, **WILD)
+    assert not output.exists()
+    with pytest.raises(DataError, match="no pair is left"):
+        tune(place, output, validation=0.999)
+    assert tune(place, output).complete
+
+
+@pytest.fixture
+def forget_precision():
+    """Accelerate keeps one precision a process: what forgets it, here and after the test."""
+    yield AcceleratorState._reset_state
+    AcceleratorState._reset_state()
+
+
+def test_another_precision_is_another_training(place, tmp_path, forget_precision):
+    data, settings, output = read(place / "pairs.jsonl"), quick(full=True), tmp_path / "tuned"
+    fine_tune(data, tiny_policy(place / "model"), settings, output=output)
+    with pytest.raises(UsageError, match="this process has trained with another precision"):
+        fine_tune(
+            data, tiny_policy(place / "model"), settings, output=output, mixed_precision="bf16"
+        )
+    forget_precision()
+    with pytest.raises(RunError, match=r"--mixed-precision \(there None\)"):
+        fine_tune(
+            data, tiny_policy(place / "model"), settings, output=output, mixed_precision="bf16"
+        )
 
 
 def test_full_fine_tuning_moves_every_weight(place, tmp_path):

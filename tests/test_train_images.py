@@ -16,6 +16,7 @@ from diffusers import (
 from tiny_diffusion import pairs_table, pictures, save
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from noisescope.audit import Silent
 from noisescope.images import StoredImages
 from noisescope.learners.fine_tuning import fine_tune
 from noisescope.learners.images import ImageSpace, image_adapters
@@ -159,18 +160,35 @@ def test_the_whole_unet_trains_and_loads(sd: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("online", ["replicas", "ema"])
 def test_online_weights_for_images(sd: Path, tmp_path: Path, online: str) -> None:
-    settings = quick(online=online, online_replicas=2, validation=0.3)
+    count = {"online_replicas": 2} if online == "replicas" else {}
+    settings = quick(online=online, validation=0.3, **count)
     done = fine_tune(DATASET, policy_of(sd), settings, output=tmp_path / "tuned")
     result = done.manifest()["result"]
     assert np.isfinite(result["validation"]["loss"])
     assert result["last"]["margin"] > 0
 
 
-def test_recomputed_activations_change_nothing(sd: Path, tmp_path: Path) -> None:
+class Recomputed(Silent):
+    """Whether the UNet recomputes activations while it trains."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        self.unet, self.seen = unet, set[bool]()
+
+    def note(self, text: str) -> None:
+        self.seen.add(bool(self.unet.is_gradient_checkpointing))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_recomputed_activations_change_nothing(sd: Path, tmp_path: Path, full: bool) -> None:
     written = []
     for name, saving in (("plain", False), ("saving", True)):
-        settings = quick(checkpointing=saving, steps=2)
-        done = fine_tune(DATASET, policy_of(sd), settings, weights=RAMP, output=tmp_path / name)
+        settings = quick(checkpointing=saving, steps=2, full=full, learning_rate=1e-3)
+        policy = policy_of(sd)
+        recomputed = Recomputed(policy.pipeline.unet)
+        done = fine_tune(
+            DATASET, policy, settings, weights=RAMP, output=tmp_path / name, reporter=recomputed
+        )
+        assert recomputed.seen == {saving}
         history = (done.directory / "history.jsonl").read_text()
         written.append([float(part.split(",")[0]) for part in history.split('"loss": ')[1:]])
     np.testing.assert_allclose(*written, rtol=1e-4)

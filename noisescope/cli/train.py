@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, Terminal, duration, print_json, safe, short
+from noisescope.cli.console import Terminal, duration, print_json
+from noisescope.cli.training_result import print_result
+from noisescope.cli.training_weights import chosen_weights, refuse_idle
 from noisescope.presets import describe
 
 if TYPE_CHECKING:
-    from noisescope.learners.settings import TrainSettings
-    from noisescope.learners.trained import Trained
-    from noisescope.pairs import PreferenceDataset
     from noisescope.policies import Policy
-    from noisescope.weighting import PairWeights
 
 LOOP, ADAPTER, NOISE, IMAGES = "Optimisation", "What trains", "Weights", "Reading and judging"
 
@@ -47,13 +45,13 @@ def train(
         ),
     ] = None,
     weighting: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How a run's scores become weights: u (the paper's W and Gamma) or p_flip "
-            "(W = max(0, 1 - 2 p_flip)).",
+            help="How a run's scores become weights: u (the paper's W and Gamma; if left out) or "
+            "p_flip (W = max(0, 1 - 2 p_flip)).",
             rich_help_panel=NOISE,
         ),
-    ] = "u",
+    ] = None,
     online: Annotated[
         str | None,
         typer.Option(
@@ -71,14 +69,17 @@ def train(
     ] = None,
     k1: Annotated[
         float | None,
-        typer.Option(help="Eq. 14: W = 1/(1 + k1 u); 10, or as scored.", rich_help_panel=NOISE),
+        typer.Option(
+            help="Eq. 14: W = 1/(1 + k1 u). As scored if none of k1, k2, c2 is given, else 10.",
+            rich_help_panel=NOISE,
+        ),
     ] = None,
     k2: Annotated[
         float | None,
-        typer.Option(help="Eq. 15: Gamma = k2 u² + c2; -1, or as scored.", rich_help_panel=NOISE),
+        typer.Option(help="Eq. 15: Gamma = k2 u² + c2. As scored, or -1.", rich_help_panel=NOISE),
     ] = None,
     c2: Annotated[
-        float | None, typer.Option(help="Eq. 15; 0, or as scored.", rich_help_panel=NOISE)
+        float | None, typer.Option(help="Eq. 15. As scored, or 0.", rich_help_panel=NOISE)
     ] = None,
     flip_rate: Annotated[
         float | None,
@@ -246,7 +247,7 @@ def train(
     """
     from noisescope.cli.resolve import chosen_dataset, chosen_model
     from noisescope.datasets import load
-    from noisescope.learners.fine_tuning import fine_tune
+    from noisescope.learners.fine_tuning import check_settings, fine_tune
     from noisescope.learners.settings import find_objective, settled
     from noisescope.policies.load import load_policy
     from noisescope.weighting import WeightRule
@@ -291,7 +292,11 @@ def train(
         "named": preset,
     }
     settings = settled(pairs.modality, **asked)
-    rule = WeightRule(weighting, settings.k1, settings.k2, settings.c2)
+    check_settings(settings, report_to)
+    weighed = {"--weighting": weighting, "--rho": rho, "--k1": k1, "--k2": k2, "--c2": c2}
+    given = [flag for flag, value in weighed.items() if value is not None]
+    refuse_idle(weights, settings, weighting, given)
+    rule = WeightRule(weighting or "u", settings.k1, settings.k2, settings.c2, rho)
     number, mixed = _precision(dtype, settings.full)
     pictures = {"image_size": image_size} if image_size is not None else {}
     policy = load_policy(
@@ -307,7 +312,7 @@ def train(
         settings = settled(pairs.modality, is_xl=_is_xl(policy), **asked)
     command = f"noisescope {shlex.join(sys.argv[1:])}"
     began = time.monotonic()
-    chosen = _weights(weights, rule, settings, pairs, policy, runs_dir, terminal, command)
+    chosen = chosen_weights(weights, rule, settings, pairs, policy, runs_dir, terminal, command)
     done = fine_tune(
         pairs,
         policy,
@@ -373,113 +378,3 @@ def _own_device(device: str) -> str:
     from accelerate import PartialState
 
     return str(PartialState(cpu=not torch.cuda.is_available()).device)
-
-
-def _weights(
-    given: str | None,
-    rule: Any,
-    settings: TrainSettings,
-    pairs: PreferenceDataset,
-    policy: Policy,
-    runs_dir: Path,
-    terminal: Terminal,
-    command: str,
-) -> PairWeights | None:
-    """W and Gamma by --weights; an adaptive objective's audit is found, or made first."""
-    from noisescope.learners.settings import ADAPTIVE
-    from noisescope.run import find_run
-    from noisescope.weighting import file_weights, find_audit, run_weights
-
-    adaptive = settings.objective in ADAPTIVE and settings.online is None
-    if given == "none" or (given is None and not adaptive):
-        return None
-    if given is not None:
-        path = Path(given)
-        if path.is_file():
-            found = file_weights(path, pairs)
-        else:
-            found = run_weights(find_run(given, runs_dir), pairs, rule)
-    else:
-        from accelerate import PartialState
-
-        with PartialState(cpu=policy.device.type == "cpu").main_process_first():
-            run = find_audit(pairs, runs_dir)
-            if run is None:
-                terminal.note(f"{settings.objective} needs an audit of {pairs.name}: made first")
-                from noisescope.audit import audit
-                from noisescope.verdicts import ScoreConfig
-
-                made = audit(
-                    pairs,
-                    policy,
-                    score=ScoreConfig(rho=settings.rho),
-                    runs_directory=runs_dir,
-                    command=command,
-                    reporter=terminal,
-                )
-                run = made.run
-        found = run_weights(run, pairs, rule)
-    terminal.note(f"weights: {found.said}")
-    if adaptive and found.even:
-        terminal.note(
-            "these weights hardly differ, so this is all but plain dpo: the replicas' u is near 0 "
-            "for every pair; --weighting p_flip and --online replicas do not rest on it"
-        )
-    return found
-
-
-def print_result(done: Trained) -> None:
-    """The one screen a training ends on."""
-    from rich import box
-    from rich.console import Group
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
-
-    manifest = done.manifest()
-    plan, result = manifest["plan"], manifest["result"]
-    settings = plan["settings"]
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column()
-    counts = f"{result['trained_pairs']:,} trained on, {result['validation_pairs']:,} validated on"
-    for reason, number in result["set_aside"].items():
-        counts += f", {number:,} set aside ({reason})"
-    kind = "every weight" if settings["full"] else f"LoRA, rank {settings['lora_r']}"
-    rate = f"learning rate {settings['learning_rate']:g}, batch {settings['batch']}"
-    facts.add_row("model", Text(f"{safe(plan['model'])} ({kind})"))
-    facts.add_row("pairs", Text(counts))
-    facts.add_row("objective", f"{settings['objective']}, beta {settings['beta']:g}, {rate}")
-    facts.add_row("weights", Text(safe(plan["weights"])))
-    facts.add_row("time", f"{result['steps']:,} steps in {duration(manifest['seconds'])}")
-    title = Text(f"noisescope train · {short(str(plan['dataset']), 50)}", style="bold")
-    body = Group(facts, Text(), _measures(result))
-    OUT.print(Panel(body, title=title, box=box.ROUNDED, padding=(1, 2)))
-    where = safe(str(done.directory))
-    OUT.print(
-        f"result  {where}: {', '.join(manifest['files'][:4])}, README.md, history.jsonl",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _measures(result: dict[str, Any]) -> Any:
-    """First and last steps side by side, and validation."""
-    from rich.table import Table
-
-    first, last, held = result["first"], result["last"], result["validation"]
-    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
-    table.add_column("")
-    for name in ("first steps", "last steps", "validation"):
-        table.add_column(name, justify="right")
-    shown = {"loss": ".4f", "margin": "+.4f", "accuracy": ".1%"}
-    for name, form in shown.items():
-        table.add_row(
-            name,
-            f"{first[name]:{form}}",
-            f"{last[name]:{form}}",
-            f"{held[name]:{form}}" if held else "-",
-        )
-    table.add_row("mean W", f"{first['weight']:.3f}", f"{last['weight']:.3f}", "")
-    table.add_row("W below ½", f"{first['light']:.1%}", f"{last['light']:.1%}", "")
-    return table

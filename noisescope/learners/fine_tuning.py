@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from noisescope.audit import Silent, versions
-from noisescope.errors import DataError, UsageError
+from noisescope.errors import DataError, EvidenceError, ModelError, UsageError
 from noisescope.gathering import Reporter
 from noisescope.learners import Int, Trainee
 from noisescope.learners.online import EMA_DECAYS, MODES, Mode, Online, OnlineConfig
@@ -84,17 +84,23 @@ def fine_tune(
     from accelerate import Accelerator
 
     reporter = reporter or Silent()
-    objective = settings.make_objective()
-    _check_request(settings, weights, report_to)
-    plan = _plan(dataset, policy, settings, weights)
+    objective = check_settings(settings, report_to)
+    _check_weights(settings, weights)
+    plan = _plan(dataset, policy, settings, weights, mixed_precision)
     name = f"{slug(dataset.name)}-{settings.objective}-{plan.fingerprint[:8]}"
     directory = output or Path("trained") / name
-    accelerator = Accelerator(
-        cpu=policy.device.type == "cpu",
-        mixed_precision=mixed_precision,
-        log_with=report_to,
-        project_dir=str(directory) if report_to else None,
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=policy.device.type == "cpu",
+            mixed_precision=mixed_precision,
+            log_with=report_to,
+            project_dir=str(directory) if report_to else None,
+        )
+    except ValueError as error:  # accelerate keeps one precision a process
+        raise UsageError(
+            "this process has trained with another precision, or on another device",
+            hint="Start a new Python process for this training.",
+        ) from error
     with accelerator.main_process_first():
         trained = open_trained(plan, directory)
     if trained.complete:
@@ -103,8 +109,9 @@ def fine_tune(
     torch.manual_seed(settings.seed)
     began = time.perf_counter()
     data = pair_data(dataset.table)
-    trainee, same = _trainee(policy, data, settings, trained, reporter, accelerator)
+    trainee: Trainee | None = None
     try:
+        trainee, same = _trainee(policy, data, settings, trained, reporter, accelerator)
         split = split_pairs(data, settings, weights, same)
         for reason, count in split.aside.items():
             reporter.note(f"{count:,} pairs set aside: {reason}")
@@ -129,17 +136,20 @@ def fine_tune(
                 }
             )
         accelerator.wait_for_everyone()
+    except (UsageError, DataError, ModelError, EvidenceError):
+        if accelerator.is_main_process:
+            trained.abandon()
+        raise
     finally:
-        trainee.detach()
+        if trainee is not None:
+            trainee.detach()
         if report_to is not None:
             accelerator.end_training()
     return trained
 
 
-def _check_request(
-    settings: TrainSettings, weights: PairWeights | None, report_to: str | None
-) -> None:
-    """Raise UsageError for what cannot be trained, before anything is computed."""
+def _check_weights(settings: TrainSettings, weights: PairWeights | None) -> None:
+    """Raise UsageError where weights are needed or have no place."""
     if settings.objective in ADAPTIVE and weights is None and settings.online is None:
         raise UsageError(
             f"--objective {settings.objective} is made of weights, and there are none",
@@ -150,6 +160,13 @@ def _check_request(
             "--online makes its own weights: --weights has no place beside it",
             hint="Leave one of them out.",
         )
+
+
+def check_settings(settings: TrainSettings, report_to: str | None = None) -> Objective:
+    """The objective asked for. Raises UsageError for what cannot be trained: call it before
+    anything is computed."""
+    objective = settings.make_objective()
+    _online(settings)
     if report_to is not None and report_to not in TRACKERS:
         raise UsageError(
             f"--report-to must be one of {', '.join(TRACKERS)}, not {report_to}",
@@ -166,6 +183,7 @@ def _check_request(
                 f"{name} shards the weights, which this loop does not know",
                 hint="Launch with plain data parallelism: accelerate launch --multi_gpu.",
             )
+    return objective
 
 
 def _plan(
@@ -173,6 +191,7 @@ def _plan(
     policy: Policy,
     settings: TrainSettings,
     weights: PairWeights | None,
+    mixed_precision: str,
 ) -> TrainPlan:
     said = "none (every pair counts alike)" if weights is None else weights.said
     if settings.online is not None:
@@ -185,7 +204,8 @@ def _plan(
         modality=dataset.modality,
         weights=said,
         weights_fingerprint="" if weights is None else weights.fingerprint,
-        settings=settings.to_json(),
+        settings=settings.to_json()
+        | ({} if mixed_precision == "no" else {"mixed_precision": mixed_precision}),
     )
 
 
@@ -248,6 +268,7 @@ def _trainee(
         with (
             reporter.stage("reference log-probabilities") as advance,
             accelerator.main_process_first(),
+            accelerator.autocast(),  # rounded as the policy is: l is then 0 before the first step
         ):
             space = text_space(
                 policy,
@@ -270,7 +291,7 @@ def _trainee(
 
         scene = ImageSpace(policy, data, settings.seed)
         if settings.full:
-            return WholeUNet(scene), np.zeros(0, np.int64)
+            return WholeUNet(scene, settings.checkpointing), np.zeros(0, np.int64)
         return image_adapters(
             scene,
             replicas=adapters,
@@ -426,7 +447,8 @@ def _validate(
     cost = int(learner.trainee.work[pairs].max())
     size = max(1, learner.trainee.budget // cost)
     for start in range(0, len(mine), size):
-        values = learner.judge(mine[start : start + size], VALIDATION_DRAWS[plan.modality])
+        with accelerator.autocast():
+            values = learner.judge(mine[start : start + size], VALIDATION_DRAWS[plan.modality])
         margin, loss = objective.margin(values), objective(values)
         found = (loss.sum(), margin.sum(), (margin > 0).sum(), len(margin))
         totals += torch.tensor([float(value) for value in found], dtype=torch.float64)

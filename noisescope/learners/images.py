@@ -199,11 +199,14 @@ class WholeUNet:
     """Full fine-tuning of a UNet (`learners.Trainee`); the reference is a frozen copy."""
 
     space: ImageSpace
+    checkpointing: bool = False
     reference: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.reference = copy.deepcopy(self.unet)
         self.unet.requires_grad_(True)
+        if self.checkpointing:
+            self.unet.enable_gradient_checkpointing()
 
     @property
     def unet(self) -> Any:
@@ -256,6 +259,8 @@ class WholeUNet:
         return [f"unet/{name}" for name in names]
 
     def detach(self) -> None:
+        if self.checkpointing:
+            self.unet.disable_gradient_checkpointing()
         self.unet.requires_grad_(False)
 
 

@@ -11,6 +11,7 @@ trained/<dataset>-<objective>-<fingerprint8>/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -102,6 +103,16 @@ class Trained:
         lines = "".join(json.dumps(record) + "\n" for record in history)
         write_atomic(self.directory / HISTORY_FILE, lines)
 
+    def abandon(self) -> None:
+        """Free the directory for another plan, where no checkpoint or result is in it yet."""
+        if self.complete or (self.directory / STATE_FILE).exists():
+            return
+        shutil.rmtree(self.reference, ignore_errors=True)
+        for name in (HISTORY_FILE, PLAN_FILE):
+            (self.directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not ours alone
+            self.directory.rmdir()
+
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write the card, then the manifest; then drop what only resuming needed."""
         write_atomic(self.directory / CARD_FILE, model_card(manifest))
@@ -149,8 +160,8 @@ def _refuse_other(directory: Path, mine: Mapping[str, Any], theirs: Mapping[str,
     settings = theirs.get("settings", {})
     different += [
         f"--{name.replace('_', '-')} (there {settings.get(name)})"
-        for name, value in mine["settings"].items()
-        if settings.get(name) != value
+        for name in mine["settings"] | settings
+        if settings.get(name) != mine["settings"].get(name)
     ]
     raise RunError(
         f"{directory} holds another training: it differs in {', '.join(different) or 'its plan'}",

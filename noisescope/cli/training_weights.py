@@ -1,0 +1,114 @@
+"""Which weights `noisescope train` uses: a run's, a file's, an audit's that is made first, none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from noisescope.cli.console import Terminal
+    from noisescope.learners.settings import TrainSettings
+    from noisescope.pairs import PreferenceDataset
+    from noisescope.policies import Policy
+    from noisescope.run import Run
+    from noisescope.weighting import PairWeights, WeightRule
+
+
+def refuse_idle(
+    weights: str | None, settings: TrainSettings, scheme: str | None, given: list[str]
+) -> None:
+    """Raise UsageError for flags about a run's scores where no run is used."""
+    from noisescope.errors import UsageError
+    from noisescope.learners.settings import ADAPTIVE
+
+    if settings.online is not None:
+        idle, why = [flag for flag in given if flag == "--weighting"], "--online makes its own"
+    elif weights == "none" or (weights is None and settings.objective not in ADAPTIVE):
+        idle, why = given, f"--objective {settings.objective} trains without weights here"
+    elif weights is not None and Path(weights).is_file():
+        idle, why = given, f"{weights} holds finished weights"
+    elif scheme == "p_flip":
+        idle = [flag for flag in given if flag != "--weighting"]
+        why = "--weighting p_flip has no such constant"
+    else:
+        return
+    if idle:
+        raise UsageError(
+            f"{', '.join(idle)} would change nothing: {why}",
+            hint="Weights of an audit: --weights RUN (made by `noisescope score`). Or leave "
+            f"{', '.join(idle)} out.",
+        )
+
+
+def chosen_weights(
+    given: str | None,
+    rule: WeightRule,
+    settings: TrainSettings,
+    pairs: PreferenceDataset,
+    policy: Policy,
+    runs_dir: Path,
+    terminal: Terminal,
+    command: str,
+) -> PairWeights | None:
+    """W and Gamma by --weights; an adaptive objective's audit is found, or made first."""
+    from noisescope.errors import UsageError
+    from noisescope.learners.settings import ADAPTIVE
+    from noisescope.run import find_run
+    from noisescope.weighting import file_weights, find_audit
+
+    adaptive = settings.objective in ADAPTIVE and settings.online is None
+    if given == "none" or (given is None and not adaptive):
+        return None
+    if given is not None:
+        path = Path(given)
+        if path.is_file():
+            found = file_weights(path, pairs)
+        elif path.suffix in (".parquet", ".csv", ".jsonl", ".json"):
+            raise UsageError(
+                f"--weights {given}: there is no such file",
+                hint="Make one: noisescope export --format weights --output FILE",
+            )
+        else:
+            found = _of_run(find_run(given, runs_dir), pairs, rule, terminal)
+    else:
+        from accelerate import PartialState
+
+        with PartialState(cpu=policy.device.type == "cpu").main_process_first():
+            run = find_audit(pairs, runs_dir)
+            if run is None:
+                terminal.note(f"{settings.objective} needs an audit of {pairs.name}: made first")
+                from noisescope.audit import audit
+                from noisescope.verdicts import ScoreConfig
+
+                made = audit(
+                    pairs,
+                    policy,
+                    score=ScoreConfig(rho=settings.rho),
+                    runs_directory=runs_dir,
+                    command=command,
+                    reporter=terminal,
+                )
+                run = made.run
+        found = _of_run(run, pairs, rule, terminal)
+    terminal.note(f"weights: {found.said}")
+    if adaptive and found.even:
+        terminal.note(
+            "these weights hardly differ, so this is all but plain dpo: the replicas' u is near 0 "
+            "for every pair; --weighting p_flip and --online replicas do not rest on it"
+        )
+    return found
+
+
+def _of_run(
+    run: Run, pairs: PreferenceDataset, rule: WeightRule, terminal: Terminal
+) -> PairWeights:
+    """Weights of a run's scores, with a warning where they carry no verdict."""
+    from noisescope.weighting import run_weights
+
+    found = run_weights(run, pairs, rule)
+    if run.manifest().get("summary", {}).get("chance"):
+        terminal.note(
+            f"{run.directory}: its replicas are no better than chance, so these weights say "
+            "nothing about which labels are wrong; score with a better --model"
+        )
+    return found
