@@ -111,7 +111,9 @@ def fine_tune(
     plan = plan_run(dataset, policy, evidence)
     run = open_run(runs_directory, plan, run_directory)
     watch = Stopwatch()
-    if not run.pairs_path.is_file():
+    for name in run.drop_damaged():
+        reporter.note(f"{run.directory / name} is damaged: making it again")
+    if not run.complete or not run.pairs_path.is_file():
         write_atomic(
             run.pairs_path, lambda path: pq.write_table(dataset.table, path, compression="zstd")
         )

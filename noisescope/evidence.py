@@ -57,6 +57,8 @@ def read_margins(directory: Path, *, last: bool = True, folder: str = "margins")
     `folder` "averages" holds those of averaged copies. Raises RunError where files are missing,
     margins name unknown pairs or come twice, or some pair has no margin (count and first five).
     """
+    import duckdb
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     parts = sorted((directory / folder).glob("part-*.parquet"))
@@ -66,14 +68,36 @@ def read_margins(directory: Path, *, last: bool = True, folder: str = "margins")
         raise RunError(
             f"{directory} has no {what}", hint="Make the evidence first: noisescope score DATASET"
         )
-    ids = pq.read_table(pairs, columns=["pair_id"]).column(0)
-    with connect() as connection:
-        names = [str(part) for part in parts]
-        last_steps, steps = _axes(connection, names)
-        found = _fill(connection, names, str(pairs), len(ids), last_steps, None if last else steps)
+    try:
+        ids = pq.read_table(pairs, columns=["pair_id"]).column(0)
+        with connect() as connection:
+            names = [str(part) for part in parts]
+            last_steps, steps = _axes(connection, names)
+            wanted = None if last else steps
+            found = _fill(connection, names, str(pairs), len(ids), last_steps, wanted)
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise RunError(
+            f"{directory}: {_culprit([pairs, *parts])} cannot be read: {error}",
+            hint="Remove the damaged file and type the command that made the run again.",
+        ) from error
     result = RunMargins(ids, list(last_steps), [max(steps)] if last else steps, *found)
     _require_all(ids, result)
     return result
+
+
+def _culprit(paths: Sequence[Path]) -> str:
+    """The first of `paths` that does not decode, or all of them in words."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                for _ in file.iter_batches():
+                    pass
+        except (pa.ArrowException, OSError):
+            return path.name
+    return f"{paths[0].name} or its margins"
 
 
 def connect() -> duckdb.DuckDBPyConnection:

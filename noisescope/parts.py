@@ -172,9 +172,17 @@ def _checked(path: Path, *_version: int) -> Part | str:
         keys = tuple(str(key) for key in stated["keys"])
         rows = {entry["shape"][0] for name, entry in header.items() if name != "__metadata__"}
         whole = stated["sha256"] == hashlib.sha256(content[8 + length :]).hexdigest()
+        labels = _labels(header, list(keys))
+        whole = whole and stated.get("labels", labels) == labels
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error):
         return DAMAGED
     return Part(path, keys) if whole and rows == {len(keys)} else DAMAGED
+
+
+def _labels(header: Mapping[str, Any], keys: list[str]) -> str:
+    """Checksum of what the tensors and their rows are called, and of their types and shapes."""
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    return hashlib.sha256(json.dumps([tensors, keys], sort_keys=True).encode()).hexdigest()
 
 
 def _serialise(keys: Sequence[str], groups: Mapping[str, Array]) -> bytes:
@@ -185,7 +193,8 @@ def _serialise(keys: Sequence[str], groups: Mapping[str, Array]) -> bytes:
     plain = save(tensors)
     body = plain[8 + struct.unpack("<Q", plain[:8])[0] :]
     checksum = hashlib.sha256(body).hexdigest()
-    stated = {"format": FORMAT, "keys": list(keys), "sha256": checksum}
+    labels = _labels(json.loads(plain[8 : len(plain) - len(body)]), list(keys))
+    stated = {"format": FORMAT, "keys": list(keys), "sha256": checksum, "labels": labels}
     content: bytes = save(tensors, metadata={HEADER: json.dumps(stated)})
     return content
 

@@ -16,7 +16,6 @@ import gzip
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +24,7 @@ from json.scanner import make_scanner
 from pathlib import Path
 from typing import IO, Any, cast, final
 
-from noisescope.datasets.readers import suffix
+from noisescope.datasets.readers import MAX_ROW, bounded_lines, bounded_read, suffix
 from noisescope.errors import DataError
 from noisescope.rewriting_tables import (
     CHUNK_ROWS,
@@ -75,7 +74,8 @@ def _open(path: Path, mode: str) -> Iterator[IO[bytes]]:
 def _lines(source: Path, target: Path, change: Change) -> None:
     with _open(source, "rb") as stream, _open(target, "wb") as out:
         number = 0
-        while lines := list(islice(stream, CHUNK_ROWS)):
+        rest = bounded_lines(stream, source)
+        while lines := list(islice(rest, CHUNK_ROWS)):
             stated = [at for at, line in enumerate(lines) if line[:1] == b"{" or line.strip(_EMPTY)]
             rows = [(number + at, *_object(lines[at])) for at in stated]
             number += len(lines)
@@ -108,12 +108,12 @@ def _changed_line(line: bytes, old: Mapping[str, Any], new: Mapping[str, Any]) -
 def _json(source: Path, target: Path, change: Change) -> None:
     """A JSON array of rows, or an object that holds one; JSON lines under the same ending."""
     with _open(source, "rb") as stream:
-        first = next((line for line in stream if line.strip()), b"")
+        first = next((line for line in bounded_lines(stream, source) if line.strip()), b"")
     if first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and _object(first)[0] is not None:
         _lines(source, target, change)
         return
     with _open(source, "rb") as stream:
-        text = stream.read().decode("utf-8")
+        text = bounded_read(stream, source).decode("utf-8")
     spans = list(_items(text, _array_start(text, source)))
     values = [_decode(text, begin)[0] for begin, _ in spans]
     rows: list[Decoded] = [
@@ -235,7 +235,7 @@ def _same(one: Any, other: Any) -> bool:
 class _Tap:
     """Lines of a stream, remembering those that a reader took for its latest record."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: Iterator[str]) -> None:
         self.stream = stream
         self.taken: list[str] = []
 
@@ -253,11 +253,11 @@ class _Tap:
 
 
 def _csv(source: Path, target: Path, change: Change) -> None:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(MAX_ROW)
     delimiter = "\t" if source.name.lower().removesuffix(".gz").endswith(".tsv") else ","
     with _open(source, "rb") as stream, _open(target, "wb") as out:
         text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
-        tap = _Tap(text)
+        tap = _Tap(bounded_lines(text, source))
         reader = csv.reader(tap, delimiter=delimiter, strict=True)
         header = [name.strip() for name in next(reader, [])]
         if header:

@@ -28,6 +28,15 @@ from pathlib import Path
 from typing import Any, final
 
 from noisescope.errors import RunError
+from noisescope.integrity import (
+    CHECKSUMS,
+    checksums,
+    damaged,
+    refuse_links,
+    require_sound,
+    seal,
+    unsealed,
+)
 from noisescope.pairs import digest
 from noisescope.storage import TEMPORARY_PREFIX, write_atomic
 
@@ -131,16 +140,14 @@ class Run:
 
     def plan(self) -> dict[str, Any]:
         """Contents of `plan.json`. Raises RunError if absent, damaged or of another FORMAT."""
-        content = _read_json(
-            self.plan_path,
-            f"Remove {self.directory} and run `noisescope score` again (features stay cached).",
-        )
+        hint = f"Remove {self.directory} and run `noisescope score` again (features stay cached)."
+        content = _read_json(self.plan_path, hint)
         if content.get("format", FORMAT) != FORMAT:
             raise RunError(
                 f"{self.directory} is a run in format {content['format']}, this is format {FORMAT}",
                 hint="Use the version of noisescope that wrote it, or make the run again.",
             )
-        return content
+        return unsealed(content, self.plan_path, hint)
 
     def manifest(self) -> dict[str, Any]:
         """Contents of `manifest.json`. Raises RunError if the run is unfinished or damaged."""
@@ -159,17 +166,28 @@ class Run:
                 f"{self.directory} is not a finished run (it has no manifest.json)",
                 hint="Type the command that began it again: it continues where it stopped.",
             )
-        return _read_json(
-            self.manifest_path, "Remove it and run `noisescope score` to make it again."
-        )
+        hint = "Remove it and run `noisescope score` to make it again."
+        return unsealed(_read_json(self.manifest_path, hint), self.manifest_path, hint)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Write `manifest.json`, which marks the run complete."""
-        write_atomic(self.manifest_path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        """Write `manifest.json`, which marks the run complete, with checksums of its files."""
+        stated = {**manifest, CHECKSUMS: checksums(self.directory)}
+        write_atomic(self.manifest_path, _json_text(stated))
+
+    def drop_damaged(self) -> list[str]:
+        """Remove files that are not as the manifest states them, to be made again; their names."""
+        names = damaged(self.directory, self.evidence_manifest()) if self.complete else []
+        for name in names:
+            (self.directory / name).unlink(missing_ok=True)
+        return names
 
     def margin_parts(self) -> list[Path]:
         """Evidence files, in order."""
         return sorted(self.margins_directory.glob("part-*.parquet"))
+
+
+def _json_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(seal(content), indent=2, ensure_ascii=False) + "\n"
 
 
 def _read_json(path: Path, hint: str) -> dict[str, Any]:
@@ -211,11 +229,12 @@ def open_run(runs_directory: Path, plan: Plan, directory: Path | None = None) ->
             f"{run.directory} is not empty and not a run directory",
             hint="Choose a new or empty directory with --run-dir.",
         )
+    refuse_links(run.directory)  # the lock file is truncated, and a link's target with it
     _lock(run)
     if run.plan_path.exists():
         _refuse_other_plan(run, plan)
     else:
-        write_atomic(run.plan_path, json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n")
+        write_atomic(run.plan_path, _json_text(plan.to_json()))
     return run
 
 
@@ -294,7 +313,7 @@ def find_run(name: str | None, runs_directory: Path) -> Run:
     Raises RunError listing what there is when nothing, or more than one thing, matches.
     """
     if name is not None and (Path(name) / "plan.json").is_file():
-        return Run(Path(name))
+        return _sound(Run(Path(name)))
     runs = finished_runs(runs_directory)
     if name is not None:
         wanted = slug(name)
@@ -308,7 +327,13 @@ def find_run(name: str | None, runs_directory: Path) -> Run:
         raise RunError(
             f"{what} under {runs_directory}", hint="Make one first: noisescope score DATASET"
         )
-    return runs[-1]
+    return _sound(runs[-1])
+
+
+def _sound(run: Run) -> Run:
+    """`run`. Raises RunError where its files are links or not those that were written."""
+    require_sound(run.directory, run.evidence_manifest() if run.complete else {})
+    return run
 
 
 def finished_runs(runs_directory: Path) -> list[Run]:

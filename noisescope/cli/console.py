@@ -89,7 +89,16 @@ def safe_block(text: str) -> str:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout; NaN and infinities become null."""
-    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
+    print(json_text(finite(value)))
+
+
+def json_text(value: Any) -> str:
+    """JSON that a terminal shows as it is: control and format characters are written \\uXXXX."""
+    text = json.dumps(value, default=str, ensure_ascii=False, allow_nan=False)
+    for character in set(text):
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs"):
+            text = text.replace(character, json.dumps(character)[1:-1])
+    return text
 
 
 def finite(value: Any) -> Any:

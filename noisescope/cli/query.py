@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, finite, safe, say
+from noisescope.cli.console import OUT, finite, json_text, safe, safe_block, say
 from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def _write(table: pa.Table, kind: Format, output: Path | None) -> None:
 
     content = _encode(table, kind)
     if output is None:
-        sys.stdout.write(content.decode())
+        text = content.decode()
+        sys.stdout.write(safe_block(text) + "\n" if sys.stdout.isatty() else text)
     else:
         write_atomic(output, content)
         say(f"{table.num_rows:,} rows in {output}")
@@ -95,10 +96,7 @@ def _encode(table: pa.Table, kind: Format) -> bytes:
 
         pq.write_table(table, sink, compression="zstd")
     elif kind is Format.json:
-        import json
-
-        text = json.dumps(finite(table.to_pylist()), default=str, ensure_ascii=False)
-        sink.write((text + "\n").encode())
+        sink.write((json_text(finite(table.to_pylist())) + "\n").encode())
     else:
         import pyarrow.csv
 
@@ -126,7 +124,7 @@ def _print_table(table: pa.Table) -> None:
     shown = Table(header_style="bold")
     for column in table.schema:
         numeric = str(column.type) in ("int64", "int32", "int16", "double", "float")
-        shown.add_column(safe(column.name), justify="right" if numeric else "left")
+        shown.add_column(Text(safe(column.name)), justify="right" if numeric else "left")
     for row in table.slice(0, SHOWN).to_pylist():
         shown.add_row(*(Text(_cell(value)) for value in row.values()))
     OUT.print(shown)

@@ -11,13 +11,12 @@ import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast, final
+from typing import IO, TYPE_CHECKING, Any, AnyStr, cast, final
 
 from noisescope.datasets.adapter import kind
 from noisescope.errors import DataError
@@ -30,6 +29,9 @@ BATCH_ROWS = 256
 #: What to do about a source without rows.
 NO_ROWS = "Give each pair a row: columns (or JSON keys) prompt, chosen, rejected."
 TAB = "\t"
+#: Bytes of one row's text, and of a JSON array held whole: more is a mistake or a gzip bomb.
+MAX_ROW = 64 << 20
+MAX_ARRAY = 2 << 30
 _BOM = b"\xef\xbb\xbf"
 _ENDINGS = "Use Parquet, JSON lines (also .gz), a JSON array, CSV, or a saved dataset directory."
 
@@ -97,7 +99,7 @@ def _binary(path: Path) -> Iterator[IO[bytes]]:
 
 def _read_lines(path: Path) -> Iterator[Decoded]:
     with _binary(path) as stream:
-        for number, line in enumerate(stream):
+        for number, line in enumerate(bounded_lines(stream, path)):
             content = line.removeprefix(_BOM).strip() if number == 0 else line.strip()
             if content:
                 yield (number, *_object(content))
@@ -128,7 +130,7 @@ def _read_json(path: Path) -> Iterator[Decoded]:
         yield from _read_lines(path)
         return
     with _binary(path) as stream:
-        content = stream.read().removeprefix(_BOM)
+        content = bounded_read(stream, path).removeprefix(_BOM)
     if not content.strip():
         return
     try:
@@ -148,20 +150,44 @@ def _read_json(path: Path) -> Iterator[Decoded]:
 
 def _first_line_is_object(path: Path) -> bool:
     with _binary(path) as stream:
-        for line in stream:
+        while line := stream.readline(MAX_ROW):
             content = line.removeprefix(_BOM).strip()
             if content:
                 return content.startswith(b"{") and _object(content)[0] is not None
     return False
 
 
+def bounded_lines(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """Lines of `stream`. Raises DataError at one longer than MAX_ROW, before it is read whole."""
+    number = 0
+    while line := stream.readline(MAX_ROW):
+        number += 1
+        if len(line) == MAX_ROW:
+            raise DataError(
+                f"{path}: line {number:,} is longer than {MAX_ROW >> 20} MiB",
+                hint="Give each pair a line of its own; Parquet holds images better than JSON.",
+            )
+        yield line
+
+
+def bounded_read(stream: IO[bytes], path: Path) -> bytes:
+    """All of `stream`. Raises DataError where that is more than MAX_ARRAY, decompressed."""
+    content = stream.read(MAX_ARRAY + 1)
+    if len(content) > MAX_ARRAY:
+        raise DataError(
+            f"{path}: a JSON array of more than {MAX_ARRAY >> 20:,} MiB",
+            hint="Arrays are held in memory: write one JSON object a line, as .jsonl.",
+        )
+    return content
+
+
 def _read_csv(path: Path) -> Iterator[Decoded]:
     """Comma- or tab-separated values with a header. Bytes outside UTF-8 spoil only their row."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(MAX_ROW)
     tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
     with _binary(path) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(text, delimiter="\t" if tabs else ",", strict=True)
+        reader = csv.reader(bounded_lines(text, path), delimiter="\t" if tabs else ",", strict=True)
         header = _header(path, reader)
         number = -1
         while header:

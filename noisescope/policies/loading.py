@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -155,7 +156,7 @@ def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
 def _check_weights(found: Checkpoint) -> None:
     """Whole safetensors files, all that the index names; pickles are refused."""
     index = _read_json(found.directory / "model.safetensors.index.json", default={})
-    named = {found.directory / str(name) for name in index.get("weight_map", {}).values()}
+    named = {found.directory / name for name in shard_names(index, found.name)}
     absent = sorted(path.name for path in named if not path.is_file())
     if absent:
         raise ModelError(
@@ -175,6 +176,20 @@ def _check_weights(found: Checkpoint) -> None:
         )
     for path in found.weights:
         read_header(path)
+
+
+def shard_names(index: Mapping[str, Any], name: str) -> list[str]:
+    """Files of a weight index. Raises ModelError for any but safetensors files beside it."""
+    listed = index.get("weight_map")
+    names = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
+    for file in names:
+        if Path(file).name != file or Path(file).suffix != ".safetensors":
+            raise ModelError(
+                f"{name}: its weight index names {file!r}, refused: safetensors files of the same "
+                "directory are all it may name",
+                hint=CONVERT_HINT.format(name),
+            )
+    return names
 
 
 def read_header(path: Path) -> bytes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 from noisescope.errors import ModelError
 from noisescope.pairs import digest
 from noisescope.policies.denoising import Schedule, schedule_of
-from noisescope.policies.loading import Checkpoint, fingerprint, read_header
+from noisescope.policies.loading import Checkpoint, fingerprint, read_header, shard_names
 
 if TYPE_CHECKING:
     import torch
@@ -195,8 +195,8 @@ def _weights(folder: Path, variant: str | None) -> list[Path]:
     dot = f".{variant}" if variant else ""
     for listing in (f"{stem}.safetensors.index{dot}.json", f"{stem}{dot}.safetensors.index.json"):
         if (folder / listing).is_file():
-            names = _read_object(folder / listing, "").get("weight_map", {}).values()
-            return [folder / Path(str(name)).name for name in sorted(set(names))]
+            index = _read_object(folder / listing, "")
+            return [folder / name for name in shard_names(index, str(folder))]
     single = folder / f"{stem}{dot}.safetensors"
     return [single] if single.is_file() else []
 

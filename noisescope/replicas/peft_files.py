@@ -132,7 +132,10 @@ def read_peft(directory: Path) -> PeftAdapter:
     try:
         tensors = load_file(directory / ADAPTER_WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{directory / ADAPTER_WEIGHTS} cannot be read: {error}") from error
+        raise ModelError(
+            f"{directory / ADAPTER_WEIGHTS} cannot be read: {error}",
+            hint="Copy the adapter again from where it was trained.",
+        ) from error
     for key, tensor in tensors.items():
         name, found, part = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
         part = part.removesuffix(".weight").removesuffix(".default")

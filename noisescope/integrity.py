@@ -1,0 +1,114 @@
+"""Whether a run's files are the ones that were written: checksums, and no links out of it.
+
+The manifest states the SHA-256 of every data file and of itself (`seal`). A file that reads
+otherwise is damaged: `score` makes it again, everything else refuses it by name. This finds
+accidents; who can write the run can also write fitting checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from noisescope.errors import RunError, first_five
+
+#: Key of a JSON object's own checksum, taken over everything else in it.
+SEAL = "checksum"
+#: Key of the manifest's checksums of files.
+CHECKSUMS = "checksums"
+#: Parquet files of a run directory that verdicts rest on, and the verdicts.
+FILES = ("pairs.parquet", "scores.parquet", "margins/part-*.parquet", "averages/part-*.parquet")
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with its own checksum."""
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    return rest | {SEAL: _seal_of(rest)}
+
+
+def unsealed(content: Mapping[str, Any], path: Path, hint: str) -> dict[str, Any]:
+    """`content` without its checksum. Raises RunError naming `path` where they do not agree."""
+    rest = {name: value for name, value in content.items() if name != SEAL}
+    if SEAL in content and content[SEAL] != _seal_of(rest):
+        raise RunError(f"{path} is damaged: its checksum differs", hint=hint)
+    return rest
+
+
+def _seal_of(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def checksums(directory: Path) -> dict[str, str]:
+    """SHA-256 of every data file of a run, by its name relative to `directory`."""
+    paths = [path for pattern in FILES for path in sorted(directory.glob(pattern))]
+    return {path.relative_to(directory).as_posix(): _checksum(path) for path in paths}
+
+
+def _checksum(path: Path) -> str:
+    """Raises RunError for a file that cannot be read."""
+    try:
+        about = path.stat()
+        return _digest(path, about.st_ino, about.st_size, about.st_mtime_ns)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read: {error.strerror or error}", hint="May you read it? ls -l"
+        ) from error
+
+
+@lru_cache(maxsize=1 << 12)
+def _digest(path: Path, *_version: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damaged(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Data files that are not as `manifest` states them; none where it states nothing.
+
+    Only files of the run's own layout are opened, whatever names the manifest holds.
+    """
+    stated = _stated(manifest)
+    return [
+        name for name, found in checksums(directory).items() if stated.get(name, found) != found
+    ]
+
+
+def _stated(manifest: Mapping[str, Any]) -> dict[str, str]:
+    stated = manifest.get(CHECKSUMS)
+    return stated if isinstance(stated, dict) else {}
+
+
+def require_sound(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise RunError naming data files that are damaged, links, or margins that are gone."""
+    refuse_links(directory)
+    names = damaged(directory, manifest)
+    here = checksums(directory)
+    names += [
+        f"{n} (gone)" for n in _stated(manifest) if n.startswith("margins/") and n not in here
+    ]
+    if names:
+        raise RunError(
+            f"{directory}: damaged since it was written: {first_five(names)}",
+            hint="Type the `noisescope score` command of this run again: it makes them anew.",
+        )
+
+
+def refuse_links(directory: Path) -> None:
+    """Raise RunError where something in a run is a symbolic link: it could lead anywhere.
+
+    The directory itself may be one, for that is its owner's choice.
+    """
+    folders = [directory, *(directory / name for name in ("margins", "averages", "replicas"))]
+    for folder in folders:
+        if folder != directory and not folder.is_dir():
+            continue
+        for path in sorted(folder.iterdir()):
+            if path.is_symlink():
+                raise RunError(
+                    f"{path} is a symbolic link; a run holds its own files only",
+                    hint="Put the file itself there, or choose another place with --run-dir.",
+                )
