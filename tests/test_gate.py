@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from gated import made_pairs, made_run, margins_of, noisescope, parsed, several
 from hypothesis import given
@@ -153,6 +155,55 @@ def test_growth_looks_at_new_pairs_alone(tmp_path: Path) -> None:
     assert same.exit_code == 0
 
 
+def test_a_baseline_of_other_pairs_is_no_evidence(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", made_pairs(300), margins_of(300, 0.0, 1))
+    other = made_run(tmp_path / "other", made_pairs(300, 5000), margins_of(300, 0.0, 2))
+    verdict = evaluate(Subject(run, other), only(max_growth=0.05))
+    assert [result.status for result in verdict.results] == ["inconclusive"]
+    assert "is it a run of this dataset?" in verdict.results[0].said
+
+
+def test_a_baseline_by_name_is_never_the_run_itself(tmp_path: Path) -> None:
+    """A red gate typed again must not pass because its own run is the latest of that name."""
+    margins = np.concatenate([margins_of(800, 0.0, 3), margins_of(200, 0.4, 4)])
+    old = made_run(tmp_path / "runs", made_pairs(800), margins[:800])
+    new = made_run(tmp_path / "runs", made_pairs(1000), margins)
+    flags = ("--max-flip-rate", "off", "--json")
+    for _ in range(2):
+        done = noisescope("gate", str(new.directory), "--baseline", "toy", *flags, cwd=tmp_path)
+        content = parsed(done)
+        assert content["baseline"] == str(Path("runs") / old.directory.name)
+        growth = next(check for check in content["checks"] if check["check"] == "growth")
+        assert growth["status"] == "fail", growth["said"]
+        assert done.returncode == 1
+    off = ("--max-growth", "off")
+    vain = noisescope("gate", str(new.directory), "--baseline", "toy", *off, cwd=tmp_path)
+    assert vain.returncode == 2
+    assert "max_growth is off" in vain.stderr
+
+
+def test_replicas_that_trained_on_the_pairs_give_no_verdict(tmp_path: Path) -> None:
+    run = made_run(tmp_path, made_pairs(400), margins_of(400, 0.0, 1))
+    part = run.margin_parts()[0]
+    table = pq.read_table(part)
+    seen = pa.array(np.zeros(table.num_rows, bool))
+    pq.write_table(table.set_column(4, table.schema.field("held_out"), seen), part)
+    verdict = evaluate(Subject(run), only(max_flip_rate=0.1, min_accuracy=0.6, max_duplicates=0.5))
+    told = {result.check: result.status for result in verdict.results}
+    assert told == {"flip_rate": "inconclusive", "accuracy": "inconclusive", "duplicates": "pass"}
+
+
+def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
+    run = made_run(tmp_path, made_pairs(50), margins_of(50, 0, 0))
+    manifest, plan = run.manifest(), run.plan()
+    run.write_manifest({key: value for key, value in manifest.items() if key != "facts"})
+    with pytest.raises(RunError, match="does not say what was read"):
+        Subject(run)
+    run.plan_path.write_text(json.dumps(plan | {"format": 99}))
+    with pytest.raises(RunError, match="format 99"):
+        Subject(run)
+
+
 def test_the_interval_of_a_difference_covers_it() -> None:
     covered = 0
     for seed in range(20):
@@ -232,6 +283,14 @@ def test_length_auroc_is_the_pairwise_one() -> None:
     assert length_auroc(difference).value == pytest.approx(
         (sums > 0).mean() + (sums == 0).mean() / 2
     )
+
+
+def test_few_pairs_of_one_length_order_show_no_length_bias() -> None:
+    for count, breached in ((5, False), (40, False), (200, True)):
+        found = length_auroc(np.arange(1.0, count + 1))
+        assert found.value == 1
+        assert (found.low > 0.95) == breached, count
+        assert found.high == 1
 
 
 def test_near_duplicates_by_words_not_by_case_or_marks() -> None:
@@ -370,9 +429,9 @@ def test_a_dataset_is_audited_first_with_what_is_cached(tmp_path: Path) -> None:
     stale.mkdir(parents=True)
     lines = gzip.decompress((sample / "hh-rlhf" / "train.jsonl.gz").read_bytes()).splitlines()
     broken = [line.replace(b'"chosen"', b'"chosn"') for line in lines[:130]]
-    for name, content in (("old", lines[:120]), ("new", lines[:130]), ("broken", broken)):
+    for name, content in (("old", lines[:120]), ("new", lines[:140]), ("broken", broken)):
         (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(content))
-    (tmp_path / "noisescope.toml").write_text("[score]\nreplicas = 2\nfolds = 2\n")
+    (tmp_path / "noisescope.toml").write_text("[score]\nreplicas = 2\nfolds = 2\nlimit = 130\n")
     model = ["--model", str(sample / "models" / "tiny-lm")]
     baseline = ["--baseline", "old", "--inconclusive", "pass", "--json"]
     first, second, refused = several(
@@ -388,7 +447,7 @@ def test_a_dataset_is_audited_first_with_what_is_cached(tmp_path: Path) -> None:
     content = parsed(second)
     assert Run(tmp_path / content["run"]).plan()["evidence"]["replicas"] == 2
     growth = next(check for check in content["checks"] if check["check"] == "growth")
-    assert "10 new pairs" in growth["said"]
+    assert "10 new pairs" in growth["said"]  # [score] limit counts here too
     assert refused.returncode == 2
     assert "chosn" in refused.stderr
 

@@ -25,6 +25,7 @@ from noisescope.gate.github import SUMMARY_BYTES, commands, write_summary
 from noisescope.gate.junit import junit
 from noisescope.gate.markdown import markdown
 from noisescope.gate.sarif import sarif
+from noisescope.gate.subject import Subject
 from noisescope.gate.verdict import Result, Row, Status, Verdict
 from noisescope.run import Run
 
@@ -264,6 +265,43 @@ def test_the_step_summary_is_cut_by_lines_at_one_mebibyte(tmp_path: Path) -> Non
     write_summary(verdict_of("fail", rows=rows), path)
     assert path.read_bytes().startswith(content)
     assert path.stat().st_size <= SUMMARY_BYTES
+
+
+def test_dataset_text_on_the_screen_starts_no_workflow_command(tmp_path: Path) -> None:
+    """GitHub reads commands at the start of a line, after white space, also in a table's cell."""
+    name = "::add-mask::secret"
+    pairs = [replace(pair, annotator=name) for pair in made_pairs(300)]
+    run = made_run(tmp_path, pairs, margins_of(300, 0.0, 0))
+    actions = {"GITHUB_ACTIONS": "true", "COLUMNS": "80"}
+    wide = noisescope("gate", str(run.directory), "--min-labels", "5", cwd=tmp_path, **actions)
+    lines = [line.strip() for line in wide.stdout.splitlines()]
+    stop = next(n for n, line in enumerate(lines) if line.startswith("::stop-commands::"))
+    token = lines[stop].rpartition("::")[2]
+    told = [n for n, line in enumerate(lines) if line.startswith("::add-mask")]
+    assert told, wide.stdout
+    assert stop < min(told)
+    assert max(told) < lines.index(f"::{token}::")
+
+
+def test_the_verdict_is_shown_even_where_a_file_cannot_be_written(tmp_path: Path) -> None:
+    run = made_run(tmp_path, made_pairs(300), margins_of(300, 0.0, 0))
+    (tmp_path / "file").write_text("")
+    done = noisescope("gate", str(run.directory), "--junit", "file/gate.xml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cannot write file/gate.xml" in done.stderr
+    assert "reliability" in done.stdout
+
+
+def test_places_are_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made_run(tmp_path, made_pairs(20), margins_of(20, 0.0, 0))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pairs.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for resolved in ("data/pairs.jsonl", tmp_path / "data" / "pairs.jsonl", tmp_path / "data"):
+        run.write_manifest(run.manifest() | {"resolved": str(resolved)})
+        assert Subject(run).place_of("pairs.jsonl") == "data/pairs.jsonl"
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +17,7 @@ from noisescope.cli.console import ERR, OUT, Terminal, print_json, safe, short
 from noisescope.gate.policy import CHOICES, KEYS, RANGES
 
 if TYPE_CHECKING:
+    from noisescope.gate.policy import Policy
     from noisescope.gate.subject import Subject
     from noisescope.gate.verdict import Result, Verdict
     from noisescope.run import Run
@@ -102,7 +106,6 @@ def gate(
     from noisescope.gate.evaluation import evaluate
     from noisescope.gate.policy import read_policy
     from noisescope.gate.subject import Subject
-    from noisescope.run import find_run
     from noisescope.workspace import find_workspace
 
     workspace = find_workspace()
@@ -113,21 +116,77 @@ def gate(
         rules=sql or (),
     )
     terminal = Terminal(quiet=json)
-    old = None if baseline is None else find_run(baseline, runs_dir)
+    if baseline is not None:
+        _refuse_vain_baseline(baseline, settings, runs_dir)
     run = _finished(target, workspace, runs_dir) or _audited(
         target, workspace, model, format, split, limit, device, runs_dir, terminal
     )
+    old = None if baseline is None else _baseline(baseline, run, runs_dir)
     terminal.note(f"run: {run.directory}" + (f", baseline: {old.directory}" if old else ""))
     subject = Subject(run, old)
     verdict = evaluate(subject, settings)
-    _write_files(verdict, subject, junit, sarif, markdown)
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        _tell_github(verdict, subject, to_stderr=json)
+    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
     if json:
         print_json(verdict.to_json())
     else:
-        print_verdict(verdict)
+        with _no_commands(on_github):
+            print_verdict(verdict)
+    if on_github:
+        _tell_github(verdict, subject, to_stderr=json)
+    _write_files(verdict, subject, junit, sarif, markdown)
     raise typer.Exit(verdict.exit_code)
+
+
+def _refuse_vain_baseline(baseline: str, settings: Policy, runs_dir: Path) -> None:
+    """Raise, before anything is audited, where the baseline is missing or no check asks it."""
+    from noisescope.errors import UsageError
+    from noisescope.run import find_run
+
+    if settings.max_growth is None:
+        raise UsageError(
+            "--baseline is given, but max_growth is off",
+            hint="Leave --baseline out, or give --max-growth 0.05.",
+        )
+    find_run(baseline, runs_dir).manifest()
+
+
+def _baseline(baseline: str, run: Run, runs_dir: Path) -> Run:
+    """The run that --baseline means: by a dataset's name the latest one that is not `run` itself.
+
+    Else a gate typed twice would compare its own run with itself, and pass.
+    """
+    from noisescope.errors import RunError
+    from noisescope.run import Run, find_run, finished_runs, slug
+
+    found = find_run(baseline, runs_dir)
+    named = (Path(baseline) / "plan.json").is_file() or found.directory.name == baseline
+    if named or found.directory.resolve() != run.directory.resolve():
+        return found
+    others = [
+        other
+        for other in finished_runs(runs_dir)
+        if other.directory.name.rpartition("-")[0] == slug(baseline)
+        and other.directory.resolve() != run.directory.resolve()
+    ]
+    if not others:
+        raise RunError(
+            f"the only finished run called {baseline!r} is the one to be checked",
+            hint="Name the run of the pairs before: --baseline DIRECTORY.",
+        )
+    return Run(others[-1].directory)
+
+
+@contextlib.contextmanager
+def _no_commands(on_github: bool) -> Iterator[None]:
+    """Keep GitHub from reading workflow commands in lines that show dataset text."""
+    token = secrets.token_hex(16)
+    if on_github:
+        print(f"::stop-commands::{token}", flush=True)
+    try:
+        yield
+    finally:
+        if on_github:
+            print(f"::{token}::", flush=True)
 
 
 def _finished(target: str | None, workspace: Workspace | None, runs_dir: Path) -> Run | None:
@@ -166,41 +225,35 @@ def _audited(
     runs_dir: Path,
     terminal: Terminal,
 ) -> Run:
-    """The dataset's run, made if missing, with the evidence settings of [score]."""
+    """The dataset's run, made if missing: the one that `score` makes with the same [score]."""
     from noisescope.audit import audit
-    from noisescope.cli.resolve import chosen_dataset, chosen_model
-    from noisescope.datasets import load
+    from noisescope.cli.options import EvidenceOptions, SourceOptions
     from noisescope.gate.caches import other_caches
-    from noisescope.gathering import EvidenceConfig
-    from noisescope.policies.load import load_policy
-    from noisescope.workspace import resolve
 
-    dataset = chosen_dataset(target, workspace)
-    terminal.note(resolve(dataset, workspace).said)
-    pairs = load(dataset, format=format, limit=limit, split=split, workspace=workspace)
-    stated = workspace.sections.get("score", {}) if workspace else {}
-    evidence = {
-        name: stated[name]
-        for name in ("kind", "replicas", "folds", "seed", "beta", "pool")
-        if name in stated
-    }
-    judge = load_policy(
-        chosen_model(model or stated.get("model"), pairs.modality, workspace),
-        pairs,
-        max_length=stated.get("max_length"),
-        device=device,
-        dtype=stated.get("dtype", "auto"),
-    )
+    stated: dict[str, Any] = dict(workspace.sections.get("score", {})) if workspace else {}
+    typed = {"model": model, "format": format, "split": split, "limit": limit}
+    stated |= {name: value for name, value in typed.items() if value is not None}
+    stated |= {"device": device, "runs_dir": runs_dir}
+    if "from_adapters" in stated:
+        stated["from_adapters"] = [Path(path) for path in stated["from_adapters"]]
+    source = SourceOptions(**_of_group(SourceOptions, stated))
+    config = EvidenceOptions(**_of_group(EvidenceOptions, stated)).config()
+    pairs, judge = source.read(target, terminal, lambda pairs: config.check(pairs.modality))
     for remark in other_caches(runs_dir, judge.identity.fingerprint):
         terminal.note(remark)
     return audit(
         pairs,
         judge,
-        evidence=EvidenceConfig(**evidence),
+        evidence=config,
         runs_directory=runs_dir,
         command=f"noisescope {' '.join(sys.argv[1:])}",
         reporter=terminal,
     ).run
+
+
+def _of_group(group: type[Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are options of this group."""
+    return {field.name: stated[field.name] for field in fields(group) if field.name in stated}
 
 
 def _write_files(

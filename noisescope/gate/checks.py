@@ -51,27 +51,30 @@ def flip_rate(subject: Subject, policy: Policy) -> Result | None:
 
 
 def mislabelled(subject: Subject, policy: Policy) -> Result | None:
-    """The mislabelled share's bracket, low or high end against the threshold.
+    """The mislabelled share's bracket, its low or its high end against the threshold.
 
-    The bracket (flip rate to 1 - held-out accuracy) is not a sampling interval: more pairs do
-    not close it, so the chosen end alone decides and nothing is inconclusive.
+    The bracket goes from the flip rate to 1 - held-out accuracy, and more pairs do not close it;
+    the chosen end is judged by its own sampling interval.
     """
     if policy.max_mislabelled is None:
         return None
-    low = subject.rate.low
-    high = max(1 - subject.accuracy.low, low)
-    compared = low if policy.mislabelled_bound == "lower" else high
-    failed = compared > policy.max_mislabelled
+    rate, agreed = subject.rate, subject.accuracy
+    low, high = rate.low, max(1 - agreed.low, rate.low)
+    found = Estimate(rate.estimate, low, rate.high, rate.pairs)
+    if policy.mislabelled_bound == "upper":
+        found = Estimate(1 - agreed.estimate, 1 - agreed.high, high, rate.pairs)
+    status, needed = judge(found, policy.max_mislabelled, policy.mislabelled_bound, policy.detect)
     return Result(
         "mislabelled",
-        "fail" if failed else "pass",
+        status,
         f"between {low:.1%} and {high:.1%} of labels are not what most people would say",
         None,
         low,
         high,
         policy.max_mislabelled,
         policy.mislabelled_bound,
-        rows=subject.worst() if failed else (),
+        needed,
+        subject.worst() if status != "pass" else (),
     )
 
 
@@ -224,3 +227,5 @@ CHECKS: dict[str, Check] = {
 }
 #: Checks that ask the replicas; where those are no better than a coin there is no verdict.
 ASK_REPLICAS = ("flip_rate", "mislabelled", "suspects", "contested", "growth", "reliability")
+#: Checks that mean nothing where the replicas trained on the pairs they judge.
+ASK_HELD_OUT = (*ASK_REPLICAS, "accuracy")

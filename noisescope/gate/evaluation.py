@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from noisescope.errors import EvidenceError, UsageError
-from noisescope.gate.checks import ASK_REPLICAS, CHECKS
+from noisescope.gate.checks import ASK_HELD_OUT, ASK_REPLICAS, CHECKS
 from noisescope.gate.policy import Policy, Rule
 from noisescope.gate.subject import Subject
 from noisescope.gate.verdict import (
@@ -39,14 +39,17 @@ def evaluate(subject: Subject, policy: Policy) -> Verdict:
 
 
 def _checked(name: str, subject: Subject, policy: Policy) -> Result | None:
-    """One check; where the replicas carry no verdict it is inconclusive."""
+    """One check; where the replicas carry no verdict, or trained on the pairs, inconclusive."""
     try:
         result = CHECKS[name](subject, policy)
     except EvidenceError as error:
         return Result(name, "inconclusive", error.message)
-    if result is None or result.status == "skipped" or name not in ASK_REPLICAS:
+    if result is None or result.status == "skipped" or name not in ASK_HELD_OUT:
         return result
-    if not subject.chance:
+    if subject.in_sample:
+        said = "the replicas may have trained on these pairs: no margin is held out"
+        return Result(name, "inconclusive", said, threshold=result.threshold)
+    if name not in ASK_REPLICAS or not subject.chance:
         return result
     found = subject.accuracy
     turned = Estimate(1 - found.estimate, 1 - found.high, 1 - found.low, len(subject))

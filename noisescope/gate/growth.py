@@ -54,8 +54,9 @@ def growth(subject: Subject, policy: Policy) -> Result | None:
     if count == 0:
         return Result("growth", "pass", f"no pair is new {against}", threshold=policy.max_growth)
     if len(new) - count < FEWEST_PAIRS:
-        said = f"{plural(count, 'pair')} new {against}, and hardly any old one to compare with"
-        return Result("growth", "skipped", said, threshold=policy.max_growth)
+        said = f"{count:,} of {plural(len(new), 'pair')} are new {against}: "
+        said += "hardly any old one to compare with; is it a run of this dataset?"
+        return Result("growth", "inconclusive", said, threshold=policy.max_growth)
     found = difference(margins[new], margins[~new])
     status, needed = judge(found, policy.max_growth, "lower", policy.detect)
     return Result(

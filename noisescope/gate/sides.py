@@ -21,7 +21,8 @@ def length_auroc(difference: Float) -> Estimate:
 
     Each pair is one positive (d) and one negative (-d): AUROC = P(d_i + d_j > 0) + P(= 0) / 2,
     a U-statistic with first projection h(i) = P(d_i + d > 0) and standard error
-    2 sd(h) / sqrt(N) (Hoeffding 1948).
+    2 sd(h) / sqrt(N) (Hoeffding 1948). N pairs without a single contrary one show no more than
+    N / (N + z^2), Wilson's bound: the standard error is 0 there.
     """
     ordered = np.sort(difference)
     count = len(ordered)
@@ -32,7 +33,9 @@ def length_auroc(difference: Float) -> Estimate:
     projection = (above + equal / 2) / count
     value = float(projection.mean())
     half = Z * 2 * float(projection.std()) / np.sqrt(count)
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half), count)
+    most = count / (count + Z * Z)
+    low, high = min(value - half, most), max(value + half, 1 - most)
+    return Estimate(value, max(0.0, low), min(1.0, high), count)
 
 
 def length_bias(subject: Subject, policy: Policy) -> Result | None:

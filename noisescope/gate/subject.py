@@ -35,6 +35,7 @@ FROM read_parquet($pairs, file_row_number = true) AS p
 LEFT JOIN read_parquet($scores) AS s USING (pair_id)
 ORDER BY p.file_row_number
 """
+_HELD_OUT = "SELECT bool_or(held_out) FROM read_parquet($parts)"
 _NEW = """
 SELECT (content_id, chosen < rejected) NOT IN (
          SELECT (content_id, chosen < rejected) FROM read_parquet($old)) AS is_new
@@ -55,15 +56,24 @@ class Subject:
     def __init__(self, run: Run, baseline: Run | None = None) -> None:
         self.run = run
         self.baseline = baseline
+        for each in (run, baseline):
+            if each is not None:
+                each.plan()  # refuses a run in another format
         self.manifest: Mapping[str, Any] = run.manifest()
-        self.facts: Mapping[str, Any] = self.manifest.get("facts", {})
+        facts = self.manifest.get("facts")
+        if not isinstance(facts, Mapping) or "rows" not in facts:
+            raise RunError(
+                f"{run.manifest_path} does not say what was read from the dataset",
+                hint="Make the run with this version: noisescope score DATASET",
+            )
+        self.facts: Mapping[str, Any] = facts
 
     @property
     def modality(self) -> str:
         return str(self.manifest.get("modality", "text"))
 
     def rows_of(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """Rows of our own SQL over $pairs (always bound) and `parameters`."""
+        """Rows of our own SQL over $pairs (bound where it is named) and `parameters`."""
         with _connection() as connection:
             rows: list[tuple[Any, ...]] = self._execute(connection, sql, parameters).fetchall()
             return rows
@@ -71,7 +81,8 @@ class Subject:
     def _execute(self, connection: Any, sql: str, parameters: Mapping[str, Any]) -> Any:
         import duckdb
 
-        bound = {"pairs": str(self.run.pairs_path), **parameters}
+        ours = {"pairs": str(self.run.pairs_path)} if "$pairs" in sql else {}
+        bound = {**ours, **parameters}
         try:
             return connection.execute(sql, bound)
         except duckdb.Error as error:
@@ -108,6 +119,13 @@ class Subject:
         """Held-out accuracy of the replicas."""
         return held_out_accuracy(self.columns["margin"])
 
+    @cached_property
+    def in_sample(self) -> bool:
+        """Whether no margin is held out: adapters that may have trained on these very pairs."""
+        parts = [str(part) for part in self.run.margin_parts()]
+        ((held_out,),) = self.rows_of(_HELD_OUT, parts=parts)
+        return not held_out
+
     @property
     def chance(self) -> bool:
         """Whether the replicas are no better than a coin: nothing they say is a verdict."""
@@ -140,6 +158,8 @@ class Subject:
     def place_of(self, source: str) -> str:
         """Path of a pair's source as a user of this working directory would write it."""
         resolved = Path(str(self.manifest.get("resolved", "")))
+        if resolved.is_absolute() and resolved.is_relative_to(Path.cwd()):
+            resolved = resolved.relative_to(Path.cwd())
         if resolved.is_file():
             return resolved.as_posix()
         inside = resolved / source
