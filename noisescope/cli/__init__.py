@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from noisescope import __version__
 from noisescope.cli import (
+    agreement,
     datasets,
     diff,
     doctor,
@@ -77,6 +78,7 @@ app.command("gate")(gate.gate)
 app.command("diff")(diff.diff)
 app.command("export")(export.export)
 app.command("datasets")(datasets.datasets)
+app.command("agreement")(agreement.agreement)
 app.command("show")(show.show)
 app.command("train")(train.train)
 app.command("doctor")(doctor.doctor)

@@ -1,0 +1,122 @@
+"""noisescope agreement DATASET: how far annotators agree with each other and with themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from noisescope.cli.console import OUT, Terminal, print_json, safe, short
+from noisescope.errors import UsageError
+
+if TYPE_CHECKING:
+    from noisescope.agreement import Agreement
+    from noisescope.statistics import Interval
+
+#: Annotators printed, and judged votes they need for it.
+SHOWN = 8
+LEAST = 10
+
+
+def agreement(
+    dataset: Annotated[
+        str | None, typer.Argument(help="Workspace name, path or glob of a dataset of votes.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw the two histograms into this .png or .svg file.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Dataset format; recognised from the columns if left out.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap's draws.", min=0)] = 0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Measure agreement where several annotators judged the same pairs: one row a vote.
+
+    Accuracy is against the majority of the others, the vote itself left out. Intervals are 90 %,
+    by bootstrap over pairs. No model is used.
+
+    Example: noisescope agreement votes.parquet --figure agreement.png
+    """
+    kind = figure.suffix.lower() if figure else ".png"
+    if kind not in (".png", ".svg"):
+        raise UsageError(
+            f"--figure {figure}: neither .png nor .svg", hint="Try: --figure agreement.png"
+        )
+    from noisescope.agreement import agreement as measure
+    from noisescope.cli.resolve import chosen_dataset
+    from noisescope.datasets import load
+    from noisescope.workspace import find_workspace
+
+    terminal = Terminal(quiet=json)
+    workspace = find_workspace()
+    named = chosen_dataset(dataset, workspace)
+    loaded = load(named, format=format, split=split, limit=limit, workspace=workspace)
+    terminal.note(f"{loaded.name}: {loaded.resolved}")
+    for reason, count in loaded.facts.rejected.items():
+        if count:
+            terminal.note(f"{count:,} votes set aside: {reason}")
+    found = measure(loaded.table, seed=seed)
+    if figure:
+        _draw(found, figure)
+    if json:
+        about = {"dataset": loaded.resolved, "set_aside": loaded.facts.rejected}
+        print_json(about | found.to_json() | {"figure": str(figure) if figure else None})
+        return
+    _print(found)
+    if figure:
+        OUT.print(f"figure  {safe(str(figure))}", markup=False, soft_wrap=True)
+
+
+def _draw(found: Agreement, path: Path) -> None:
+    from noisescope.report.agreement import agreement_figure
+    from noisescope.storage import write_atomic
+
+    picture = agreement_figure(found)
+    write_atomic(path, picture.encode("svg" if path.suffix.lower() == ".svg" else "png"))
+
+
+def _print(found: Agreement) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="agreement", title_justify="left", header_style="bold")
+    for name in ("", "value", "90 % interval", "of"):
+        table.add_column(name, justify="left" if name in ("", "of") else "right")
+    judged = f"{found.judged:,} votes that face a majority of the others"
+    pairs = f"{found.shared:,} pairs judged by two annotators or more"
+    table.add_row("accuracy against the others", *_told(found.accuracy), judged)
+    table.add_row("pairs not unanimous", *_told(found.not_unanimous), pairs)
+    table.add_row("two annotators agree", *_told(found.pairwise), "pairs of votes on one pair")
+    alpha = found.alpha
+    table.add_row(
+        "Krippendorff's alpha",
+        f"{alpha.estimate:.3f}",
+        f"{alpha.low:.3f} – {alpha.high:.3f}",
+        "1: all agree, 0: chance",
+    )
+    again = f"{found.repeats:,} pairs that one annotator judged again"
+    table.add_row("self-consistency", *_told(found.self_consistency), again)
+    OUT.print(table)
+    unnamed = f", {found.unnamed:,} unnamed left out" if found.unnamed else ""
+    OUT.print(
+        f"{found.votes:,} votes on {found.contents:,} pairs by {found.annotators:,} "
+        f"annotators{unnamed}; {found.undecided:,} contradicted themselves evenly",
+        soft_wrap=True,
+    )
+    rows = [row for row in found.by_annotator if row.judged >= LEAST][:SHOWN]
+    if rows:
+        OUT.print(f"\nleast accurate, of those with {LEAST} judged votes or more", style="bold")
+    for row in rows:
+        value, interval = _told(row.accuracy)
+        line = f"  {short(row.name, 24):24} {value:>6}  ({interval})  {row.judged:,} votes"
+        OUT.print(Text(line), soft_wrap=True)
+
+
+def _told(interval: Interval | None) -> tuple[str, str]:
+    if interval is None:
+        return "–", "none"
+    return f"{interval.estimate:.1%}", f"{interval.low:.1%} – {interval.high:.1%}"
