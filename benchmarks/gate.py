@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from benchmarks.data import truth, with_sides_swapped
 from benchmarks.harness import Options, Report, main
 from benchmarks.models import cache, smollm2
-from noisescope.audit import audit
+from noisescope.auditing import audit
 from noisescope.datasets import load
 from noisescope.gate.evaluation import evaluate
 from noisescope.gate.policy import Policy

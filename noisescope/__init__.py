@@ -10,8 +10,6 @@ Importing this package loads neither torch nor any other heavy library.
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import (
@@ -47,6 +45,7 @@ __all__ = [
 #: Public names that are loaded when first asked for, and where they live.
 _LATER = {
     "Audited": "noisescope.api",
+    "audit": "noisescope.api",
     "EvidenceConfig": "noisescope.gathering",
     "ScoreConfig": "noisescope.verdicts",
 }
@@ -58,20 +57,3 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return vars(import_module(_LATER[name]))[name]
-
-
-class _Package(ModuleType):
-    """`noisescope.audit` is the function, also after the module of that name was imported."""
-
-    @property
-    def audit(self) -> Any:
-        from noisescope.api import audit
-
-        return audit
-
-    @audit.setter
-    def audit(self, module: ModuleType) -> None:
-        """Importing a module sets it here; `from noisescope.audit import ...` finds it anyway."""
-
-
-sys.modules[__name__].__class__ = _Package

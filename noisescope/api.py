@@ -119,7 +119,7 @@ def audit(
     Where the replicas do no better than chance, `summary.chance` is true and the scores say
     nothing. Raises DataError, UsageError, ModelError, RunError or EvidenceError.
     """
-    from noisescope.audit import audit as run_audit
+    from noisescope.auditing import audit as run_audit
     from noisescope.gathering import EvidenceConfig
     from noisescope.policies.load import load_policy
 

@@ -110,8 +110,7 @@ def test_audit_stays_the_function_and_loads_nothing_before_the_call() -> None:
         "import sys, noisescope\n"
         "assert callable(noisescope.audit)\n"
         "assert not {'torch', 'pyarrow', 'numpy'} & set(sys.modules)\n"
-        "import noisescope.audit\n"
-        "from noisescope.audit import fine_tune\n"
+        "import noisescope.auditing\n"
         "assert noisescope.audit.__module__ == 'noisescope.api'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 FORKS = """
 import os, sys
 import accelerate, datasets, duckdb, peft, scipy.stats, transformers.models.llama.modeling_llama
-import noisescope.audit, noisescope.datasets, noisescope.replicas.lora, noisescope.replicas.cut
+import noisescope.auditing, noisescope.datasets, noisescope.replicas.lora, noisescope.replicas.cut
 from noisescope.cli import run
 for line in sys.stdin:
     child = os.fork()

@@ -16,7 +16,7 @@ from diffusers import (
 from tiny_diffusion import pairs_table, pictures, save
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from noisescope.audit import Silent
+from noisescope.auditing import Silent
 from noisescope.images import StoredImages
 from noisescope.learners.fine_tuning import fine_tune
 from noisescope.learners.images import ImageSpace, image_adapters

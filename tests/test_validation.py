@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from noisescope.audit import audit
+from noisescope.auditing import audit
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
 from noisescope.evidence import read_margins
 from noisescope.gathering import EvidenceConfig

@@ -31,7 +31,7 @@ def fine_tune(
 
     Example: noisescope fine-tune hh-rlhf --kind lora --replicas 4 --layers top-2
     """
-    from noisescope.audit import fine_tune as make_replicas
+    from noisescope.auditing import fine_tune as make_replicas
 
     config = evidence.config()
     terminal = Terminal(quiet=json)

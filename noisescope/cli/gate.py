@@ -226,7 +226,7 @@ def _audited(
     terminal: Terminal,
 ) -> Run:
     """The dataset's run, made if missing: the one that `score` makes with the same [score]."""
-    from noisescope.audit import audit
+    from noisescope.auditing import audit
     from noisescope.cli.options import EvidenceOptions, SourceOptions
     from noisescope.gate.caches import other_caches
 

@@ -31,7 +31,7 @@ def score(
 
     Example: noisescope score hh-rlhf --model models/SmolLM2-135M-Instruct
     """
-    from noisescope.audit import audit
+    from noisescope.auditing import audit
     from noisescope.cli.summary import print_summary
     from noisescope.verdicts import ScoreConfig
 

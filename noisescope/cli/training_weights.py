@@ -77,7 +77,7 @@ def chosen_weights(
             run = find_audit(pairs, runs_dir)
             if run is None:
                 terminal.note(f"{settings.objective} needs an audit of {pairs.name}: made first")
-                from noisescope.audit import audit
+                from noisescope.auditing import audit
                 from noisescope.verdicts import ScoreConfig
 
                 made = audit(

@@ -90,7 +90,7 @@ def _scored(
     terminal: Terminal,
 ) -> Run:
     """The dataset's run, made if missing; finished evidence is used as it is."""
-    from noisescope.audit import audit
+    from noisescope.auditing import audit
     from noisescope.cli.resolve import chosen_dataset, chosen_model
     from noisescope.datasets import load
     from noisescope.policies.load import load_policy

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from noisescope.audit import Silent, versions
+from noisescope.auditing import Silent, versions
 from noisescope.errors import DataError, EvidenceError, ModelError, UsageError
 from noisescope.gathering import Reporter
 from noisescope.learners import Int, Trainee
