@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,13 @@ from noisescope.errors import RunError, first_five
 SEAL = "checksum"
 #: Key of the manifest's checksums of files.
 CHECKSUMS = "checksums"
-#: Parquet files of a run directory that verdicts rest on, and the verdicts.
-FILES = ("pairs.parquet", "scores.parquet", "margins/part-*.parquet", "averages/part-*.parquet")
+#: Parquet files of a run directory that verdicts rest on, and the verdicts, by what they hold.
+PATTERNS = {
+    "pairs": "pairs.parquet",
+    "scores": "scores.parquet",
+    "margins": "margins/part-*.parquet",
+    "averages": "averages/part-*.parquet",
+}
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,9 +48,10 @@ def _seal_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def checksums(directory: Path) -> dict[str, str]:
+def checksums(directory: Path, tables: Collection[str] = tuple(PATTERNS)) -> dict[str, str]:
     """SHA-256 of every data file of a run, by its name relative to `directory`."""
-    paths = [path for pattern in FILES for path in sorted(directory.glob(pattern))]
+    patterns = [pattern for name, pattern in PATTERNS.items() if name in tables]
+    paths = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
     return {path.relative_to(directory).as_posix(): _checksum(path) for path in paths}
 
 
@@ -82,14 +88,18 @@ def _stated(manifest: Mapping[str, Any]) -> dict[str, str]:
     return stated if isinstance(stated, dict) else {}
 
 
-def require_sound(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise RunError naming data files that are damaged, links, or margins that are gone."""
+def require_sound(
+    directory: Path, manifest: Mapping[str, Any], tables: Collection[str] = tuple(PATTERNS)
+) -> None:
+    """Raise RunError naming data files that are damaged, links, or margins that are gone.
+
+    Only files of `tables` are read: hashing takes about a second a gigabyte.
+    """
     refuse_links(directory)
-    names = damaged(directory, manifest)
-    here = checksums(directory)
-    names += [
-        f"{n} (gone)" for n in _stated(manifest) if n.startswith("margins/") and n not in here
-    ]
+    stated, here = _stated(manifest), checksums(directory, tables)
+    names = [name for name, found in here.items() if stated.get(name, found) != found]
+    if "margins" in tables:
+        names += [f"{n} (gone)" for n in stated if n.startswith("margins/") and n not in here]
     if names:
         raise RunError(
             f"{directory}: damaged since it was written: {first_five(names)}",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noisescope.errors import RunError, UsageError
+from noisescope.integrity import require_sound
 from noisescope.run import Run
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def connect(run: Run) -> duckdb.DuckDBPyConnection:
 def query(run: Run, sql: str) -> pa.Table:
     """Result of one reading statement as an Arrow table.
 
-    Raises UsageError when the SQL is wrong, does more than read, or is several statements.
+    Raises UsageError when the SQL is wrong, does more than read, or is several statements, and
+    RunError when a file of a table it names is not the one that was written.
     """
     import duckdb
 
@@ -73,6 +75,9 @@ def query(run: Run, sql: str) -> pa.Table:
                 f"query takes one SELECT, not {' then '.join(kinds) or 'nothing'}",
                 hint="Reading is all it does; save results with --format parquet --output FILE.",
             )
+        if run.complete:
+            named = [name for name in tables(run) if name in sql.lower()]
+            require_sound(run.directory, run.evidence_manifest(), named)
         return connection.sql(sql).to_arrow_table()
     except duckdb.Error as error:
         raise UsageError(

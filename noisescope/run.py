@@ -30,6 +30,7 @@ from typing import Any, final
 from noisescope.errors import RunError
 from noisescope.integrity import (
     CHECKSUMS,
+    PATTERNS,
     checksums,
     damaged,
     refuse_links,
@@ -307,13 +308,14 @@ def _refuse_other_plan(run: Run, plan: Plan) -> None:
     )
 
 
-def find_run(name: str | None, runs_directory: Path) -> Run:
+def find_run(name: str | None, runs_directory: Path, *, check: bool = True) -> Run:
     """The run a user means: a path, a name under `runs_directory`, or None for the latest.
 
-    Raises RunError listing what there is when nothing, or more than one thing, matches.
+    Its data files are read and must be those that were written, unless the caller sees to that
+    (`check`). Raises RunError listing what there is when nothing, or more than one thing, matches.
     """
     if name is not None and (Path(name) / "plan.json").is_file():
-        return _sound(Run(Path(name)))
+        return _sound(Run(Path(name)), check)
     runs = finished_runs(runs_directory)
     if name is not None:
         wanted = slug(name)
@@ -327,12 +329,13 @@ def find_run(name: str | None, runs_directory: Path) -> Run:
         raise RunError(
             f"{what} under {runs_directory}", hint="Make one first: noisescope score DATASET"
         )
-    return _sound(runs[-1])
+    return _sound(runs[-1], check)
 
 
-def _sound(run: Run) -> Run:
-    """`run`. Raises RunError where its files are links or not those that were written."""
-    require_sound(run.directory, run.evidence_manifest() if run.complete else {})
+def _sound(run: Run, check: bool) -> Run:
+    """`run`. Raises RunError where its files are links or (`check`) not those that were written."""
+    manifest = run.evidence_manifest() if run.complete else {}
+    require_sound(run.directory, manifest, PATTERNS if check else ())
     return run
 
 

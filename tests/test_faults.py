@@ -111,8 +111,13 @@ def test_score_makes_damaged_files_again(
         flipped = content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
         (run.directory / name).write_bytes(flipped)
     capsys.readouterr()
-    assert command(["query", "SELECT 1"]) == 2
-    assert "damaged since it was written" in capsys.readouterr().err
+    for table in ("pairs", "scores", "margins"):
+        assert command(["query", f"SELECT count(*) FROM {table}"]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"damaged since it was written: {table}" in told
+    assert command(["query", "WITH s AS (SELECT 1 FROM scores) SELECT count(*) FROM s"]) == 2
+    assert command(["report"]) == 2
+    capsys.readouterr()
     assert command(score) == 0
     told = " ".join(capsys.readouterr().err.split())
     assert all(f"{Path(name).name} is damaged" in told for name in files)

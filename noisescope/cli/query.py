@@ -47,7 +47,7 @@ def query(
     from noisescope.query import query as run_query
     from noisescope.run import find_run
 
-    found = find_run(run, runs_dir)
+    found = find_run(run, runs_dir, check=sql is None)  # SQL checks the tables it names
     say(f"run: {found.directory}")
     if sql is None:
         for line in describe(found):
