@@ -20,12 +20,11 @@ from noisescope.gathering import (
 )
 from noisescope.pairs import PreferenceDataset
 from noisescope.policies import Policy
+from noisescope.policies.items import distinct_items
 from noisescope.run import Run
 
 if TYPE_CHECKING:
     from noisescope.features import Progress
-    from noisescope.policies.causal_lm import CausalLMPolicy
-    from noisescope.policies.diffusion import DiffusionPolicy
     from noisescope.replicas.cost import LoraCost
     from noisescope.replicas.lora_config import LoraConfig
     from noisescope.replicas.lora_diffusion import DiffusionLoraConfig
@@ -40,56 +39,56 @@ def gather_lora(
     watch: Stopwatch,
 ) -> dict[str, Any]:
     """M packed LoRA replicas, each on a random half of the pairs: margins at every checkpoint."""
-    from noisescope.policies.causal_lm import CausalLMPolicy
-    from noisescope.policies.diffusion import DiffusionPolicy
-    from noisescope.replicas.lora_config import LoraConfig
-    from noisescope.replicas.lora_diffusion import DiffusionLoraConfig
-
     began = time.perf_counter()
     config = lora_config(evidence, dataset.modality)
-    facts: dict[str, Any] = {}
     encodings = kept_encodings(policy, run)
     if encodings is not None:
         with reporter.stage("latents of images, embeddings of captions") as progress:
-            encodings.keep(_items(dataset), progress)
+            encodings.keep(distinct_items(dataset.table)[0], progress)
     label = f"{evidence.replicas} LoRA replicas of {len(dataset):,} pairs"
     with reporter.stage(label) as progress:
-        if isinstance(policy, CausalLMPolicy) and isinstance(config, LoraConfig):
-            facts = _train_text(dataset, policy, config, run, progress)
-        elif isinstance(policy, DiffusionPolicy) and isinstance(config, DiffusionLoraConfig):
-            facts = _train_diffusion(dataset, policy, config, run, progress)
-        else:
-            raise UsageError(f"--kind lora cannot adapt {policy.identity.id}")
+        facts = _train(dataset, policy, config, run, progress)
     watch.time("replicas", began)
     return facts
 
 
-def _train_text(
+def _train(
     dataset: PreferenceDataset,
-    policy: CausalLMPolicy,
-    config: LoraConfig,
+    policy: Policy,
+    config: LoraConfig | DiffusionLoraConfig,
     run: Run,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Replicas of a causal language model; what training did."""
+    """Replicas of a causal language model or a diffusion policy; what training did."""
+    from noisescope.policies.causal_lm import CausalLMPolicy
+    from noisescope.policies.diffusion import DiffusionPolicy
     from noisescope.replicas.cost import Meter
     from noisescope.replicas.lora import train_lora
+    from noisescope.replicas.lora_config import LoraConfig
+    from noisescope.replicas.lora_diffusion import DiffusionLoraConfig, train_diffusion_lora
     from noisescope.training import STATE_FILE
 
-    meter = Meter(progress)
-    if (run.replicas_directory / STATE_FILE).is_file():
-        progress(0, 1, "continuing from the last saved step")
+    meter, table, place = Meter(progress), dataset.table, run.directory
+
+    def say(text: str) -> None:
+        progress(0, 1, text)
 
     def estimated(cost: LoraCost) -> None:
         meter.begin(cost)
         progress(0, cost.total, cost_in_words(cost, policy))
 
-    for remark in policy.remarks(_items(dataset)):
-        progress(0, 1, remark)
-    done = train_lora(policy, dataset.table, config, run.directory, meter, estimated)
-    shutil.rmtree(run.directory / "trunk", ignore_errors=True)
-    facts = asdict(done)
-    return {name: facts[name] for name in facts if name not in ("seconds", "replicas")}
+    if (run.replicas_directory / STATE_FILE).is_file():
+        say("continuing from the last saved step")
+    if isinstance(policy, CausalLMPolicy) and isinstance(config, LoraConfig):
+        for remark in policy.remarks(distinct_items(table)[0]):
+            say(remark)
+        facts = asdict(train_lora(policy, table, config, place, meter, estimated))
+        shutil.rmtree(place / "trunk", ignore_errors=True)
+        return {name: facts[name] for name in facts if name not in ("seconds", "replicas")}
+    if isinstance(policy, DiffusionPolicy) and isinstance(config, DiffusionLoraConfig):
+        errors = cache_directory(run).with_name("reference_errors")
+        return train_diffusion_lora(policy, table, config, place, errors, meter, estimated, say)
+    raise UsageError(f"--kind lora cannot adapt {policy.identity.id}")
 
 
 def cost_in_words(cost: LoraCost, policy: Policy) -> str:
@@ -107,44 +106,6 @@ def cost_in_words(cost: LoraCost, policy: Policy) -> str:
     return (
         f"estimate: {cost.steps:,} steps, {cost.total / 1e12:.3g} TFLOP ({parts}) at "
         f"{EFFICIENCY * rate / 1e9:,.0f} GFLOP/s, about {cost.total / EFFICIENCY / rate:,.0f} s"
-    )
-
-
-def _items(dataset: PreferenceDataset) -> list[Any]:
-    from noisescope.policies.items import distinct_items
-
-    return distinct_items(dataset.table)[0]
-
-
-def _train_diffusion(
-    dataset: PreferenceDataset,
-    policy: DiffusionPolicy,
-    config: DiffusionLoraConfig,
-    run: Run,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Replicas of a diffusion policy; what training did."""
-    from noisescope.replicas.cost import Meter
-    from noisescope.replicas.lora_diffusion import train_diffusion_lora
-    from noisescope.training import STATE_FILE
-
-    meter = Meter(progress)
-    if (run.replicas_directory / STATE_FILE).is_file():
-        progress(0, 1, "continuing from the last saved step")
-
-    def estimated(cost: LoraCost) -> None:
-        meter.begin(cost)
-        progress(0, cost.total, cost_in_words(cost, policy))
-
-    return train_diffusion_lora(
-        policy,
-        dataset.table,
-        config,
-        run.directory,
-        cache_directory(run).with_name("reference_errors"),
-        meter,
-        estimated,
-        lambda text: progress(0, 1, text),
     )
 
 

@@ -129,19 +129,25 @@ def train_whole(
 ) -> Progress:
     """Train to the end, from the saved state if there is one, with all evidence written.
 
-    Where a file that the state says was written is gone, the training starts again.
+    Where a file that the state says was written is gone, the training starts again. torch's own
+    random numbers take no part, but they are saved with the state: they start the same, whatever
+    the process did before.
     """
+    import torch
+
     from noisescope.training import STATE_FILE, train
 
     def run() -> Progress:
+        torch.manual_seed(learner.config.seed)
         objective = DPO(beta=learner.config.beta)
         return train(learner, objective, plan, directory, after_step=writer)
 
-    progress = run()
-    if writer.lost(progress):
-        (directory / STATE_FILE).unlink()
-        initialise(learner.adapters, learner.config)
+    with torch.random.fork_rng(devices=[]):
         progress = run()
+        if writer.lost(progress):
+            (directory / STATE_FILE).unlink()
+            initialise(learner.adapters, learner.config)
+            progress = run()
     return progress
 
 
