@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
+from noisescope.cli.stopping import check
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -139,7 +141,7 @@ class Terminal:
     def stage(self, label: str) -> Iterator[Progress]:
         """A callback (done, total, note) that draws one bar labelled `label`."""
         if self.quiet:
-            yield lambda done_work, total_work, note: None
+            yield lambda done_work, total_work, note: check()
         elif ERR.console.is_terminal:
             with _bar(label) as advance:
                 yield advance
@@ -153,6 +155,7 @@ class Terminal:
 
         def advance(done_work: float, total_work: float, note: str | None) -> None:
             nonlocal began, last, before
+            check()
             now = time.monotonic()
             if note:
                 self.note(note)
@@ -187,6 +190,7 @@ def _bar(label: str) -> Iterator[Progress]:
         task = progress.add_task(label, total=None)
 
         def advance(done_work: float, total_work: float, note: str | None) -> None:
+            check()
             progress.update(task, completed=done_work, total=total_work)
             if note:
                 progress.console.print(Text(safe(note)))
