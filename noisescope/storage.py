@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import RunError
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Temporary names start so; an interrupted write leaves at most one such file behind.
 TEMPORARY_PREFIX = ".partial-"
+#: What to do about a file of tensors that is not as it was written.
+_AGAIN = "Remove it and type the same command again: what it held is made anew."
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
@@ -75,6 +79,42 @@ def write_tensors(
             raise OSError(str(error)) from error
 
     write_atomic(path, save)
+
+
+def write_sealed(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """`write_tensors` of tensors and facts (JSON), with a checksum over both."""
+    held = json.dumps(dict(facts))
+    sealed = {"facts": held, "sha256": _digest(tensors, held)}
+    write_tensors(path, tensors, {"sealed": json.dumps(sealed)})  # one: several have no order
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_sealed` wrote, tensors mapped. Raises RunError where it reads otherwise."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            sealed = json.loads(file.metadata()["sealed"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        whole = sealed["sha256"] == _digest(tensors, sealed["facts"])
+        facts = json.loads(sealed["facts"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} cannot be read: {error}", hint=_AGAIN) from error
+    if not whole:
+        raise RunError(f"{path} is damaged: its checksum differs", hint=_AGAIN)
+    return tensors, facts
+
+
+def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """SHA-256 of tensors (names, types, shapes, bytes) and the text beside them."""
+    import torch
+
+    sha = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        sha.update(memoryview(flat.view(torch.uint8).numpy()))
+    return sha.hexdigest()
 
 
 def _publish(temporary: Path, path: Path) -> None:
