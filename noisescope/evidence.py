@@ -6,7 +6,9 @@ order, so memory is 4 M T N bytes and a bounded buffer. Usage: `read_margins(dir
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 #: DuckDB's own working memory; it spills to disk beyond it.
 MEMORY_LIMIT = "1GB"
 ROWS = 1 << 20
+#: Pairs judged at once: bounds the float64 temporaries.
+BLOCK = 1 << 18
 
 
 @final
@@ -39,6 +43,15 @@ class RunMargins:
     steps: list[int]
     margins: NDArray[np.float32]
     held_out: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.pair_ids)
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.bool_]]]:
+        """(pairs, last margins [M, n], which of them count [M, n]) of each block of pairs."""
+        for start in range(0, len(self), BLOCK):
+            block = slice(start, start + BLOCK)
+            yield block, self.margins[:, -1, block].astype(np.float64), self.counted[:, block]
 
     @property
     def in_sample(self) -> bool:
@@ -61,6 +74,23 @@ def read_margins(directory: Path, *, last: bool = True, folder: str = "margins")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    parts, pairs = required_parts(directory, folder)
+    try:
+        ids = pq.read_table(pairs, columns=["pair_id"]).column(0)
+        with connect() as connection:
+            last_steps, steps, _ = axes(connection, parts)
+            names = [str(part) for part in parts]
+            wanted = None if last else steps
+            found = _fill(connection, names, str(pairs), len(ids), last_steps, wanted)
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise unreadable(directory, [pairs, *parts], error) from error
+    result = RunMargins(ids, list(last_steps), [max(steps)] if last else steps, *found)
+    _require_all(ids, result)
+    return result
+
+
+def required_parts(directory: Path, folder: str) -> tuple[list[Path], Path]:
+    """A run's files of margins, and its pairs. Raises RunError where there are none."""
     parts = sorted((directory / folder).glob("part-*.parquet"))
     pairs = directory / "pairs.parquet"
     if not parts or not pairs.is_file():
@@ -68,21 +98,15 @@ def read_margins(directory: Path, *, last: bool = True, folder: str = "margins")
         raise RunError(
             f"{directory} has no {what}", hint="Make the evidence first: noisescope score DATASET"
         )
-    try:
-        ids = pq.read_table(pairs, columns=["pair_id"]).column(0)
-        with connect() as connection:
-            names = [str(part) for part in parts]
-            last_steps, steps = _axes(connection, names)
-            wanted = None if last else steps
-            found = _fill(connection, names, str(pairs), len(ids), last_steps, wanted)
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise RunError(
-            f"{directory}: {_culprit([pairs, *parts])} cannot be read: {error}",
-            hint="Remove the damaged file and type the command that made the run again.",
-        ) from error
-    result = RunMargins(ids, list(last_steps), [max(steps)] if last else steps, *found)
-    _require_all(ids, result)
-    return result
+    return parts, pairs
+
+
+def unreadable(directory: Path, paths: Sequence[Path], error: Exception) -> RunError:
+    """The error of a run one of whose files is damaged, by its name."""
+    return RunError(
+        f"{directory}: {_culprit(paths)} cannot be read: {error}",
+        hint="Remove the damaged file and type the command that made the run again.",
+    )
 
 
 def _culprit(paths: Sequence[Path]) -> str:
@@ -100,25 +124,33 @@ def _culprit(paths: Sequence[Path]) -> str:
     return f"{paths[0].name} or its margins"
 
 
-def connect() -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with bounded memory that spills beside the system's temporary files."""
+def connect(memory: str = MEMORY_LIMIT, folder: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB that spills beyond `memory`: below `folder`, else beside the system's
+    temporary files."""
     import duckdb
 
+    # DuckDB makes it when it needs it; left alone, it would be `.tmp` where the user stands
+    spill = (folder or Path(tempfile.gettempdir())) / f"noisescope-{secrets.token_hex(8)}"
     connection = duckdb.connect()
-    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    connection.execute(f"SET memory_limit = '{memory}'")
+    connection.execute("SET temp_directory = $spill", {"spill": str(spill)})
     connection.execute("SET preserve_insertion_order = false")
     connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
     return connection
 
 
-def _axes(
-    connection: duckdb.DuckDBPyConnection, parts: Sequence[str]
-) -> tuple[dict[int, int], list[int]]:
-    """Last step of each replica, and all steps ascending."""
+def axes(
+    connection: duckdb.DuckDBPyConnection, parts: Sequence[Path]
+) -> tuple[dict[int, int], list[int], bool]:
+    """Last step of each replica, all steps ascending, and whether no last margin is held out."""
     rows = connection.execute(
-        "SELECT DISTINCT replica, step FROM read_parquet(?) ORDER BY replica, step", [parts]
+        "SELECT replica, step, bool_or(held_out) FROM read_parquet(?) "
+        "GROUP BY replica, step ORDER BY replica, step",
+        [[str(part) for part in parts]],
     ).fetchall()
-    return {replica: step for replica, step in rows}, sorted({step for _, step in rows})
+    last = {replica: step for replica, step, _ in rows}
+    in_sample = not any(held for replica, step, held in rows if last[replica] == step)
+    return last, sorted({step for _, step, _ in rows}), in_sample
 
 
 def _fill(
@@ -147,16 +179,10 @@ def _fill(
         seen += int(keep.sum())
         held_out[m[keep & is_last], row[keep & is_last]] = held[keep & is_last]
     if unknown:
-        raise RunError(
-            f"{unknown:,} margins are of pairs that pairs.parquet does not hold",
-            hint="The directory mixes two runs: score the dataset into a new one.",
-        )
+        raise strange_margins(unknown)
     repeated = seen - int(np.isfinite(margins).sum())
     if repeated:
-        raise RunError(
-            f"{repeated:,} margins come twice or are not finite numbers",
-            hint="Were two shards given the same index? Remove the margins and score again.",
-        )
+        raise repeated_margins(repeated)
     return margins, held_out
 
 
@@ -173,6 +199,31 @@ def _rows(connection: duckdb.DuckDBPyConnection, parts: Sequence[str], pairs: st
         yield tuple(column.to_numpy(zero_copy_only=False) for column in batch.columns)
 
 
+def strange_margins(count: int) -> RunError:
+    """The error of margins that belong to another dataset."""
+    return RunError(
+        f"{count:,} margins are of pairs that pairs.parquet does not hold",
+        hint="The directory mixes two runs: score the dataset into a new one.",
+    )
+
+
+def repeated_margins(count: int) -> RunError:
+    """The error of margins that no pair, replica and step has once."""
+    return RunError(
+        f"{count:,} margins come twice or are not finite numbers",
+        hint="Were two shards given the same index? Remove the margins and score again.",
+    )
+
+
+def missing_margins(what: str, count: int, total: int, first: Sequence[str]) -> RunError:
+    """The error of pairs that have no margin, or none held out; `first` some of their ids."""
+    shown = first_five([*first, *[""] * (count - len(first))])
+    return RunError(
+        f"{count:,} of {total:,} pairs have no {what}: {shown}",
+        hint="Type the command that made the run again: it fills what is missing.",
+    )
+
+
 def _require_all(ids: pa.ChunkedArray, found: RunMargins) -> None:
     """Raise RunError naming the pairs without any margin, or without a held-out one."""
     import pyarrow as pa
@@ -182,8 +233,4 @@ def _require_all(ids: pa.ChunkedArray, found: RunMargins) -> None:
         missing = np.flatnonzero(~some.any(axis=0))
         if len(missing):
             first = [str(name) for name in ids.take(pa.array(missing[:6])).to_pylist()]
-            shown = first_five(first + [""] * (len(missing) - len(first)))
-            raise RunError(
-                f"{len(missing):,} of {len(ids):,} pairs have no {what}: {shown}",
-                hint="Type the command that made the run again: it fills what is missing.",
-            )
+            raise missing_margins(what, len(missing), len(ids), first)

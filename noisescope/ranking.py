@@ -119,9 +119,13 @@ def expected_auroc(margins: Float, flip_rate: float) -> float:
 
     W is measured on noisy labels, of which a share e is flipped.
     """
+    return _corrected(signed_rank(margins), flip_rate)
+
+
+def _corrected(w: float, flip_rate: float) -> float:
     if not 0 <= flip_rate < 0.5:
         raise EvidenceError(f"a flip rate must be in [0, 0.5), not {flip_rate:g}")
-    return float(np.clip((signed_rank(margins) - flip_rate) / (1 - 2 * flip_rate), 0, 1))
+    return float(np.clip((w - flip_rate) / (1 - 2 * flip_rate), 0, 1))
 
 
 def signed_rank_error(margins: Float) -> float:
@@ -146,7 +150,8 @@ def expected_auroc_interval(margins: Float, flip_rate: Interval) -> Interval:
     part, so this is wide rather than narrow.)
     """
     ends = (flip_rate.estimate, flip_rate.low, flip_rate.high)
-    middle, *others = (expected_auroc(margins, e) for e in ends)
+    w = signed_rank(margins)
+    middle, *others = (_corrected(w, e) for e in ends)
     spread = float(ndtri((1 + MASS) / 2)) * signed_rank_error(margins)
     spread /= 1 - 2 * flip_rate.estimate
     low = middle - np.hypot(middle - min(middle, *others), spread)

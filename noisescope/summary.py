@@ -1,6 +1,6 @@
 """What a run says, in numbers and in words: the object behind `noisescope score`'s one screen.
 
-Usage: `summarise(run, replicas, columns, rate, worst).to_json()`.
+Usage: `summarise(run, replicas, margins, Totals.of(columns), rate).to_json()`.
 """
 
 from __future__ import annotations
@@ -87,17 +87,42 @@ class Summary:
         }
 
 
+@final
+@dataclass(frozen=True)
+class Totals:
+    """What a summary adds up over the pairs; parts of a dataset go together."""
+
+    likely: float  # sum of p_mislabelled
+    histogram: NDArray[np.int64]  # pairs by tenths of p_flip
+    contested: int
+    unspread: int  # pairs judged by one replica only
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Float]) -> Totals:
+        """Totals of some pairs' columns [n] of scores.parquet."""
+        return cls(
+            likely=float(columns["p_mislabelled"].sum()),
+            histogram=np.histogram(columns["p_flip"], TENTHS)[0],
+            contested=int((columns["contested"] >= CONTESTED).sum()),
+            unspread=int(np.isnan(columns["stability"]).sum()),
+        )
+
+    @classmethod
+    def together(cls, parts: Sequence[Totals]) -> Totals:
+        """Totals of all parts."""
+        return cls(
+            likely=sum(part.likely for part in parts),
+            histogram=np.sum([part.histogram for part in parts], axis=0),
+            contested=sum(part.contested for part in parts),
+            unspread=sum(part.unspread for part in parts),
+        )
+
+
 def summarise(
-    run: Run,
-    replicas: int,
-    columns: Mapping[str, Float],
-    rate: FlipRate,
-    worst: NDArray[np.int64],
+    run: Run, replicas: int, margins: Float, totals: Totals, rate: FlipRate, suspects: int = 0
 ) -> Summary:
-    """Summary of the columns [N] of scores.parquet; `worst` are rows of pairs.parquet to show."""
-    margins = columns["margin"]
+    """Summary of mean margins [N] and the totals; the first `suspects` pairs of scores.parquet."""
     accuracy = held_out_accuracy(margins)
-    likely = float(columns["p_mislabelled"].mean())
     low, high = rate.low, max(1 - accuracy.low, rate.low)
     rates = Interval(rate.estimate, rate.low, rate.high)
     return Summary(
@@ -106,50 +131,30 @@ def summarise(
         replicas=replicas,
         accuracy=accuracy,
         flip_rate=rate,
-        mislabelled=Interval(min(max(likely, low), high), low, high),
+        mislabelled=Interval(min(max(totals.likely / len(margins), low), high), low, high),
         expected=expected_auroc_interval(margins, rates),
         bayes_auroc=bayes_auroc(rate.gap(margins)),
-        histogram=tuple(np.histogram(columns["p_flip"], TENTHS)[0].tolist()),
-        contested_share=float((columns["contested"] >= CONTESTED).mean()),
+        histogram=tuple(totals.histogram.tolist()),
+        contested_share=totals.contested / len(margins),
         chance=at_chance(accuracy),
-        suspects=_suspects(run, columns, worst),
-        notes=tuple(_notes(accuracy, rate, columns)),
+        suspects=_suspects(run, suspects) if suspects else (),
+        notes=tuple(_notes(accuracy, rate, totals)),
     )
 
 
-def _suspects(
-    run: Run, columns: Mapping[str, Float], worst: NDArray[np.int64]
-) -> tuple[Suspect, ...]:
-    """Text and scores of the pairs at rows `worst` of pairs.parquet, in that order."""
+def _suspects(run: Run, count: int) -> tuple[Suspect, ...]:
+    """Text and scores of the first pairs of scores.parquet, in that order."""
     with connect() as connection:
         rows = connection.execute(
-            "SELECT file_row_number, pair_id, prompt, chosen, rejected, annotator "
-            "FROM read_parquet($pairs, file_row_number = true) "
-            "WHERE list_contains($rows, file_row_number)",
-            {"pairs": str(run.pairs_path), "rows": worst.tolist()},
+            "WITH s AS (SELECT * FROM read_parquet($scores) WHERE rank <= $count) "
+            "SELECT pair_id, prompt, chosen, rejected, annotator, p_flip, p_mislabelled, "
+            "margin, u FROM s JOIN read_parquet($pairs) USING (pair_id) ORDER BY rank",
+            {"scores": str(run.scores_path), "pairs": str(run.pairs_path), "count": count},
         ).fetchall()
-    texts = {row: text for row, *text in rows}
-    return tuple(_suspect(texts[row], columns, row) for row in worst.tolist())
+    return tuple(Suspect(*row) for row in rows)
 
 
-def _suspect(text: Sequence[Any], columns: Mapping[str, Float], row: int) -> Suspect:
-    """One suspect from its five texts and its row of `columns`."""
-    pair_id, prompt, chosen, rejected, annotator = text
-    metric = float(columns["u"][row])
-    return Suspect(
-        pair_id=pair_id,
-        prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
-        annotator=annotator,
-        p_flip=float(columns["p_flip"][row]),
-        p_mislabelled=float(columns["p_mislabelled"][row]),
-        margin=float(columns["margin"][row]),
-        u=None if np.isnan(metric) else metric,
-    )
-
-
-def _notes(accuracy: Interval, rate: FlipRate, columns: Mapping[str, Float]) -> Sequence[str]:
+def _notes(accuracy: Interval, rate: FlipRate, totals: Totals) -> Sequence[str]:
     """What a reader must know, in plain words, gravest first."""
     notes = []
     if at_chance(accuracy):
@@ -165,10 +170,9 @@ def _notes(accuracy: Interval, rate: FlipRate, columns: Mapping[str, Float]) -> 
             f"all fit these {rate.pairs:,} pairs. The ranking stands; the absolute values of "
             "p_flip do not."
         )
-    if np.isnan(columns["stability"]).any():
-        missing = int(np.isnan(columns["stability"]).sum())
+    if totals.unspread:
         notes.append(
-            f"{missing:,} pairs were judged by one replica only: their stability, u, W and gamma "
-            "are empty."
+            f"{totals.unspread:,} pairs were judged by one replica only: their stability, u, W and "
+            "gamma are empty."
         )
     return notes

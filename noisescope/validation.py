@@ -27,10 +27,11 @@ from noisescope.evidence import RunMargins, read_margins
 from noisescope.flips import FlipPlan, chance_of, decide, margin_gaps, table_chunks
 from noisescope.refits import refitter
 from noisescope.scorecard import Judged, scorecard
+from noisescope.scores import COLUMNS
 from noisescope.storage import write_atomic
-from noisescope.summary import summarise
+from noisescope.summary import Totals, summarise
 from noisescope.truth_files import read_truth
-from noisescope.verdicts import COLUMNS, ScoreConfig, judge, read_averages
+from noisescope.verdicts import ScoreConfig, judge, read_averages
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -123,7 +124,8 @@ def _judge(
     beta, rho = float(plan["evidence"]["beta"]), RHO[plan.get("modality", "text")]
     averages = None if known is None else read_averages(run)
     columns, rate = judge(found, beta=beta, rho=rho, config=ScoreConfig(), averages=averages)
-    summary = summarise(run, len(found.replicas), columns, rate, np.zeros(0, np.int64))
+    totals = Totals.of(columns)
+    summary = summarise(run, len(found.replicas), columns["margin"], totals, rate)
     keep = np.ones(len(wrong), bool) if known is None else known
     lengths = None
     if plan.get("modality", "text") == "text":

@@ -1,48 +1,35 @@
 """From a run's margins to scores.parquet and its summary. No torch; seconds for a million pairs.
 
 Usage: `summary = score_run(Path("runs/hh-rlhf-1a2b3c4d"), ScoreConfig())`. Verdicts are cheap and
-never touch the evidence: call it again with another rho or k1.
+never touch the evidence: call it again with another rho or k1. Margins are read in blocks of
+pairs, and what must be sorted is sorted on disk: beside DuckDB's memory some 70 bytes a pair are
+held, whatever M is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.detectors import RHO, confidence, mean_over, stability, u_released
 from noisescope.errors import RunError, UsageError
-from noisescope.evidence import RunMargins, read_margins
+from noisescope.evidence import RunMargins, connect, read_margins
 from noisescope.flip_rate import FlipRate, fit_flip_rate
 from noisescope.run import Run
-from noisescope.storage import write_atomic
-from noisescope.summary import Summary, summarise
+from noisescope.scores import COLUMNS, ranks, write_scores
+from noisescope.spill import Spill
+from noisescope.spool import Spool, failure, spool
+from noisescope.summary import Summary, Totals, summarise
 from noisescope.weights import WeightConfig, adaptive_weights
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
 
-#: Columns of scores.parquet after pair_id, in order; all float64 but rank.
-COLUMNS = (
-    "confidence",
-    "stability",
-    "u",
-    "u_released",
-    "margin",
-    "p_flip",
-    "p_mislabelled",
-    "contested",
-    "W",
-    "gamma",
-)
-#: Pairs judged at once: bounds the float64 temporaries.
-BLOCK = 1 << 18
 SUSPECTS = 10
 #: What a reader must know of adapters that nobody said were kept from these pairs.
 IN_SAMPLE = (
@@ -58,7 +45,7 @@ class ScoreConfig:
     """Constants of Eq. 11 (rho: 1 for text, 15 for images) and Eq. 14-15 (k1, k2, c2).
 
     `rho` None stands for the modality's; see `weights` for k2 and c2.
-    `released` takes W and Gamma from `u_released` instead of u.
+    `released` takes W and Gamma from `u_released` instead of u. `spill` decides no number.
     """
 
     rho: float | None = None
@@ -66,6 +53,7 @@ class ScoreConfig:
     k2: float = -1.0
     c2: float = 0.0
     released: bool = False
+    spill: Spill = field(default_factory=Spill)
 
     def __post_init__(self) -> None:
         if self.rho is not None and not (np.isfinite(self.rho) and self.rho > 0):
@@ -81,6 +69,19 @@ class ScoreConfig:
         return WeightConfig(self.k1, self.k2, self.c2)
 
 
+class Margins(Protocol):
+    """Margins [M, N] to be read as often as it takes, a block of pairs at a time."""
+
+    @property
+    def replicas(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def blocks(self) -> Iterator[tuple[slice, Float, Bool]]:
+        """(pairs, margins [M, n], which of them verdicts rest on [M, n]) of each block."""
+        ...
+
+
 def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
     """Judge every pair of the run in `directory`, write scores.parquet, return the summary.
 
@@ -93,25 +94,52 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
     config, run = config or ScoreConfig(), Run(directory)
     beta, modality = _plan_facts(run)
     rho = RHO[modality] if config.rho is None else config.rho
-    try:
-        found = read_margins(directory)
-        averages = read_averages(run)
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise RunError(
-            f"the evidence in {directory} cannot be read: {str(error).splitlines()[0]}",
-            hint="Remove that directory and type the command again: features stay cached.",
-        ) from error
-    _check_replicas(run, len(found.replicas))
-    columns, rate = judge(found, beta=beta, rho=rho, config=config, averages=averages)
-    order = np.argsort(columns["margin"], kind="stable")
-    write_atomic(run.scores_path, lambda path: _write(path, found.pair_ids, columns, order))
-    summary = summarise(run, len(found.replicas), columns, rate, order[:SUSPECTS])
+    with config.spill.folder(directory) as folder:
+        found = spool(directory, "margins", folder, config.spill)
+        averages = None
+        if has_averages(run):
+            averages = spool(directory, run.averages_directory.name, folder, config.spill)
+        _check_replicas(run, len(found.replicas))
+        seen = survey(found, averages, beta)
+        try:
+            totals = _write(run, found, averages, seen, rho, config, folder)
+        except (duckdb.Error, pa.ArrowException) as error:
+            raise failure(error, directory, folder, [run.pairs_path]) from error
+    summary = summarise(run, len(found.replicas), seen.margins, totals, seen.rate, SUSPECTS)
     return replace(summary, notes=(IN_SAMPLE, *summary.notes)) if found.in_sample else summary
+
+
+def _write(
+    run: Run,
+    found: Spool,
+    averages: Spool | None,
+    seen: Survey,
+    rho: float,
+    config: ScoreConfig,
+    folder: Path,
+) -> Totals:
+    """Write scores.parquet; what its summary adds up."""
+    parts: list[Totals] = []
+
+    def counted() -> Iterator[tuple[slice, dict[str, Float]]]:
+        for block, columns in judged_blocks(found, averages, seen, rho=rho, config=config):
+            parts.append(Totals.of(columns))
+            yield block, columns
+
+    with connect(config.spill.memory, folder) as connection:
+        rank = ranks(seen.margins)
+        write_scores(run.scores_path, run.pairs_path, counted(), rank, connection)
+    return Totals.together(parts)
+
+
+def has_averages(run: Run) -> bool:
+    """Whether a run holds margins of its replicas' averaged copies (`--ema`)."""
+    return any(run.averages_directory.glob("part-*.parquet"))
 
 
 def read_averages(run: Run) -> RunMargins | None:
     """Margins of the replicas' averaged copies (`--ema`), None where the run has none."""
-    if not any(run.averages_directory.glob("part-*.parquet")):
+    if not has_averages(run):
         return None
     return read_margins(run.directory, folder=run.averages_directory.name)
 
@@ -140,6 +168,30 @@ def _plan_facts(run: Run) -> tuple[float, str]:
     return float(beta), modality if modality in RHO else "text"
 
 
+@final
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over all pairs finds: each one's mean margin [N] over the replicas that count,
+    the root mean square l of each replica [M, 1] and averaged copy [2M, 1], and the flip rate.
+    """
+
+    beta: float
+    margins: Float
+    scale: Float
+    copies_scale: Float
+    rate: FlipRate
+
+
+def survey(found: Margins, averages: Margins | None, beta: float) -> Survey:
+    """One pass over the margins. Raises EvidenceError with fewer than ten pairs."""
+    margins = np.empty(len(found))
+    for block, values, counted in found.blocks():
+        margins[block] = mean_over(np.where(counted, values, np.nan))
+    scale = _scale(found) / beta
+    copies_scale = scale if averages is None else _scale(averages) / beta
+    return Survey(beta, margins, scale, copies_scale, fit_flip_rate(margins))
+
+
 def judge(
     found: RunMargins,
     *,
@@ -148,35 +200,43 @@ def judge(
     config: ScoreConfig,
     averages: RunMargins | None = None,
 ) -> tuple[dict[str, Float], FlipRate]:
-    """All of `COLUMNS` [N] and the fitted flip rate, in blocks of pairs.
+    """All of `COLUMNS` [N] and the fitted flip rate.
 
     `averages` are two averaged copies a replica, of which `u_released` is then made.
     """
-    count = len(found.pair_ids)
-    columns = {name: np.empty(count) for name in COLUMNS}
-    scale = _replica_scale(found) / beta
-    scales = scale, scale if averages is None else _replica_scale(averages) / beta
-    for block, margins, held in _blocks(found):
-        logratios = margins / beta
-        columns["margin"][block] = mean_over(np.where(held, margins, np.nan))
-        columns["confidence"][block] = confidence(logratios, rho)
-        columns["stability"][block] = stability(logratios)
-        if averages is None:
-            columns["u_released"][block] = u_released(logratios, rho, scale)
+    seen = survey(found, averages, beta)
+    columns = {name: np.empty(len(found)) for name in COLUMNS}
+    for block, values in judged_blocks(found, averages, seen, rho=rho, config=config):
+        for name in COLUMNS:
+            columns[name][block] = values[name]
+    return columns, seen.rate
+
+
+def judged_blocks(
+    found: Margins, averages: Margins | None, seen: Survey, *, rho: float, config: ScoreConfig
+) -> Iterator[tuple[slice, dict[str, Float]]]:
+    """All of `COLUMNS` [n] of each block of pairs."""
+    copies = None if averages is None else averages.blocks()
+    for block, margins, counted in found.blocks():
+        logratios, held_out = margins / seen.beta, np.where(counted, margins, np.nan)
+        columns = {"margin": seen.margins[block]}
+        columns["confidence"] = confidence(logratios, rho)
+        columns["stability"] = stability(logratios)
+        columns["u"] = columns["stability"] * columns["confidence"]
+        if copies is None:
+            columns["u_released"] = u_released(logratios, rho, seen.scale)
         else:
-            copies = averages.margins[:, -1, block].astype(np.float64) / beta
-            columns["u_released"][block] = u_of_trios(logratios, copies, held, rho, scales)
-    columns["u"] = columns["stability"] * columns["confidence"]
-    rate = fit_flip_rate(columns["margin"])
-    for block, margins, held in _blocks(found):
-        columns["contested"][block] = rate.contested(np.where(held, margins, np.nan))
-    columns["p_flip"] = rate.p_flip(columns["margin"])
-    columns["p_mislabelled"] = rate.p_mislabelled(columns["margin"])
-    columns["W"], columns["gamma"] = adaptive_weights(
-        columns["u_released" if config.released else "u"],
-        config.weights,
-    )
-    return columns, rate
+            averaged = next(copies)[1] / seen.beta
+            scales = seen.scale, seen.copies_scale
+            columns["u_released"] = u_of_trios(logratios, averaged, counted, rho, scales)
+        columns["contested"] = seen.rate.contested(held_out)
+        columns["p_flip"] = seen.rate.p_flip(columns["margin"])
+        columns["p_mislabelled"] = seen.rate.p_mislabelled(columns["margin"])
+        columns["W"], columns["gamma"] = adaptive_weights(
+            columns["u_released" if config.released else "u"],
+            config.weights,
+        )
+        yield block, columns
 
 
 def u_of_trios(
@@ -200,48 +260,12 @@ def u_of_trios(
     return mean_over(np.where(counted, np.stack(values), np.nan))
 
 
-def _blocks(found: RunMargins) -> Iterator[tuple[slice, Float, NDArray[np.bool_]]]:
-    """(pairs, last margins [M, n] float64, which of them count [M, n]) of each block of pairs."""
-    for start in range(0, len(found.pair_ids), BLOCK):
-        block = slice(start, start + BLOCK)
-        yield block, found.margins[:, -1, block].astype(np.float64), found.counted[:, block]
-
-
-def _replica_scale(found: RunMargins) -> Float:
+def _scale(found: Margins) -> Float:
     """Root mean square margin of each replica over the dataset, [M, 1]; 1 for all-zero ones."""
     squares = np.zeros((len(found.replicas), 1))
-    for _, margins, _ in _blocks(found):
+    judged = np.zeros((len(found.replicas), 1), np.int64)
+    for _, margins, _ in found.blocks():
         squares += np.nansum(np.square(margins), axis=1, keepdims=True)
-    judged = np.isfinite(found.margins[:, -1]).sum(axis=1, keepdims=True)
+        judged += np.isfinite(margins).sum(axis=1, keepdims=True)
     scale = np.sqrt(squares / np.maximum(judged, 1))
     return np.where(scale > 0, scale, 1.0)
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    numbers = [pa.field(name, pa.float64()) for name in COLUMNS]
-    return pa.schema(
-        [
-            pa.field("pair_id", pa.string(), nullable=False),
-            *numbers,
-            pa.field("rank", pa.int64(), nullable=False),
-        ]
-    )
-
-
-def _write(
-    path: Path, ids: pa.ChunkedArray, columns: Mapping[str, Float], order: NDArray[np.int64]
-) -> None:
-    """Rows in rank order (1 = most suspicious), a row group a block; undefined numbers are null."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    names = ids.combine_chunks()
-    with pq.ParquetWriter(path, _schema(), compression="zstd") as writer:
-        for start in range(0, len(order), BLOCK):
-            rows = order[start : start + BLOCK]
-            arrays = [names.take(pa.array(rows))]
-            arrays += [pa.array(columns[name][rows], from_pandas=True) for name in COLUMNS]
-            arrays.append(pa.array(np.arange(start + 1, start + len(rows) + 1)))
-            writer.write_table(pa.Table.from_arrays(arrays, schema=_schema()))
