@@ -14,7 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -98,9 +98,24 @@ def fine_tune(
 
     Raises DataError, ModelError, RunError or EvidenceError; nothing already written is lost.
     """
-    import pyarrow.parquet as pq
-
     evidence, reporter = evidence or EvidenceConfig(), reporter or Silent()
+    check_fit(dataset, policy, evidence)
+    plan = plan_run(dataset, policy, evidence)
+    run = open_run(runs_directory, plan, run_directory)
+    watch = Stopwatch()
+    for name in run.drop_damaged():
+        reporter.note(f"{run.directory / name} is damaged: making it again")
+    if not run.complete or not run.pairs_path.is_file():
+        write_pairs(run, dataset)
+    if run.evidence_complete:
+        return FineTuned(run, plan, True)
+    done = GATHER[evidence.kind](dataset, policy, evidence, run, reporter, watch)
+    origin = origin_of(dataset, policy, command)
+    return record_evidence(run, plan, origin, done, watch)
+
+
+def check_fit(dataset: PreferenceDataset, policy: Policy, evidence: EvidenceConfig) -> None:
+    """Raise UsageError where `policy` cannot judge `dataset`, or `evidence` makes no sense."""
     if policy.modality != dataset.modality:
         raise UsageError(
             f"{dataset.name} holds {dataset.modality} pairs, {policy.identity.id} judges "
@@ -108,25 +123,27 @@ def fine_tune(
             hint="Name a fitting model with --model.",
         )
     evidence.check(dataset.modality)
-    plan = plan_run(dataset, policy, evidence)
-    run = open_run(runs_directory, plan, run_directory)
-    watch = Stopwatch()
-    for name in run.drop_damaged():
-        reporter.note(f"{run.directory / name} is damaged: making it again")
-    if not run.complete or not run.pairs_path.is_file():
-        write_atomic(
-            run.pairs_path, lambda path: pq.write_table(dataset.table, path, compression="zstd")
-        )
-    if run.evidence_complete:
-        return FineTuned(run, plan, True)
-    done = GATHER[evidence.kind](dataset, policy, evidence, run, reporter, watch)
+
+
+def write_pairs(run: Run, dataset: PreferenceDataset) -> None:
+    """Write pairs.parquet: the same bytes whoever writes it."""
+    import pyarrow.parquet as pq
+
+    table = dataset.table
+    write_atomic(run.pairs_path, lambda path: pq.write_table(table, path, compression="zstd"))
+
+
+def record_evidence(
+    run: Run, plan: Plan, origin: Origin, training: Mapping[str, Any], watch: Stopwatch
+) -> FineTuned:
+    """The manifest of a run whose margins are whole and that has no verdicts yet."""
     facts = {
-        "training": done,
+        "training": dict(training),
         "evidence_files": run.evidence_files(),
         "scores": "absent",
         "timings": _rounded(watch),
     }
-    run.write_manifest(_facts(dataset, policy, plan, command) | facts)
+    run.write_manifest(_facts(plan, origin) | facts)
     return FineTuned(run, plan, False, watch.seconds)
 
 
@@ -145,8 +162,6 @@ def audit(
 
     Raises DataError, ModelError, RunError or EvidenceError; nothing already written is lost.
     """
-    from noisescope.verdicts import score_run
-
     reporter = reporter or Silent()
     tuned = fine_tune(
         dataset,
@@ -157,6 +172,13 @@ def audit(
         command=command,
         reporter=reporter,
     )
+    return judge(tuned, origin_of(dataset, policy, command), score, reporter)
+
+
+def judge(tuned: FineTuned, origin: Origin, score: ScoreConfig | None, reporter: Reporter) -> Audit:
+    """Verdicts from a run's margins, and the manifest that says they are there."""
+    from noisescope.verdicts import ScoreConfig, score_run
+
     run, watch = tuned.run, Stopwatch()
     if tuned.reused:
         reporter.note(f"evidence of {run.directory} is complete: only verdicts are made again")
@@ -168,26 +190,41 @@ def audit(
         "training": before.get("training", {}),
         "evidence_files": run.evidence_files(),
         "scores": "complete",
+        "constants": asdict(score or ScoreConfig()),
         "summary": summary.to_json(),
         "timings": before.get("timings", {}) | _rounded(watch),
     }
-    run.write_manifest(_facts(dataset, policy, tuned.plan, command) | facts)
+    run.write_manifest(_facts(tuned.plan, origin) | facts)
     return Audit(run, summary, {**tuned.timings, **watch.seconds})
+
+
+@final
+@dataclass(frozen=True)
+class Origin:
+    """What a run came from, for its manifest: facts of dataset and model, and the command."""
+
+    resolved: str
+    adapter: str
+    facts: Mapping[str, Any]
+    model_revision: str | None
+    command: str
+
+
+def origin_of(dataset: PreferenceDataset, policy: Policy, command: str) -> Origin:
+    """The origin of an audit of `dataset` with `policy`."""
+    revision = policy.identity.revision
+    return Origin(dataset.resolved, dataset.adapter, dataset.facts.to_json(), revision, command)
 
 
 def _rounded(watch: Stopwatch) -> dict[str, float]:
     return {name: round(seconds, 3) for name, seconds in watch.seconds.items()}
 
 
-def _facts(dataset: PreferenceDataset, policy: Policy, plan: Plan, command: str) -> dict[str, Any]:
+def _facts(plan: Plan, origin: Origin) -> dict[str, Any]:
     """Everything needed to trust and repeat the run. Secrets never enter: no environment."""
     return plan.to_json() | {
         "evidence_state": "complete",
-        "resolved": dataset.resolved,
-        "adapter": dataset.adapter,
-        "facts": dataset.facts.to_json(),
-        "model_revision": policy.identity.revision,
-        "command": command,
+        **asdict(origin),
         "versions": versions(),
         "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

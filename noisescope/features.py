@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import RunError
+from noisescope.parts import Part, fill, gather, missing, scan
 from noisescope.parts import Progress as Progress
-from noisescope.parts import fill, gather, missing, scan
 from noisescope.policies import Item, Policy
 
 Float = NDArray[np.float32]
@@ -33,9 +33,16 @@ def compute_features(
     Only keys that no sound part holds are computed. A damaged part is computed again, which
     `progress` is told. Raises RunError where the cache cannot be written.
     """
-    directory = cache_directory / policy.identity.fingerprint
-    parts = fill(policy, items, directory, progress, "feature")
+    parts = fill_cache(policy, items, cache_directory, progress)
     return gather(parts, [item.key for item in items])
+
+
+def fill_cache(
+    policy: Policy, items: Sequence[Item], cache_directory: Path, progress: Progress
+) -> list[Part]:
+    """`compute_features` without reading them: what a process does that has a share of them."""
+    model = policy.identity.fingerprint
+    return fill(policy, items, cache_directory / model, progress, "feature", model)
 
 
 def cached_features(
@@ -45,7 +52,7 @@ def cached_features(
 
     Raises RunError where any is not.
     """
-    parts = scan(cache_directory / fingerprint)[0]
+    parts = scan(cache_directory / fingerprint, fingerprint)[0]
     if lost := missing(items, parts):
         raise RunError(
             f"features of {len(lost):,} responses are no longer cached",
@@ -56,7 +63,8 @@ def cached_features(
 
 def uncached(policy: Policy, items: Sequence[Item], cache_directory: Path) -> list[Item]:
     """The distinct items that `compute_features` would have to compute."""
-    return missing(items, scan(cache_directory / policy.identity.fingerprint)[0])
+    model = policy.identity.fingerprint
+    return missing(items, scan(cache_directory / model, model)[0])
 
 
 def estimate_seconds(policy: Policy, items: Sequence[Item], rate: float) -> float:

@@ -23,6 +23,8 @@ from noisescope.replicas.lora_config import FLAGS
 from noisescope.run import Run
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from noisescope.features import Progress
     from noisescope.policies.encodings import Encodings
     from noisescope.replicas.lora_config import LoraConfig
@@ -155,35 +157,66 @@ def gather_heads(
     watch: Stopwatch,
 ) -> dict[str, Any]:
     """Features of every distinct response, then log-linear replicas: margins in one part."""
-    import numpy as np
+    items = distinct_items(dataset.table)[0]
+    began = time.perf_counter()
+    fill_features(policy, items, run, reporter)
+    watch.time("features", began)
+    return fit_cached(dataset.table, policy.identity.fingerprint, evidence, run, reporter, watch)
 
-    from noisescope.features import compute_features, uncached
-    from noisescope.margins import write_margins
-    from noisescope.replicas.head import HeadConfig, fit_heads
 
-    items, chosen, rejected = distinct_items(dataset.table)
-    todo = uncached(policy, items, cache_directory(run))
+def fill_features(
+    policy: Policy, items: list[Item], run: Run, reporter: Reporter, of: str = ""
+) -> int:
+    """Compute those of `items` that are not cached, telling the cost first; how many those were.
+
+    `of` says whose items they are, where they are not all. Raises RunError, DataError, ModelError.
+    """
+    from noisescope.features import fill_cache, uncached
+
+    cache = cache_directory(run)
+    todo = uncached(policy, items, cache)
     encodings = kept_encodings(policy, run)
     for remark in policy.remarks(items):
         reporter.note(remark)
     reporter.note(_estimate(policy, todo, len(items)))
-    began = time.perf_counter()
     if encodings is not None and todo:
         with reporter.stage("latents of images, embeddings of captions") as progress:
             encodings.keep(todo, progress)
-    with reporter.stage(f"features of {len(todo):,} distinct responses") as progress:
-        features = compute_features(policy, items, cache_directory(run), progress)
-    watch.time("features", began)
+    with reporter.stage(f"features of {len(todo):,} distinct responses{of}") as progress:
+        fill_cache(policy, items, cache, progress)
+    return len(todo)
+
+
+def fit_cached(
+    table: pa.Table,
+    model: str,
+    evidence: EvidenceConfig,
+    run: Run,
+    reporter: Reporter,
+    watch: Stopwatch,
+) -> dict[str, Any]:
+    """Log-linear replicas of a pairs table on cached features of `model` (its fingerprint).
+
+    Writes margins/part-0.parquet. Raises RunError where features are missing.
+    """
+    import numpy as np
+
+    from noisescope.features import cached_features
+    from noisescope.margins import write_margins
+    from noisescope.replicas.head import HeadConfig, fit_heads
+
+    items, chosen, rejected = distinct_items(table)
     began = time.perf_counter()
+    features = cached_features(items, cache_directory(run), model)
     config = HeadConfig(
         replicas=evidence.replicas, folds=evidence.folds, seed=evidence.seed, identity=evidence.pool
     )
     reporter.note(f"fitting {evidence.replicas} replicas x {evidence.folds} folds")
-    fit = fit_heads(features, chosen, rejected, fold_keys(dataset.table), config)
+    fit = fit_heads(features, chosen, rejected, fold_keys(table), config)
     watch.time("replicas", began)
     write_margins(
         run.margins_directory / "part-0.parquet",
-        dataset.table.column("pair_id"),
+        table.column("pair_id"),
         fit.margins[:, None, :],
         steps=[1],
         held_out=np.ones(fit.margins.shape, bool),

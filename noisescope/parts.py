@@ -6,7 +6,8 @@
 Items not yet on disk are ordered by (prompt, key) and cut into chunks of about CHUNK units of
 work; each chunk becomes one safetensors part, `<directory>/<chunk>.safetensors`. A chunk's end
 depends on its own items alone and its name on their keys, so a killed run continues with the
-same chunks and the same bytes, and two processes at once merely write the same files.
+same chunks and the same bytes, and two processes at once merely write the same files. A part
+states the model that made it, so that one of another model is known wherever it is copied.
 """
 
 from __future__ import annotations
@@ -55,10 +56,11 @@ class Source(Protocol):
 @final
 @dataclass(frozen=True)
 class Part:
-    """A sound part on disk and the keys of its rows."""
+    """A sound part on disk, the keys of its rows and, where it says so, the model it is of."""
 
     path: Path
     keys: tuple[str, ...]
+    made_by: str = ""
 
 
 @final
@@ -71,15 +73,20 @@ class Chunk:
 
 
 def fill(
-    source: Source, items: Sequence[Item], directory: Path, progress: Progress, what: str
+    source: Source,
+    items: Sequence[Item],
+    directory: Path,
+    progress: Progress,
+    what: str,
+    made_by: str = "",
 ) -> list[Part]:
     """Compute the items that no sound part of `directory` holds; all of its parts.
 
-    A damaged part, or one of another FORMAT, is replaced and its rows computed again, which
-    `progress` is told with `what` cache it was. Raises RunError where the directory cannot be
-    read or written.
+    A damaged part, or one of another FORMAT or not `made_by` that model, is replaced and its rows
+    computed again, which `progress` is told with `what` cache it was. Raises RunError where the
+    directory cannot be read or written.
     """
-    parts, faulty = scan(directory)
+    parts, faulty = scan(directory, made_by)
     todo = missing(items, parts)
     sizes = source.sizes(todo)
     total, done = float(sizes.sum()), 0.0
@@ -89,11 +96,11 @@ def fill(
             path.unlink(missing_ok=True)
     for chunk in plan_chunks(todo, sizes):
         path = directory / f"{digest(*(item.key for item in chunk.items))}.safetensors"
-        part = open_part(path) if path.is_file() else DAMAGED
+        part = fitting(open_part(path), made_by) if path.is_file() else DAMAGED
         if not isinstance(part, Part):
             keys = tuple(item.key for item in chunk.items)
-            write_atomic(path, _serialise(keys, source.features(chunk.items)))
-            part = Part(path, keys)
+            write_atomic(path, _serialise(keys, source.features(chunk.items), made_by))
+            part = Part(path, keys, made_by)
         parts.append(part)
         done += chunk.work
         progress(done, total, None)
@@ -112,7 +119,7 @@ def plan_chunks(items: Sequence[Item], sizes: NDArray[np.int64]) -> Iterator[Chu
     Taking whole chunks away leaves the other chunks as they are. Ordering by the prompt's hash
     keeps responses of a prompt together and mixes long and short, so the ETA is honest.
     """
-    order = sorted(range(len(items)), key=lambda i: (digest(items[i].prompt), items[i].key))
+    order = sorted(range(len(items)), key=lambda i: place(items[i]))
     batch: list[Item] = []
     work = 0
     for index in order:
@@ -125,14 +132,23 @@ def plan_chunks(items: Sequence[Item], sizes: NDArray[np.int64]) -> Iterator[Chu
         yield Chunk(tuple(batch), work)
 
 
-def scan(directory: Path) -> tuple[list[Part], dict[Path, str]]:
+def place(item: Item) -> str:
+    """Where an item stands in the order that chunks are cut from: by its prompt's hash, its key."""
+    return f"{digest(item.prompt)}-{item.key}"
+
+
+def scan(directory: Path, made_by: str = "") -> tuple[list[Part], dict[Path, str]]:
     """Sound parts of a cache directory by name, and what is wrong with the others.
 
     Raises RunError where the directory or a file cannot be read: that is no damage.
     """
     try:
         paths = sorted(path for path in directory.iterdir() if path.suffix == ".safetensors")
-        found = {path: open_part(path) for path in paths if not path.name.startswith(".")}
+        found = {
+            path: fitting(open_part(path), made_by)
+            for path in paths
+            if not path.name.startswith(".")
+        }
     except (FileNotFoundError, NotADirectoryError):
         return [], {}
     except OSError as error:
@@ -146,6 +162,13 @@ def scan(directory: Path) -> tuple[list[Part], dict[Path, str]]:
 
 #: What `open_part` says of a file whose bytes are not what their checksum states.
 DAMAGED = "damaged"
+
+
+def fitting(part: Part | str, made_by: str) -> Part | str:
+    """`part`, or what is wrong with it where it states another model than `made_by`."""
+    if isinstance(part, str) or not made_by or part.made_by in ("", made_by):
+        return part
+    return f"of another model ({part.made_by[:20]})"
 
 
 def open_part(path: Path) -> Part | str:
@@ -162,7 +185,11 @@ def open_part(path: Path) -> Part | str:
 
 @lru_cache(maxsize=1 << 16)
 def _checked(path: Path, *_version: int) -> Part | str:
-    content = path.read_bytes()
+    return check(path, path.read_bytes())
+
+
+def check(path: Path, content: bytes) -> Part | str:
+    """The part that `content`, of `path`, holds, or what is wrong with it."""
     try:
         length = struct.unpack("<Q", content[:8])[0]
         header = json.loads(content[8 : 8 + length])
@@ -170,13 +197,14 @@ def _checked(path: Path, *_version: int) -> Part | str:
         if stated.get("format", FORMAT) != FORMAT:
             return "of another version of noisescope"
         keys = tuple(str(key) for key in stated["keys"])
+        made_by = str(stated.get("made_by", ""))
         rows = {entry["shape"][0] for name, entry in header.items() if name != "__metadata__"}
         whole = stated["sha256"] == hashlib.sha256(content[8 + length :]).hexdigest()
         labels = _labels(header, list(keys))
         whole = whole and stated.get("labels", labels) == labels
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
         return DAMAGED
-    return Part(path, keys) if whole and rows == {len(keys)} else DAMAGED
+    return Part(path, keys, made_by) if whole and rows == {len(keys)} else DAMAGED
 
 
 def _labels(header: Mapping[str, Any], keys: list[str]) -> str:
@@ -185,7 +213,7 @@ def _labels(header: Mapping[str, Any], keys: list[str]) -> str:
     return hashlib.sha256(json.dumps([tensors, keys], sort_keys=True).encode()).hexdigest()
 
 
-def _serialise(keys: Sequence[str], groups: Mapping[str, Array]) -> bytes:
+def _serialise(keys: Sequence[str], groups: Mapping[str, Array], made_by: str = "") -> bytes:
     """Safetensors bytes of a part; keys and checksum of the tensor bytes stand in its header."""
     from safetensors.numpy import save
 
@@ -195,6 +223,7 @@ def _serialise(keys: Sequence[str], groups: Mapping[str, Array]) -> bytes:
     checksum = hashlib.sha256(body).hexdigest()
     labels = _labels(json.loads(plain[8 : len(plain) - len(body)]), list(keys))
     stated = {"format": FORMAT, "keys": list(keys), "sha256": checksum, "labels": labels}
+    stated |= {"made_by": made_by} if made_by else {}
     content: bytes = save(tensors, metadata={HEADER: json.dumps(stated)})
     return content
 

@@ -4,16 +4,19 @@
 
 DuckDB may open the run's own Parquet files and nothing else, its configuration is locked, and
 only one SELECT is run: SQL can neither read other files, nor write any, nor reach a network.
+A run may lie on object storage: its files are then read through fsspec, by ranges, unchecked.
 (EXPLAIN is refused with the rest: EXPLAIN ANALYZE would run what it explains, a COPY included.)
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noisescope.errors import RunError, UsageError
 from noisescope.integrity import require_sound
+from noisescope.places import Place
 from noisescope.run import Run
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 #: The kind of statement that only reads.
 READING = "SELECT"
+#: Files of margins, on storage that is listed and not globbed.
+MARGINS = re.compile(r"part-[\w-]+\.parquet")
 
 
 def tables(run: Run) -> dict[str, list[Path]]:
@@ -36,29 +41,54 @@ def tables(run: Run) -> dict[str, list[Path]]:
     return {name: paths for name, paths in existing.items() if paths}
 
 
-def connect(run: Run) -> duckdb.DuckDBPyConnection:
+def stored_tables(place: Place) -> dict[str, list[Place]]:
+    """`tables` of a run on object storage. Raises RunError where there is no finished run."""
+    if not (place / "manifest.json").is_file():
+        raise RunError(
+            f"{place} is not a finished run (it has no manifest.json)",
+            hint="Name the run's own directory, such as s3://bucket/runs/hh-rlhf-1a2b3c4d.",
+        )
+    names = ("pairs", "scores", "flips")
+    found = {name: [place / f"{name}.parquet"] for name in names}
+    found = {name: paths for name, paths in found.items() if paths[0].is_file()}
+    parts = [path for path in (place / "margins").files() if MARGINS.fullmatch(path.name)]
+    return found | ({"margins": parts} if parts else {})
+
+
+def connect(run: Run | Place) -> duckdb.DuckDBPyConnection:
     """Connection with one view a table. Raises RunError for a damaged file."""
     import duckdb
 
     connection = duckdb.connect(":memory:")
     connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
-    found = {name: [str(path.resolve()) for path in paths] for name, paths in tables(run).items()}
+    if isinstance(run, Run):
+        found = {name: [str(p.resolve()) for p in paths] for name, paths in tables(run).items()}
+    else:
+        connection.register_filesystem(run.system)
+        found = {name: [p.url for p in paths] for name, paths in stored_tables(run).items()}
     for name, paths in found.items():
         try:
             connection.read_parquet(paths).create_view(name)
         except duckdb.Error as error:
+            where = run.directory if isinstance(run, Run) else run
             raise RunError(
-                f"{run.directory}: table {name} cannot be read: {error}",
+                f"{where}: table {name} cannot be read: {error}",
                 hint="Remove the damaged file and run `noisescope score` again.",
             ) from error
-    readable = [path for paths in found.values() for path in paths]
+    readable = [spelling for paths in found.values() for path in paths for spelling in _both(path)]
     connection.execute("SET allowed_paths = $paths", {"paths": readable})
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
 
 
-def query(run: Run, sql: str) -> pa.Table:
+def _both(path: str) -> tuple[str, ...]:
+    """A path, and a URL in either spelling (fsspec has memory:///a, DuckDB asks memory://a)."""
+    protocol, separator, rest = path.partition("://")
+    return (path, f"{protocol}://{rest.lstrip('/')}") if separator else (path,)
+
+
+def query(run: Run | Place, sql: str) -> pa.Table:
     """Result of one reading statement as an Arrow table.
 
     Raises UsageError when the SQL is wrong, does more than read, or is several statements, and
@@ -75,7 +105,7 @@ def query(run: Run, sql: str) -> pa.Table:
                 f"query takes one SELECT, not {' then '.join(kinds) or 'nothing'}",
                 hint="Reading is all it does; save results with --format parquet --output FILE.",
             )
-        if run.complete:
+        if isinstance(run, Run) and run.complete:
             named = [name for name in tables(run) if name in sql.lower()]
             require_sound(run.directory, run.evidence_manifest(), named)
         return connection.sql(sql).to_arrow_table()
@@ -87,11 +117,15 @@ def query(run: Run, sql: str) -> pa.Table:
         connection.close()
 
 
-def describe(run: Run) -> list[str]:
+def describe(run: Run | Place) -> list[str]:
     """`name(column, ...)` for every table of the run."""
     import pyarrow.parquet as pq
 
-    return [
-        f"{name}({', '.join(pq.read_schema(paths[0]).names)})"
-        for name, paths in tables(run).items()
-    ]
+    if isinstance(run, Run):
+        columns = {name: pq.read_schema(paths[0]).names for name, paths in tables(run).items()}
+    else:
+        columns = {}
+        for name, paths in stored_tables(run).items():
+            with run.system.open(paths[0].path) as stream:
+                columns[name] = pq.read_schema(stream).names
+    return [f"{name}({', '.join(names)})" for name, names in columns.items()]

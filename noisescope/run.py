@@ -16,12 +16,7 @@ again and continues; a directory of another plan is refused, never mixed.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import re
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,45 +33,12 @@ from noisescope.integrity import (
     seal,
     unsealed,
 )
-from noisescope.pairs import digest
+from noisescope.locking import LOCK as LOCK
+from noisescope.locking import hold
+from noisescope.plan import FORMAT as FORMAT
+from noisescope.plan import Plan as Plan
+from noisescope.plan import slug as slug
 from noisescope.storage import TEMPORARY_PREFIX, write_atomic
-
-#: Version of the file formats of a run directory; raised when a reader must change.
-FORMAT = 1
-#: Names the process that writes a run; emptied when it is done, and free again when it dies.
-LOCK = ".lock"
-
-
-@final
-@dataclass(frozen=True)
-class Plan:
-    """What determines a run's evidence: change any of it and it is another run."""
-
-    dataset: str
-    dataset_fingerprint: str
-    model: str
-    model_fingerprint: str
-    evidence: Mapping[str, Any]
-    modality: str = "text"
-
-    @property
-    def fingerprint(self) -> str:
-        """20 hex digits over the dataset's and model's fingerprints and the evidence settings."""
-        settings = json.dumps(dict(self.evidence), sort_keys=True)
-        return digest("plan", self.dataset_fingerprint, self.model_fingerprint, settings)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON object of `plan.json`."""
-        return {
-            "format": FORMAT,
-            "fingerprint": self.fingerprint,
-            "dataset": self.dataset,
-            "dataset_fingerprint": self.dataset_fingerprint,
-            "model": self.model,
-            "model_fingerprint": self.model_fingerprint,
-            "modality": self.modality,
-            "evidence": dict(self.evidence),
-        }
 
 
 @final
@@ -198,7 +160,7 @@ def _read_json(path: Path, hint: str) -> dict[str, Any]:
         raise RunError(
             f"{path} does not exist", hint=f"Is this a run directory? If so: {hint}"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}", hint=hint) from error
     if not isinstance(content, dict):
         raise RunError(f"{path} is damaged: not a JSON object", hint=hint)
@@ -212,8 +174,22 @@ def open_run(runs_directory: Path, plan: Plan, directory: Path | None = None) ->
     alone to write until the Run is let go, or the process ends in whatever way.
     Raises RunError if it holds other evidence, cannot be written, or another process writes it.
     """
-    name = f"{slug(plan.dataset)}-{plan.fingerprint[:8]}"
-    run = Run(directory if directory is not None else runs_directory / name)
+    run = _made(runs_directory, plan, directory)
+    hold(run, run.directory)
+    _plan(run, plan)
+    return run
+
+
+def shared_run(runs_directory: Path, plan: Plan, directory: Path | None = None) -> Run:
+    """`open_run` for shards: many processes may have it, who write only files of their own."""
+    run = _made(runs_directory, plan, directory)
+    _plan(run, plan)
+    return run
+
+
+def _made(runs_directory: Path, plan: Plan, directory: Path | None) -> Run:
+    """The run's directory, made if missing, refused where it is something else."""
+    run = Run(directory if directory is not None else runs_directory / plan.directory_name)
     try:
         run.directory.mkdir(parents=True, exist_ok=True)
         occupied = any(
@@ -231,68 +207,15 @@ def open_run(runs_directory: Path, plan: Plan, directory: Path | None = None) ->
             hint="Choose a new or empty directory with --run-dir.",
         )
     refuse_links(run.directory)  # the lock file is truncated, and a link's target with it
-    _lock(run)
+    return run
+
+
+def _plan(run: Run, plan: Plan) -> None:
+    """Write the plan where there is none. Raises RunError where there is another."""
     if run.plan_path.exists():
         _refuse_other_plan(run, plan)
     else:
         write_atomic(run.plan_path, _json_text(plan.to_json()))
-    return run
-
-
-#: Directories this process writes: the open lock file, and how many Runs hold it.
-_held: dict[Path, tuple[int, int]] = {}
-
-
-def _lock(run: Run) -> None:
-    """Keep other processes from writing `run` while it lives. Raises RunError naming the holder.
-
-    An advisory lock (flock), which the system drops with the process: a kill leaves none behind.
-    """
-    place = run.directory.resolve()
-    descriptor, holders = _held.get(place, (-1, 0))
-    if not holders:
-        try:
-            descriptor = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise RunError(
-                f"cannot use {run.directory} as a run directory: {error.strerror}",
-                hint="Choose a place you may write to with --runs-dir.",
-            ) from error
-        _take(run, descriptor)
-    _held[place] = descriptor, holders + 1
-    weakref.finalize(run, _release, place)
-
-
-def _take(run: Run, descriptor: int) -> None:
-    """Lock the open file and write this process' number into it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no advisory locks; runs there are one user's own care
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return  # a file system without locks
-        holder = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
-        os.close(descriptor)
-        raise RunError(
-            f"{run.directory} is being written by another process ({holder})",
-            hint="Wait until it is done, or write elsewhere with --run-dir.",
-        ) from error
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-
-
-def _release(place: Path) -> None:
-    """One Run less; the last one empties the lock file and gives it free."""
-    descriptor, holders = _held.pop(place)
-    if holders > 1:
-        _held[place] = descriptor, holders - 1
-        return
-    with contextlib.suppress(OSError):
-        os.truncate(descriptor, 0)
-        os.close(descriptor)
 
 
 def _refuse_other_plan(run: Run, plan: Plan) -> None:
@@ -344,8 +267,3 @@ def finished_runs(runs_directory: Path) -> list[Run]:
     found = [Run(path.parent) for path in runs_directory.glob("*/manifest.json")]
     runs = [run for run in found if not run.evidence_only]
     return sorted(runs, key=lambda run: (run.manifest_path.stat().st_mtime_ns, run.directory.name))
-
-
-def slug(name: str) -> str:
-    """A file-name-safe form of a dataset's name; never empty, hidden, or with a separator."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "dataset"

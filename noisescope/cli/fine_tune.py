@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noisescope.cli.console import OUT, Terminal, duration, print_json, safe
-from noisescope.cli.options import EvidenceOptions, SourceOptions, spread
+from noisescope.cli.launch import begin
+from noisescope.cli.options import EvidenceOptions, SourceOptions
+from noisescope.cli.spread import spread
 
 if TYPE_CHECKING:
     from noisescope.run import Run
@@ -33,14 +35,15 @@ def fine_tune(
     """
     from noisescope.auditing import fine_tune as make_replicas
 
-    config = evidence.config()
     terminal = Terminal(quiet=json)
-    pairs, policy = source.read(dataset, terminal, lambda pairs: config.check(pairs.modality))
     began = time.monotonic()
+    ready = begin(source, evidence, dataset, terminal)
+    if ready is None:
+        return
     done = make_replicas(
-        pairs,
-        policy,
-        evidence=config,
+        ready.pairs,
+        ready.policy,
+        evidence=ready.evidence,
         runs_directory=source.runs_dir,
         run_directory=source.run_dir,
         command=f"noisescope {' '.join(sys.argv[1:])}",

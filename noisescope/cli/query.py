@@ -30,7 +30,8 @@ class Format(StrEnum):
 def query(
     sql: Annotated[str | None, typer.Argument(help="One SELECT; leave out to list tables.")] = None,
     run: Annotated[
-        str | None, typer.Option(help="Run directory or name; the latest run if left out.")
+        str | None,
+        typer.Option(help="Run directory, name or URL (s3://...); the latest run if left out."),
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     format: Annotated[Format, typer.Option(help="How to write the result.")] = Format.table,
@@ -43,12 +44,18 @@ def query(
 
     Example: noisescope query "SELECT pair_id, p_flip, u FROM scores ORDER BY rank LIMIT 20"
     """
+    from noisescope.places import Place, place_of
     from noisescope.query import describe
     from noisescope.query import query as run_query
-    from noisescope.run import find_run
+    from noisescope.run import Run, find_run
 
-    found = find_run(run, runs_dir, check=sql is None)  # SQL checks the tables it names
-    say(f"run: {found.directory}")
+    found: Run | Place
+    place = place_of(run) if run is not None and "://" in run else None
+    if place is not None and place.local is None:
+        found = place
+    else:  # SQL checks the tables it names
+        found = find_run(run if place is None else str(place.local), runs_dir, check=sql is None)
+    say(f"run: {found if isinstance(found, Place) else found.directory}")
     if sql is None:
         for line in describe(found):
             OUT.print(line, markup=False, soft_wrap=True)

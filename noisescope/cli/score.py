@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import Terminal, duration, print_json, safe
-from noisescope.cli.options import EvidenceOptions, SourceOptions, spread
+from noisescope.cli.console import OUT, Terminal, duration, print_json, safe
+from noisescope.cli.launch import begin
+from noisescope.cli.options import EvidenceOptions, SourceOptions
+from noisescope.cli.spread import spread
+from noisescope.spill import Spill
+
+if TYPE_CHECKING:
+    from noisescope.auditing import Audit
+    from noisescope.shards import ShardDone
 
 
 @spread
@@ -25,32 +35,68 @@ def score(
     k1: Annotated[float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).")] = 10.0,
     k2: Annotated[float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.")] = -1.0,
     c2: Annotated[float, typer.Option(help="Eq. 15: c2.")] = 0.0,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Compute share i/n of the features alone; `noisescope merge` ends it."),
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(help="Memory for sorting verdicts; more is sorted on disk.")
+    ] = Spill.memory,
+    spill_dir: Annotated[
+        Path | None, typer.Option(help="Where that disk is; the run's own directory if left out.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Score every pair: is its label wrong, and how far can that be trusted?
 
     Example: noisescope score hh-rlhf --model models/SmolLM2-135M-Instruct
+
+    Several processes, GPUs or hosts: torchrun --nproc-per-node 2 -m noisescope score ...
     """
     from noisescope.auditing import audit
-    from noisescope.cli.summary import print_summary
+    from noisescope.shards import compute_shard
+    from noisescope.sharing import read_shard
     from noisescope.verdicts import ScoreConfig
 
-    constants = ScoreConfig(rho=rho, k1=k1, k2=k2, c2=c2)
-    config = evidence.config()
+    constants = ScoreConfig(rho=rho, k1=k1, k2=k2, c2=c2, spill=Spill(memory, spill_dir))
+    share = None if shard is None else read_shard(shard)
     terminal = Terminal(quiet=json)
-    pairs, policy = source.read(dataset, terminal, lambda pairs: config.check(pairs.modality))
     began = time.monotonic()
+    ready = begin(source, evidence, dataset, terminal, share)
+    if ready is None:
+        return
+    command = shlex.join(["noisescope", *without_shard(sys.argv[1:])])
+    if share is not None:
+        part = compute_shard(
+            ready.pairs,
+            ready.policy,
+            ready.evidence,
+            share,
+            runs_directory=source.runs_dir,
+            run_directory=source.run_dir,
+            command=command,
+            reporter=terminal,
+        )
+        print_shard(part, json=json)
+        return
     done = audit(
-        pairs,
-        policy,
-        evidence=config,
+        ready.pairs,
+        ready.policy,
+        evidence=ready.evidence,
         score=constants,
         runs_directory=source.runs_dir,
         run_directory=source.run_dir,
-        command=f"noisescope {' '.join(sys.argv[1:])}",
+        command=command,
         reporter=terminal,
     )
     terminal.note(f"done in {duration(time.monotonic() - began)}")
+    finish(done, terminal, json=json)
+
+
+def finish(done: Audit, terminal: Terminal, *, json: bool) -> None:
+    """Print the verdicts. Exits with 2 where there are none to be had."""
+    from noisescope.cli.summary import print_summary
+
     if json:
         print_json(done.run.manifest()["summary"])
     else:
@@ -58,3 +104,51 @@ def score(
     if done.summary.chance:
         terminal.note(safe("replicas are no better than chance: these scores carry no verdict"))
         raise typer.Exit(2)
+
+
+def without_shard(arguments: Sequence[str]) -> list[str]:
+    """The command line of the whole audit: without --shard, and without --json."""
+    words: list[str] = []
+    skip = False
+    for word in arguments:
+        if not skip and word != "--json" and not word.startswith("--shard="):
+            skip = word == "--shard"
+            words += [] if skip else [word]
+        else:
+            skip = False
+    return words
+
+
+def print_shard(done: ShardDone, *, json: bool) -> None:
+    """What a share came to, what else is missing here, and what to type next."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shard = done.record.shard
+    if json:
+        print_json(
+            {
+                "run": str(done.run.directory),
+                "shard": str(shard),
+                "responses": done.responses,
+                "computed": done.computed,
+                "left": {f"{index}/{shard.of}": count for index, count in done.left.items()},
+                "next": done.next,
+            }
+        )
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    shares = ", ".join(f"{index}/{shard.of}" for index in done.left)
+    share = f"{done.responses:,} responses, {done.computed:,} computed now"
+    rows = {
+        "shard": f"{shard}: {share if done.responses else 'empty, there are fewer chunks of work'}",
+        "run": str(done.run.directory),
+        "not here": f"{shares} ({sum(done.left.values()):,} responses)" if shares else "nothing",
+    }
+    for name, said in rows.items():
+        grid.add_row(name, Text(safe(said)))
+    OUT.print(grid)
+    line = Text("next      ", style="bold") + Text(safe(done.next))
+    OUT.print(line, soft_wrap=True)  # one line, so that it can be copied

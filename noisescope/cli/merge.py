@@ -1,0 +1,56 @@
+"""noisescope merge SHARDS...: the finished run of an audit that was computed in shards."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisescope.cli.console import Terminal, duration
+
+
+def merge(
+    shards: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Run directories that `score --shard` wrote, or directories of runs, one for "
+            "each disk they are on; local or URLs such as s3://bucket/runs. Left out: --runs-dir."
+        ),
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    run_dir: Annotated[
+        Path | None, typer.Option(help="The merged run's own directory, instead of one by name.")
+    ] = None,
+    rho: Annotated[
+        float | None, typer.Option(help="Eq. 11 rho; 1 for text, 15 for images if left out.")
+    ] = None,
+    k1: Annotated[float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).")] = 10.0,
+    k2: Annotated[float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.")] = -1.0,
+    c2: Annotated[float, typer.Option(help="Eq. 15: c2.")] = 0.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Check that all shards of an audit are there, and finish it: replicas, margins, verdicts.
+
+    Needs neither the dataset nor the model. A missing or damaged share is named, with the command
+    that computes it.
+
+    Example: noisescope merge from-a/runs from-b/runs
+    """
+    from noisescope.cli.score import finish
+    from noisescope.merging import merge as run_merge
+    from noisescope.verdicts import ScoreConfig
+
+    constants = ScoreConfig(rho=rho, k1=k1, k2=k2, c2=c2)
+    terminal = Terminal(quiet=json)
+    began = time.monotonic()
+    done = run_merge(
+        shards or [str(runs_dir)],
+        score=constants,
+        runs_directory=runs_dir,
+        run_directory=run_dir,
+        reporter=terminal,
+    )
+    terminal.note(f"done in {duration(time.monotonic() - began)}")
+    finish(done, terminal, json=json)
