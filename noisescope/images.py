@@ -115,12 +115,17 @@ class Framing:
 def crop(image: Image, side: int) -> tuple[Image, Framing]:
     """Resize the shorter edge to `side` (Lanczos), cut the central square.
 
-    A function of the picture alone, so both sides of a pair are always treated alike.
+    A function of the picture alone, so both sides of a pair are always treated alike. Raises
+    DataError for a picture so thin that it would come to more than MAX_PIXELS.
     """
     from PIL import Image
 
     scale = side / min(image.size)
     width, height = (max(side, round(edge * scale)) for edge in image.size)
+    if width * height > max(MAX_PIXELS, side * side):
+        raise DataError(
+            f"image of {image.width} x {image.height} pixels: too thin to be cut to {side} x {side}"
+        )
     left, top = (width - side) // 2, (height - side) // 2
     framing = Framing((image.height, image.width), (top, left), (side, side))
     if (width, height) != image.size:

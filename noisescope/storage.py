@@ -42,13 +42,13 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) ->
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         _publish(temporary, path)
     except OSError as error:
-        raise _unwritten(path, content, error) from error
+        raise unwritten(path, error, content) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def _unwritten(path: Path, content: object, error: OSError) -> RunError:
+def unwritten(path: Path, error: OSError, content: object = None) -> RunError:
     """What kept `path` from being written; on a full disk, how much it takes."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
@@ -75,8 +75,9 @@ def write_tensors(
     def save(temporary: Path) -> None:
         try:
             save_file(held, temporary, metadata=dict(metadata or {"format": "pt"}))
-        except SafetensorError as error:  # its only word for a full disk
-            raise OSError(str(error)) from error
+        except SafetensorError as error:  # it states the system's number in words alone
+            full = f"os error {errno.ENOSPC}" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
     write_atomic(path, save)
 
@@ -98,7 +99,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         whole = sealed["sha256"] == _digest(tensors, sealed["facts"])
         facts = json.loads(sealed["facts"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}", hint=_AGAIN) from error
     if not whole:
         raise RunError(f"{path} is damaged: its checksum differs", hint=_AGAIN)
@@ -113,7 +114,7 @@ def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
     for name, tensor in sorted(tensors.items()):
         sha.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        sha.update(memoryview(flat.view(torch.uint8).numpy()))
+        sha.update(flat.view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 

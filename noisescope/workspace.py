@@ -12,6 +12,7 @@
     truth = "data/hh-rlhf/truth.parquet" # optional: pair_id, mislabelled
     format = "hh_rlhf"                   # optional: an adapter's name
     split = "train"                      # optional
+    judge = "rules.py:quality"           # optional: what evaluate judges by
 
     [score]                              # settings of the commands; flags override them
     [train]
@@ -23,33 +24,27 @@ shown at once. Outside a workspace well-known names mean Hub datasets.
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
-from noisescope.errors import DataError, UsageError
+from noisescope.errors import DataError
 from noisescope.pairs import Modality
+from noisescope.workspace_file import FILE_NAME as FILE_NAME
+from noisescope.workspace_file import (
+    HUB_NAME,
+    SECTIONS,
+    faults_of,
+    invalid,
+    parsed,
+    suggestion,
+    unknown,
+)
+from noisescope.workspace_file import HUB_NAMES as HUB_NAMES
+from noisescope.workspace_file import Section as Section
 
-FILE_NAME = "noisescope.toml"
-
-#: What the well-known names mean where no workspace maps them.
-HUB_NAMES = {
-    "pick-a-pic": "yuvalkirstain/pickapic_v2",
-    "hh-rlhf": "Anthropic/hh-rlhf",
-    "ultrafeedback": "HuggingFaceH4/ultrafeedback_binarized",
-    "hpdv2": "ymhao/HPDv2",
-    "image-reward": "THUDM/ImageRewardDB",
-}
-
-Section = Literal["score", "train", "gate"]
-_SECTIONS: tuple[Section, ...] = ("score", "train", "gate")
-_MODALITIES: tuple[Modality, ...] = ("text", "image")
-_DATASET_KEYS = ("path", "truth", "format", "split")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SPLIT = re.compile(r"[\w.\-+%\[\]]+")
 
 
@@ -63,6 +58,7 @@ class DatasetEntry:
     truth: Path | None = None
     format: str | None = None
     split: str | None = None
+    judge: str | None = None
 
 
 @final
@@ -79,9 +75,9 @@ class Workspace:
     def settings(self, section: Section, known: Collection[str]) -> dict[str, Any]:
         """The settings of a command. Raises UsageError naming every key that is not `known`."""
         values = self.sections.get(section, {})
-        faults = _unknown(values, known, f"[{section}]")
+        faults = unknown(values, known, f"[{section}]")
         if faults:
-            raise _invalid(self.root / FILE_NAME, faults)
+            raise invalid(self.root / FILE_NAME, faults)
         return dict(values)
 
 
@@ -115,10 +111,10 @@ def find_workspace(start: Path | None = None) -> Workspace | None:
 
 def read_workspace(path: Path) -> Workspace:
     """Read and check one file. Raises UsageError with all its faults."""
-    content = _parsed(path)
-    faults = _faults(content)
+    content = parsed(path)
+    faults = faults_of(content)
     if faults:
-        raise _invalid(path, faults)
+        raise invalid(path, faults)
     root = path.parent
     models = {name: _model(root, value) for name, value in content.get("models", {}).items()}
     return Workspace(
@@ -126,30 +122,8 @@ def read_workspace(path: Path) -> Workspace:
         dataset=content.get("workspace", {}).get("dataset"),
         models=models,
         datasets={name: _entry(root, table) for name, table in content.get("datasets", {}).items()},
-        sections={section: content.get(section, {}) for section in _SECTIONS},
+        sections={section: content.get(section, {}) for section in SECTIONS},
     )
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    """The file as TOML. Raises UsageError that names the line."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise UsageError(
-            f"{path}: cannot be read ({error.strerror})", hint="Check that you may read it: ls -l"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: cannot be read: not UTF-8", hint="Save it as UTF-8.") from error
-    try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        reason, _, place = str(error).partition(" (at ")
-        number = re.match(r"line (\d+)", place)
-        line = number[1] if number else max(1, len(text.splitlines()))
-        raise UsageError(
-            f"{path}, line {line}: not valid TOML: {reason}",
-            hint='Correct that line; a setting is written name = "text", name = 3 or name = true.',
-        ) from error
 
 
 def resolve(name: str, workspace: Workspace | None = None) -> Resolved:
@@ -177,10 +151,10 @@ def resolve(name: str, workspace: Workspace | None = None) -> Resolved:
     if _is_path(base):
         _check_home(base)
         return Resolved("path", _stem(base), base, f"{base} is a local path", split=split)
-    suggestion = "" if "/" in base else _suggestion(base, [*entries, *HUB_NAMES])
-    if suggestion or not _HUB_NAME.fullmatch(base):
+    close = "" if "/" in base else suggestion(base, [*entries, *HUB_NAMES])
+    if close or not HUB_NAME.fullmatch(base):
         raise DataError(
-            f"{name}: no such file, directory or dataset name{suggestion}",
+            f"{name}: no such file, directory or dataset name{close}",
             hint="List what is known here with `noisescope datasets`.",
         )
     hub = HUB_NAMES.get(base, base)
@@ -239,56 +213,6 @@ def _stem(path: str) -> str:
     return short or "dataset"
 
 
-def _faults(content: Mapping[str, Any]) -> list[str]:
-    """Everything wrong with a parsed file."""
-    faults = _unknown(content, ("workspace", "models", "datasets", *_SECTIONS), "the file")
-    tables = {name: value for name, value in content.items() if isinstance(value, dict)}
-    faults += [f"{name} must be a table" for name in content if name not in tables]
-    faults += _strings(tables.get("workspace", {}), ("dataset",), "[workspace]")
-    faults += _strings(tables.get("models", {}), _MODALITIES, "[models]")
-    entries = tables.get("datasets", {})
-    for name, entry in entries.items():
-        where = f"[datasets.{name}]"
-        if not isinstance(entry, dict):
-            faults.append(f"datasets.{name} must be a table with a path")
-            continue
-        faults += _strings(entry, _DATASET_KEYS, where)
-        if "path" not in entry:
-            faults.append(f"{where} has no path")
-    default = tables.get("workspace", {}).get("dataset")
-    if isinstance(default, str) and _HUB_NAME.fullmatch(default) and "/" not in default:
-        known = [*entries, *HUB_NAMES]
-        if default not in known:
-            faults.append(f"[workspace] dataset {default!r}{_suggestion(default, known)}")
-    return faults
-
-
-def _strings(table: Mapping[str, Any], known: Collection[str], where: str) -> list[str]:
-    wrong = [name for name, value in table.items() if name in known and not _text(value)]
-    return _unknown(table, known, where) + [f"{where} {name} must be text" for name in wrong]
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _unknown(table: Mapping[str, Any], known: Collection[str], where: str) -> list[str]:
-    return [
-        f"unknown key {name!r} in {where}{_suggestion(name, known)}"
-        for name in table
-        if name not in known
-    ]
-
-
-def _suggestion(name: str, known: Collection[str]) -> str:
-    close = [] if name in known else difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _invalid(path: Path, faults: list[str]) -> UsageError:
-    return UsageError(f"{path}: {'; '.join(faults)}", hint="Correct or remove these lines.")
-
-
 def _entry(root: Path, table: Mapping[str, str]) -> DatasetEntry:
     return DatasetEntry(
         path=str(_under(root, table["path"])),
@@ -296,7 +220,16 @@ def _entry(root: Path, table: Mapping[str, str]) -> DatasetEntry:
         truth=_under(root, table["truth"]) if "truth" in table else None,
         format=table.get("format"),
         split=table.get("split"),
+        judge=_judge(root, table.get("judge")),
     )
+
+
+def _judge(root: Path, written: str | None) -> str | None:
+    """A judge's name; the file of FILE.py:FUNCTION is relative to the workspace."""
+    if written is None or ".py:" not in written:
+        return written
+    file, _, function = written.rpartition(":")
+    return f"{_under(root, file)}:{function}"
 
 
 def _under(root: Path, written: str) -> Path:
@@ -306,5 +239,5 @@ def _under(root: Path, written: str) -> Path:
 def _model(root: Path, written: str) -> str:
     """A path under the workspace where it is one, else the Hub name as written."""
     path = _under(root, written)
-    is_hub = _HUB_NAME.fullmatch(written) and not written.startswith(".")
+    is_hub = HUB_NAME.fullmatch(written) and not written.startswith(".")
     return written if is_hub and not path.exists() else str(path)

@@ -16,16 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, AnyStr, cast, final
+from typing import IO, Any, AnyStr, cast, final
 
 from noisescope.datasets.adapter import kind
+from noisescope.datasets.columnar_files import BATCH_ROWS as BATCH_ROWS
+from noisescope.datasets.columnar_files import Decoded, check_unique, read_arrow, read_parquet
 from noisescope.errors import DataError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-#: Rows decoded at once from columnar files: small, for rows may hold images.
-BATCH_ROWS = 256
 #: What to do about a source without rows.
 NO_ROWS = "Give each pair a row: columns (or JSON keys) prompt, chosen, rejected."
 TAB = "\t"
@@ -46,10 +43,6 @@ class Row:
     values: dict[str, Any] | None
     trouble: str = ""
     folder: Path | None = None
-
-
-#: What a reader yields: (row number, values or None, trouble).
-Decoded = tuple[int, dict[str, Any] | None, str]
 
 
 def read_file(path: Path, source: str) -> Iterator[Row]:
@@ -215,7 +208,7 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
             f"{path}: not valid CSV in its first line ({error})",
             hint='The first line names the columns; a field with " or a comma stands in quotes.',
         ) from error
-    _check_unique(path, header)
+    check_unique(path, header)
     other = next((mark for mark in ";|\t" if len(header) == 1 and mark in header[0]), None)
     if other:
         raise DataError(
@@ -225,93 +218,10 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     return header
 
 
-def _check_unique(path: Path, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(
-            f"{path}: column names stand twice: {', '.join(twice)}", hint="Rename or drop one."
-        )
-
-
-def _read_parquet(path: Path) -> Iterator[Decoded]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            _check_unique(path, file.schema_arrow.names)
-            yield from _batches(file.iter_batches(batch_size=BATCH_ROWS))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, "Parquet", error) from error
-
-
-def _read_arrow(path: Path) -> Iterator[Decoded]:
-    """An Arrow IPC stream (what `save_to_disk` writes) or file."""
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as mapped:
-            magic = mapped.read(6)
-            mapped.seek(0)
-            opened = pa.ipc.open_file if magic == b"ARROW1" else pa.ipc.open_stream
-            with opened(mapped) as reader:
-                _check_unique(path, reader.schema.names)
-                yield from _batches(_ipc_batches(reader))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, "Arrow", error) from error
-
-
-def _damaged(path: Path, form: str, error: Exception) -> Exception:
-    """The error of a columnar file that does not open, with what it is instead where that shows."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
-    with path.open("rb") as stream:
-        start = stream.read(64)
-    hint = "It may be cut short: fetch it again. Text belongs in a .jsonl, .json or .csv file."
-    if start.startswith(b"version https://git-lfs"):
-        hint = "It is a Git LFS pointer, not the data: git lfs pull"
-    return DataError(f"{path}: not a readable {form} file ({_line(error)})", hint=hint)
-
-
-def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    if isinstance(reader, pa.RecordBatchFileReader):
-        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
-    else:
-        yield from reader
-
-
-def _batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Decoded]:
-    """Rows of record batches; a value that Python cannot hold spoils only its row."""
-    number = 0
-    for batch in batches:
-        for start in range(0, batch.num_rows, BATCH_ROWS):
-            part = batch.slice(start, BATCH_ROWS)
-            for values, trouble in _part(part):
-                yield number, values, trouble
-                number += 1
-
-
-def _part(part: pa.RecordBatch) -> list[tuple[dict[str, Any] | None, str]]:
-    try:
-        return [(row, "") for row in part.to_pylist()]
-    except (ValueError, OverflowError) as error:
-        if part.num_rows == 1:
-            reason = "not valid UTF-8" if isinstance(error, UnicodeError) else _line(error)
-            return [(None, reason)]
-    return [_part(part.slice(index, 1))[0] for index in range(part.num_rows)]
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error of another library."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 #: File ending -> reader. The longest ending that fits is taken.
 READERS: dict[str, Callable[[Path], Iterator[Decoded]]] = {
-    ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
     ".jsonl": _read_lines,
     ".jsonl.gz": _read_lines,
     ".ndjson": _read_lines,

@@ -168,7 +168,7 @@ def _saved_files(path: Path) -> list[Path]:
 def _metadata(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error})", hint=_SAVE_AGAIN) from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a JSON object", hint=_SAVE_AGAIN)

@@ -29,6 +29,7 @@ from noisescope.policies.forward import (
     setting,
     to_batch,
 )
+from noisescope.policies.memory import Halving, Limit
 from noisescope.policies.packing import Corpus, corpus_of, pack, stack
 from noisescope.policies.trace import FEATURES_VERSION, GROUPS, run_batch
 
@@ -57,6 +58,7 @@ class CausalLMPolicy:
         self.encoder = encoder
         self.identity = identity
         self.groups = tuple(groups)
+        self.limit = Limit()
         # A packed row's mask stands for every layer, so no layer may see less than a whole item.
         window = setting(model, "sliding_window") or encoder.max_length
         self.shares_prompts = check_model(model) and window >= encoder.max_length
@@ -128,32 +130,53 @@ class CausalLMPolicy:
         )
 
     def features(self, items: Sequence[Item]) -> dict[str, Float]:
-        """Feature groups in the order of `items`: group -> [n, D_g] float32."""
+        """Feature groups in the order of `items`: group -> [n, D_g] float32.
+
+        A batch that does not fit into memory is halved. Raises ModelError naming an item that
+        does not fit alone.
+        """
         import torch
 
+        corpus = self._corpus(items)
+
+        def rows_of(part: Sequence[int]) -> dict[str, Float]:
+            trace = run_batch(self.model, self._batch(corpus, part))
+            return {name: GROUPS[name](trace).float().cpu().numpy() for name in self.groups}
+
+        def name_of(item: int) -> str:
+            size = len(corpus.prompts[corpus.prompt_of[item]]) + len(corpus.responses[item])
+            return f"response {items[item].key} to {items[item].prompt[:40]!r}: {size:,} tokens"
+
+        halving = Halving("responses", name_of, self.limit)
         rows: dict[str, list[Float]] = {name: [] for name in self.groups}
-        order: list[Int] = []
+        order: list[int] = []
         with torch.inference_mode():
-            for batch in self.batches(items):
-                trace = run_batch(self.model, batch)
-                for name in self.groups:
-                    rows[name].append(GROUPS[name](trace).float().cpu().numpy())
-                order.append(batch.items)
-        back = np.argsort(np.concatenate(order)) if order else np.zeros(0, np.int64)
+            for batch in self._batches(corpus):
+                for part, found in halving.run(rows_of, batch):
+                    order += part
+                    for name in self.groups:
+                        rows[name].append(found[name])
+        back = np.argsort(np.array(order, np.int64))
         return {name: np.concatenate(parts)[back] for name, parts in rows.items() if parts}
 
     def batches(self, items: Sequence[Item]) -> Iterator[Batch]:
         """Batches that cover `items` once, packed where the model allows it."""
         corpus = self._corpus(items)
+        for part in self._batches(corpus):
+            yield self._batch(corpus, part)
+
+    def _batches(self, corpus: Corpus) -> Iterator[list[int]]:
+        """Items of each batch."""
+        budget = BATCH_TOKENS.get(self.device.type, 4096)
+        return (_by_prompt if self.shares_prompts else _by_length)(corpus, budget)
+
+    def _batch(self, corpus: Corpus, part: Sequence[int]) -> Batch:
+        """Tensors of some items."""
         if self.shares_prompts:
             row = ROW_TOKENS.get(self.device.type, 1024)
-            budget = BATCH_TOKENS.get(self.device.type, 4096)
-            for part in _by_prompt(corpus, budget):
-                yield to_batch(corpus, pack(corpus, part, row), self.device, self.dtype)
-        else:
-            for part in _by_length(corpus, BATCH_TOKENS.get(self.device.type, 4096)):
-                packed, _ = stack([pack(corpus, [item], 1) for item in part])
-                yield to_batch(corpus, packed, self.device, None)
+            return to_batch(corpus, pack(corpus, part, row), self.device, self.dtype)
+        packed, _ = stack([pack(corpus, [item], 1) for item in part])
+        return to_batch(corpus, packed, self.device, None)
 
     @cached_property
     def _dimensions(self) -> Dimensions:
@@ -179,7 +202,8 @@ def load_causal_lm(
     cannot be used, UsageError for a setting that cannot be.
     """
     from noisescope.policies.device import pick_device, pick_dtype
-    from noisescope.policies.loading import find_checkpoint, fingerprint, load_model
+    from noisescope.policies.loading import find_checkpoint, load_model
+    from noisescope.policies.weight_files import fingerprint
 
     if chat_template not in ("auto", "never"):
         raise UsageError(f"--chat-template {chat_template} is unknown", hint="One of: auto, never.")

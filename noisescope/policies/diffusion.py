@@ -25,6 +25,7 @@ from noisescope.policies import Item, ModelIdentity
 from noisescope.policies.denoising import Conditioning, generator, predict
 from noisescope.policies.encodings import Encodings
 from noisescope.policies.error_features import caption_evidence, error_statistics, pooled
+from noisescope.policies.memory import Halving, Limit
 from noisescope.policies.pipeline import Pipeline, find_pipeline, load_pipeline
 from noisescope.policies.reference_images import NEAR, References, compared_blocks
 from noisescope.policies.shared_draws import DrawConfig
@@ -65,6 +66,7 @@ class DiffusionPolicy:
         self.image_size = image_size or pipeline.image_size
         self.draws = draws or DrawConfig()
         self.encodings = Encodings(pipeline, images, self.image_size)
+        self.limit = Limit()
 
     @classmethod
     def load(
@@ -165,18 +167,21 @@ class DiffusionPolicy:
     def features(self, items: Sequence[Item]) -> dict[str, Float]:
         """Feature groups in the order of `items`: group -> [n, D_g] float32.
 
-        Raises DataError naming an image that is lost or does not decode.
+        A batch that does not fit into memory is halved. Raises DataError naming an image that is
+        lost or does not decode, ModelError naming one that does not fit alone.
         """
         import torch
 
         _, height, width = self.latent_shape
         budget = BATCH_POSITIONS.get(self.device.type, BATCH_POSITIONS["cpu"])
         batch = max(1, budget // (height * width))
+        halving: Halving[Item] = Halving("images", self._name, self.limit)
         rows: dict[str, list[Float]] = {}
         with torch.inference_mode():
             for start in range(0, len(items), batch):
-                for name, value in self._measure(items[start : start + batch]).items():
-                    rows.setdefault(name, []).append(value.float().cpu().numpy())
+                for _, found in halving.run(self._measured, items[start : start + batch]):
+                    for name, value in found.items():
+                        rows.setdefault(name, []).append(value)
         return {name: np.concatenate(parts) for name, parts in rows.items()}
 
     def latents(self, keys: Sequence[str]) -> tuple[Tensor, list[Framing]]:
@@ -205,6 +210,15 @@ class DiffusionPolicy:
         source = generator(self.draws.seed, "features", draw)
         eps = torch.from_numpy(source.standard_normal(self.latent_shape, np.float32))
         return int(self.draws.times[draw] * steps), eps.to(self.device)
+
+    def _name(self, item: Item) -> str:
+        """An item for an error message."""
+        return f"image {item.response} of {item.prompt[:40]!r} at --image-size {self.image_size}"
+
+    def _measured(self, items: Sequence[Item]) -> dict[str, Float]:
+        """Feature groups of one batch, off the device."""
+        groups = self._measure(items)
+        return {name: value.float().cpu().numpy() for name, value in groups.items()}
 
     def _measure(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Feature groups of one batch."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -29,6 +29,7 @@ from noisescope.parts import Array, Part, Progress, Rows, Source, fill, scan
 from noisescope.policies import Item
 from noisescope.policies.captions import embed
 from noisescope.policies.denoising import Conditioning
+from noisescope.policies.memory import Halving, Limit
 from noisescope.policies.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Latents:
     pipeline: Pipeline
     images: ImageStore
     image_size: int
+    limit: Limit = field(default_factory=Limit)
 
     def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
         """Work of each image, [n]."""
@@ -71,9 +73,19 @@ class Latents:
 
         squares, framings = zip(*(self.square(item.response) for item in items), strict=True)
         step = max(1, BATCH_PIXELS // self.image_size**2)
+        halving: Halving[int] = Halving(
+            "images", lambda place: f"image {items[place].response}", self.limit
+        )
+
+        def encoded(places: Sequence[int]) -> Array:
+            latents = self.encode(torch.stack([squares[place] for place in places]))
+            rows: Array = latents.half().cpu().numpy()
+            return rows
+
         parts = [
-            self.encode(torch.stack(squares[start : start + step])).half().cpu().numpy()
+            rows
             for start in range(0, len(squares), step)
+            for _, rows in halving.run(encoded, range(len(squares))[start : start + step])
         ]
         frames = [(*frame.original, *frame.corner, *frame.target) for frame in framings]
         found = {"latent": np.concatenate(parts), "framing": np.array(frames, np.int32)}

@@ -9,16 +9,15 @@ its own code is refused, and every fault is a ModelError raised before a weight 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import ModelError
+from noisescope.policies.weight_files import CONVERT_HINT, read_header, shard_names
+from noisescope.policies.weight_files import Checkpoint as Checkpoint
+from noisescope.policies.weight_files import fingerprint as fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -27,34 +26,11 @@ if TYPE_CHECKING:
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 UNWANTED = ("*/*", "consolidated*", "training_args*")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: Sends transformers to the model (directory or Hub name) that it names.
+ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
-#: Bytes of each block, and blocks of each weight file, that the fingerprint reads.
-BLOCK, BLOCKS = 4096, 64
-
 BROKEN_HINT = "Its files do not fit together, or this transformers is too old: download it again."
 OFFLINE_HINT = "Give a local directory instead: --model path/to/model"
-CONVERT_HINT = (
-    'Convert it once, where you trust it: python -c "from transformers import AutoModelForCausalLM'
-    " as M; M.from_pretrained('{0}').save_pretrained('{0}-safe')\", and copy its tokenizer files."
-)
-
-
-@final
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checked checkpoint: its directory, the GGUF file in it if it is one, where it came from."""
-
-    name: str
-    directory: Path
-    revision: str | None = None
-    gguf: str | None = None
-
-    @property
-    def weights(self) -> list[Path]:
-        """Weight files, sorted by name."""
-        if self.gguf is not None:
-            return [self.directory / self.gguf]
-        return sorted(self.directory.glob("*.safetensors"))
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -127,9 +103,17 @@ def check_files(found: Checkpoint) -> None:
 
 def _read_config(found: Checkpoint) -> dict[str, Any]:
     """config.json as a dict, or a ModelError that says what stands there instead."""
-    if (found.directory / "config.json").is_file():
+    whole = (found.directory / "config.json").is_file()
+    adapter = (found.directory / ADAPTER_CONFIG).is_file()
+    if whole and adapter:
+        raise ModelError(
+            f"{found.name} holds {ADAPTER_CONFIG} beside its config.json, which would load another "
+            "model in its place: refused",
+            hint="Remove that file where the adapter is merged into the weights already.",
+        )
+    if whole:
         return _read_json(found.directory / "config.json", default={})
-    if (found.directory / "adapter_config.json").is_file():
+    if adapter:
         raise ModelError(
             f"{found.name} is an adapter, not a whole model",
             hint="Merge it into its base model first, or name the base model.",
@@ -146,7 +130,7 @@ def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
         return default
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON: {error}", hint="Download it again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object", hint="Download it again.")
@@ -176,73 +160,6 @@ def _check_weights(found: Checkpoint) -> None:
         )
     for path in found.weights:
         read_header(path)
-
-
-def shard_names(index: Mapping[str, Any], name: str) -> list[str]:
-    """Files of a weight index. Raises ModelError for any but safetensors files beside it."""
-    listed = index.get("weight_map")
-    names = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
-    for file in names:
-        if Path(file).name != file or Path(file).suffix != ".safetensors":
-            raise ModelError(
-                f"{name}: its weight index names {file!r}, refused: safetensors files of the same "
-                "directory are all it may name",
-                hint=CONVERT_HINT.format(name),
-            )
-    return names
-
-
-def read_header(path: Path) -> bytes:
-    """The safetensors header of `path`; ModelError where header and file size disagree."""
-    broken = ModelError(
-        f"{path} is broken or cut short", hint="Download it again: its size and header disagree."
-    )
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + length > size:
-            raise broken
-        header = stream.read(length)
-    try:
-        tensors = json.loads(header)
-        ends = [entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise broken from error
-    if 8 + length + max(ends, default=0) != size:
-        raise broken
-    return header
-
-
-def fingerprint(found: Checkpoint, settings: dict[str, object]) -> str:
-    """20 hex digits over config, tokenizer, weights (sizes, headers, sampled blocks), settings."""
-    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    if found.gguf is None:
-        for path in sorted(found.directory.iterdir()):
-            if path.suffix in (".json", ".jinja", ".model", ".txt") and path.is_file():
-                _feed(sha, path.name.encode(), path.read_bytes())
-    for path in found.weights:
-        head = read_header(path) if found.gguf is None else b""
-        _feed(sha, path.name.encode(), head, str(path.stat().st_size).encode(), _sample(path))
-    return sha.hexdigest()[:20]
-
-
-def _feed(sha: hashlib._Hash, *parts: bytes) -> None:
-    """Hash length-prefixed parts."""
-    for part in parts:
-        sha.update(len(part).to_bytes(8, "little") + part)
-
-
-def _sample(path: Path) -> bytes:
-    """BLOCKS blocks evenly spread over a file, its first and last included."""
-    size = path.stat().st_size
-    last = max(0, size - BLOCK)
-    with path.open("rb") as stream:
-        blocks = []
-        for index in range(BLOCKS):
-            stream.seek(last * index // (BLOCKS - 1))
-            blocks.append(stream.read(BLOCK))
-    return b"".join(blocks)
 
 
 def load_model(found: Checkpoint, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:

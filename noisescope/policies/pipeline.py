@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, final
 from noisescope.errors import ModelError
 from noisescope.pairs import digest
 from noisescope.policies.denoising import Schedule, schedule_of
-from noisescope.policies.loading import Checkpoint, fingerprint, read_header, shard_names
+from noisescope.policies.loading import ADAPTER_CONFIG
+from noisescope.policies.weight_files import Checkpoint, fingerprint, read_header, shard_names
 
 if TYPE_CHECKING:
     import torch
@@ -159,6 +160,13 @@ def _check(name: str, path: Path, revision: str | None, prefer_half: bool) -> Fo
     missing = [role for role in (*roles, "scheduler") if not (path / role).is_dir()]
     if missing:
         raise ModelError(f"{name} lacks the parts {', '.join(missing)}", hint=DOWNLOAD_HINT)
+    for role in roles:
+        if (path / role / ADAPTER_CONFIG).is_file():
+            raise ModelError(
+                f"{name}: {role} holds {ADAPTER_CONFIG}, which would load another model in its "
+                "place: refused",
+                hint="Remove that file where the adapter is merged into the weights already.",
+            )
     weighted = [role for role in roles if not role.startswith("tokenizer")]
     sets = [
         {variant for variant in (None, HALF) if _weights(path / role, variant)} for role in weighted
@@ -207,7 +215,7 @@ def _read_object(path: Path, absent: str) -> dict[str, Any]:
         raise ModelError(absent or f"{path} is missing", hint=DOWNLOAD_HINT)
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON: {error}", hint=DOWNLOAD_HINT) from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object", hint=DOWNLOAD_HINT)

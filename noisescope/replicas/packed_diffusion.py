@@ -24,7 +24,7 @@ from noisescope.replicas.draws import Stream
 from noisescope.replicas.noised import NoisedPairs, Rows, squared_errors
 from noisescope.replicas.packed import PairData, Part, Report
 from noisescope.replicas.reference_errors import ReferenceErrors
-from noisescope.storage import write_atomic
+from noisescope.storage import write_tensors
 from noisescope.training import SCHEDULES, Piece, TrainConfig
 
 if TYPE_CHECKING:
@@ -207,16 +207,11 @@ class DiffusionReplicas:
 
     def save(self, replica: int, directory: Path) -> None:
         """One replica as `pytorch_lora_weights.safetensors`, which diffusers loads as it is."""
-        from safetensors.torch import save_file
-
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, layer in self.adapters.layers.items():
             a, b = layer.a[replica].detach(), layer.b[replica].detach() * layer.scales[replica]
-            tensors[f"unet.{name}.lora_A.weight"] = a.cpu().contiguous()
-            tensors[f"unet.{name}.lora_B.weight"] = b.cpu().contiguous()
-        write_atomic(
-            directory / WEIGHTS, lambda place: save_file(tensors, place, metadata={"format": "pt"})
-        )
+            tensors |= {f"unet.{name}.lora_A.weight": a, f"unet.{name}.lora_B.weight": b}
+        write_tensors(directory / WEIGHTS, tensors)
 
     def detach(self) -> None:
         """Give the policy its own UNet back."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import ModelError, first_five
-from noisescope.storage import write_atomic
+from noisescope.storage import write_atomic, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,7 +164,7 @@ def read_peft(directory: Path) -> PeftAdapter:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(facts, dict):
         raise ModelError(f"{path} is no JSON object")
@@ -261,7 +261,6 @@ def save_peft(
     `weights` are stacked tensors by the names of `Adapters.parameters` (live ones or averages).
     """
     from peft import LoraConfig
-    from safetensors.torch import save_file
 
     layers = adapters.layers
     one = next(iter(layers.values()))
@@ -279,11 +278,8 @@ def save_peft(
     for name in layers:
         for part in "ab":
             key = f"{PEFT_PREFIX}{name}.lora_{part.upper()}.weight"
-            tensors[key] = weights[f"{name}.{part}"][replica].detach().cpu().contiguous().clone()
-    write_atomic(
-        directory / ADAPTER_WEIGHTS,
-        lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-    )
+            tensors[key] = weights[f"{name}.{part}"][replica]
+    write_tensors(directory / ADAPTER_WEIGHTS, tensors)
     text = json.dumps(settings, indent=2, sort_keys=True, default=_jsonable) + "\n"
     write_atomic(directory / ADAPTER_CONFIG, text)
 

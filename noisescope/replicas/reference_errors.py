@@ -9,7 +9,7 @@ run over the same pairs: a flipped copy finds what its original left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from noisescope.pairs import digest
 from noisescope.parts import Array, Progress, fill, gather, missing, scan
 from noisescope.policies import Item
+from noisescope.policies.memory import Halving, Limit
 from noisescope.replicas.noised import NoisedPairs, squared_errors
 
 Int = NDArray[np.int64]
@@ -41,6 +42,7 @@ class ReferenceErrors:
     swapped: NDArray[np.bool_]  # [N]
     index: dict[str, int]
     rows: int
+    limit: Limit = field(default_factory=Limit)
 
     @classmethod
     def of(cls, noised: NoisedPairs, rows: int) -> ReferenceErrors:
@@ -78,12 +80,21 @@ class ReferenceErrors:
         k, unet = self.noised.draws, self.noised.policy.pipeline.unet
         pairs = np.array([self.index[item.key] for item in items], np.int64)
         size = max(1, self.rows // (2 * k))
+        halving: Halving[int] = Halving(
+            "pairs", lambda pair: f"pair {self.noised.data.pair_ids[pair]}", self.limit
+        )
+
+        def errors_of(mine: Sequence[int]) -> Array:
+            rows = self.noised.rows(np.array(mine, np.int64), [tuple(range(k))] * len(mine))
+            errors = squared_errors(unet, rows).view(2, len(mine), k)
+            found: Array = errors.transpose(0, 1).cpu().numpy()
+            return found
+
         found = []
         with torch.inference_mode():
             for start in range(0, len(pairs), size):
-                mine = pairs[start : start + size]
-                errors = squared_errors(unet, self.noised.rows(mine, [tuple(range(k))] * len(mine)))
-                found.append(errors.view(2, len(mine), k).transpose(0, 1).cpu().numpy())
+                batch = pairs[start : start + size].tolist()
+                found += [errors for _, errors in halving.run(errors_of, batch)]
         return {"errors": self._exchanged(np.concatenate(found), pairs)}
 
     def all(self, cache_directory: Path | None, progress: Progress) -> Float:

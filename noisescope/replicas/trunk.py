@@ -7,6 +7,7 @@ and another model's or dataset's part is never mistaken for ours.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisescope.errors import RunError
 from noisescope.pairs import digest
 from noisescope.policies import Item
+from noisescope.policies.memory import Halving, Limit
 from noisescope.policies.packing import PADDING, Corpus, Packed, pack
 from noisescope.replicas.cut import CutModel
-from noisescope.storage import write_atomic
+from noisescope.storage import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +47,7 @@ class Trunk:
         self.reference = torch.zeros(len(corpus.responses))
         self._where = np.zeros((corpus.slots, 2), np.int32)  # part, row of each slot
         self._parts: list[Tensor] = []
+        self._limit = Limit()
 
     def plan(self, tokens: int) -> list[Int]:
         """All items in groups of about `tokens` response tokens, prompts kept together."""
@@ -61,16 +65,16 @@ class Trunk:
         report: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Compute or read every part; afterwards `states` and `reference` are complete."""
-        from safetensors.torch import save_file
-
         plan = self.plan(PART_TOKENS)
         for done, group in enumerate(plan):
             name = digest(fingerprint, str(self.cut.first), *(items[i].key for i in group))
             path = directory / f"{name}.safetensors"
+            if path.exists() and not self._read(path, group):
+                logging.getLogger("noisescope").warning("%s is damaged: computing it again", path)
+                path.unlink()
             if not path.exists():
-                content = self._compute(group)
-                write_atomic(path, lambda temporary, held=content: save_file(held, temporary))  # type: ignore[misc]
-            self._read(path, group)
+                write_sealed(path, self._compute(group, items), {})
+                self._read(path, group)
             if report is not None:
                 report("reference", done + 1, len(plan))
 
@@ -84,7 +88,7 @@ class Trunk:
         ]
         return np.concatenate([np.arange(start, start + size) for start, size in spans])
 
-    def _compute(self, group: Int) -> dict[str, Tensor]:
+    def _compute(self, group: Int, items: Sequence[Item]) -> dict[str, Tensor]:
         """Reference log-probabilities of a part's items and their states at the cut."""
         slots = self._slots(group)
         row_of = np.full(self.corpus.slots, PADDING, np.int64)
@@ -93,13 +97,22 @@ class Trunk:
         reference = torch.zeros(len(group))
         sizes = self.corpus.response_sizes[group]
         batches = (np.cumsum(sizes) - sizes) // FORWARD_TOKENS
+        halving: Halving[int] = Halving(
+            "responses", lambda place: f"response {items[group[place]].key}", self._limit
+        )
+
+        def forward(places: Sequence[int]) -> tuple[Packed, Tensor, Tensor]:
+            packed = pack(self.corpus, group[np.asarray(places)], ROW_TOKENS)
+            entering, last = self.cut.trunk(packed)
+            return packed, entering, self.cut.item_logps(packed, last).cpu()
+
         with torch.inference_mode():
             for b in np.unique(batches):
-                members = np.flatnonzero(batches == b)
-                packed = pack(self.corpus, group[members], ROW_TOKENS)
-                entering, last = self.cut.trunk(packed)
-                reference[torch.from_numpy(members)] = self.cut.item_logps(packed, last).cpu()
-                if self.cut.first:
+                members = np.flatnonzero(batches == b).tolist()
+                for places, (packed, entering, logps) in halving.run(forward, members):
+                    reference[places] = logps
+                    if not self.cut.first:
+                        continue
                     if states is None:
                         states = torch.empty(len(slots), entering.shape[-1], dtype=entering.dtype)
                     filled = packed.slots.ravel() != PADDING
@@ -108,17 +121,19 @@ class Trunk:
         held = {"reference": reference}
         return held if states is None else held | {"states": states}
 
-    def _read(self, path: Path, group: Int) -> None:
-        """Map one part."""
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            self.reference[torch.from_numpy(group)] = file.get_tensor("reference")
-            if self.cut.first:
-                slots = self._slots(group)
-                self._where[slots, 0] = len(self._parts)
-                self._where[slots, 1] = np.arange(len(slots))
-                self._parts.append(file.get_tensor("states"))
+    def _read(self, path: Path, group: Int) -> bool:
+        """Map one part; False where it is not as it was written."""
+        try:
+            held, _ = read_sealed(path)
+        except RunError:
+            return False
+        self.reference[torch.from_numpy(group)] = held["reference"]
+        if self.cut.first:
+            slots = self._slots(group)
+            self._where[slots, 0] = len(self._parts)
+            self._where[slots, 1] = np.arange(len(slots))
+            self._parts.append(held["states"])
+        return True
 
     def states(self, packed: Packed) -> Tensor | None:
         """States entering the cut block, [R, T, D], zero at padding; None without a trunk."""

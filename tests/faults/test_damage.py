@@ -6,6 +6,7 @@ test_diffusion_encodings.py; here every byte of a part is turned over in turn.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from noisescope.parts import Part, _serialise, open_part
 from noisescope.replicas.peft_files import ADAPTER_WEIGHTS, read_peft
 from noisescope.run import Run, find_run
 
-SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"
+SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 FILES = ["pairs.parquet", "margins/part-0.parquet", "scores.parquet"]
 
 
@@ -155,3 +156,27 @@ def test_damaged_adapters_are_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged + content[header:])
         with suppress(ModelError):  # some flips only rename what is then refused, or metadata
             read_peft(tmp_path / "one")
+
+
+def test_the_latest_run_is_the_last_one_finished_whatever_the_clock_says(tmp_path: Path) -> None:
+    first = planted_run(tmp_path, pairs=12)
+    second = Run(Path(shutil.copytree(first.directory, tmp_path / "second")))
+    second.write_manifest(second.manifest())
+    for run, moment in ((first, 4e9), (second, 1.0)):
+        for path in (*run.directory.rglob("*"), run.directory):
+            os.utime(path, (moment, moment))
+    assert find_run(None, tmp_path) == second
+    first.write_manifest(first.manifest())
+    os.utime(first.manifest_path, (0.0, 0.0))
+    assert find_run(None, tmp_path) == first
+
+
+def test_a_change_is_seen_though_its_time_was_set_back(run: Run) -> None:
+    path = run.scores_path
+    about, content = path.stat(), path.read_bytes()
+    assert find_run(str(run.directory), run.directory) == run
+    with path.open("r+b") as stream:  # the same file, of the same size
+        stream.write(bytes([content[0] ^ 1]))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    with pytest.raises(RunError, match=r"damaged since it was written: scores.parquet"):
+        find_run(str(run.directory), run.directory)

@@ -1,0 +1,122 @@
+"""Parquet and Arrow files: a path in, rows out, a few hundred at a time.
+
+Called by `readers.read_file`, which says what the rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisescope.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Rows decoded at once: small, for rows may hold images.
+BATCH_ROWS = 256
+
+#: What a reader yields: (row number, values or None, trouble).
+Decoded = tuple[int, dict[str, Any] | None, str]
+
+
+def check_unique(path: Path, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"{path}: column names stand twice: {', '.join(twice)}", hint="Rename or drop one."
+        )
+
+
+def read_parquet(path: Path) -> Iterator[Decoded]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            check_unique(path, file.schema_arrow.names)
+            yield from _batches(file.iter_batches(batch_size=BATCH_ROWS))
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise _damaged(path, "Parquet", error) from error
+
+
+def read_arrow(path: Path) -> Iterator[Decoded]:
+    """An Arrow IPC stream (what `save_to_disk` writes) or file."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as mapped:
+            magic = mapped.read(6)
+            mapped.seek(0)
+            opened = pa.ipc.open_file if magic == b"ARROW1" else pa.ipc.open_stream
+            with opened(mapped) as reader:
+                check_unique(path, reader.schema.names)
+                yield from _batches(_ipc_batches(reader))
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise _damaged(path, "Arrow", error) from error
+
+
+def _damaged(path: Path, form: str, error: Exception) -> Exception:
+    """The error of a columnar file that does not open, with what it is instead where that shows."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    hint = "It may be cut short: fetch it again. Text belongs in a .jsonl, .json or .csv file."
+    if start.startswith(b"version https://git-lfs"):
+        hint = "It is a Git LFS pointer, not the data: git lfs pull"
+    return DataError(f"{path}: not a readable {form} file ({_line(error)})", hint=hint)
+
+
+def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    if isinstance(reader, pa.RecordBatchFileReader):
+        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+    else:
+        yield from reader
+
+
+def _batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Decoded]:
+    """Rows of record batches; a value that Python cannot hold spoils only its row."""
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            part = batch.slice(start, BATCH_ROWS)
+            for values, trouble in _part(part):
+                yield number, values, trouble
+                number += 1
+
+
+def _part(part: pa.RecordBatch) -> list[tuple[dict[str, Any] | None, str]]:
+    """Values of a few rows. Everything is validated first: Arrow trusts offsets, and reads
+    wherever damaged ones lead."""
+    import pyarrow as pa
+
+    try:
+        part.validate(full=True)
+        return [(row, "") for row in part.to_pylist()]
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        if part.num_rows == 1:
+            told = _line(error)
+            return [(None, "not valid UTF-8" if "utf" in told.lower() else told)]
+    return [_part(part.slice(index, 1))[0] for index in range(part.num_rows)]
+
+
+def sound(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """`batch`. Raises ArrowInvalid where its offsets lead astray; text of any bytes may pass."""
+    import pyarrow as pa
+
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "utf" not in str(error).lower():
+                raise
+    return batch
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error of another library."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,201 @@
+"""Batches that do not fit into memory: halved, said once, the same numbers; or named.
+
+One test runs under a real limit on address space. In the others a module refuses batches above
+a size with the errors that torch raises where memory runs out.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_diffusion import items as picture_items
+from tiny_diffusion import pairs_table, pictures
+from tiny_diffusion import save as save_pipeline
+from tiny_models import save, tiny_llama, tiny_tokenizer
+
+from noisescope.errors import ModelError
+from noisescope.images import StoredImages
+from noisescope.pairs import Pair, response_key, to_table
+from noisescope.policies import Item, causal_lm
+from noisescope.policies.causal_lm import load_causal_lm
+from noisescope.policies.diffusion import DiffusionPolicy
+from noisescope.policies.items import distinct_items
+from noisescope.policies.memory import Halving, out_of_memory
+from noisescope.policies.packing import corpus_of
+from noisescope.replicas.noised import NoisedPairs
+from noisescope.replicas.packed import pair_data
+from noisescope.replicas.reference_errors import ReferenceErrors
+from noisescope.replicas.trunk import Trunk
+
+#: Bytes of address space left for one batch.
+ROOM = 24 << 20
+ERRORS = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
+    ),
+    MemoryError("Unable to allocate 4.00 GiB for an array"),
+)
+TEXTS = [f"{number} " + "bake it " * (3 + number % 5) for number in range(12)]
+ITEMS = [Item(response_key("p", text), "p", None, text) for text in TEXTS]
+SAID = "do not fit into memory: going on in smaller batches"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("memory")
+    model = tiny_llama(max_position_embeddings=1024)
+    return str(save(folder / "tiny", model, tiny_tokenizer()))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_pipeline("sd", tmp_path_factory.mktemp("memory") / "sd"))
+
+
+def budget(module: Any, size: Callable[[Any], int], most: int, error: Exception) -> Any:
+    """Let `module` take no input that is larger than `most`: the handle to undo it."""
+
+    def refuse(_: Any, arguments: Any, named: Any) -> None:
+        if size((*arguments, *named.values())) > most:
+            raise error
+
+    return module.register_forward_pre_hook(refuse, with_kwargs=True)
+
+
+def tokens(arguments: Any) -> int:
+    return max(int(a.numel()) for a in arguments if isinstance(a, torch.Tensor) and a.ndim == 2)
+
+
+def latents(arguments: Any) -> int:
+    return max(len(a) for a in arguments if isinstance(a, torch.Tensor) and a.ndim == 4)
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """Let this process map no more than `size` bytes beyond what it has mapped."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_a_batch_beyond_the_address_space_is_halved(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = load_causal_lm(checkpoint, device="cpu", dtype="float32")
+    items = [Item(f"{n}", "p", None, f"{n} " + "wait, then bake it " * 22) for n in range(32)]
+    policy.features(items[:1])  # what libraries set up on first use comes before the limit
+    monkeypatch.setitem(causal_lm.BATCH_TOKENS, "cpu", 1 << 14)  # one row for all:
+    monkeypatch.setitem(causal_lm.ROW_TOKENS, "cpu", 1 << 14)  # its mask alone is T x T floats
+    assert policy.sizes(items).sum() ** 2 * 4 > 2 * ROOM
+    with room(ROOM), caplog.at_level(logging.WARNING, "noisescope"):
+        small = policy.features(items)
+    assert policy.limit.items in (1, 2, 4, 8, 16)
+    assert caplog.text.count(SAID) == 1
+    for name, rows in load_causal_lm(checkpoint, device="cpu").features(items).items():
+        np.testing.assert_allclose(small[name], rows, atol=1e-3)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_texts_come_out_the_same_in_smaller_batches(
+    checkpoint: str, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = load_causal_lm(checkpoint, device="cpu", dtype="float32")
+    whole = policy.features(ITEMS)
+    hook = budget(policy.model.base_model, tokens, 120, error)
+    with caplog.at_level(logging.WARNING, "noisescope"):
+        halved, again = policy.features(ITEMS), policy.features(ITEMS[::-1])
+    hook.remove()
+    assert policy.limit.items in (1, 2, 3, 6)
+    for name, rows in whole.items():
+        np.testing.assert_allclose(halved[name], rows, atol=1e-4)
+        np.testing.assert_allclose(again[name], rows[::-1], atol=1e-4)
+    assert caplog.text.count(SAID) == 1
+
+
+def test_a_text_that_does_not_fit_alone_is_named(checkpoint: str) -> None:
+    policy = load_causal_lm(checkpoint, device="cpu", dtype="float32")
+    long = Item("longest", "question", None, "bake it " * 60)
+    budget(policy.model.base_model, tokens, 100, ERRORS[0])
+    with pytest.raises(ModelError, match=r"longest to 'question': .* does not fit"):
+        policy.features([*ITEMS, long])
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(checkpoint: str) -> None:
+    policy = load_causal_lm(checkpoint, device="cpu", dtype="float32")
+    budget(policy.model.base_model, tokens, 0, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        policy.features(ITEMS)
+    assert not out_of_memory(ValueError("not enough memory"))
+
+
+def test_images_come_out_the_same_in_smaller_batches(
+    pipeline: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = StoredImages(pictures(6))
+    items = picture_items(list(pictures(6)))
+    policy = DiffusionPolicy.load(pipeline, store, device="cpu")
+    whole = policy.features(items)
+    small = DiffusionPolicy.load(pipeline, store, device="cpu")
+    budget(small.pipeline.unet, latents, 2, ERRORS[0])
+    budget(small.pipeline.vae.encoder, latents, 2, ERRORS[1])
+    with caplog.at_level(logging.WARNING, "noisescope"):
+        halved = small.features(items)
+    assert small.limit.items in (1, 2)
+    for name, rows in whole.items():
+        np.testing.assert_allclose(halved[name], rows, atol=1e-4, rtol=1e-4)
+    assert 1 <= caplog.text.count(SAID) <= 2  # of the denoiser, and of the encoder
+    budget(small.pipeline.unet, latents, 0, ERRORS[0])
+    with pytest.raises(ModelError, match=f"image {items[0].response} .*does not fit"):
+        small.features(items)
+
+
+def test_reference_errors_come_out_the_same_in_smaller_batches(pipeline: str) -> None:
+    store = StoredImages(pictures(8))
+    policy = DiffusionPolicy.load(pipeline, store, device="cpu")
+    noised = NoisedPairs(policy, pair_data(pairs_table(list(pictures(8)))), 0, 2)
+    whole = ReferenceErrors.of(noised, 64)
+    expected = whole.features(whole.items)["errors"]
+    small = ReferenceErrors.of(noised, 64)
+    budget(policy.pipeline.unet.down_blocks[0], latents, 4, ERRORS[0])
+    np.testing.assert_allclose(small.features(small.items)["errors"], expected, rtol=1e-4)
+    assert small.limit.items == 1
+
+
+def test_the_reference_of_lora_replicas_comes_out_the_same(checkpoint: str, tmp_path: Path) -> None:
+    policy = load_causal_lm(checkpoint, device="cpu", dtype="float32")
+    items = distinct_items(to_table(Pair("p", a, f"{a} no") for a in TEXTS))[0]
+    corpus = corpus_of([(one.prompt, one.response) for one in policy.encode(items)])
+    whole, small = Trunk(policy.model, 2, corpus), Trunk(policy.model, 2, corpus)
+    whole.fill(tmp_path / "whole", "f", items)
+    budget(policy.model.base_model, tokens, 120, ERRORS[2])
+    small.fill(tmp_path / "small", "f", items)
+    torch.testing.assert_close(small.reference, whole.reference, atol=1e-4, rtol=1e-4)
+
+
+def test_the_limit_is_kept_and_nothing_is_computed_twice() -> None:
+    seen: list[int] = []
+
+    def compute(part: Any) -> int:
+        if len(part) > 3:
+            raise ERRORS[2]
+        seen.extend(part)
+        return len(part)
+
+    halving: Halving[int] = Halving("numbers", str)
+    sizes = [n for start in (0, 20) for _, n in halving.run(compute, range(start, start + 20))]
+    assert seen == list(range(40))
+    assert max(sizes) == 2
+    assert list(halving.run(compute, [])) == []
