@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisescope.datasets.columnar_files import sound
 from noisescope.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,11 +21,42 @@ Change = Callable[[Sequence[Decoded]], Mapping[int, Mapping[str, Any] | None]]
 #: new slice, or None where it has to go row by row.
 ChangeTable = Callable[["pa.Table", int], "pa.Table | None"]
 
+#: The same for plain rows of texts: (their columns, number of the first) -> the indices of those
+#: whose chosen and rejected texts change places, or None where they have to go row by row.
+SwapTexts = Callable[["pa.Table", int], "Sequence[int] | None"]
+
 CHUNK_ROWS = 2048
 #: Rows of a columnar file offered to `ChangeTable` at once.
 SLICE_ROWS = 1 << 13
 #: A Parquet row group above this size is read, and written, in several pieces.
 GROUP_BYTES = 8 << 20
+#: More of JSON lines than this are decoded row by row.
+TEXT_BYTES = 256 << 20
+
+
+def text_table(lines: Sequence[bytes], names: Sequence[str]) -> pa.Table | None:
+    """JSON lines as a table [n] of text columns; None unless each is one object of these texts.
+
+    Where this reads a line, Python's decoder reads the same texts; what it refuses, Python may
+    still read (lone surrogates, repeated keys).
+    """
+    import pyarrow as pa
+    import pyarrow.json as pj
+
+    content = b"".join(lines)
+    if len(content) > TEXT_BYTES:
+        return None
+    if content.startswith(b"{") + content.count(b"\n{") != len(lines):
+        return None  # each line begins an object, so n objects are one a line
+    schema = pa.schema([(name, pa.string()) for name in names])
+    options = pj.ParseOptions(schema, unexpected_field_behavior="error")
+    whole = pj.ReadOptions(use_threads=False, block_size=len(content))
+    try:
+        table = pj.read_json(pa.BufferReader(content), whole, options)
+        table.validate(full=True)  # UTF-8 is not looked at before
+    except pa.ArrowException:
+        return None
+    return table if len(table) == len(lines) else None
 
 
 def rewrite_parquet(source: Path, target: Path, change: Change, change_table: ChangeTable) -> None:
@@ -85,7 +117,9 @@ def rewrite_arrow(source: Path, target: Path, change: Change, change_table: Chan
             with new(str(target), opened.schema) as out:
                 number = 0
                 for batch in batches:
-                    table = _changed(pa.Table.from_batches([batch]), number, change, change_table)
+                    table = _changed(
+                        pa.Table.from_batches([sound(batch)]), number, change, change_table
+                    )
                     out.write_table(table.combine_chunks())
                     number += batch.num_rows
     except pa.ArrowException as error:

@@ -44,9 +44,8 @@ SELECT coalesce(p.file_row_number, -1) AS row, replica, margin, held_out
 FROM read_parquet($parts) AS m
 LEFT JOIN (SELECT pair_id, file_row_number
            FROM read_parquet($pairs, file_row_number = true)) AS p USING (pair_id)
-WHERE $every OR list_contains($last, replica::BIGINT * 4294967296 + step)
-ORDER BY row
 """
+_LAST = "WHERE list_contains($last, replica::BIGINT * 4294967296 + step) "
 _NAMES = """
 SELECT pair_id FROM read_parquet($pairs, file_row_number = true)
 WHERE list_contains($rows, file_row_number) ORDER BY file_row_number
@@ -93,7 +92,7 @@ def spool(directory: Path, folder: str, scratch: Path, spill: Spill) -> Spool:
         count = pq.read_metadata(pairs).num_rows
         with connect(spill.memory, scratch) as connection:
             last, steps, in_sample = axes(connection, parts)
-            rows = _sorted_rows(connection, parts, pairs, {} if len(steps) == 1 else last)
+            rows = _sorted_rows(connection, parts, pairs, last if len(steps) > 1 else None)
             found = Spool(path, count, list(last), in_sample)
             lost = _write(found, rows)
             if lost.count:
@@ -118,18 +117,21 @@ def failure(error: Exception, directory: Path, scratch: Path, paths: list[Path])
 
 
 def _sorted_rows(
-    connection: duckdb.DuckDBPyConnection, parts: list[Path], pairs: Path, last: dict[int, int]
+    connection: duckdb.DuckDBPyConnection,
+    parts: list[Path],
+    pairs: Path,
+    last: dict[int, int] | None,
 ) -> Iterator[tuple[NDArray[Any], ...]]:
-    """Arrays (row, replica, margin, held_out) by ascending row, -1 where the pair is unknown."""
-    reader = connection.sql(
-        _SORTED,
-        params={
-            "parts": [str(part) for part in parts],
-            "pairs": str(pairs),
-            "every": not last,
-            "last": [(replica << 32) + step for replica, step in last.items()],
-        },
-    ).to_arrow_reader(ROWS)
+    """Arrays (row, replica, margin, held_out) by ascending row, -1 where the pair is unknown.
+
+    `last`: the step of each replica to keep; None keeps all.
+    """
+    sql = _SORTED
+    asked: dict[str, Any] = {"parts": [str(part) for part in parts], "pairs": str(pairs)}
+    if last is not None:
+        sql += _LAST
+        asked |= {"last": [(replica << 32) + step for replica, step in last.items()]}
+    reader = connection.sql(sql + "ORDER BY row", params=asked).to_arrow_reader(ROWS)
     for batch in reader:
         yield tuple(column.to_numpy(zero_copy_only=False) for column in batch.columns)
 
