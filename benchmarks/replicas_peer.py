@@ -1,8 +1,8 @@
 """What `benchmarks.replicas` gives TRL, and how a slice of TRL is scaled to the whole work.
 
 peer = Peer(python, model, config)
-answer = peer.run(train, score, layers=None)      # one epoch on `train`, margins of `score`
-Rates.of(answer).scaled(task, replicas=8, seed=0)  # seconds of eight runs with scores
+answer = peer.run(train, score, layers=None)         # train on `train`, margins of `score`
+Rates.of(answer).scaled(task, replicas=8, config=C)  # seconds of eight runs with scores
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Peer:
     config: LoraConfig
 
     def run(self, train: Task, score: Task, *, layers: int | None, **named: Any) -> dict[str, Any]:
-        """One epoch on `train`, then a scoring pass over `score`."""
+        """The config's epochs on `train`, then a scoring pass over `score`."""
         import torch
 
         config = self.config
@@ -52,7 +52,7 @@ class Peer:
             "learning_rate": config.learning_rate,
             "batch": config.batch,
             "accumulation": config.batch // MICRO_BATCH,
-            "max_steps": max(1, round(len(train.tokens) / config.batch)),
+            "max_steps": max(1, round(config.epochs * len(train.tokens) / config.batch)),
             "max_length": MAX_LENGTH,
             "precompute": False,
             "workers": 0,
@@ -60,6 +60,8 @@ class Peer:
             "threads": torch.get_num_threads(),
             "seed": config.seed,
             "save": None,
+            "device": "cpu",
+            "dtype": "float32",
             **named,
         }
         given["warmup_steps"] = round(config.warmup * given["max_steps"])
@@ -78,41 +80,55 @@ def padded(longest: NDArray[np.int64], size: int, *, shuffled: bool) -> float:
     return float(np.mean([sum(2 * len(p) * p.max() for p in order) for order in parts]))
 
 
-def step_rate(answer: Mapping[str, Any], steps: int | None = None) -> float:
+def step_rate(answer: Mapping[str, Any], steps: int | None = None, clock: str = "wall") -> float:
     """Seconds per thousand padded tokens of `steps` steps after the first (None: all others)."""
     last = None if steps is None else steps + 1
-    chosen = slice(1, last) if len(answer["step_wall"]) > 1 else slice(None)
-    return 1e3 * sum(answer["step_wall"][chosen]) / sum(answer["step_tokens"][chosen])
+    spent = answer[f"step_{clock}"]
+    chosen = slice(1, last) if len(spent) > 1 else slice(None)
+    return 1e3 * sum(spent[chosen]) / sum(answer["step_tokens"][chosen])
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of TRL for a thousand padded tokens: a training step, scoring, its reference."""
+    """Seconds of TRL for a thousand padded tokens: a training step, scoring, its reference; on
+    the wall's clock and of the processor."""
 
-    step: float
-    policy: float
-    reference: float
+    step: tuple[float, float]
+    policy: tuple[float, float]
+    reference: tuple[float, float]
     peak: float
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Rates:
         """From all steps but the first, and the whole scoring slice."""
-        spent = (answer["score_spent"][name][0] for name in ("policy", "reference"))
-        policy, reference = (1e3 * wall / answer["score_tokens"] for wall in spent)
-        return cls(step_rate(answer), policy, reference, answer["peak_mib"])
+        step = (step_rate(answer), step_rate(answer, clock="cpu"))
+        spent = answer["score_spent"]
+        policy, reference = (
+            (1e3 * wall / answer["score_tokens"], 1e3 * cpu / answer["score_tokens"])
+            for wall, cpu in (spent["policy"], spent["reference"])
+        )
+        return cls(step, policy, reference, answer["peak_mib"])
 
-    def scaled(self, task: Task, replicas: int, seed: int) -> dict[str, Any]:
+    def scaled(self, task: Task, replicas: int, config: LoraConfig) -> dict[str, Any]:
         """What `replicas` runs on halves of the task, and scores of all its pairs, would take."""
-        halves = task.halves(replicas, seed)
-        train = self.step * sum(padded(task.longest[h], MICRO_BATCH, shuffled=True) for h in halves)
-        passes = replicas * self.policy + self.reference
-        score = passes * padded(task.longest, SCORE_BATCH, shuffled=False)
+        halves = task.halves(replicas, config.seed)
+        trained = config.epochs * sum(
+            padded(task.longest[h], MICRO_BATCH, shuffled=True) for h in halves
+        )
+        scored = padded(task.longest, SCORE_BATCH, shuffled=False)
+
+        def seconds(clock: int) -> tuple[float, float]:
+            passes = replicas * self.policy[clock] + self.reference[clock]
+            return self.step[clock] * trained / 1e3, passes * scored / 1e3
+
+        train, score = seconds(0)
         return {
-            "seconds": (train + score) / 1e3,
+            "seconds": train + score,
             "how": "scaled",
-            "train s": train / 1e3,
-            "score s": score / 1e3,
-            "trained pairs/s": 1e3 * float(halves.sum()) / train,
+            "cpu s": sum(seconds(1)),
+            "train s": train,
+            "score s": score,
+            "trained pairs/s": config.epochs * float(halves.sum()) / train,
             "peak MiB": self.peak,
         }
 
@@ -126,9 +142,10 @@ def linearity(layers: str, answer: Mapping[str, Any]) -> dict[str, Any]:
         "short slice, steps": short,
         "short": step_rate(answer, short),
         "long slice, steps": steps,
-        "long": rates.step,
-        "long / short": rates.step / step_rate(answer, short),
-        "scoring": rates.policy,
-        "its reference": rates.reference,
+        "long": rates.step[0],
+        "long / short": rates.step[0] / step_rate(answer, short),
+        "long, cpu": rates.step[1],
+        "scoring": rates.policy[0],
+        "its reference": rates.reference[0],
         "scored pairs": answer["scored"],
     }

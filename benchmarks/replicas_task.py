@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.data import truth
+from benchmarks.data import truth, with_sides_swapped
 from noisescope.datasets import load
 from noisescope.pairs import PreferenceDataset
 from noisescope.policies.causal_lm import CausalLMPolicy
@@ -43,15 +43,31 @@ class Task:
         """The pairs' table."""
         return self.dataset.table
 
+    def some(self, count: int, shortest: int, seed: int) -> Task:
+        """`count` pairs at random of the `shortest` shortest."""
+        order = np.argsort(self.longest, kind="stable")[:shortest]
+        return self.take(np.random.default_rng(seed).permutation(order)[:count])
+
     def halves(self, replicas: int, seed: int) -> Bool:
         """[M, N]: True where a replica trains on the pair."""
         return ~held_out_by(fold_keys(self.table), seed=seed, replicas=replicas)
 
 
 def ukp_convarg(data: Path, policy: CausalLMPolicy) -> Task:
-    """All pairs of which no side is over the policy's token limit: TRL silently drops those."""
+    """ukp-convarg with its natural crowd noise."""
     dataset = load(data / "ukp-convarg" / "natural.parquet")
-    wrong = truth(dataset, data / "ukp-convarg" / "truth.parquet")
+    return task_of(dataset, truth(dataset, data / "ukp-convarg" / "truth.parquet"), policy)
+
+
+def hh_harmless(data: Path, policy: CausalLMPolicy) -> Task:
+    """hh-harmless, every label turned round with a chance of 20 % (its own errors are unknown)."""
+    dataset = load(data / "hh-harmless" / "test.jsonl.gz")
+    planted = np.random.default_rng(1000).random(len(dataset)) < 0.2
+    return task_of(with_sides_swapped(dataset, planted), planted, policy)
+
+
+def task_of(dataset: PreferenceDataset, wrong: Bool, policy: CausalLMPolicy) -> Task:
+    """The pairs of which no side is over the policy's token limit: TRL silently drops those."""
     items, chosen, rejected = distinct_items(dataset.table)
     encoded = policy.encode(items)
     sizes = np.array([len(e.prompt) + len(e.response) for e in encoded])

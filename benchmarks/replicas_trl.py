@@ -5,10 +5,9 @@ TRL may count the end of a prompt to the response), rank, alpha, layers (null: a
 accumulation, max_steps, learning_rate and the other settings `trainer_of` reads; `save` names a
 directory for the trained adapter or is null. The last line of stdout is JSON: wall and CPU seconds
 and padded tokens of every step and of scoring, log-probabilities of both sides under policy and
-reference, peak MiB.
-Fixed, because nothing else is faster on a CPU: float32, no gradient checkpointing, no evaluation,
-logging or saving while training. TRL 1.16 itself turns `padding_free` off, and
-`group_by_length` refuses DPO rows.
+reference, peak MiB. `device` and `dtype` say where and in what number type.
+Fixed, because nothing else is faster: no gradient checkpointing, no evaluation, logging or saving
+while training. TRL 1.16 itself turns `padding_free` off, and `group_by_length` refuses DPO rows.
 """
 
 from __future__ import annotations
@@ -25,7 +24,16 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    set_seed,
+)
 from trl import DPOConfig, DPOTrainer
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -60,7 +68,7 @@ def trainer_of(given: dict[str, Any], clock: Clock) -> CountingTrainer:
     """A DPOTrainer as its documentation sets one up."""
     set_seed(given["seed"])
     model = AutoModelForCausalLM.from_pretrained(
-        given["model"], dtype=torch.float32, attn_implementation=given["attention"]
+        given["model"], dtype=given["dtype"], attn_implementation=given["attention"]
     )
     layers = given["layers"]
     depth = model.config.num_hidden_layers
@@ -87,8 +95,8 @@ def trainer_of(given: dict[str, Any], clock: Clock) -> CountingTrainer:
         max_length=given["max_length"],
         gradient_checkpointing=False,
         precompute_ref_log_probs=given["precompute"],
-        bf16=False,
-        use_cpu=True,
+        bf16=given["dtype"] == "bfloat16",
+        use_cpu=given["device"] == "cpu",
         seed=given["seed"],
         save_strategy="no",
         eval_strategy="no",
@@ -101,9 +109,20 @@ def trainer_of(given: dict[str, Any], clock: Clock) -> CountingTrainer:
         model=model,
         args=settings,
         train_dataset=Dataset.from_list(given["train"]),
-        processing_class=AutoTokenizer.from_pretrained(given["model"]),
+        processing_class=tokenizer_of(given["model"]),
         peft_config=adapter,
         callbacks=[clock],
+    )
+
+
+def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; one that only pads where a random model has none."""
+    if (Path(model) / "tokenizer_config.json").exists():
+        return AutoTokenizer.from_pretrained(model)
+    words = {f"<{name}>": i for i, name in enumerate(("unk", "pad", "eos"))}
+    backend = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>"
     )
 
 
@@ -136,7 +155,10 @@ def score(trainer: DPOTrainer, data: list[dict[str, list[int]]]) -> dict[str, An
 
 
 def peak_mib() -> float:
-    """Highest resident set of this process alone (ru_maxrss would inherit the parent's)."""
+    """Highest memory of the GPU if one was used, else the resident set of this process alone
+    (ru_maxrss would inherit the parent's)."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
 
