@@ -12,83 +12,39 @@ A checkpoint is one safetensors file, written whole or not at all.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Protocol, TypeVar, final
 
-from noisescope.errors import EvidenceError, RunError, UsageError
+from noisescope.errors import EvidenceError
 from noisescope.objectives import Objective, PairValues
-from noisescope.storage import write_tensors
+from noisescope.train_config import SCHEDULES, TrainConfig
+from noisescope.training_state import STATE_FILE, Progress, load_state, save_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
     from torch.optim import Optimizer
 
-STATE_FILE = "state.safetensors"
 Batch = TypeVar("Batch")
+
+__all__ = [
+    "SCHEDULES",
+    "STATE_FILE",
+    "Learner",
+    "Piece",
+    "Progress",
+    "TrainConfig",
+    "clip_norm",
+    "train",
+]
 
 #: What a step sums over its pairs; `light` counts weights below one half.
 TOTALS = ("loss", "margin", "right", "weight", "light", "pairs", "share")
-
-#: Share of the learning rate after warm-up, as a function of progress in [0, 1].
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-}
-
-
-@final
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to optimise. `steps` are optimiser steps; `warmup` a share of them."""
-
-    steps: int
-    learning_rate: float = 1e-4
-    schedule: str = "linear"
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    adam_eps: float = 1e-8
-    max_grad_norm: float | None = 1.0
-    ema: tuple[float, ...] = ()
-    save_every: int = 50
-    evidence: str = ""  # fingerprint of the data, model and settings a saved state belongs to
-
-    def __post_init__(self) -> None:
-        faults = [
-            *([f"--steps must be at least 1, not {self.steps}"] if self.steps < 1 else []),
-            *(
-                [f"--learning-rate must be above 0, not {self.learning_rate}"]
-                if not self.learning_rate > 0
-                else []
-            ),
-            *(
-                [f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule}"]
-                if self.schedule not in SCHEDULES
-                else []
-            ),
-            *(
-                [f"--warmup must be a share in [0, 1), not {self.warmup}"]
-                if not 0 <= self.warmup < 1
-                else []
-            ),
-        ]
-        if faults:
-            raise UsageError("; ".join(faults), hint="Run the command with --help.")
-
-    def rate(self, step: int) -> float:
-        """Learning rate of 0-based optimiser step `step`: linear warm-up, then the schedule."""
-        warm = round(self.warmup * self.steps)
-        if step < warm:
-            return self.learning_rate * (step + 1) / (warm + 1)
-        return self.learning_rate * SCHEDULES[self.schedule](
-            (step - warm) / max(1, self.steps - warm)
-        )
+#: Loss scale of float16 below which an overflow is no accident.
+LEAST_SCALE = 1.0
 
 
 @final
@@ -115,17 +71,6 @@ class Learner(Protocol[Batch]):
 
     def clip(self, max_norm: float | None) -> float:
         """Clip the gradients in place; returns their norm before that."""
-
-
-@final
-@dataclass
-class Progress:
-    """Where training stands: steps done, one record a step, and a free note for callbacks."""
-
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    note: dict[str, Any] = field(default_factory=dict)
-    averages: dict[float, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def clip_norm(tensors: Iterable[Tensor], max_norm: float | None) -> float:
@@ -171,7 +116,15 @@ def train(
         averages={d: {n: t.detach().clone() for n, t in tensors.items()} for d in config.ema}
     )
     if directory is not None and (directory / STATE_FILE).exists():
-        load_state(directory / STATE_FILE, tensors, optimizer, progress, config, buffers or {})
+        load_state(
+            directory / STATE_FILE,
+            tensors,
+            optimizer,
+            progress,
+            config,
+            buffers or {},
+            scaler=accelerator.scaler,
+        )
     stopped = bool(progress.note.get("stopped"))
     while progress.step < config.steps and not stopped:
         record = _step(learner, objective, config, accelerator, optimizer, progress.step)
@@ -184,7 +137,13 @@ def train(
         if directory is not None and (last or progress.step % config.save_every == 0):
             if accelerator.is_main_process:
                 save_state(
-                    directory / STATE_FILE, tensors, optimizer, progress, config, buffers or {}
+                    directory / STATE_FILE,
+                    tensors,
+                    optimizer,
+                    progress,
+                    config,
+                    buffers or {},
+                    scaler=accelerator.scaler,
                 )
             accelerator.wait_for_everyone()
     return progress
@@ -220,13 +179,10 @@ def _step(
             tensor.grad = accelerator.reduce(held, "sum")
     found = dict(zip(TOTALS, totals.tolist(), strict=True))
     _check_finite("loss", found["loss"], step)
-    norm = learner.clip(config.max_grad_norm)
-    _check_finite("gradient", norm, step)
     rate = config.rate(step)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    norm = _update(learner, config, accelerator, optimizer, step)
     pairs = max(found["pairs"], 1.0)
     return {
         "step": step + 1,
@@ -239,6 +195,33 @@ def _step(
         "learning_rate": rate,
         "pairs": found["pairs"],
     }
+
+
+def _update(
+    learner: Learner[Batch],
+    config: TrainConfig,
+    accelerator: Accelerator,
+    optimizer: Optimizer,
+    step: int,
+) -> float:
+    """Clip and apply the gradients; their norm before that.
+
+    float16's scaled gradients overflow now and then: such a step changes no weight, and the scale
+    is halved, until there is nothing left to halve.
+    """
+    scaler = accelerator.scaler
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    norm = learner.clip(config.max_grad_norm)
+    if scaler is None or scaler.get_scale() <= LEAST_SCALE:
+        _check_finite("gradient", norm, step)
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def _tally(objective: Objective, piece: Piece) -> Tensor:
@@ -266,85 +249,3 @@ def _update_averages(averages: dict[float, dict[str, Tensor]], tensors: dict[str
     for decay, copies in averages.items():
         for name, copy in copies.items():
             copy.lerp_(tensors[name].detach(), 1 - decay)
-
-
-def save_state(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    optimizer: Optimizer,
-    progress: Progress,
-    config: TrainConfig,
-    buffers: Mapping[str, Tensor],
-) -> None:
-    """Write everything a resumed run needs: tensors, AdamW moments, averages, RNG, history."""
-    import torch
-
-    content = {f"tensor/{name}": tensor.detach() for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        for key, value in optimizer.state[tensor].items():
-            content[f"adam/{key}/{name}"] = value
-    for decay, copies in progress.averages.items():
-        content |= {f"ema/{decay}/{name}": copy for name, copy in copies.items()}
-    content |= {f"buffer/{name}": buffer for name, buffer in buffers.items()}
-    content["rng"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        content["rng_cuda"] = torch.cuda.get_rng_state()
-    facts = {
-        "config": asdict(config),
-        "step": progress.step,
-        "history": progress.history,
-        "note": progress.note,
-    }
-    metadata = {"facts": json.dumps(facts)}  # one entry: the format does not order several
-    write_tensors(path, content, metadata)
-
-
-def load_state(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    optimizer: Optimizer,
-    progress: Progress,
-    config: TrainConfig,
-    buffers: Mapping[str, Tensor],
-) -> None:
-    """Continue from `path`; raises RunError when it was written under another configuration."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise RunError(
-            f"{path} cannot be read: {error}", hint="Remove it to start training again."
-        ) from error
-    wanted = json.loads(json.dumps(asdict(config)))
-    found = facts["config"]
-    if found != wanted:
-        differing = sorted(key for key in wanted if found.get(key) != wanted[key])
-        raise RunError(
-            f"{path} was written with other settings: {', '.join(differing)}",
-            hint="Use the same dataset, model and settings, or another directory.",
-        )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(held[f"tensor/{name}"])
-            moments = {key: held[f"adam/{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            optimizer.state[tensor] = {
-                key: value if key == "step" else value.to(tensor.device)
-                for key, value in moments.items()
-            }
-        for decay, copies in progress.averages.items():
-            for name, copy in copies.items():
-                copy.copy_(held[f"ema/{decay}/{name}"])
-        for name, buffer in buffers.items():
-            buffer.copy_(held[f"buffer/{name}"])
-    torch.set_rng_state(held["rng"])
-    if torch.cuda.is_available() and "rng_cuda" in held:
-        torch.cuda.set_rng_state(held["rng_cuda"])
-    progress.step, progress.history, progress.note = (
-        facts["step"],
-        facts["history"],
-        facts["note"],
-    )

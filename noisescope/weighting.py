@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -21,15 +21,17 @@ from numpy.typing import NDArray
 from noisescope.errors import DataError, RunError, UsageError, first_five
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.run import Run, finished_runs
-from noisescope.weights import WeightConfig, adaptive_weights
+from noisescope.verdicts import ScoreConfig
+from noisescope.weights import adaptive_weights, believed_margin
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Float = NDArray[np.float64]
 
-#: How a pair's scores become its weight: Adaptive-DPO's W and Gamma, or max(0, 1 - 2 p_flip).
-SCHEMES = ("u", "p_flip")
+#: How a pair's scores become its weight: Adaptive-DPO's W and Gamma, max(0, 1 - 2 p_flip), or
+#: W = 1 and Gamma the margin the audit believes in.
+SCHEMES = ("u", "p_flip", "margin")
 #: What a weights file may call W.
 WEIGHT_NAMES = ("W", "weight", "w")
 
@@ -37,8 +39,8 @@ WEIGHT_NAMES = ("W", "weight", "w")
 @final
 @dataclass(frozen=True)
 class WeightRule:
-    """How scores become weights. All of k1, k2, c2 (Eq. 14-15) None: W and Gamma as the run was
-    scored; else those left None are the usual ones. `rho` of Eq. 11 None: u as scored."""
+    """How scores become weights. `rho` (Eq. 11), k1, k2 and c2 (Eq. 14-15) left None stay as the
+    run was scored with; all None: its W and Gamma as they are."""
 
     scheme: str = "u"
     k1: float | None = None
@@ -50,20 +52,25 @@ class WeightRule:
         if self.scheme not in SCHEMES:
             raise UsageError(
                 f"--weighting must be one of {', '.join(SCHEMES)}, not {self.scheme}",
-                hint="u is the paper's W and Gamma, p_flip is max(0, 1 - 2 p_flip).",
+                hint="u is the paper's W and Gamma, p_flip is max(0, 1 - 2 p_flip), margin is for "
+                "--objective distilled-dpo.",
             )
-        _ = self.constants
-
-    @property
-    def constants(self) -> WeightConfig:
-        """The constants asked for, the usual ones elsewhere. Raises UsageError."""
-        given = {"k1": self.k1, "k2": self.k2, "c2": self.c2}
-        return WeightConfig(**{name: value for name, value in given.items() if value is not None})
+        _ = self.over({})
 
     @property
     def restated(self) -> bool:
         """Whether a constant was asked for."""
         return any(value is not None for value in (self.k1, self.k2, self.c2, self.rho))
+
+    def over(self, scored: Mapping[str, Any]) -> ScoreConfig:
+        """The constants asked for over those a run was scored with (its manifest's `constants`;
+        the usual ones where an older run states none). Raises UsageError."""
+        given = {"rho": self.rho, "k1": self.k1, "k2": self.k2, "c2": self.c2}
+        known = {field.name for field in fields(ScoreConfig)}
+        return ScoreConfig(
+            **{name: value for name, value in scored.items() if name in known}
+            | {name: value for name, value in given.items() if value is not None}
+        )
 
 
 @final
@@ -74,6 +81,7 @@ class PairWeights:
     weight: Float
     gamma: Float
     said: str
+    scheme: str = ""  # one of `SCHEMES`; empty: a file that does not say
 
     @property
     def even(self) -> bool:
@@ -106,32 +114,39 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
     _check_dataset(str(run.directory), theirs, run.plan().get("dataset"), dataset)
     if not run.scores_path.is_file():
         raise RunError(f"{run.directory} has no scores", hint="Make them: noisescope score DATASET")
-    table = pq.read_table(run.scores_path, columns=["pair_id", "W", "gamma", "u", "p_flip"])
-    columns = {name: _numbers(table, name) for name in ("W", "gamma", "u", "p_flip")}
+    names = ["W", "gamma", "u", "u_released", "p_flip", "margin"]
+    table = pq.read_table(run.scores_path, columns=["pair_id", *names])
+    columns = {name: _numbers(table, name) for name in names}
     if rule.scheme == "p_flip":
         made = np.maximum(0.0, 1.0 - 2.0 * columns["p_flip"]), np.zeros(table.num_rows)
         how = "W = max(0, 1 - 2 p_flip), Gamma = 0"
+    elif rule.scheme == "margin":
+        made = np.ones(table.num_rows), believed_margin(columns["margin"])
+        how = "W = 1, Gamma = the held-out margin, calibrated"
     elif rule.restated:
-        c, again = rule.constants, rule.rho is not None
-        u = columns["u"] if rule.rho is None else _u_at(run, table, rule.rho)
-        made = adaptive_weights(u, c)
-        how = f"W = 1/(1 + {c.k1:g} u), Gamma = {c.k2:g} u² + {c.c2:g}"
-        how += f", u at rho {rule.rho:g}" if again else ""
+        c = rule.over(run.manifest().get("constants", {}))
+        metric = "u_released" if c.released else "u"
+        u = columns[metric] if rule.rho is None else _at_rho(run, table, c, metric)
+        made = adaptive_weights(u, c.weights)
+        how = f"W = 1/(1 + {c.k1:g} {metric}), Gamma = {c.k2:g} {metric}² + {c.c2:g}"
+        how += "" if rule.rho is None else f", {metric} at rho {rule.rho:g}"
     else:
         made = columns["W"], columns["gamma"]
         how = "W and Gamma as scored"
     source = f"run {run.directory.name}"
-    return _matched(dataset, table, *made, source, f"{source}: {how}")
+    found = _matched(dataset, table, *made, source, f"{source}: {how}")
+    return replace(found, scheme=rule.scheme)
 
 
-def _u_at(run: Run, table: pa.Table, rho: float) -> Float:
-    """u of Eq. 13 at another rho, from the run's margins, in the order of its scores."""
-    from noisescope import detectors
+def _at_rho(run: Run, table: pa.Table, config: ScoreConfig, metric: str) -> Float:
+    """u or u_released at another rho, from the run's margins, in the order of its scores."""
     from noisescope.evidence import read_margins
+    from noisescope.verdicts import judge, read_averages
 
-    found = read_margins(run.directory)
-    logratios = found.margins[:, -1].astype(np.float64) / run.plan()["evidence"]["beta"]
-    made = dict(zip(found.pair_ids.to_pylist(), detectors.u(logratios, rho).tolist(), strict=True))
+    assert config.rho is not None
+    found, beta = read_margins(run.directory), run.plan()["evidence"]["beta"]
+    columns, _ = judge(found, beta=beta, rho=config.rho, config=config, averages=read_averages(run))
+    made = dict(zip(found.pair_ids.to_pylist(), columns[metric].tolist(), strict=True))
     return np.array([made.get(name, np.nan) for name in table.column("pair_id").to_pylist()])
 
 
@@ -154,7 +169,8 @@ def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
             hint="Make one: noisescope export --format weights",
         )
     gamma = _numbers(table, "gamma") if "gamma" in table.column_names else np.zeros(table.num_rows)
-    return _matched(dataset, table, _numbers(table, name), gamma, path.name, said)
+    found = _matched(dataset, table, _numbers(table, name), gamma, path.name, said)
+    return replace(found, scheme=str(facts.get("weight", "")))
 
 
 def _check_dataset(where: str, theirs: Any, name: Any, dataset: PreferenceDataset) -> None:

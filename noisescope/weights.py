@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import UsageError
+from noisescope.flip_rate import fit_flip_rate
 
 Float = NDArray[np.float64]
 
@@ -60,3 +61,12 @@ def margin_shift(u: Float, k2: float, c2: float) -> Float:
 def adaptive_weights(u: Float, config: WeightConfig) -> tuple[Float, Float]:
     """W [N] and Gamma [N] of u [N] >= 0; NaN stays NaN."""
     return weight(u, config.k1), margin_shift(u, config.k2, config.c2)
+
+
+def believed_margin(margin: Float) -> Float:
+    """Gamma [N] of `distilled-dpo`: g(m) of the mean held-out margins m [N]; NaN stays NaN.
+
+    g is the link of `flip_rate`: the log odds, in the label's direction, that an unflipped label
+    agrees. Raises EvidenceError for fewer than ten margins or when all are zero.
+    """
+    return fit_flip_rate(margin).gap(margin)

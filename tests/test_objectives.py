@@ -19,6 +19,7 @@ from noisescope.objectives import (
     RPO,
     AdaptiveDPO,
     AdaptiveIPO,
+    DistilledDPO,
     DrDPO,
     Hinge,
     HolderDPO,
@@ -76,6 +77,20 @@ def test_adaptive_objectives_are_equations_16_and_19():
     values = PairValues(tensor(5.0), weight=tensor(0.3), gamma=tensor(-0.5))
     assert AdaptiveDPO(0.2)(values).item() == pytest.approx(-0.3 * math.log(sigmoid(1.5)))
     assert AdaptiveIPO(0.2)(values).item() == pytest.approx(0.3 * (5 + 0.5 - 2.5) ** 2)
+
+
+@pytest.mark.parametrize("belief", [-2.0, 0.0, 0.5, 4.0])
+def test_distilled_dpo_is_smallest_at_the_belief_and_dpo_where_that_is_certain(belief):
+    """beta = 0.2: dL/dl = beta (sigma(h) - sigma(Gamma)), 0 at h = Gamma."""
+    objective, one = DistilledDPO(0.2), tensor(1.0)
+    l = tensor(belief / 0.2, 0.0, 7.0).requires_grad_()  # noqa: E741 - the paper's symbol
+    values = PairValues(l, weight=one, gamma=one * belief)
+    (slope,) = torch.autograd.grad(objective(values).sum(), l)
+    expected = [0.2 * (sigmoid(h) - sigmoid(belief)) for h in (belief, 0.0, 1.4)]
+    assert slope.tolist() == pytest.approx(expected, abs=1e-12)
+    for sure, side in ((math.inf, 1), (-math.inf, -1)):
+        certain = PairValues(l, weight=one, gamma=one * sure)
+        torch.testing.assert_close(objective(certain), DPO(0.2)(PairValues(side * l)))
 
 
 def test_side_likelihoods_enter_where_they_should():

@@ -202,7 +202,7 @@ def test_nothing_left_to_train_on_is_said(place, tmp_path):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains(place, tmp_path, objective):
-    weights = PairWeights(np.linspace(0.1, 1, 40), np.linspace(-1, 0, 40), "a ramp")
+    weights = PairWeights(np.linspace(0.1, 1, 40), np.linspace(0.1, 1, 40), "a ramp")
     done = tune(place, tmp_path / "tuned", objective, weights=weights, validation=0.2, steps=3)
     result = done.manifest()["result"]
     assert np.isfinite(result["validation"]["loss"])

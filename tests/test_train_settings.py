@@ -10,7 +10,8 @@ import torch
 
 from noisescope.errors import UsageError
 from noisescope.learners.settings import settled
-from noisescope.objectives import DPO, AdaptiveDPO, PairValues
+from noisescope.learners.validation import judged_by
+from noisescope.objectives import CDPO, DPO, AdaptiveDPO, DistilledDPO, PairValues
 from noisescope.presets import PRESETS
 from noisescope.weighting import PairWeights
 from noisescope.weights import WeightConfig, adaptive_weights
@@ -53,6 +54,11 @@ def test_unfitting_presets_are_refused():
         ("text", {"full": True, "targets": ("q_proj",)}, "--targets is about adapters"),
         ("text", {"named": "hh", "lora_r": 8}, "--lora-r is about adapters"),
         ("image", {"targets": ("to_q",)}, "--targets is about text models"),
+        (
+            "text",
+            {"objective": "distilled-dpo", "online": "ema"},
+            "--online is for adaptive-dpo and",
+        ),
         ("text", {"online_replicas": 6}, "--online-replicas is about --online replicas"),
     ],
 )
@@ -73,3 +79,10 @@ def test_weights_that_say_nothing_are_known():
     assert flat.even
     assert not PairWeights(np.linspace(0.5, 1, 5), np.zeros(5), "a ramp").even
     assert not PairWeights(np.ones(5), np.linspace(-1, 0, 5), "shifts").even
+
+
+def test_distilled_dpo_takes_beliefs_and_is_validated_on_labels():
+    assert settled("text", objective="distilled-dpo").weighting == "margin"
+    assert settled("text", objective="adaptive-dpo").weighting == "u"
+    assert judged_by(DistilledDPO(0.3)) == DPO(0.3)
+    assert judged_by(CDPO(0.3)) == CDPO(0.3)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from noisescope.errors import EvidenceError, RunError, UsageError
 from noisescope.objectives import DPO, PairValues
@@ -150,3 +151,40 @@ def test_schedules():
 def test_impossible_settings_are_all_named():
     with pytest.raises(UsageError, match=r"--steps.*--learning-rate.*--schedule.*--warmup"):
         TrainConfig(steps=0, learning_rate=0, schedule="step", warmup=1.0)
+
+
+def scaled(scale: float) -> Accelerator:
+    """An accelerator that scales the loss, as it does for float16 on a GPU."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+    return accelerator
+
+
+def test_a_scaled_loss_trains_alike_and_an_overflow_changes_nothing(tmp_path: Path):
+    """2^20 is exact in float32; at 2^130 the first steps overflow, until the scale is halved."""
+    plain, exact = learner(), learner()
+    train(plain, OBJECTIVE, CONFIG)
+    train(exact, OBJECTIVE, CONFIG, accelerator=scaled(2.0**20))
+    assert torch.allclose(exact.theta, plain.theta, atol=1e-6)
+    wild, moved = learner(), list[bool]()
+    accelerator = scaled(2.0**127)
+
+    def note(progress: Progress) -> bool:
+        moved.append(bool(wild.theta.any()))
+        return False
+
+    wild.features *= 8
+    train(wild, OBJECTIVE, CONFIG, tmp_path / "wild", accelerator=accelerator, after_step=note)
+    assert not moved[0]
+    assert moved[-1]
+    assert accelerator.scaler.get_scale() < 2.0**127
+    again, other = learner(), scaled(1.0)
+    train(again, OBJECTIVE, CONFIG, tmp_path / "wild", accelerator=other)
+    assert other.scaler.get_scale() == accelerator.scaler.get_scale()
+
+
+def test_a_gradient_that_no_scale_makes_finite_is_named():
+    one = learner()
+    one.pieces = lambda batch: [Piece(PairValues((one.features[batch] @ one.theta).sqrt()), 0.5)]
+    with pytest.raises(EvidenceError, match=r"gradient is not a number"):
+        train(one, OBJECTIVE, CONFIG, accelerator=scaled(8.0))

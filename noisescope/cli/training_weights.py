@@ -21,15 +21,16 @@ def refuse_idle(
     from noisescope.errors import UsageError
     from noisescope.learners.settings import ADAPTIVE
 
+    settings.check_scheme(scheme or "")
     if settings.online is not None:
         idle, why = [flag for flag in given if flag == "--weighting"], "--online makes its own"
     elif weights == "none" or (weights is None and settings.objective not in ADAPTIVE):
         idle, why = given, f"--objective {settings.objective} trains without weights here"
     elif weights is not None and Path(weights).is_file():
         idle, why = given, f"{weights} holds finished weights"
-    elif scheme == "p_flip":
+    elif scheme in ("p_flip", "margin") or settings.weighting == "margin":
         idle = [flag for flag in given if flag != "--weighting"]
-        why = "--weighting p_flip has no such constant"
+        why = f"--weighting {scheme or settings.weighting} has no such constant"
     else:
         return
     if idle:
@@ -57,6 +58,8 @@ def chosen_weights(
     from noisescope.weighting import file_weights, find_audit
 
     adaptive = settings.objective in ADAPTIVE and settings.online is None
+    if adaptive:
+        settings.check_scheme(rule.scheme if given is None else "")
     if given == "none" or (given is None and not adaptive):
         return None
     if given is not None:

@@ -82,7 +82,7 @@ def fine_tune(
             hint="Start a new Python process for this training.",
         ) from error
     with accelerator.main_process_first():
-        trained = open_trained(plan, directory)
+        trained = open_trained(plan, directory, writes=accelerator.is_main_process)
     if trained.complete:
         reporter.note(f"{directory} is complete: nothing is trained again")
         return trained
@@ -95,6 +95,10 @@ def fine_tune(
         split = split_pairs(data, settings, weights, same)
         for reason, count in split.aside.items():
             reporter.note(f"{count:,} pairs set aside: {reason}")
+        if not split.by_prompt:
+            reporter.note(
+                "too few prompts to hold out whole ones: prompts that are trained on validate too"
+            )
         learner = _learner(dataset, trainee, settings, objective, split, weights, accelerator)
         progress = run_steps(
             learner, objective, settings, split, plan, trained, reporter, accelerator, report_to
@@ -135,6 +139,8 @@ def _check_weights(settings: TrainSettings, weights: PairWeights | None) -> None
             f"--objective {settings.objective} is made of weights, and there are none",
             hint="Leave --weights out to use the dataset's audit, or give --online replicas.",
         )
+    if weights is not None:
+        settings.check_scheme(weights.scheme)
     if settings.online is not None and weights is not None:
         raise UsageError(
             "--online makes its own weights: --weights has no place beside it",

@@ -8,8 +8,7 @@ text embeddings are cached; the reference is the UNet with its adapters off.
 from __future__ import annotations
 
 import copy
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,17 +19,17 @@ import numpy as np
 
 from noisescope.errors import ModelError
 from noisescope.learners import Int, Sides
+from noisescope.learners.models import AdaptedModel, WholeModel, publish
 from noisescope.policies.denoising import Conditioning, generator
 from noisescope.policies.unet_halves import Half, decode, encode
 from noisescope.replicas.packed import PairData
 from noisescope.storage import write_tensors
-from noisescope.training import clip_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from noisescope.parts import Progress
     from noisescope.policies.diffusion import DiffusionPolicy
-    from noisescope.replicas.adapters import Adapters
 
 #: Linear layers that carry adapters, as in the released code of 2503.16921.
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -109,32 +108,12 @@ class ImageSpace:
 
 @final
 @dataclass
-class ImageAdapters:
+class ImageAdapters(AdaptedModel[ImageSpace]):
     """LoRA on a UNet's attention layers (`learners.Trainee`); `shared` when only up blocks carry
     adapters, so that the down blocks run once for the policy and its reference."""
 
-    space: ImageSpace
-    adapters: Adapters
-    shared: bool
+    shared: bool = False
     checkpointing: bool = False
-
-    @property
-    def data(self) -> PairData:
-        return self.space.data
-
-    @property
-    def work(self) -> Int:
-        return self.space.work
-
-    @property
-    def budget(self) -> int:
-        return self.space.budget // self.adapters.replicas
-
-    def trainable(self) -> dict[str, Tensor]:
-        return dict(self.adapters.parameters())
-
-    def clip(self, max_norm: float | None) -> float:
-        return self.adapters.clip(max_norm)
 
     def sides(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
@@ -170,13 +149,6 @@ class ImageAdapters:
         wrong = (guess.float() - rows.target[index]).square().mean(dim=(1, 2, 3))
         return wrong.view(count, size)
 
-    def average(self, replica: int, copies: Mapping[str, Tensor]) -> None:
-        import torch
-
-        with torch.no_grad():
-            for name, tensor in self.adapters.parameters():
-                tensor[replica] = copies[name][0]
-
     def save(self, directory: Path) -> list[str]:
         """What `pipeline.load_lora_weights(directory)` reads."""
         tensors = {}
@@ -187,48 +159,28 @@ class ImageAdapters:
         return [LORA_FILE]
 
     def detach(self) -> None:
-        unet = self.space.policy.pipeline.unet
         if self.checkpointing:
-            unet.disable_gradient_checkpointing()
-        self.adapters.detach()
+            self.space.policy.pipeline.unet.disable_gradient_checkpointing()
+        super().detach()
 
 
 @final
 @dataclass
-class WholeUNet:
+class WholeUNet(WholeModel[ImageSpace]):
     """Full fine-tuning of a UNet (`learners.Trainee`); the reference is a frozen copy."""
 
-    space: ImageSpace
     checkpointing: bool = False
     reference: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reference = copy.deepcopy(self.unet)
-        self.unet.requires_grad_(True)
+        self.reference = copy.deepcopy(self.model)
+        self.model.requires_grad_(True)
         if self.checkpointing:
-            self.unet.enable_gradient_checkpointing()
+            self.model.enable_gradient_checkpointing()
 
     @property
-    def unet(self) -> Any:
+    def model(self) -> Any:
         return self.space.policy.pipeline.unet
-
-    @property
-    def data(self) -> PairData:
-        return self.space.data
-
-    @property
-    def work(self) -> Int:
-        return self.space.work
-
-    @property
-    def budget(self) -> int:
-        return self.space.budget
-
-    def trainable(self) -> dict[str, Tensor]:
-        return dict(self.unet.named_parameters())
-
-    def clip(self, max_norm: float | None) -> float:
-        return clip_norm(self.trainable().values(), max_norm)
 
     def sides(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
@@ -237,31 +189,31 @@ class WholeUNet:
 
         rows = self.space.noised(pairs, draw)
         errors = []
-        for unet, scope in ((self.reference, torch.no_grad()), (self.unet, nullcontext())):
+        for unet, scope in ((self.reference, torch.no_grad()), (self.model, nullcontext())):
             with scope:
                 half = encode(unet, rows.latents, rows.t, rows.told)
                 guess = decode(unet, half).float()
                 errors.append((guess - rows.target).square().mean(dim=(1, 2, 3)))
         return self.space.sides(errors[1][None], errors[0])
 
-    def average(self, replica: int, copies: Mapping[str, Tensor]) -> None:
-        raise AssertionError("a whole model has no copies beside it")
-
     def save(self, directory: Path) -> list[str]:
         """A diffusers UNet in `unet/`, to take the place of the pipeline's own."""
-        place = directory / "unet"
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as held:
-            self.unet.save_pretrained(held)
-            names = sorted(path.name for path in Path(held).iterdir())
-            for name in names:
-                (Path(held) / name).replace(place / name)
+        names = publish(directory / "unet", self.model.save_pretrained)
         return [f"unet/{name}" for name in names]
 
     def detach(self) -> None:
         if self.checkpointing:
-            self.unet.disable_gradient_checkpointing()
-        self.unet.requires_grad_(False)
+            self.model.disable_gradient_checkpointing()
+        super().detach()
+
+
+def image_space(
+    policy: DiffusionPolicy, data: PairData, seed: int, directory: Path, report: Progress
+) -> ImageSpace:
+    """The pairs with every latent and embedding computed once and kept in `directory`."""
+    policy.encodings.open(directory)
+    policy.encodings.keep(data.items, report)
+    return ImageSpace(policy, data, seed)
 
 
 def attention_layers(unet: Any, layers: int | None) -> tuple[list[str], bool]:

@@ -21,7 +21,11 @@ from noisescope.training import SCHEDULES
 from noisescope.weights import WeightConfig
 
 #: Objectives whose loss has W and Gamma in it: they take an audit's weights by default.
-ADAPTIVE = ("adaptive-dpo", "adaptive-ipo")
+ADAPTIVE = ("adaptive-dpo", "adaptive-ipo", "distilled-dpo")
+#: Those of them whose W and Gamma can be made while training.
+ONLINE = ("adaptive-dpo", "adaptive-ipo")
+#: The objective whose Gamma is a belief, not a shift, and the weighting that makes one.
+DISTILLED, BELIEF = "distilled-dpo", "margin"
 #: beta of Eq. 6 by whether the pipeline is SDXL (2503.16921, settings).
 IMAGE_BETA = {True: 2500.0, False: 1000.0}
 TEXT_BETA = 0.1
@@ -102,12 +106,27 @@ class TrainSettings:
             faults.append(f"--validation must be a share in [0, 1), not {self.validation}")
         if self.schedule not in SCHEDULES:
             faults.append(f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule}")
-        if self.online is not None and self.objective not in ADAPTIVE:
-            faults.append(f"--online is for {' and '.join(ADAPTIVE)}, not {self.objective}")
+        if self.online is not None and self.objective not in ONLINE:
+            faults.append(f"--online is for {' and '.join(ONLINE)}, not {self.objective}")
         if self.online is not None and self.full:
             faults.append("--online needs adapters: leave --full out")
         if faults:
             raise UsageError("; ".join(faults), hint="Run `noisescope train --help`.")
+
+    @property
+    def weighting(self) -> str:
+        """How this objective's weights are made of an audit's scores unless it is said."""
+        return BELIEF if self.objective == DISTILLED else "u"
+
+    def check_scheme(self, scheme: str) -> None:
+        """Raise UsageError for weights of a scheme that the objective would misread."""
+        if scheme and (scheme == BELIEF) != (self.objective == DISTILLED):
+            raise UsageError(
+                f"--objective {self.objective} has no use for weights made with {scheme}: Gamma is "
+                f"what the audit believes of a pair with {BELIEF}, which {DISTILLED} learns, and "
+                "a correction with the others",
+                hint=f"Use --objective {DISTILLED} with --weighting {BELIEF}, and others without.",
+            )
 
     @property
     def constants(self) -> WeightConfig:

@@ -1,4 +1,9 @@
-"""Which pairs train and which validate: a function of (seed, content)."""
+"""Which pairs train and which validate: a function of (seed, content).
+
+All pairs of a prompt stand on one side, so that no prompt, and no response or image made for it, is
+trained on and validated by. A dataset of few prompts has no such split near the share asked
+for; there, pairs are held out one by one, repeats together, and the split says so.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +12,52 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noisescope.errors import DataError
 from noisescope.learners import Int
 from noisescope.learners.settings import TrainSettings
-from noisescope.replicas.folds import hashed
+from noisescope.pairs import digest
+from noisescope.replicas.folds import U64, hashed
 from noisescope.replicas.packed import PairData
 from noisescope.weighting import PairWeights
 
+Bool = NDArray[np.bool_]
+
 #: Purpose number of the validation split's hash; folds and bootstrap have others.
 VALIDATION_SALT = 77
+#: How many times the share asked for (or its inverse) whole prompts may hold out, and the most.
+APART, MOST = 2.0, 0.9
 
 
 @final
 @dataclass(frozen=True)
 class Split:
-    """Pairs to train on, pairs to validate on, and how many were set aside, by reason."""
+    """Pairs to train on, pairs to validate on, and how many were set aside, by reason.
+
+    `by_prompt`: whether no prompt stands on both sides.
+    """
 
     train: Int
     validation: Int
     aside: Mapping[str, int]
+    by_prompt: bool = True
+
+    @property
+    def sides(self) -> tuple[Int, Int]:
+        """Who trains, and who validates."""
+        return self.train, self.validation
 
 
 def split_pairs(
     data: PairData, settings: TrainSettings, weights: PairWeights | None, same: Int
 ) -> Split:
-    """Who trains and who validates: a function of (seed, content), repeats together.
+    """Who trains and who validates.
 
     Raises DataError where no pair is left to train on.
     """
     count = len(data.pair_ids)
-    share = hashed(data.fold_key, settings.seed, VALIDATION_SALT).astype(np.float64) / 2.0**64
-    held = share < settings.validation
+    held, by_prompt = held_out(data, settings.validation, settings.seed)
     usable = np.ones(count, bool)
     usable[same] = False
     aside = {"both sides read the same once cut to --max-length": int((~usable).sum())}
@@ -50,6 +69,7 @@ def split_pairs(
         np.flatnonzero(usable & ~held),
         np.flatnonzero(usable & held),
         {reason: number for reason, number in aside.items() if number},
+        by_prompt,
     )
     if not len(found.train):
         reasons = "; ".join(f"{number:,} {reason}" for reason, number in found.aside.items())
@@ -59,3 +79,28 @@ def split_pairs(
             hint="Lower --validation, raise --max-length, or use other weights.",
         )
     return found
+
+
+def held_out(data: PairData, share: float, seed: int) -> tuple[Bool, bool]:
+    """Which pairs validate, [N], about `share` of them, and whether whole prompts do.
+
+    Prompts are drawn in the order of their hashes until the share is met as nearly as it can be.
+    """
+    count = len(data.pair_ids)
+    if share == 0:
+        return np.zeros(count, bool), True
+    prompts, of, sizes = np.unique(prompt_keys(data), return_inverse=True, return_counts=True)
+    order = np.argsort(hashed(prompts, seed, VALIDATION_SALT), kind="stable")
+    held = np.cumsum(sizes[order]) / count
+    taken = int(np.argmin(np.abs(held - share)))
+    if share / APART <= held[taken] <= min(share * APART, MOST):
+        return np.isin(of, order[: taken + 1]), True
+    alone = hashed(data.fold_key, seed, VALIDATION_SALT).astype(np.float64) / 2.0**64 < share
+    return alone, False
+
+
+def prompt_keys(data: PairData) -> U64:
+    """A hash of each pair's prompt, [N]."""
+    prompts = [item.prompt for item in data.items]
+    keys = {text: int(digest("prompt", text)[:16], 16) for text in set(prompts)}
+    return np.array([keys[prompts[item]] for item in data.chosen.tolist()], np.uint64)

@@ -11,6 +11,7 @@ from noisescope.learners.preference import PreferenceLearner
 from noisescope.learners.settings import TrainSettings
 from noisescope.learners.split import Split
 from noisescope.learners.summary import line
+from noisescope.learners.trackers import Tracker
 from noisescope.learners.trained import Trained, TrainPlan
 from noisescope.learners.validation import total_over, validate
 from noisescope.objectives import Objective
@@ -47,9 +48,8 @@ def run_steps(
         save_every=settings.save_every,
         evidence=plan.fingerprint,
     )
-    if report_to is not None:
-        flat = {k: v for k, v in settings.to_json().items() if isinstance(v, str | int | float)}
-        accelerator.init_trackers("noisescope", config=flat)
+    tracker = Tracker(report_to, accelerator, trained.directory, reporter)
+    tracker.begin(settings)
     if (trained.directory / STATE_FILE).exists():
         reporter.note(f"continuing from {trained.directory / STATE_FILE}")
     label = f"{settings.objective} on {len(split.train):,} pairs, {steps:,} steps"
@@ -66,8 +66,7 @@ def run_steps(
                 record |= validate(learner, objective, split.validation, plan.modality, accelerator)
             if due and accelerator.is_main_process:
                 trained.write_history(progress.history)
-            if report_to is not None:
-                accelerator.log(record, step=progress.step)
+            tracker.log(record, progress.step)
             speak = due or time.monotonic() - shown >= EVERY_SECONDS
             if speak:
                 shown = time.monotonic()

@@ -7,8 +7,7 @@ response, by the same model before (or without) training: no second model is hel
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,20 +17,19 @@ import numpy as np
 
 from noisescope.errors import ModelError
 from noisescope.learners import Int, Sides
+from noisescope.learners.budget import forward_tokens
+from noisescope.learners.models import AdaptedModel, WholeModel, publish
 from noisescope.policies.packing import Corpus, Packed, corpus_of, pack, stack
 from noisescope.replicas.packed import PairData
-from noisescope.training import clip_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from noisescope.policies.causal_lm import CausalLMPolicy
-    from noisescope.replicas.adapters import Adapters
     from noisescope.replicas.trunk import Trunk
 
-#: Tokens of a packed row, and of one forward, by device type.
+#: Tokens of a packed row.
 ROW_TOKENS = 256
-FORWARD_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 Report = Callable[[str, int, int], None]
 
@@ -49,9 +47,11 @@ class TextSpace:
     def corpus(self) -> Corpus:
         return self.trunk.corpus
 
-    @property
+    @cached_property
     def budget(self) -> int:
-        return FORWARD_TOKENS.get(self.policy.device.type, 4096)
+        cut = self.trunk.cut
+        blocks = len(cut.own) - cut.first
+        return forward_tokens(self.policy.model, blocks, checkpointing=cut.checkpointing)
 
     @cached_property
     def work(self) -> Int:
@@ -107,29 +107,8 @@ def alike(policy: CausalLMPolicy, data: PairData) -> tuple[Corpus, Int]:
 
 @final
 @dataclass
-class TextAdapters:
-    """LoRA: adapters on one frozen model (`learners.Trainee`)."""
-
-    space: TextSpace
-    adapters: Adapters
-
-    @property
-    def data(self) -> PairData:
-        return self.space.data
-
-    @property
-    def work(self) -> Int:
-        return self.space.work
-
-    @property
-    def budget(self) -> int:
-        return self.space.budget // self.adapters.replicas
-
-    def trainable(self) -> dict[str, Tensor]:
-        return dict(self.adapters.parameters())
-
-    def clip(self, max_norm: float | None) -> float:
-        return self.adapters.clip(max_norm)
+class TextAdapters(AdaptedModel[TextSpace]):
+    """LoRA on a causal language model (`learners.Trainee`)."""
 
     def sides(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
@@ -157,13 +136,6 @@ class TextAdapters:
             if not cut.checkpointing:  # recomputed blocks need it again in the backward pass
                 self.adapters.placement.segments = ()
 
-    def average(self, replica: int, copies: Mapping[str, Tensor]) -> None:
-        import torch
-
-        with torch.no_grad():
-            for name, tensor in self.adapters.parameters():
-                tensor[replica] = copies[name][0]
-
     def save(self, directory: Path) -> list[str]:
         from noisescope.replicas.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_peft
 
@@ -171,60 +143,28 @@ class TextAdapters:
         save_peft(self.adapters, 0, directory, base=base, weights=self.trainable())
         return [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
 
-    def detach(self) -> None:
-        self.adapters.detach()
-
 
 @final
 @dataclass
-class WholeText:
+class WholeText(WholeModel[TextSpace]):
     """Full fine-tuning of a causal language model (`learners.Trainee`)."""
 
-    space: TextSpace
-
     @property
-    def data(self) -> PairData:
-        return self.space.data
-
-    @property
-    def work(self) -> Int:
-        return self.space.work
-
-    @property
-    def budget(self) -> int:
-        return self.space.budget
-
-    def trainable(self) -> dict[str, Tensor]:
-        return dict(self.space.policy.model.named_parameters())
-
-    def clip(self, max_norm: float | None) -> float:
-        return clip_norm(self.trainable().values(), max_norm)
+    def model(self) -> Any:
+        return self.space.policy.model
 
     def sides(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
     ) -> Sides:
         packed = self.space.packed(pairs)
         states = self.space.trunk.cut.top(packed, None).flatten(0, 1)
-        logps = item_logps(self.space.policy.model, packed, states)
+        logps = item_logps(self.model, packed, states)
         return self.space.sides(pairs, packed, logps[None])
-
-    def average(self, replica: int, copies: Mapping[str, Tensor]) -> None:
-        raise AssertionError("a whole model has no copies beside it")
 
     def save(self, directory: Path) -> list[str]:
         """A transformers directory with its tokenizer."""
-        policy = self.space.policy
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".partial-") as held:
-            policy.model.save_pretrained(held)
-            policy.tokenizer.save_pretrained(held)
-            names = sorted(path.name for path in Path(held).iterdir())
-            for name in names:
-                (Path(held) / name).replace(directory / name)
-        return names
-
-    def detach(self) -> None:
-        self.space.policy.model.requires_grad_(False)
+        tokenizer = self.space.policy.tokenizer
+        return publish(directory, self.model.save_pretrained, tokenizer.save_pretrained)
 
 
 def item_logps(model: Any, packed: Packed, states: Tensor) -> Tensor:

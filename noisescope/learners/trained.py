@@ -6,6 +6,7 @@ trained/<dataset>-<objective>-<fingerprint8>/
   history.jsonl      one record a step
   adapter_model.safetensors, ...   the trained policy, in its library's own format
   README.md          the model card
+  .lock              held by the one process that writes here, gone once it is done
   manifest.json      written last: its existence means complete
 """
 
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import Any, final
 
 from noisescope.errors import RunError
+from noisescope.integrity import refuse_links
 from noisescope.learners.card import model_card
+from noisescope.locking import LOCK, hold
 from noisescope.pairs import digest
-from noisescope.storage import write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, write_atomic
 from noisescope.training import STATE_FILE
 
 PLAN_FILE, HISTORY_FILE, MANIFEST_FILE, CARD_FILE = (
@@ -108,7 +111,7 @@ class Trained:
         if self.complete or (self.directory / STATE_FILE).exists():
             return
         shutil.rmtree(self.reference, ignore_errors=True)
-        for name in (HISTORY_FILE, PLAN_FILE):
+        for name in (HISTORY_FILE, PLAN_FILE, LOCK):
             (self.directory / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not ours alone
             self.directory.rmdir()
@@ -118,24 +121,32 @@ class Trained:
         write_atomic(self.directory / CARD_FILE, model_card(manifest))
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         write_atomic(self.directory / MANIFEST_FILE, text)
-        (self.directory / STATE_FILE).unlink(missing_ok=True)
+        for name in (STATE_FILE, LOCK):
+            (self.directory / name).unlink(missing_ok=True)
         shutil.rmtree(self.reference, ignore_errors=True)
 
 
-def open_trained(plan: TrainPlan, directory: Path) -> Trained:
-    """The directory for `plan`, made if missing.
+def open_trained(plan: TrainPlan, directory: Path, *, writes: bool = True) -> Trained:
+    """The directory for `plan`, made if missing; no other process may write it meanwhile.
 
-    Raises RunError if it holds another plan's training, other files, or cannot be written.
+    Of several processes of one training only the first `writes`. Raises RunError if it holds
+    another plan's training or other files, cannot be written, or is being written.
     """
     found = Trained(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        occupied = any(directory.iterdir())
+        occupied = any(
+            path.name != LOCK and not path.name.startswith(TEMPORARY_PREFIX)
+            for path in directory.iterdir()
+        )
     except OSError as error:
         raise RunError(
             f"cannot write to {directory}: {error.strerror}",
             hint="Choose a place you may write to with --output.",
         ) from error
+    refuse_links(directory)  # the lock file is truncated, and a link's target with it
+    if writes and not found.complete:
+        hold(found, directory, elsewhere="--output")
     path = directory / PLAN_FILE
     if path.exists():
         _refuse_other(directory, plan.to_json(), _read(path))
@@ -172,7 +183,7 @@ def _refuse_other(directory: Path, mine: Mapping[str, Any], theirs: Mapping[str,
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(
             f"{path} cannot be read: {error}", hint=f"Remove {path.parent} to train again."
         ) from error

@@ -78,9 +78,11 @@ def make_trainee(
         made.initialise(seeds, settings.lora_alpha)
         return TextAdapters(space, made), same
     if isinstance(policy, DiffusionPolicy):
-        from noisescope.learners.images import ImageSpace, WholeUNet, image_adapters
+        from noisescope.learners.images import WholeUNet, image_adapters, image_space
 
-        scene = ImageSpace(policy, data, settings.seed)
+        with reporter.stage("latents and embeddings") as advance, accelerator.main_process_first():
+            place = trained.reference / "encodings"
+            scene = image_space(policy, data, settings.seed, place, advance)
         if settings.full:
             return WholeUNet(scene, settings.checkpointing), np.zeros(0, np.int64)
         return image_adapters(

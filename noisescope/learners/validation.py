@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from noisescope.learners import Int
 from noisescope.learners.preference import PreferenceLearner
-from noisescope.objectives import Objective
+from noisescope.objectives import DPO, DistilledDPO, Objective
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,6 +24,11 @@ def total_over(tensor: Tensor, accelerator: Accelerator) -> Tensor:
     return summed
 
 
+def judged_by(objective: Objective) -> Objective:
+    """What measures labels as they are: the objective, or dpo where it knows only beliefs."""
+    return DPO(objective.beta) if isinstance(objective, DistilledDPO) else objective
+
+
 def validate(
     learner: PreferenceLearner,
     objective: Objective,
@@ -34,6 +39,7 @@ def validate(
     """Unweighted loss, margin and accuracy of held-out `pairs`, every process a share of them."""
     import torch
 
+    objective = judged_by(objective)
     totals = torch.zeros(4, dtype=torch.float64)
     mine = pairs[accelerator.process_index :: accelerator.num_processes]
     cost = int(learner.trainee.work[pairs].max())

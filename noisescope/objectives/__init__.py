@@ -8,7 +8,7 @@ pair, already times `weight` where given; the caller averages. Nothing here know
 
 from __future__ import annotations
 
-from noisescope.objectives.adaptive import AdaptiveDPO, AdaptiveIPO
+from noisescope.objectives.adaptive import AdaptiveDPO, AdaptiveIPO, DistilledDPO
 from noisescope.objectives.objective import Objective, PairValues
 from noisescope.objectives.plain import DPO, IPO, RPO, Hinge, LengthNormalisedDPO, MaPO
 from noisescope.objectives.robust import CDPO, RDPO, REPO, ROPO, DrDPO, HolderDPO
@@ -19,6 +19,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "hinge": Hinge,
     "adaptive-dpo": AdaptiveDPO,
     "adaptive-ipo": AdaptiveIPO,
+    "distilled-dpo": DistilledDPO,
     "cdpo": CDPO,
     "rdpo": RDPO,
     "ropo": ROPO,
@@ -41,6 +42,7 @@ __all__ = [
     "RPO",
     "AdaptiveDPO",
     "AdaptiveIPO",
+    "DistilledDPO",
     "DrDPO",
     "Hinge",
     "HolderDPO",

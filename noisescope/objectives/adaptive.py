@@ -1,4 +1,4 @@
-"""Adaptive-DPO and Adaptive-IPO (2503.16921): every pair has a weight W and a margin Gamma."""
+"""Objectives of an audit's columns: every pair has a weight W and a margin Gamma."""
 
 from __future__ import annotations
 
@@ -29,3 +29,19 @@ class AdaptiveIPO(Objective):
     def loss(self, values: PairValues) -> Tensor:
         _, gamma = values.need("weight", "gamma")
         return (values.logratio - gamma.detach() - 1 / (2 * self.beta)) ** 2
+
+
+@final
+@dataclass(frozen=True)
+class DistilledDPO(Objective):
+    """-t log sigma(h) - (1 - t) log sigma(-h), t = sigma(Gamma): smallest at h = Gamma.
+
+    Gamma is the margin an audit believes in, in the label's direction (`--weighting margin`), and
+    the label itself counts only through it. Distilling a reward model into a policy is 2405.19316,
+    there by squared error; the cross entropy is DPO where the audit is certain (Gamma large).
+    """
+
+    def loss(self, values: PairValues) -> Tensor:
+        (gamma,) = values.need("gamma")
+        h, t = self.margin(values), gamma.detach().sigmoid()
+        return -t * log_sigmoid(h) - (1 - t) * log_sigmoid(-h)
