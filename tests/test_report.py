@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from planted import HOSTILE, planted_run
 
-from noisescope.cli.show import find_pair
+from noisescope.cli.show import find_pair, pair_of_rank
 from noisescope.errors import RunError, UsageError
 from noisescope.report.contents import gather, held_out_losses, write_figures
 from noisescope.report.html import page, printable, verdict
@@ -141,6 +141,12 @@ def test_show_finds_by_unmistakable_beginning(run: Run) -> None:
         find_pair(run, "")
     with pytest.raises(UsageError, match="no pair begins with"):
         find_pair(run, "zzz")
+
+
+def test_show_finds_by_rank(run: Run) -> None:
+    assert find_pair(run, pair_of_rank(run, 2))["rank"] == 2
+    with pytest.raises(UsageError, match="no pair of rank 401"):
+        pair_of_rank(run, 401)
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ from noisescope.errors import UsageError
 
 def show(
     pair_id: Annotated[
-        str, typer.Argument(help="The pair, or an unmistakable beginning of its id.")
-    ],
+        str | None, typer.Argument(help="The pair, or an unmistakable beginning of its id.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Instead of an id: 1 is the most suspicious pair.")
+    ] = None,
     run: Annotated[
         str | None, typer.Option(help="Run directory or name; the latest run if left out.")
     ] = None,
@@ -26,12 +29,17 @@ def show(
 ) -> None:
     """Show one pair: its prompt, both sides in full, and what the audit says about it.
 
-    Example: noisescope show 1a2b3c
+    Example: noisescope show --rank 1
     """
     from noisescope.run import find_run
 
     found = find_run(run, runs_dir)
-    pair = find_pair(found, pair_id)
+    if (pair_id is None) == (rank is None):
+        raise UsageError(
+            "name one pair, by its id or by its rank",
+            hint="noisescope show 1a2b3c, or: noisescope show --rank 1",
+        )
+    pair = find_pair(found, pair_id if pair_id is not None else pair_of_rank(found, rank or 1))
     if json:
         print_json(pair)
         return
@@ -40,6 +48,22 @@ def show(
     if found.manifest().get("modality") == "image":
         path = output or Path(f"{''.join(c for c in pair['pair_id'] if c.isalnum())[:40]}.png")
         _write_picture(found, pair, path)
+
+
+def pair_of_rank(run: Any, rank: int) -> str:
+    """The id of the pair at this place of the ranking. Raises UsageError where there is none."""
+    import pyarrow.parquet as pq
+
+    if not run.scores_path.is_file():
+        raise UsageError(
+            f"{run.directory} has no scores to rank by", hint="Make them: noisescope score DATASET"
+        )
+    found = pq.read_table(run.scores_path, columns=["pair_id"], filters=[("rank", "=", rank)])
+    if not found.num_rows:
+        raise UsageError(
+            f"no pair of rank {rank:,} in {run.directory}", hint="noisescope show --rank 1"
+        )
+    return str(found.column("pair_id")[0].as_py())
 
 
 def find_pair(run: Any, name: str) -> dict[str, Any]:

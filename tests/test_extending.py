@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: its examples run, and the files and registries it names are there."""
+"""docs/extending.md: its examples run, and the files and registries it names are there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from noisescope.detectors import DETECTORS, Evidence
 from noisescope.objectives import OBJECTIVES, PairValues
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

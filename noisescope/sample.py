@@ -1,0 +1,72 @@
+"""The sample workspace that comes with noisescope: data and tiny models of our own making.
+
+In a wheel it lies beside this module under `sample/`; in a checkout it is the repository itself.
+Both have the same layout: noisescope.toml and sample_data/.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from noisescope.errors import RunError
+from noisescope.workspace import FILE_NAME
+
+#: What the workspace holds, relative to its root (the generators in sample_data/ stay behind).
+CONTENTS = (
+    FILE_NAME,
+    "sample_data/hh-rlhf",
+    "sample_data/pick-a-pic",
+    "sample_data/models",
+)
+
+
+def sample_root() -> Path:
+    """Where the sample lies. Raises RunError where this installation has none."""
+    package = Path(__file__).parent
+    for root in (package / "sample", package.parent):
+        if all((root / name).exists() for name in CONTENTS):
+            return root
+    raise RunError(
+        "this installation of noisescope carries no sample data",
+        hint="Install noisescope from its wheel, or clone its repository.",
+    )
+
+
+def write_sample(directory: Path) -> Path:
+    """Copy the sample to a new `directory`, whole or not at all; the directory.
+
+    Raises RunError where `directory` exists and is not an empty directory, or cannot be written.
+    """
+    source = sample_root()
+    if directory.is_symlink() or (directory.exists() and not _is_empty(directory)):
+        raise RunError(
+            f"{directory} is there already",
+            hint="Name a directory that does not exist yet: noisescope sample DIRECTORY",
+        )
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory.parent) as place:
+            whole = Path(place) / directory.name
+            for name in CONTENTS:
+                _copy(source / name, whole / name)
+            whole.replace(directory)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {directory}: {error.strerror or error}",
+            hint="Name a directory you may write to: noisescope sample DIRECTORY",
+        ) from error
+    return directory
+
+
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
