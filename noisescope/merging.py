@@ -104,13 +104,20 @@ def find_shards(source: str) -> list[Sharded]:
             hint="Name the run directory that `noisescope score --shard 1/8 ...` printed, or the "
             "directory it is in.",
         )
-    if len({one.plan.fingerprint for one in found}) > 1:
+    if _plans(found) > 1:  # those that are merged already can be left aside
+        found = [one for one in found if not (one.place / "manifest.json").is_file()] or found
+    if _plans(found) > 1:
         names = first_five([str(one.place) for one in found])
         raise RunError(
             f"{source} holds shards of several audits: {names}",
             hint=f"Name one of them: noisescope merge {found[-1].place}",
         )
     return found
+
+
+def _plans(found: Sequence[Sharded]) -> int:
+    """How many audits the shards are of."""
+    return len({one.plan.fingerprint for one in found})
 
 
 def _sharded(place: Place) -> Sharded:

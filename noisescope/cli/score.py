@@ -49,9 +49,9 @@ def score(
 ) -> None:
     """Score every pair: is its label wrong, and how far can that be trusted?
 
-    Example: noisescope score hh-rlhf --model models/SmolLM2-135M-Instruct
+    Several processes, GPUs or hosts share the work under torchrun or accelerate launch.
 
-    Several processes, GPUs or hosts: torchrun --nproc-per-node 2 -m noisescope score ...
+    Example: noisescope score hh-rlhf --model models/SmolLM2-135M-Instruct
     """
     from noisescope.auditing import audit
     from noisescope.shards import compute_shard
