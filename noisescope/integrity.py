@@ -59,7 +59,8 @@ def _checksum(path: Path) -> str:
     """Raises RunError for a file that cannot be read."""
     try:
         about = path.stat()
-        return _digest(path, about.st_ino, about.st_size, about.st_mtime_ns)
+        times = about.st_mtime_ns, about.st_ctime_ns  # the second cannot be set
+        return _digest(path, about.st_ino, about.st_size, *times)
     except OSError as error:
         raise RunError(
             f"{path} cannot be read: {error.strerror or error}", hint="May you read it? ls -l"

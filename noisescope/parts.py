@@ -178,7 +178,8 @@ def open_part(path: Path) -> Part | str:
     """
     try:
         about = path.stat()
-        return _checked(path, about.st_ino, about.st_size, about.st_mtime_ns)
+        times = about.st_mtime_ns, about.st_ctime_ns  # the second cannot be set
+        return _checked(path, about.st_ino, about.st_size, *times)
     except FileNotFoundError:  # another process removed it just now
         return DAMAGED
 

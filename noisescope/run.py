@@ -40,6 +40,9 @@ from noisescope.plan import Plan as Plan
 from noisescope.plan import slug as slug
 from noisescope.storage import TEMPORARY_PREFIX, write_atomic
 
+#: Key of the manifest that numbers the runs beside each other.
+ORDER = "order"
+
 
 @final
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Run:
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write `manifest.json`, which marks the run complete, with checksums of its files."""
-        stated = {**manifest, CHECKSUMS: checksums(self.directory)}
+        stated = {**manifest, ORDER: _order(self), CHECKSUMS: checksums(self.directory)}
         write_atomic(self.manifest_path, _json_text(stated))
 
     def drop_damaged(self) -> list[str]:
@@ -263,7 +266,28 @@ def _sound(run: Run, check: bool) -> Run:
 
 
 def finished_runs(runs_directory: Path) -> list[Run]:
-    """Runs under `runs_directory` with scores, oldest first."""
+    """Runs under `runs_directory` with scores, in the order they were finished, whatever the
+    clock said then (its word counts for runs of versions that did not number them)."""
     found = [Run(path.parent) for path in runs_directory.glob("*/manifest.json")]
     runs = [run for run in found if not run.evidence_only]
-    return sorted(runs, key=lambda run: (run.manifest_path.stat().st_mtime_ns, run.directory.name))
+
+    def place(run: Run) -> tuple[int, int, str]:
+        return _number(run), run.manifest_path.stat().st_mtime_ns, run.directory.name
+
+    return sorted(runs, key=place)
+
+
+def _order(run: Run) -> int:
+    """One more than any run beside `run` has: it is the latest now."""
+    others = run.directory.resolve().parent.glob("*/manifest.json")
+    mine = run.manifest_path.resolve()
+    return 1 + max((_number(Run(path.parent)) for path in others if path != mine), default=0)
+
+
+def _number(run: Run) -> int:
+    """The order its manifest states; 0 where it states none, or cannot be read."""
+    try:
+        stated = run.evidence_manifest().get(ORDER, 0)
+    except RunError:
+        return 0
+    return stated if isinstance(stated, int) else 0

@@ -6,7 +6,10 @@ the same plan takes every decision back.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 from noisescope.errors import DataError
 from noisescope.flips import U64, FlipPlan, Float, Parsed
 from noisescope.pairs import unused
-from noisescope.storage import write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, unwritten, write_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,21 +93,33 @@ class TruthWriter:
     def __init__(self, out: Path, plan: FlipPlan) -> None:
         self.out = out
         self.schema = truth_schema(plan)
-        self.raw = out / f".partial-{TRUTH}"
+        self.raw = out / f"{TEMPORARY_PREFIX}{TRUTH}"
         self.keys: list[U64] = []
         self.marked = False
         self.waiting: list[pa.RecordBatch] = []
 
     def __enter__(self) -> TruthWriter:
-        self.writer = _writer(self.raw, self.schema)
+        try:
+            handle, name = tempfile.mkstemp(f"-{TRUTH}", TEMPORARY_PREFIX, self.out)
+            os.close(handle)
+            self.raw = Path(name)
+            self.writer = _writer(self.raw, self.schema)
+        except OSError as error:
+            self.raw.unlink(missing_ok=True)
+            raise unwritten(self.out / TRUTH, error) from error
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            self._flush()
-            self.writer.close()
             if kind is None:
+                self._flush()
+                self.writer.close()
                 write_atomic(self.out / TRUTH, self._finish)
+            else:
+                with contextlib.suppress(OSError):  # of a full disk, which was told before
+                    self.writer.close()
+        except OSError as fault:
+            raise unwritten(self.out / TRUTH, fault) from fault
         finally:
             self.raw.unlink(missing_ok=True)
 
@@ -127,7 +142,10 @@ class TruthWriter:
         import pyarrow as pa
 
         if self.waiting:
-            self.writer.write_table(pa.Table.from_batches(self.waiting), TRUTH_ROWS)
+            try:
+                self.writer.write_table(pa.Table.from_batches(self.waiting), TRUTH_ROWS)
+            except OSError as error:
+                raise unwritten(self.out / TRUTH, error) from error
         self.waiting.clear()
 
     def _finish(self, path: Path) -> None:

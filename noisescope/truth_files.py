@@ -9,7 +9,7 @@ Parquet, CSV or JSON lines with the columns pair_id and mislabelled; `flips.parq
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Bool = NDArray[np.bool_]
+#: Columns that may say it; the first that is there counts.
+LABELS = ("mislabelled", "flipped")
 
 
 def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
@@ -31,22 +33,27 @@ def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
 
     try:
         stated = _truth_table(path)
-    except (pa.ArrowException, OSError) as error:
+        columns = stated.schema.names
+        lists = {name: column.to_pylist() for name, column in _wanted(stated).items()}
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as truth ({error})") from error
-    label = next((name for name in ("mislabelled", "flipped") if name in stated.schema.names), None)
-    if label is None or "pair_id" not in stated.schema.names:
+    label = next((name for name in LABELS if name in columns), None)
+    if label is None or "pair_id" not in columns:
         raise DataError(
-            f"{path}: a truth file needs pair_id and mislabelled, and has "
-            f"{', '.join(stated.schema.names)}",
+            f"{path}: a truth file needs pair_id and mislabelled, and has {', '.join(columns)}",
             hint="flips.parquet, which noisescope flip writes, is one.",
         )
-    names = (str(name) for name in stated.column("pair_id").to_pylist())
-    values = dict(zip(names, stated.column(label).to_pylist(), strict=True))
+    values = dict(zip(map(str, lists["pair_id"]), lists[label], strict=True))
     told = [values.get(name) for name in table.column("pair_id").to_pylist()]
     known = np.array([value is not None for value in told])
     if not known.any():
         raise DataError(f"{path}: names none of the run's pairs", hint="Is it another dataset's?")
     return np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in told]), known
+
+
+def _wanted(table: pa.Table) -> dict[str, Any]:
+    """Columns that are used, by name."""
+    return {name: table.column(name) for name in ("pair_id", *LABELS) if name in table.schema.names}
 
 
 def _truth_table(path: Path) -> pa.Table:

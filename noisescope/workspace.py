@@ -197,7 +197,7 @@ def _check_home(path: str) -> None:
     """Raise DataError for the home of a user who is not there (~name)."""
     try:
         Path(path).expanduser()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # no such user; a NUL in the name
         raise DataError(
             f"{path}: no such user's home directory", hint="Write the path in full."
         ) from error

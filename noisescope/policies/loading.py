@@ -37,7 +37,7 @@ def find_checkpoint(name: str) -> Checkpoint:
     """Resolve `name` and check the files there. Raises ModelError saying what is wrong."""
     try:
         path = Path(name).expanduser()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ModelError(f"no such model directory: {name}", hint="Check the path.") from error
     if path.suffix == ".gguf":
         return _find_gguf(name, path)
