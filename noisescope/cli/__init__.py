@@ -6,12 +6,9 @@ progress and chatter to stderr; a traceback is shown only with `--debug`.
 
 from __future__ import annotations
 
-import json
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import Annotated, Any, final
 
 import typer
@@ -23,28 +20,29 @@ from noisescope.cli import (
     datasets,
     diff,
     doctor,
+    evaluate,
     export,
     fine_tune,
     flip,
     gate,
+    merge,
     query,
     report,
+    sample,
     score,
     show,
     train,
     validate,
 )
-from noisescope.cli.console import say_error
-from noisescope.errors import NoisescopeError, UsageError
-from noisescope.workspace import FILE_NAME, Section, Workspace, find_workspace
+from noisescope.cli.console import say, say_error
+from noisescope.cli.settings import blamed, workspace_settings
+from noisescope.cli.stopping import Stopped, listen
+from noisescope.errors import NoisescopeError
+from noisescope.ranks import launched
 
-#: What an option's value is read as, how that is called, and how noisescope.toml may write it.
-KINDS: tuple[tuple[type, str, tuple[type, ...]], ...] = (
-    (bool, "true or false", (bool,)),
-    (int, "a whole number", (int,)),
-    (float, "a number", (int, float)),
-    (list, "a list", (list,)),
-)
+#: Where a context keeps the words that were typed; those that ask for help alone.
+WORDS = "noisescope.words"
+HELP = frozenset({"-h", "--help"})
 
 
 @final
@@ -58,6 +56,19 @@ class Commands(TyperGroup):
         super().__init__(**settings)
         self.rich_markup_mode = None
 
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
+        """Keep the words: who typed what decides where an error is to be mended."""
+        context.meta[WORDS] = tuple(args)
+        return super().parse_args(context, args)
+
+    def invoke(self, context: Any) -> Any:
+        """Run a command; an error about a setting of noisescope.toml names its line."""
+        try:
+            return super().invoke(context)
+        except NoisescopeError as error:
+            section = context.invoked_subcommand or ""
+            raise blamed(error, section, context.default_map or {}, context.meta[WORDS]) from error
+
 
 app = typer.Typer(
     name="noisescope",
@@ -69,6 +80,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("score")(score.score)
+app.command("merge")(merge.merge)
 app.command("fine-tune")(fine_tune.fine_tune)
 app.command("query")(query.query)
 app.command("flip")(flip.flip)
@@ -81,6 +93,8 @@ app.command("datasets")(datasets.datasets)
 app.command("agreement")(agreement.agreement)
 app.command("show")(show.show)
 app.command("train")(train.train)
+app.command("sample")(sample.sample)
+app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 
 
@@ -88,65 +102,6 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"noisescope {__version__}")
         raise typer.Exit
-
-
-def _workspace_settings(context: typer.Context) -> dict[str, dict[str, object]]:
-    """Settings of noisescope.toml as defaults of the commands they are named after.
-
-    Not [gate]: a policy tells all its faults at once, so the gate reads its own section.
-    """
-    workspace = find_workspace()
-    group = context.command
-    if workspace is None or not isinstance(group, TyperGroup):
-        return {}
-    names = {
-        name: [option.name or "" for option in command.params]
-        for name, command in group.commands.items()
-    }
-    found: dict[str, dict[str, object]] = {
-        section: _checked(workspace, section, group.commands[section], context)
-        for section in workspace.sections
-        if section in names and section != "gate"
-    }
-    shared = found.get("score", {}).items()  # the same replicas, so the same settings
-    found["fine-tune"] = {key: value for key, value in shared if key in names["fine-tune"]}
-    return found
-
-
-def _checked(
-    workspace: Workspace, section: Section, command: Any, context: typer.Context
-) -> dict[str, object]:
-    """The settings of a section, each of its option's type. Raises UsageError naming all faults."""
-    values = workspace.settings(section, [option.name or "" for option in command.params])
-    faults = [
-        f"[{section}] {option.name} = {json.dumps(values[option.name], default=str)}: {fault}"
-        for option in command.params
-        if option.name in values and (fault := _misfit(option, values[option.name], context))
-    ]
-    if faults:
-        raise UsageError(
-            f"{workspace.root / FILE_NAME}: {'; '.join(faults)}",
-            hint=f"Correct or remove these lines; `noisescope {section} --help` lists the options.",
-        )
-    return values
-
-
-def _misfit(option: Any, value: object, context: typer.Context) -> str | None:
-    """What is wrong with a setting as the value of an option; None where it fits.
-
-    TOML has types, so text is no number here, though it would be on the command line.
-    """
-    try:
-        read = option.process_value(context, value)
-    except typer.BadParameter as error:
-        return error.message.removeprefix("Input ").partition(", unable")[0]
-    except (TypeError, ValueError):
-        return "not a value of this option"
-    for type_, wanted, types in KINDS:
-        if isinstance(read, type_):
-            fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-            return None if fits else f"expected {wanted}"
-    return None if isinstance(value, str) else "expected text"
 
 
 @app.callback()
@@ -161,23 +116,19 @@ def root(
     ] = False,
 ) -> None:
     """Find the wrong labels of a preference dataset before DPO learns them."""
-    if context.invoked_subcommand != "doctor":  # which tells of a damaged workspace itself
-        context.default_map = _workspace_settings(context)
-
-
-@final
-class Stopped(BaseException):
-    """A signal asked the command to stop."""
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped
+    if context.invoked_subcommand == "doctor":  # which tells of a damaged workspace itself
+        return
+    try:
+        context.default_map = workspace_settings(context)
+    except NoisescopeError as error:
+        if not HELP.intersection(context.meta[WORDS]):
+            raise
+        say(f"{error.message}: the defaults below are not this workspace's")
 
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    listen()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -187,8 +138,10 @@ def run(arguments: Sequence[str]) -> int:
         app(args=list(arguments), prog_name="noisescope")
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
-    except (Stopped, KeyboardInterrupt):
-        say_error("stopped", f"To continue where it stopped: noisescope {shlex.join(arguments)}")
+    except (Stopped, KeyboardInterrupt) as signal:
+        said = f"stopped by {signal.name}" if isinstance(signal, Stopped) else "stopped"
+        again = "the whole launch" if launched() else f"noisescope {shlex.join(arguments)}"
+        say_error(said, f"To continue, type it again: {again}")
     except NoisescopeError as error:
         if "--debug" in arguments:
             raise
@@ -196,8 +149,22 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        say_error(
-            f"unexpected {type(error).__name__}: {error}",
-            "This is a fault in noisescope. Type `noisescope --debug ...` to see where.",
-        )
+        say_error(*_explained(error))
     return 2
+
+
+def _explained(error: Exception) -> tuple[str, str]:
+    """What to say of an error that nobody foresaw, and what to do about it."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, OSError) and error.errno is not None:
+        told = f"{error.filename}: {error.strerror}" if error.filename else first
+        return told, "Is there room on the disk, and may you read and write there? df -h, ls -l"
+    if isinstance(error, MemoryError) or "torch" in sys.modules:
+        from noisescope.policies.memory import HINT, out_of_memory
+
+        if out_of_memory(error):
+            return f"out of memory: {first}", f"What is finished is kept. {HINT}"
+    return (
+        f"unexpected {type(error).__name__}: {error}",
+        "This is a fault in noisescope. Type `noisescope --debug ...` to see where.",
+    )

@@ -128,7 +128,7 @@ def _says(verdict: Verdict) -> str:
     word = {1.0: "policy", 0.0: "opponent"}.get(verdict.outcome, "tie")
     if verdict.policy is None or verdict.against is None:
         return word
-    return f"{word} ({verdict.policy:.3g} to {verdict.against:.3g})"
+    return f"{word} ({verdict.policy:.3g} against {verdict.against:.3g})"
 
 
 def _shown(output: Output) -> dict[str, Any]:

@@ -1,0 +1,316 @@
+"""noisescope evaluate: which of two models is better, by judges, on the same prompts."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from noisescope.cli.console import OUT, Terminal, print_json, safe, short
+
+if TYPE_CHECKING:
+    from noisescope.evaluation import Comparison, Judge
+    from noisescope.evaluation.contenders import Contender
+    from noisescope.evaluation.evaluating import Evaluation
+    from noisescope.evaluation.judges import JudgeOptions
+    from noisescope.evaluation.prompts import Prompts
+    from noisescope.pairs import PreferenceDataset
+    from noisescope.statistics import Interval
+    from noisescope.workspace import Workspace
+
+TEXT, PICTURES, JUDGING = "Generating text", "Generating pictures", "Judging"
+#: Prompts compared where --limit is left out.
+LIMIT = 100
+#: Rows of --labelled where --labelled-limit is left out.
+LABELLED = 1000
+
+
+def evaluate(
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="What `noisescope train` wrote, a model or pipeline directory, a PEFT adapter, "
+            "or a Hub name."
+        ),
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(help="The opponent, likewise; the base of --policy if left out."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="A .txt (one a line), a table with a `prompt` column, or a dataset. Left out: "
+            "the dataset the policy was trained on, else the workspace's default."
+        ),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="pickscore, hpsv2, aesthetic, image-reward (pictures); reward=MODEL, llm=MODEL "
+            "(text); NAME=DIRECTORY for local files; FILE.py:FUNCTION of your own. May be "
+            "repeated; none for --labelled alone. Left out: the judge that noisescope.toml gives "
+            "the dataset.",
+            rich_help_panel=JUDGING,
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --judge llm: an OpenAI-compatible URL, such as http://127.0.0.1:8000/v1.",
+            rich_help_panel=JUDGING,
+        ),
+    ] = None,
+    key_env: Annotated[
+        str | None,
+        typer.Option(
+            help="Environment variable that holds the endpoint's key.", rich_help_panel=JUDGING
+        ),
+    ] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled text pairs: ranking and implicit-reward accuracy, nothing generated.",
+            rich_help_panel=JUDGING,
+        ),
+    ] = None,
+    labelled_limit: Annotated[
+        int, typer.Option(help="First rows of --labelled read.", min=1, rich_help_panel=JUDGING)
+    ] = LABELLED,
+    base: Annotated[
+        str | None, typer.Option(help="The model an adapter stands on, where it is elsewhere.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", help="Prompts compared, drawn by --seed.", min=1)
+    ] = LIMIT,
+    seed: Annotated[int, typer.Option(help="Of prompts and noise.", min=0)] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory; evaluations/POLICY-vs-AGAINST-... if left out.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Of a response.", rich_help_panel=TEXT)] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=TEXT)] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.", rich_help_panel=TEXT)] = 1.0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=PICTURES)] = 50,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Classifier-free guidance, 1 is off; 7.5, SDXL 5, if left out.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side in pixels; the pipeline's own if left out.", rich_help_panel=PICTURES
+        ),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Prompts generated together.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a dataset of prompts.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Generate with two models from the same prompts and let judges compare the outputs.
+
+    Outputs and verdicts are kept as they come: the same command continues after a stop, and
+    another --judge judges what is already there.
+
+    Example: noisescope evaluate --policy trained/hh-rlhf-dpo-1a2b3c4d --judge llm=qwen3-8b
+    --endpoint http://127.0.0.1:8000/v1
+    """
+    from noisescope.evaluation.contenders import base_of, find_contender
+    from noisescope.evaluation.evaluating import check, evaluate
+    from noisescope.evaluation.generating import GenerationSettings
+    from noisescope.evaluation.judges import JudgeOptions
+    from noisescope.workspace import find_workspace
+
+    terminal = Terminal(quiet=json)
+    settings = GenerationSettings(
+        seed, max_new_tokens, temperature, top_p, steps, guidance, image_size, batch
+    )
+    workspace = find_workspace()
+    root = workspace.root if workspace else None
+    mine = find_contender(policy, base=base, root=root)
+    theirs = find_contender(against, base=base, root=root) if against else base_of(mine)
+    terminal.note(f"{mine.name} against {theirs.name}")
+    check(mine, theirs, [])
+    source = _source(prompts, mine, workspace)
+    options = JudgeOptions(device, endpoint, key_env)
+    judges = _judges(judge, source, mine, workspace, options, terminal, needed=labelled is None)
+    check(mine, theirs, judges)
+    asked = _prompts(source, mine, limit, seed, split, workspace, terminal)
+    told = _labelled(labelled, labelled_limit, workspace, terminal)
+    done = evaluate(
+        mine,
+        theirs,
+        asked,
+        judges,
+        settings,
+        reporter=terminal,
+        directory=out,
+        device=device,
+        labelled=told,
+        command=f"noisescope {shlex.join(sys.argv[1:])}",
+    )
+    if json:
+        print_json(done.to_json() | {"directory": str(done.directory)})
+    else:
+        _print(done)
+
+
+def _source(prompts: str | None, policy: Contender, workspace: Workspace | None) -> str:
+    """Where prompts come from: the flag, the policy's own dataset, the workspace's default."""
+    from noisescope.cli.resolve import chosen_dataset
+
+    own = policy.dataset
+    if prompts is None and own and workspace and own in workspace.datasets:
+        return own
+    return chosen_dataset(prompts, workspace)
+
+
+def _judges(
+    named: list[str] | None,
+    source: str,
+    policy: Contender,
+    workspace: Workspace | None,
+    options: JudgeOptions,
+    terminal: Terminal,
+    *,
+    needed: bool,
+) -> list[Judge]:
+    """The judges asked for, else the one that noisescope.toml gives the dataset."""
+    from noisescope.errors import UsageError
+    from noisescope.evaluation.judges import JUDGES, open_judge
+    from noisescope.workspace import FILE_NAME
+
+    entries = workspace.datasets if workspace else {}
+    own = [entries[name].judge for name in (source, policy.dataset) if name in entries]
+    names = named or [judge for judge in own if judge][:1]
+    names = [] if names == ["none"] else names
+    if not names and needed:
+        fitting = [name for name, kind in JUDGES.items() if kind.modality == policy.modality]
+        raise UsageError(
+            "which judge?",
+            hint=f"Add --judge: {', '.join(fitting)} or FILE.py:FUNCTION "
+            "(`noisescope evaluate --help`).",
+        )
+    if not named and names:
+        terminal.note(f"judged by {names[0]} ({FILE_NAME})")
+    return [open_judge(name, policy.modality, options) for name in names]
+
+
+def _prompts(
+    source: str,
+    policy: Contender,
+    limit: int,
+    seed: int,
+    split: str | None,
+    workspace: Workspace | None,
+    terminal: Terminal,
+) -> Prompts:
+    from noisescope.evaluation.prompts import read_prompts
+
+    found = read_prompts(
+        source, modality=policy.modality, limit=limit, seed=seed, split=split, workspace=workspace
+    )
+    terminal.note(f"{len(found.kept):,} of {found.distinct:,} prompts of {found.source}")
+    if policy.dataset == source:
+        terminal.note("the policy was trained on pairs of these prompts: --prompts names others")
+    return found
+
+
+def _labelled(
+    dataset: str | None, limit: int, workspace: Workspace | None, terminal: Terminal
+) -> PreferenceDataset | None:
+    """The labelled pairs to rank, where they were asked for."""
+    if dataset is None:
+        return None
+    from noisescope.datasets import load
+
+    pairs = load(dataset, limit=limit, workspace=workspace)
+    terminal.note(f"{len(pairs):,} labelled pairs of {pairs.resolved}")
+    return pairs
+
+
+def _print(done: Evaluation) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"{short(done.plan.policy.name, 40)} against {short(done.plan.against.name, 40)}"
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
+    for name in ("judge", "win rate", "90 % interval", "won", "tied", "lost", "difference"):
+        table.add_column(name, justify="left" if name == "judge" else "right")
+    for comparison in done.comparisons:
+        table.add_row(*(Text(cell) for cell in _row(comparison)))
+    if done.comparisons:
+        OUT.print(table)
+    if done.same_output:
+        OUT.print(f"{done.same_output:,} of {len(done.duels):,} outputs are the same for both")
+    for comparison in done.comparisons:
+        for line in remarks(comparison):
+            OUT.print(Text(safe(line)), soft_wrap=True)
+    if done.labelled:
+        _print_labelled(done.labelled)
+    OUT.print(f"report  {safe(str(done.directory / 'report.html'))}", markup=False, soft_wrap=True)
+    OUT.print(
+        f"rows    {safe(str(done.directory / 'results.parquet'))}", markup=False, soft_wrap=True
+    )
+
+
+def _row(comparison: Comparison) -> list[str]:
+    won = comparison.won
+    if won is None:
+        return [short(comparison.card.name, 24), "none judged", "–", "0", "0", "0", "–"]
+    counts = [f"{won.wins:,}", f"{won.ties:,}", f"{won.losses:,}"]
+    return [
+        short(comparison.card.name, 24),
+        f"{won.rate.estimate:.1%}",
+        f"{won.rate.low:.1%} – {won.rate.high:.1%}",
+        *counts,
+        _signed(comparison.difference) if comparison.difference else "–",
+    ]
+
+
+def _signed(gap: Interval) -> str:
+    return f"{gap.estimate:+.3g} ± {(gap.high - gap.low) / 2:.2g}"
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """What else a judge's numbers need beside them."""
+    lines = []
+    name, order = comparison.card.name, comparison.order
+    if order is not None:
+        first = f"; names the first {order.first.estimate:.0%} of the time" if order.first else ""
+        lines.append(
+            f"{name}: the same answer both ways round on {order.agreed:,} of {order.asked:,}{first}"
+        )
+        if order.retries or order.failed or order.unparsable:
+            lines.append(
+                f"{name}: {order.retries:,} requests repeated, {order.failed:,} failed, "
+                f"{order.unparsable:,} answers could not be read"
+            )
+        if order.failed:
+            lines.append(f"{name}: the same command asks the failed ones again")
+    if comparison.unjudged:
+        lines.append(
+            f"{name}: {comparison.unjudged:,} of {comparison.prompts:,} prompts unjudged, left out"
+        )
+    return lines
+
+
+def _print_labelled(told: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{told['pairs']:,} labelled pairs", title_justify="left")
+    for name in ("accuracy", "policy", "opponent"):
+        table.add_column(name, justify="left" if name == "accuracy" else "right")
+    table.add_row("implicit reward", _share(told["implicit_reward"]), "the reference")
+    for name, key in (("ranking", "ranking"), ("ranking, per token", "ranking_per_token")):
+        table.add_row(name, _share(told["policy"][key]), _share(told["against"][key]))
+    OUT.print(table)
+
+
+def _share(value: dict[str, float]) -> str:
+    return f"{value['estimate']:.1%} ({value['low']:.1%} – {value['high']:.1%})"
