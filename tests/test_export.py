@@ -277,6 +277,29 @@ def test_trl_standard_rows(scored: Scored, tmp_path: Path) -> None:
     assert len(weight) == PAIRS
 
 
+def test_a_belief_turns_with_its_label(scored: Scored, tmp_path: Path) -> None:
+    plain, cleaned = tmp_path / "plain.parquet", tmp_path / "cleaned.parquet"
+    export_trl(scored, plain, CleanPolicy(), "margin")
+    policy = CleanPolicy(flip_top=0.05)
+    export_trl(scored, cleaned, policy, "margin")
+    before, after = (
+        {row["pair_id"]: row for row in pq.read_table(path).to_pylist()}
+        for path in (plain, cleaned)
+    )
+    actions = actions_of(scored, policy)
+    for name, row in after.items():
+        sign = -1 if actions[name] == FLIP else 1
+        assert row["gamma"] == sign * before[name]["gamma"]
+        assert row["weight"] == 1
+    assert sum(row["gamma"] < 0 for row in after.values()) < sum(
+        row["gamma"] < 0 for row in before.values()
+    )
+    out = tmp_path / "w.parquet"
+    export_weights(scored, out, "margin")
+    gamma = {row["pair_id"]: row["gamma"] for row in pq.read_table(out).to_pylist()}
+    assert gamma == {name: row["gamma"] for name, row in before.items()}
+
+
 def test_trl_conversations_and_saved_directory(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     path = tmp_path / "talks.jsonl"

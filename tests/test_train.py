@@ -123,22 +123,37 @@ def test_an_audit_of_the_same_labels_is_found_and_weighs_the_pairs(place, datase
     by_p = run_weights(run, dataset, WeightRule("p_flip"))
     np.testing.assert_allclose(by_p.weight, np.maximum(0, 1 - 2 * scores["p_flip"].loc[order]))
     assert not by_p.gamma.any()
+    believed = run_weights(run, dataset, WeightRule("margin"))
+    margins = scores["margin"].loc[order].to_numpy()
+    np.testing.assert_array_equal(np.sign(believed.gamma), np.sign(margins))
+    assert (np.diff(believed.gamma[np.argsort(margins)]) >= 0).all()
+    assert believed.weight.tolist() == [1.0] * 40
+    with pytest.raises(UsageError, match=r"--objective adaptive-dpo has no use for .* margin"):
+        tune(place, tmp_path / "wrong", "adaptive-dpo", weights=believed)
+    with pytest.raises(UsageError, match=r"--objective distilled-dpo has no use for .* with u"):
+        tune(place, tmp_path / "wrong", "distilled-dpo", weights=found)
     done = tune(place, tmp_path / "tuned", "adaptive-dpo", weights=found, validation=0.0)
     first = json.loads((done.directory / "history.jsonl").read_text().splitlines()[0])
     assert 0 < first["weight"] < 1
     assert found.said in (done.directory / "README.md").read_text()
 
 
-def test_an_adaptive_objective_makes_its_audit_first(place, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [("adaptive-dpo", "W and Gamma as scored"), ("distilled-dpo", "Gamma = the held-out margin")],
+)
+def test_an_adaptive_objective_makes_its_audit_first(
+    place, tmp_path, monkeypatch, capsys, objective, said
+):
     monkeypatch.chdir(tmp_path)
     line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model")]
     line += ["--device", "cpu", "--dtype", "float32", "--steps", "2", "--batch", "4"]
-    assert command(line) == 0
+    assert command([*line, "--objective", objective]) == 0
     shown = capsys.readouterr()
     assert "needs an audit of pairs: made first" in shown.err
-    assert "W and Gamma as scored" in shown.out
+    assert said in shown.out
     assert len(list(tmp_path.glob("runs/pairs-*/manifest.json"))) == 1
-    assert len(list(tmp_path.glob("trained/pairs-adaptive-dpo-*/manifest.json"))) == 1
+    assert len(list(tmp_path.glob(f"trained/pairs-{objective}-*/manifest.json"))) == 1
 
 
 def test_weights_of_other_labels_are_refused(place, dataset, tmp_path):

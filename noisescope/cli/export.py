@@ -50,7 +50,7 @@ def export(
         Path | None, typer.Option("--output", "-o", help="Where; exports/RUN-FORMAT if left out.")
     ] = None,
     weight: Annotated[
-        str, typer.Option(help="weights, trl, hub: u (W and gamma of the paper) or p_flip.")
+        str, typer.Option(help="weights, trl, hub: u (W and gamma of the paper), p_flip or margin.")
     ] = "u",
     drop_above: Annotated[
         float | None, typer.Option(help="Drop pairs at this p_flip or above; 0.5 for clean, hub.")

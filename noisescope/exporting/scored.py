@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Numbers of scores.parquet that exports use.
-NUMBERS = ("p_flip", "u", "W", "gamma", "rank")
+NUMBERS = ("p_flip", "u", "W", "gamma", "rank", "margin")
 #: Pairs handled at once.
 BATCH = 8192
 

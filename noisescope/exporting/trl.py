@@ -67,6 +67,8 @@ def write_trl(
     talks = conversational(scored)
     schema = trl_schema(talks).with_metadata(metadata_of(facts))
     weight, gamma = weigh(scored.columns, scheme)
+    if scheme == "margin":  # a belief in the label's direction turns with the label
+        gamma = np.where(actions == FLIP, -gamma, gamma)
     numbers = {"weight": weight, "gamma": gamma, "p_flip": scored.columns["p_flip"]}
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
         for table in _tables(scored, actions, talks, schema, numbers):

@@ -2,6 +2,7 @@
 
     scheme "u"       W and Gamma of the Adaptive-DPO paper, as scored (2503.16921, Eq. 14-15)
     scheme "p_flip"  W = max(0, 1 - 2 p_flip), Gamma = 0
+    scheme "margin"  W = 1, Gamma = the margin the audit believes in: for distilled-dpo alone
 
 1 - 2p is what a label that is wrong with probability p is worth: averaged over the two labels it
 may be, the DPO gradient at l = 0 shrinks by that factor (and an even chance teaches nothing).
@@ -21,11 +22,12 @@ from noisescope.exporting.places import KEY, claim
 from noisescope.exporting.scored import BATCH, Scored
 from noisescope.flips import Float
 from noisescope.storage import write_atomic
+from noisescope.weights import believed_margin
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMES = ("u", "p_flip")
+SCHEMES = ("u", "p_flip", "margin")
 COLUMNS = ("W", "gamma", "u", "p_flip")
 
 
@@ -39,6 +41,9 @@ def weigh(columns: Mapping[str, Float], scheme: str) -> tuple[Float, Float]:
     elif scheme == "p_flip":
         weight = np.maximum(0.0, 1.0 - 2.0 * columns["p_flip"])
         gamma = np.zeros(len(weight))
+    elif scheme == "margin":
+        gamma = believed_margin(columns["margin"])
+        weight = np.where(np.isnan(gamma), 0.0, 1.0)
     else:
         raise UsageError(f"--weight {scheme}: one of {', '.join(SCHEMES)}")
     return np.nan_to_num(weight, nan=1.0), np.nan_to_num(gamma)

@@ -1,0 +1,151 @@
+"""Tables and targets of the training benchmarks, from accuracies by seed and test group.
+
+cells[kind, rate, method, regime] is [S, T]: mean accuracy of every seed on each of its T groups of
+test pairs (topics). Share of the loss recovered = (method - noisy dpo) / (clean dpo - noisy dpo),
+seeds pooled; its interval resamples seeds and groups together for all methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.detect import Float
+from benchmarks.harness import Report
+
+Int = NDArray[np.int64]
+Key = tuple[str, float, str, str]
+Cells = Mapping[Key, Float]
+BOOTSTRAPS = 1000
+RIVALS = ("dpo", "cdpo", "rdpo", "ipo", "ropo", "dr-dpo", "holder-dpo", "re-po")
+
+
+def tabulate(cells: Cells, ours: str, regimes: Sequence[str], report: Report, task: str) -> None:
+    """Accuracies, shares recovered with intervals, what noise costs, and the targets."""
+    names = list(dict.fromkeys(key[2] for key in cells))
+    groups = next(iter(cells.values())).shape
+    draws = resamples(*groups)
+    for regime in regimes:
+        plant = [key[:2] for key in cells if key[2:] == ("dpo", regime)]
+        title = f"{task}, {regime}" if regime else task
+        report.tables[f"accuracy on clean pairs: {title}"] = [
+            {"method": name}
+            | {
+                label(*where): float(cells[*where, name, regime].mean())
+                for where in plant
+                if (*where, name, regime) in cells
+            }
+            for name in names
+        ]
+        clean = cells["uniform", 0.0, "dpo", regime]
+        report.tables[f"share of the loss recovered [90 %]: {title}"] = [
+            {"method": name}
+            | {
+                label(*where): recovered(
+                    cells[*where, name, regime], clean, cells[*where, "dpo", regime], draws
+                )
+                for where in plant
+                if where[1] > 0
+            }
+            for name in names
+        ]
+        report.tables[f"what noise costs dpo: {title}"] = [
+            cost_row(cells[*where, "dpo", regime], clean, draws, label(*where)) for where in plant
+        ]
+        report.tables[f"ours ({ours}) less the best rival: {title}"] = [
+            ahead_row(cells, ours, where, regime, draws)
+            for where in plant
+            if (*where, ours, regime) in cells
+        ]
+        targets(cells, ours, regime, report, title)
+    report.facts[f"accuracies: {task}"] = {
+        f"{kind} {rate:g} {name} {regime}": cell.tolist()
+        for (kind, rate, name, regime), cell in cells.items()
+    }
+
+
+def label(kind: str, rate: float) -> str:
+    """Column of a planting."""
+    return f"{rate:.0%}" if kind == "uniform" else f"{kind} {rate:.0%}"
+
+
+def group_means(right: Float, group: Int) -> Float:
+    """Mean of `right` [n] within each group, [T]."""
+    return np.array([right[group == one].mean() for one in np.unique(group)])
+
+
+def resamples(seeds: int, groups: int) -> list[tuple[Int, Int]]:
+    """Bootstrap draws of seeds [S] and, within each, of groups [S, T]; the same for all methods."""
+    rng = np.random.default_rng(0)
+    return [
+        (rng.integers(0, seeds, seeds), rng.integers(0, groups, (seeds, groups)))
+        for _ in range(BOOTSTRAPS)
+    ]
+
+
+def drawn(cell: Float, draw: tuple[Int, Int]) -> float:
+    """Mean of a resample of seeds and groups."""
+    seeds, groups = draw
+    return float(cell[seeds[:, None], groups].mean())
+
+
+def share(method: float, clean: float, noisy: float) -> float:
+    """(method - noisy) / (clean - noisy); NaN where noise cost nothing."""
+    return (method - noisy) / (clean - noisy) if clean > noisy else float("nan")
+
+
+def recovered(method: Float, clean: Float, noisy: Float, draws: list[tuple[Int, Int]]) -> str:
+    """Share of the loss recovered with its interval, as text."""
+    found = [share(*(drawn(cell, draw) for cell in (method, clean, noisy))) for draw in draws]
+    middle = f"{share(method.mean(), clean.mean(), noisy.mean()):.2f}"
+    if not np.isfinite(found).any():
+        return f"{middle} [-, -]"
+    low, high = np.nanquantile(found, [0.05, 0.95])
+    return f"{middle} [{low:.2f}, {high:.2f}]"
+
+
+def cost_row(noisy: Float, clean: Float, draws: list[tuple[Int, Int]], name: str) -> dict[str, Any]:
+    """How much accuracy noise took, and whether that is more than chance."""
+    return {"flips": name} | difference(clean, noisy, draws, "cost")
+
+
+def ahead_row(
+    cells: Cells, ours: str, where: tuple[str, float], regime: str, draws: list[tuple[Int, Int]]
+) -> dict[str, Any]:
+    """Ours less the rival that came out best in this cell (chosen after the fact)."""
+    rival = best_rival(cells, where, regime)
+    mine, theirs = cells[*where, ours, regime], cells[*where, rival, regime]
+    return {"flips": label(*where), "rival": rival} | difference(mine, theirs, draws, "ahead")
+
+
+def difference(
+    one: Float, other: Float, draws: list[tuple[Int, Int]], name: str
+) -> dict[str, float]:
+    """Mean of `one` less that of `other`, with the 90 % interval."""
+    found = [drawn(one, draw) - drawn(other, draw) for draw in draws]
+    low, high = np.quantile(found, [0.05, 0.95])
+    return {name: float(one.mean() - other.mean()), "low": float(low), "high": float(high)}
+
+
+def best_rival(cells: Cells, where: tuple[str, float], regime: str) -> str:
+    """The rival with the best accuracy in a cell."""
+    present = [name for name in RIVALS if (*where, name, regime) in cells]
+    return max(present, key=lambda name: cells[*where, name, regime].mean())
+
+
+def targets(cells: Cells, ours: str, regime: str, report: Report, title: str) -> None:
+    """Ours recovers 80 % at 20 and 30 % flips and beats every rival in the same run."""
+    clean = cells["uniform", 0.0, "dpo", regime].mean()
+    for rate in (0.2, 0.3):
+        where = ("uniform", rate)
+        if (*where, ours, regime) not in cells:
+            continue
+        mine = cells[*where, ours, regime].mean()
+        got = share(mine, clean, cells[*where, "dpo", regime].mean())
+        report.at_least(f"{title}, {rate:.0%}: share recovered by {ours}", got, 0.8)
+        rival = best_rival(cells, where, regime)
+        ahead = float(mine - cells[*where, rival, regime].mean())
+        report.at_least(f"{title}, {rate:.0%}: {ours} less {rival}", ahead, 0.0)
