@@ -1,0 +1,179 @@
+"""Log-linear policies on labels of known truth: what the tables about text train in seconds.
+
+    lecture = course(small, seed)
+    flipped = lecture.plant(0.2)
+    margins = lecture.audit(flipped)                      # [M, n], held out, of the training pairs
+    lecture.learn(flipped, Lesson(DPO(BETA)))             # right answers under each regime
+
+Policies, objectives and their optimiser are those of `benchmarks.downstream`: pi(y|c) ~
+exp(theta . phi(c, y)), phi frozen features. Prompts (ukp: whole topics) of the exam are never
+trained on; its labels are right, those of training and validation are flipped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache as remembered
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.data import truth, with_sides_swapped
+from benchmarks.detect import BETA, Bool, Float, Material
+from benchmarks.downstream import Lesson, Noisy, Split, learn
+from benchmarks.models import cache, smollm2
+from benchmarks.paper.classroom import SAMPLES
+from benchmarks.paper.script import Small
+from noisescope.datasets import load
+from noisescope.detectors import u
+from noisescope.features import compute_features
+from noisescope.flip_rate import fit_flip_rate
+from noisescope.flips import coins
+from noisescope.objectives import DPO, AdaptiveDPO, AdaptiveIPO
+from noisescope.policies.causal_lm import load_causal_lm
+from noisescope.policies.items import distinct_items, fold_keys
+from noisescope.replicas.head import HeadConfig, fit_heads
+from noisescope.replicas.prior import unit_scale
+from noisescope.weights import WeightConfig, adaptive_weights
+
+Int = NDArray[np.int64]
+REPLICAS = 4
+#: Shares of the prompts (topics) for the exam and for choosing the penalty.
+EXAM, VALIDATION = 0.25, 0.15
+#: Salts of the hashes that choose pairs.
+CHOSEN = 37
+#: "tuned": the L2 penalty that does best on the noisy validation labels; "memorising": none.
+REGIMES = ("tuned", "memorising")
+
+
+@dataclass
+class Course:
+    """N pairs with right labels, `natural` [N] says which were wrong as collected."""
+
+    material: Material
+    split: Split
+    natural: Bool
+    group: Int  # prompt or topic of each exam pair
+    seed: int
+    audits: dict[bytes, Float] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> list[str]:
+        names: list[str] = self.material.dataset.table.column("pair_id").to_pylist()
+        return names
+
+    def plant(self, rate: float) -> Bool:
+        """Labels turned round, [N]: a function of (seed, pair_id)."""
+        return np.asarray(coins(self.ids, self.seed) < rate)
+
+    def audit(self, flipped: Bool) -> Float:
+        """Held-out margins of heads fitted on the training pairs alone, [M, n]; kept."""
+        key = np.packbits(flipped).tobytes()
+        if key not in self.audits:
+            swapped, part = self.material, self.split.train
+            one = np.where(flipped, swapped.rejected, swapped.chosen)[part]
+            other = np.where(flipped, swapped.chosen, swapped.rejected)[part]
+            keys = fold_keys(swapped.dataset.table)[part]
+            config = HeadConfig(replicas=REPLICAS)
+            fit = fit_heads(swapped.features, one, other, keys, config)
+            self.audits[key] = fit.margins.astype(np.float64)
+        return self.audits[key]
+
+    def weights(
+        self, flipped: Bool, config: WeightConfig | None = None, rho: float = 1.0
+    ) -> dict[str, Float]:
+        """W and Gamma of Eq. 14-15 from the audit's margins, for a `Lesson`."""
+        found = u(self.audit(flipped) / BETA, rho)
+        weight, gamma = adaptive_weights(found, config or WeightConfig())
+        return {"weight": weight, "gamma": gamma}
+
+    def p_flip(self, flipped: Bool) -> Float:
+        """Calibrated probability that each training label is wrong, [n]."""
+        mean = self.audit(flipped).mean(axis=0)
+        return np.asarray(fit_flip_rate(mean).p_flip(mean))
+
+    def learn(self, flipped: Bool, lesson: Lesson) -> dict[str, Float]:
+        """Right answers on the exam, [n], by regime."""
+        size = len(self.split.train)
+        nothing = np.zeros(size)
+        noise = Noisy(flipped, 0.0, nothing, nothing, nothing, np.zeros(size, np.int64))
+        right, best = learn(self.material, self.split, noise, lesson)
+        return {"tuned": right[:, best], "memorising": right[:, 0]}
+
+    def adaptive(self, flipped: Bool, config: WeightConfig | None = None) -> Lesson:
+        """Adaptive-DPO as published, weighted by the audit."""
+        return Lesson(AdaptiveDPO(BETA), **self.weights(flipped, config))
+
+    def shuffled(self, flipped: Bool) -> Lesson:
+        """The same W and Gamma dealt out at random: what weighting unlike pairs does by itself."""
+        order = np.random.default_rng(self.seed).permutation(len(self.split.train))
+        found = {name: values[order] for name, values in self.weights(flipped).items()}
+        return Lesson(AdaptiveDPO(BETA), **found)
+
+    def adaptive_ipo(self, flipped: Bool) -> Lesson:
+        """Adaptive-IPO, weighted by the audit."""
+        return Lesson(AdaptiveIPO(BETA), **self.weights(flipped))
+
+    def clean(self, flipped: Bool) -> Lesson:
+        """DPO on the pairs whose label is right: an oracle."""
+        return Lesson(DPO(BETA), keep=~flipped[self.split.train])
+
+    def trusted(self, flipped: Bool) -> Lesson:
+        """DPO weighted by max(0, 1 - 2 p_flip): noisescope's own."""
+        return Lesson(DPO(BETA), weight=np.maximum(0.0, 1 - 2 * self.p_flip(flipped)))
+
+
+def course(small: Small, seed: int) -> Course:
+    """The task's pairs, dealt by `seed`."""
+    torch.set_num_threads(1)
+    material, natural = _material(small.task, small.pairs, small.data)
+    prompts = material.dataset.table.column("prompt").to_pylist()
+    names = [prompt.partition(" Argue:")[0] for prompt in prompts]  # ukp: its topic
+    codes = np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
+    order = np.random.default_rng(seed).permutation(int(codes.max()) + 1)
+    place = np.argsort(order)[codes] / len(order)
+    exam = np.flatnonzero(place < EXAM)
+    validation = np.flatnonzero((place >= EXAM) & (place < EXAM + VALIDATION))
+    train = np.flatnonzero(place >= EXAM + VALIDATION)
+    rows = _rotated(material.features, material.chosen[train], material.rejected[train])
+    split = Split(rows, train, validation, exam)
+    return Course(material, split, natural, codes[exam], seed)
+
+
+def _rotated(
+    features: Mapping[str, NDArray[np.float32]], chosen: Int, rejected: Int
+) -> torch.Tensor:
+    """Features scaled by the training pairs and turned to their axes, [R, K]."""
+    scaled = [x * unit_scale(x, chosen, rejected) for x in features.values()]
+    whole = np.concatenate(scaled, axis=1).astype(np.float64)
+    whole -= whole[np.unique(np.concatenate([chosen, rejected]))].mean(axis=0)
+    values, axes = np.linalg.eigh(whole.T @ whole)
+    kept = values > values[-1] * 1e-6
+    return torch.tensor(whole @ axes[:, kept], dtype=torch.float32)
+
+
+@remembered
+def _material(task: str, pairs: int, data: Path) -> tuple[Material, Bool]:
+    """Some pairs of a task with right labels and features, and which labels were wrong."""
+    path = SAMPLES / "hh-rlhf" if task == "sample" else data / "ukp-convarg"
+    model = SAMPLES / "models" / "tiny-lm" if task == "sample" else smollm2()
+    whole = load(path if task == "sample" else path / "natural.parquet")
+    ids = whole.table.column("pair_id").to_pylist()
+    keep = np.sort(np.argsort(coins(ids, 0, CHOSEN), kind="stable")[:pairs])
+    dataset = replace(whole, table=whole.table.take(keep))
+    wrong = truth(dataset, path / "truth.parquet")
+    dataset = with_sides_swapped(dataset, wrong)
+    items, chosen, rejected = distinct_items(dataset.table)
+    policy = load_causal_lm(str(model), device="cpu", dtype="float32")
+    began = time.perf_counter()
+    features = compute_features(
+        policy, items, cache().parent / "features", lambda done, total, note: None
+    )
+    said = f"features of {len(items):,} responses: {time.perf_counter() - began:.0f} s"
+    print(said, file=sys.stderr)
+    return Material(dataset, features, chosen, rejected), wrong
