@@ -218,8 +218,8 @@ def publish(report: Report, options: Options) -> None:
         write_atomic(options.json, json.dumps(content, indent=2, default=float) + "\n")
 
 
-def parse(description: str | None, argv: Sequence[str] | None = None) -> Options:
-    """Options from the command line."""
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that every benchmark takes; `Options` holds them."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -229,7 +229,12 @@ def parse(description: str | None, argv: Sequence[str] | None = None) -> Options
     parser.add_argument("--data", type=Path, default=shared_data(), help="development data")
     parser.add_argument("--model", default=os.environ.get("NOISESCOPE_MODEL"), help="local model")
     parser.add_argument("--seed", type=int, default=0)
-    return Options(**vars(parser.parse_args(argv)))
+    return parser
+
+
+def parse(description: str | None, argv: Sequence[str] | None = None) -> Options:
+    """Options from the command line."""
+    return Options(**vars(parser(description).parse_args(argv)))
 
 
 def main(description: str | None, run: Callable[[Options], Report]) -> None:

@@ -29,6 +29,7 @@ def prepared(policy: DiffusionPolicy, rows: list[dict[str, Any]]) -> tuple[Tenso
     squares = [crop(decode(policy.images.get(key)), policy.image_size)[0] for key in keys]
     stacked = np.stack([np.asarray(square) for square in squares])
     pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = pixels.to(pipeline.vae.device, pipeline.vae.dtype)
     tokenizer, encoder = pipeline.text[0]
     with torch.no_grad():
         z = pipeline.vae.encode(pixels).latent_dist.sample() * pipeline.vae.config.scaling_factor
@@ -38,14 +39,14 @@ def prepared(policy: DiffusionPolicy, rows: list[dict[str, Any]]) -> tuple[Tenso
             truncation=True,
             return_tensors="pt",
         )
-        return z, encoder(tokens.input_ids)[0].repeat(2, 1, 1)
+        return z, encoder(tokens.input_ids.to(encoder.device))[0].repeat(2, 1, 1)
 
 
 def logratios(tuned: Any, pipeline: Pipeline, z: Tensor, text: Tensor) -> Tensor:
     """l [B] at one draw of (t, eps), shared by the sides of a pair."""
     count = len(z) // 2
     eps = torch.randn_like(z[:count]).repeat(2, 1, 1, 1)
-    t = torch.randint(0, len(pipeline.schedule.alphas), (count,)).repeat(2)
+    t = torch.randint(0, len(pipeline.schedule.alphas), (count,), device=z.device).repeat(2)
     noisy = pipeline.schedule.noisy(z, t, eps)
     error = (tuned(noisy, t, text).sample - eps).square().mean((1, 2, 3))
     with torch.no_grad():
@@ -54,10 +55,25 @@ def logratios(tuned: Any, pipeline: Pipeline, z: Tensor, text: Tensor) -> Tensor
     return rejected - chosen
 
 
-def plain_steps(policy: DiffusionPolicy, dataset: PreferenceDataset, steps: int) -> float:
-    """Pairs/s of full fine-tuning."""
-    tuned = copy.deepcopy(policy.pipeline.unet).requires_grad_(True)
-    adam = torch.optim.AdamW(tuned.parameters(), lr=1e-4)
+def with_adapters(unet: Any, rank: int) -> Any:
+    """A copy of a UNet with LoRA on its attention, as diffusers' research DPO script sets it up."""
+    from peft import LoraConfig
+
+    tuned = copy.deepcopy(unet).requires_grad_(False)
+    targets = ["to_k", "to_q", "to_v", "to_out.0"]
+    tuned.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
+    )
+    return tuned
+
+
+def plain_steps(
+    policy: DiffusionPolicy, dataset: PreferenceDataset, steps: int, rank: int | None = None
+) -> float:
+    """Pairs/s of full fine-tuning, or of LoRA of a rank."""
+    unet = policy.pipeline.unet
+    tuned = copy.deepcopy(unet).requires_grad_(True) if rank is None else with_adapters(unet, rank)
+    adam = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
     began = time.perf_counter()
     for step in range(steps):
         rows = dataset.table.slice(step * BATCH, BATCH).to_pylist()
