@@ -1,13 +1,15 @@
 # make demo   audit the sample data          make test   ruff, mypy and the tests
 # make lint   ruff and mypy alone            make bench  the quick benchmarks
 # make fuzz   the property tests with new, random examples
+# make audit  known vulnerabilities of the versions the tests run with (needs the network)
+# make docs   the documentation as a site, in site/
 # make gate   the sample dataset's own gate: passed as it is, breached when sloppy, refused when broken
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint gate bench fuzz clean
+.PHONY: install demo test lint gate bench docs fuzz audit clean
 
 install: $(VENV)/.installed
 
@@ -35,6 +37,12 @@ test: lint
 fuzz: install
 	HYPOTHESIS_PROFILE=fuzz $(BIN)/pytest -x
 
+# An environment of its own: the tool is no part of what it audits.
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
 gate: install
 	$(BIN)/noisescope gate hh-rlhf --junit runs/gate.xml --sarif runs/gate.sarif
 	rm -rf runs/gate && mkdir -p runs/gate
@@ -46,5 +54,10 @@ gate: install
 bench: install
 	$(BIN)/python -m benchmarks.detect --quick
 
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/make_cli.py
+	$(BIN)/mkdocs build
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-audit runs .pytest_cache .mypy_cache .ruff_cache

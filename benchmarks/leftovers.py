@@ -1,0 +1,123 @@
+"""What two runs left behind, compared: the same bytes but for times, no row lost or twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: Keys of JSON objects that may differ between two runs: times, and checksums over them.
+TIMES = frozenset({"finished", "timings", "checksum", "seconds", "created", "elapsed"})
+#: Files that are no result: what an interrupted write leaves, and the lock.
+IGNORED = (".partial-", ".lock")
+#: Columns that together may stand once in a table.
+KEYS = ("pair_id", "replica", "step")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job of one or more commands, and the directories it writes."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    results: tuple[str, ...]
+
+
+@dataclass
+class Outcome:
+    """What came of kills and the runs after them; `faults` are all differences found."""
+
+    kills: int = 0
+    stops: int = 0
+    by_write: int = 0
+    lost_rows: int = 0
+    repeated_rows: int = 0
+    leftovers: int = 0
+    refused: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, other: Outcome) -> None:
+        """Add the counts and faults of another one."""
+        self.kills += other.kills
+        self.stops += other.stops
+        self.by_write += other.by_write
+        self.lost_rows += other.lost_rows
+        self.repeated_rows += other.repeated_rows
+        self.leftovers += other.leftovers
+        self.refused += other.refused
+        self.faults += other.faults
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What an unbroken run left, and how long each of its commands took and how often it wrote."""
+
+    files: Mapping[str, str]
+    rows: Mapping[str, int]
+    seconds: tuple[float, ...]
+    writes: tuple[int, ...]
+
+
+def compare(case: Case, place: Path, whole: Whole, found: Outcome) -> None:
+    """Add to `found` what differs between `place` and an unbroken run."""
+    mine = contents(place, case)
+    for name in sorted(mine.keys() | whole.files.keys()):
+        if mine.get(name) != whole.files.get(name):
+            state = "lost" if name not in mine else "other bytes" if name in whole.files else "new"
+            found.faults.append(f"{case.name}: {name}: {state}")
+    counts, repeated = rows(place, case)
+    found.repeated_rows += repeated
+    found.lost_rows += sum(max(0, n - counts.get(name, 0)) for name, n in whole.rows.items())
+    found.leftovers += sum(path.name.startswith(IGNORED[0]) for path in place.rglob("*"))
+
+
+def contents(place: Path, case: Case) -> dict[str, str]:
+    """SHA-256 of every result file by its name; of JSON files less their times."""
+    found = {}
+    for result in case.results:
+        top = place / result
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            if path.is_file() and not path.name.startswith(IGNORED):
+                found[path.relative_to(place).as_posix()] = hashlib.sha256(
+                    _timeless(path)
+                ).hexdigest()
+    return found
+
+
+def _timeless(path: Path) -> bytes:
+    """A file's bytes; JSON (and JSON lines of records with times) without its times."""
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        return json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
+    return content
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(item) for key, item in value.items() if key not in TIMES}
+    return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def rows(place: Path, case: Case) -> tuple[dict[str, int], int]:
+    """Rows of every table of results, and how many of them stand there twice."""
+    import pyarrow.parquet as pq
+
+    counts, repeated = {}, 0
+    for result in case.results:
+        for path in sorted((place / result).rglob("*.parquet")):
+            if path.name.startswith(IGNORED):
+                continue
+            table = pq.read_table(path)
+            counts[path.relative_to(place).as_posix()] = table.num_rows
+            keys = [name for name in KEYS if name in table.column_names]
+            if keys:
+                distinct = len(set(zip(*(table.column(k).to_pylist() for k in keys), strict=True)))
+                repeated += table.num_rows - distinct
+        for path in sorted((place / result).rglob("*.jsonl")):
+            lines = path.read_bytes().splitlines()
+            counts[path.relative_to(place).as_posix()] = len(lines)
+            repeated += len(lines) - len(set(lines))
+    return counts, repeated
