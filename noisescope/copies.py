@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import RunError, UsageError
 from noisescope.pairs import digest
-from noisescope.storage import write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, write_atomic
 
 if TYPE_CHECKING:
     from noisescope.datasets import Source
@@ -40,7 +40,7 @@ def claim(out: Path, source: Source, plan: FlipPlan) -> None:
             f"{out} holds the source: flip never writes over it", hint="Name another --out."
         )
     mark = json.dumps(asdict(plan) | {"source": source.resolved}) + "\n"
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(map(_stays, out.iterdir()))):
         same = (out / MARK).is_file() and (out / MARK).read_text("utf-8") == mark
         if not same:
             raise RunError(
@@ -48,6 +48,11 @@ def claim(out: Path, source: Source, plan: FlipPlan) -> None:
                 hint="Choose a new or empty directory with --out.",
             )
     write_atomic(out / MARK, mark)
+
+
+def _stays(path: Path) -> bool:
+    """Whether a file is more than what a killed write left."""
+    return not path.name.startswith(TEMPORARY_PREFIX)
 
 
 def copy_metadata(source: Source, root: Path, out: Path, plan: FlipPlan) -> None:
