@@ -54,8 +54,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("shards")
     assert score(where / "one") == 0
     for index in (1, 2, 3):
-        assert score(where / "disks" / str(index), "--shard", f"{index}/3") == 0
-        assert score(where / "shards", "--shard", f"{index}/3", "--json") == 0
+        disk = where / "disks" / str(index)
+        assert score(disk, "--shard", f"{index}/3") == 0
+        shutil.copytree(disk, where / "shards", dirs_exist_ok=True)
     return where
 
 
