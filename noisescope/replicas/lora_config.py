@@ -58,13 +58,13 @@ class LoraConfig:
     steps: int | None = None
     warmup: float = 0.1
     weight_decay: float = 0.0
-    batch: int = 4
+    batch: int = 16
     accumulation: int = 1
     max_grad_norm: float = 1.0
     checkpoints: int = 1
     patience: int = 0
     ema: bool = False
-    cluster: int = 4
+    cluster: int = 16
     row_tokens: int = 256
     tokens: int = 2048
     checkpointing: bool = False
