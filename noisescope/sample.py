@@ -13,12 +13,17 @@ from pathlib import Path
 from noisescope.errors import RunError
 from noisescope.workspace import FILE_NAME
 
-#: What the workspace holds, relative to its root (the generators in sample_data/ stay behind).
+#: What the workspace holds, relative to its root (of the generators those that judges.py asks).
 CONTENTS = (
     FILE_NAME,
     "sample_data/hh-rlhf",
     "sample_data/pick-a-pic",
     "sample_data/models",
+    "sample_data/prompts",
+    "sample_data/judges.py",
+    "sample_data/hh_topics.py",
+    "sample_data/make_hh_rlhf.py",
+    "sample_data/shapes.py",
 )
 
 

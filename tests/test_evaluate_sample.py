@@ -14,6 +14,7 @@ from noisescope.datasets import load
 from noisescope.evaluation.judges.house import open_house
 from noisescope.evaluation.prompts import of_dataset
 from noisescope.images import decode
+from noisescope.workspace import find_workspace
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "sample_data" / "judges.py"
@@ -55,3 +56,12 @@ def test_the_samples_judges_know_the_better_side(
     assert right > least
     assert wrong < most
     assert str(FILE.parent) not in sys.path
+
+
+def test_the_workspace_names_them() -> None:
+    workspace = find_workspace(ROOT)
+    assert workspace is not None
+    for name in ("hh-rlhf", "pick-a-pic"):
+        judge = workspace.datasets[name].judge
+        assert judge is not None
+        assert Path(judge.rpartition(":")[0]) == FILE
