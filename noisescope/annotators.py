@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from scipy.special import expit, logsumexp, xlogy
 from noisescope.errors import EvidenceError
 from noisescope.flip_rate import FlipRate
 from noisescope.statistics import MASS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -106,6 +109,17 @@ def fit_crowd(codes: Int, share: Float) -> Crowd:
     return Crowd(mean, concentration, log_likelihood, np.exp(log_posterior))
 
 
+def coded(names: pa.ChunkedArray) -> tuple[list[str], Int]:
+    """The distinct names, sorted, and each row's place among them [N], -1 where null."""
+    encoded = names.combine_chunks().dictionary_encode()
+    found: list[str] = encoded.dictionary.to_pylist()
+    order = sorted(range(len(found)), key=found.__getitem__)
+    place = np.full(len(found) + 1, -1, np.int64)  # the last one stands for null
+    place[order] = np.arange(len(found))
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return [found[index] for index in order], place[codes]
+
+
 def annotator_table(
     names: Sequence[str | None] | NDArray[np.object_], margins: Float, rate: FlipRate
 ) -> list[Annotator]:
@@ -113,14 +127,24 @@ def annotator_table(
 
     Raises EvidenceError where no pair has both a name and a held-out margin.
     """
-    known = np.array([name is not None for name in names]) & np.isfinite(margins)
+    import pyarrow as pa
+
+    texts = [None if name is None else str(name) for name in names]
+    return coded_table(*coded(pa.chunked_array([texts], pa.string())), margins, rate)
+
+
+def coded_table(
+    names: Sequence[str], codes: Int, margins: Float, rate: FlipRate
+) -> list[Annotator]:
+    """`annotator_table` of distinct names and each pair's place among them [N], -1 unknown."""
+    known = (codes >= 0) & np.isfinite(margins)
     if not known.any():
         raise EvidenceError(
             "no pair names its annotator",
             hint="Per-annotator results need an `annotator` column in the dataset.",
         )
-    judged_by = np.asarray(names, dtype=object)[known].astype(str)
-    labels, codes = np.unique(judged_by, return_inverse=True)
+    seen, codes = np.unique(codes[known], return_inverse=True)
+    labels = [names[index] for index in seen.tolist()]
     judged = np.asarray(margins, dtype=np.float64)[known]
     crowd = fit_crowd(codes.astype(np.int64), expit(rate.gap(judged)))
     count = np.bincount(codes)
@@ -131,7 +155,7 @@ def annotator_table(
     high = RATES[(cumulative >= (1 + MASS) / 2).argmax(axis=1)]
     table = [
         Annotator(
-            name=str(labels[i]),
+            name=labels[i],
             labels=int(count[i]),
             agreement=float(agreement[i]),
             flip_rate=float(mean[i]),

@@ -19,14 +19,13 @@ from scipy.special import expit, log_expit
 
 from noisescope.errors import EvidenceError
 from noisescope.flip_rate import FlipRate, fit_flip_rate
+from noisescope.re_po import re_po_posterior
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 #: Adaptive-DPO's sharpness of the confidence (arXiv 2503.16921, settings).
 RHO = {"text": 1.0, "image": 15.0}
-EM_STEPS = 200
-EM_TOLERANCE = 1e-9
 
 
 @final
@@ -176,26 +175,6 @@ def _re_po(evidence: Evidence) -> Float:
     """
     p = _sigma(evidence.fitted().gap(mean_over(evidence.held_out_margins)))
     return 1.0 - re_po_posterior(p, evidence.annotators)
-
-
-def re_po_posterior(p: Float, annotators: NDArray[np.int64] | None = None) -> Float:
-    """Posterior w [N] that a label is right, given p [N] = sigma(margin); E and M steps in turn.
-
-    E: w = p n_a / (p n_a + (1-p)(1-n_a)); M: n_a = mean of the w of annotator a (-1: shared).
-    """
-    group = np.zeros(len(p), np.int64) if annotators is None else annotators - annotators.min()
-    count = np.maximum(np.bincount(group), 1)
-    reliability = np.full(len(count), 0.9)
-    w = p
-    for _ in range(EM_STEPS):
-        n = reliability[group]
-        w = p * n / np.maximum(p * n + (1 - p) * (1 - n), np.finfo(np.float64).tiny)
-        fresh = np.bincount(group, w, len(count)) / count
-        change = float(np.abs(fresh - reliability).max())
-        reliability = fresh
-        if change < EM_TOLERANCE:
-            break
-    return w
 
 
 def _holder(evidence: Evidence) -> Float:

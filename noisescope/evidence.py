@@ -6,8 +6,6 @@ order, so memory is 4 M T N bytes and a bounded buffer. Usage: `read_margins(dir
 
 from __future__ import annotations
 
-import secrets
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import RunError, first_five
+from noisescope.spill import fresh
 
 if TYPE_CHECKING:
     import duckdb
@@ -129,11 +128,9 @@ def connect(memory: str = MEMORY_LIMIT, folder: Path | None = None) -> duckdb.Du
     temporary files."""
     import duckdb
 
-    # DuckDB makes it when it needs it; left alone, it would be `.tmp` where the user stands
-    spill = (folder or Path(tempfile.gettempdir())) / f"noisescope-{secrets.token_hex(8)}"
     connection = duckdb.connect()
     connection.execute(f"SET memory_limit = '{memory}'")
-    connection.execute("SET temp_directory = $spill", {"spill": str(spill)})
+    connection.execute("SET temp_directory = $spill", {"spill": fresh(folder)})
     connection.execute("SET preserve_insertion_order = false")
     connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
     return connection

@@ -130,7 +130,11 @@ class Planter:
         def change_table(table: pa.Table, number: int) -> pa.Table | None:
             return self._change_table(table, number, name, truth)
 
-        write_atomic(target, lambda path: rewrite(file, path, change, change_table))
+        def swap_texts(table: pa.Table, number: int) -> list[int] | None:
+            flipped = self._flipped(table, number, name, truth)
+            return None if flipped is None else np.flatnonzero(flipped).tolist()
+
+        write_atomic(target, lambda path: rewrite(file, path, change, change_table, swap_texts))
 
     def _change(
         self, rows: Sequence[Decoded], name: str, folder: Path, truth: TruthWriter
@@ -189,14 +193,22 @@ class Planter:
         """A slice of text columns at once, with the same decisions; None where it is not that."""
         import pyarrow.compute as pc
 
-        ids = table_ids(table, self.adapter) if self.by_id else None
-        if ids is None:
+        flipped = self._flipped(table, number, name, truth)
+        if flipped is None:
             return None
-        every = np.arange(len(ids))
-        flipped = self._record(Parsed((), ids), every, every + number, name, truth)
         chosen, rejected = table.column("chosen"), table.column("rejected")
         for side, kept, other in (("chosen", chosen, rejected), ("rejected", rejected, chosen)):
             at = table.schema.get_field_index(side)
             column = pc.if_else(flipped, other, kept)
             table = table.set_column(at, table.schema.field(at), column)
         return table
+
+    def _flipped(
+        self, table: pa.Table, number: int, name: str, truth: TruthWriter
+    ) -> NDArray[np.bool_] | None:
+        """Which rows of a slice of text columns are flipped, recorded; None where it is not that"""
+        ids = table_ids(table, self.adapter) if self.by_id else None
+        if ids is None:
+            return None
+        every = np.arange(len(ids))
+        return self._record(Parsed((), ids), every, every + number, name, truth)

@@ -18,6 +18,7 @@ from noisescope.errors import RunError, UsageError
 from noisescope.integrity import require_sound
 from noisescope.places import Place
 from noisescope.run import Run
+from noisescope.spill import fresh
 
 if TYPE_CHECKING:
     import duckdb
@@ -61,6 +62,7 @@ def connect(run: Run | Place) -> duckdb.DuckDBPyConnection:
 
     connection = duckdb.connect(":memory:")
     connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
+    connection.execute("SET temp_directory = $spill", {"spill": fresh()})
     if isinstance(run, Run):
         found = {name: [str(p.resolve()) for p in paths] for name, paths in tables(run).items()}
     else:

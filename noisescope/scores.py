@@ -73,7 +73,6 @@ def write_scores(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # DuckDB finds the reader by this name
     unsorted = pa.RecordBatchReader.from_batches(schema(), _unsorted(pairs, blocks, rank))
     names = ", ".join(f'"{name}"' for name in schema().names)
 
@@ -121,6 +120,7 @@ def _with_nulls(table: pa.Table) -> pa.Table:
     """`table` with null for NaN, in `schema()`'s types."""
     import pyarrow as pa
 
-    arrays = [table.column("pair_id").combine_chunks()]
-    arrays += [pa.array(table.column(name).to_numpy(), from_pandas=True) for name in COLUMNS]
-    return pa.Table.from_arrays([*arrays, table.column("rank")], schema=schema())
+    # whole arrays: pages end where chunks do, and the file's bytes are to depend on nothing else
+    names, rank = (table.column(name).combine_chunks() for name in ("pair_id", "rank"))
+    numbers = [pa.array(table.column(name).to_numpy(), from_pandas=True) for name in COLUMNS]
+    return pa.Table.from_arrays([names, *numbers, rank], schema=schema())

@@ -6,6 +6,7 @@ with Spill(memory="2GB").folder(run.directory) as folder: ...    # emptied after
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -62,6 +63,14 @@ class Spill:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def fresh(folder: Path | None = None) -> str:
+    """A directory that is not there yet: DuckDB makes it when it must, and removes it.
+
+    Left to itself it would be `.tmp` where the user stands.
+    """
+    return str((folder or Path(tempfile.gettempdir())) / f"noisescope-{secrets.token_hex(8)}")
 
 
 def spill_failed(place: Path, why: str) -> RunError:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisescope.datasets.hh_rlhf import ASIDE, LAST
 from noisescope.flips import Parsed
-from noisescope.pairs import Pair, content_id
+from noisescope.pairs import Pair, content_id, encoded_content_id
 from noisescope.rewriting_tables import CHUNK_ROWS
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def table_ids(table: pa.Table, adapter: Adapter) -> list[str] | None:
     if quick is None or any(kind != pa.string() for kind in columns.schema.types):
         return None
     if adapter.name != "hh_rlhf" and _is_plain(columns):
-        return [content_id(*texts) for texts in zip(*_texts(columns), strict=True)]
+        return list(map(encoded_content_id, *_encoded(columns)))
     values = (columns.column(name).to_pylist() for name in names)
     ids = []
     for row in zip(*values, strict=True):
@@ -145,8 +145,12 @@ def table_ids(table: pa.Table, adapter: Adapter) -> list[str] | None:
     return ids
 
 
-def _texts(table: pa.Table) -> Iterator[list[str]]:
-    return (table.column(name).to_pylist() for name in ("prompt", "chosen", "rejected"))
+def _encoded(table: pa.Table) -> Iterator[list[bytes]]:
+    """UTF-8 of prompt, chosen and rejected, [3][n]."""
+    import pyarrow as pa
+
+    told = ("prompt", "chosen", "rejected")
+    return (table.column(name).cast(pa.binary()).to_pylist() for name in told)
 
 
 def _is_plain(table: pa.Table) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.special import expit
 from scipy.stats import spearmanr
 
-from noisescope.annotators import Annotator, annotator_table
+from noisescope.annotators import Annotator, annotator_table, coded
 from noisescope.errors import EvidenceError
 from noisescope.flip_rate import fit_flip_rate
 
@@ -65,3 +66,13 @@ def test_unknown_annotators_are_left_out_and_order_does_not_matter() -> None:
     assert [r.flip_rate for r in with_unknown] == pytest.approx([r.flip_rate for r in backwards])
     with pytest.raises(EvidenceError, match="no pair names its annotator"):
         annotator_table([None, None], np.array([1.0, 2.0]), rate)
+
+
+def test_names_are_coded_in_their_order_whatever_the_chunks() -> None:
+    column = pa.chunked_array([["w2", None], [], ["", "w10", "w2"]], pa.string())
+    names, codes = coded(column)
+    assert names == ["", "w10", "w2"]
+    assert codes.tolist() == [2, -1, 0, 1, 2]
+    names, codes = coded(pa.chunked_array([[None, None]], pa.string()))
+    assert names == []
+    assert codes.tolist() == [-1, -1]

@@ -20,7 +20,6 @@ from noisescope.detectors import (
     available,
     confidence,
     mean_over,
-    re_po_posterior,
     stability,
     u,
     u_released,
@@ -28,6 +27,7 @@ from noisescope.detectors import (
 )
 from noisescope.errors import EvidenceError
 from noisescope.margins import write_margins
+from noisescope.re_po import re_po_posterior
 
 logratios = arrays(
     np.float64,

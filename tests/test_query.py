@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,10 @@ def test_results_stay_whole_in_every_form(run: Run) -> None:
     assert row["a_1_1"] == 3
     assert row["x"] is None
     assert len(_encode(told, Format.csv).splitlines()) == 2
+
+
+def test_a_query_spills_among_the_systems_temporary_files(run: Run) -> None:
+    with connect(run) as connection:
+        ((place,),) = connection.execute("SELECT current_setting('temp_directory')").fetchall()
+    assert Path(place).parent == Path(tempfile.gettempdir())
+    assert not Path(place).exists()

@@ -155,13 +155,13 @@ def reliability(subject: Subject, policy: Policy) -> Result | None:
 
     if policy.min_reliability is None:
         return None
-    annotators = subject.columns["annotator"]
-    known = np.array([name is not None for name in annotators], bool)
+    names, every = subject.annotators
+    known = every >= 0
     if not known.any():
         return Result("reliability", "skipped", "no pair names its annotator")
-    names, codes = np.unique(annotators[known].astype(str), return_inverse=True)
+    codes = every[known]
     gaps = subject.rate.gap(subject.columns["margin"][known])
-    posterior = fit_crowd(codes.astype(np.int64), expit(gaps)).posterior
+    posterior = fit_crowd(codes, expit(gaps)).posterior
     below = posterior[:, 1 - policy.min_reliability < RATES].sum(axis=1)
     wrong = np.flatnonzero(below >= 1 - 0.05 / len(names))
     reliable = 1 - posterior @ RATES
@@ -185,11 +185,10 @@ def labels(subject: Subject, policy: Policy) -> Result | None:
     """Fewest labels of any annotator."""
     if policy.min_labels is None:
         return None
-    annotators = subject.columns["annotator"]
-    known = [str(name) for name in annotators if name is not None]
-    if not known:
+    names, codes = subject.annotators
+    if not names:
         return Result("labels", "skipped", "no pair names its annotator")
-    names, counts = np.unique(known, return_counts=True)
+    counts = np.bincount(codes[codes >= 0], minlength=len(names))
     few = counts < policy.min_labels
     least = int(np.argmin(counts))
     return Result(

@@ -16,6 +16,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.annotators import coded
 from noisescope.errors import RunError
 from noisescope.flip_rate import FlipRate, fit_flip_rate
 from noisescope.gate.verdict import Row
@@ -28,8 +29,7 @@ Array = NDArray[Any]
 DETAIL = 160
 
 _COLUMNS = """
-SELECT p.file_row_number AS row_number, p.pair_id, p.annotator,
-       length(p.chosen) AS chosen_length, length(p.rejected) AS rejected_length,
+SELECT length(p.chosen) AS chosen_length, length(p.rejected) AS rejected_length,
        s.margin, s.p_flip, s.contested
 FROM read_parquet($pairs, file_row_number = true) AS p
 LEFT JOIN read_parquet($scores) AS s USING (pair_id)
@@ -86,14 +86,17 @@ class Subject:
         try:
             return connection.execute(sql, bound)
         except duckdb.Error as error:
-            raise RunError(
-                f"{self.run.directory} cannot be read: {str(error).splitlines()[0]}",
-                hint="Score its dataset again: noisescope score DATASET",
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> RunError:
+        return RunError(
+            f"{self.run.directory} cannot be read: {str(error).splitlines()[0]}",
+            hint="Score its dataset again: noisescope score DATASET",
+        )
 
     @cached_property
     def columns(self) -> dict[str, Array]:
-        """pair_id, annotator (None: unknown), lengths, margin, p_flip, contested, all [N]."""
+        """Lengths of both sides, margin, p_flip, contested, all [N]."""
         with _connection() as connection:
             found = self._execute(connection, _COLUMNS, {"scores": str(self.run.scores_path)})
             columns: dict[str, Array] = found.fetchnumpy()
@@ -108,6 +111,18 @@ class Subject:
 
     def __len__(self) -> int:
         return len(self.columns["margin"])
+
+    @cached_property
+    def annotators(self) -> tuple[list[str], Array]:
+        """The annotators' names, sorted, and each pair's place among them [N], -1 unknown."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            names = pq.read_table(self.run.pairs_path, columns=["annotator"]).column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+        return coded(names)
 
     @cached_property
     def rate(self) -> FlipRate:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.annotators import Annotator, annotator_table
+from noisescope.annotators import Annotator, coded, coded_table
 from noisescope.errors import RunError
 from noisescope.flip_rate import fit_flip_rate
 from noisescope.report import bars, curves, dots, scatter
@@ -65,7 +65,8 @@ def gather(run: Run, *, worst: int = WORST) -> Contents:
         raise RunError(f"{run.directory} has no scores", hint="Type: noisescope score DATASET")
     facts = query(
         run,
-        "SELECT s.*, annotator, source, greatest(length(chosen), length(rejected)) AS length "
+        "SELECT margin, p_flip, stability, annotator, source, "
+        "greatest(length(chosen), length(rejected)) AS length "
         "FROM scores s JOIN pairs USING (pair_id) ORDER BY rank",
     )
     pairs = query(
@@ -83,11 +84,11 @@ def gather(run: Run, *, worst: int = WORST) -> Contents:
 
 
 def _annotators(facts: pa.Table) -> list[Annotator]:
-    names = facts.column("annotator").to_pylist()
+    names, codes = coded(facts.column("annotator"))
     if not any(names):
         return []
     margins = column(facts, "margin")
-    return annotator_table(names, margins, fit_flip_rate(margins))
+    return coded_table(names, codes, margins, fit_flip_rate(margins))
 
 
 def draw(
@@ -135,9 +136,9 @@ def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
     p_flip = column(facts, "p_flip")
     base = float(p_flip.mean())
     pictures = []
-    sources = np.asarray(facts.column("source").to_pylist(), dtype=object)
-    if len(set(sources)) > 1:
-        rates = {str(name): mean_interval(p_flip[sources == name]) for name in sorted(set(sources))}
+    sources, codes = coded(facts.column("source"))
+    if len(sources) > 1:
+        rates = {name: mean_interval(p_flip[codes == at]) for at, name in enumerate(sources)}
         title = "Expected flips by the file a pair comes from"
         pictures.append(dots.groups("by-source", title, rates, base))
     if modality == "text":
