@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
@@ -103,7 +104,8 @@ def load_pipeline(contender: Contender, device: str) -> Any:
         for suffix, pair in zip(("", "_2"), loaded.text, strict=False)
         for name, part in zip(("tokenizer", "text_encoder"), pair, strict=True)
     }
-    vae = loaded.vae.to(loaded.unet.dtype)  # the pipelines themselves raise it where it must be
+    vae, kind = loaded.vae, loaded.unet.dtype
+    vae = vae if vae.dtype == kind else vae.to(kind)  # pipelines raise it where it must be
     own = {"vae": vae, "unet": loaded.unet, "scheduler": scheduler, **text}
     if loaded.is_xl:
         pipeline = diffusers.StableDiffusionXLPipeline(
@@ -116,6 +118,19 @@ def load_pipeline(contender: Contender, device: str) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     _put_on(pipeline, contender)
     return pipeline
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Errors alone from diffusers' own log."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _scheduler(found: Any) -> Any:
@@ -149,9 +164,10 @@ def _put_on(pipeline: Any, contender: Contender) -> None:
         return
     try:
         if contender.kind == "lora":
-            pipeline.load_lora_weights(
-                str(contender.place), weight_name=LORA_WEIGHTS, use_safetensors=True
-            )
+            with _silent():  # it says that our LoRA leaves the text encoder alone
+                pipeline.load_lora_weights(
+                    str(contender.place), weight_name=LORA_WEIGHTS, use_safetensors=True
+                )
             return
         unet = pipeline.unet
         pipeline.unet = type(unet).from_pretrained(
