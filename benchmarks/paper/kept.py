@@ -19,7 +19,7 @@ from noisescope.pairs import digest
 from noisescope.storage import write_atomic
 
 Float = NDArray[np.float64]
-#: Right answers [n] by regime.
+#: Right answers [n] by regime (or an audit's margins).
 Rights = dict[str, Float]
 #: Raised by hand with anything that changes a number.
 EDITION = "1"

@@ -28,6 +28,7 @@ from benchmarks.detect import BETA, Bool, Float, Material
 from benchmarks.downstream import Lesson, Noisy, Split, learn
 from benchmarks.models import cache, smollm2
 from benchmarks.paper.classroom import SAMPLES
+from benchmarks.paper.kept import kept
 from benchmarks.paper.script import Small
 from noisescope.datasets import load
 from noisescope.detectors import u
@@ -35,6 +36,7 @@ from noisescope.features import compute_features
 from noisescope.flip_rate import fit_flip_rate
 from noisescope.flips import coins
 from noisescope.objectives import DPO, AdaptiveDPO, AdaptiveIPO
+from noisescope.pairs import digest
 from noisescope.policies.causal_lm import load_causal_lm
 from noisescope.policies.items import distinct_items, fold_keys
 from noisescope.replicas.head import HeadConfig, fit_heads
@@ -60,7 +62,8 @@ class Course:
     natural: Bool
     group: Int  # prompt or topic of each exam pair
     seed: int
-    audits: dict[bytes, Float] = field(default_factory=dict)
+    name: str  # task and seed
+    audits: dict[str, Float] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[str]:
@@ -73,16 +76,22 @@ class Course:
 
     def audit(self, flipped: Bool) -> Float:
         """Held-out margins of heads fitted on the training pairs alone, [M, n]; kept."""
-        key = np.packbits(flipped).tobytes()
+        key = np.packbits(flipped).tobytes().hex()
         if key not in self.audits:
-            swapped, part = self.material, self.split.train
-            one = np.where(flipped, swapped.rejected, swapped.chosen)[part]
-            other = np.where(flipped, swapped.chosen, swapped.rejected)[part]
-            keys = fold_keys(swapped.dataset.table)[part]
-            config = HeadConfig(replicas=REPLICAS)
-            fit = fit_heads(swapped.features, one, other, keys, config)
-            self.audits[key] = fit.margins.astype(np.float64)
+            found = kept(
+                lambda: {"margins": self._fit(flipped).ravel()},
+                *("audit", self.name, digest(key, *self.ids)),
+            )
+            self.audits[key] = found.rights["margins"].reshape(REPLICAS, -1)
         return self.audits[key]
+
+    def _fit(self, flipped: Bool) -> Float:
+        """Heads of the training pairs under these labels."""
+        noisy, part = self.material.flipped(flipped), self.split.train
+        keys = fold_keys(noisy.dataset.table)[part]
+        config = HeadConfig(replicas=REPLICAS)
+        fit = fit_heads(noisy.features, noisy.chosen[part], noisy.rejected[part], keys, config)
+        return fit.margins.astype(np.float64)
 
     def weights(
         self, flipped: Bool, config: WeightConfig | None = None, rho: float = 1.0
@@ -142,7 +151,7 @@ def course(small: Small, seed: int) -> Course:
     train = np.flatnonzero(place >= EXAM + VALIDATION)
     rows = _rotated(material.features, material.chosen[train], material.rejected[train])
     split = Split(rows, train, validation, exam)
-    return Course(material, split, natural, codes[exam], seed)
+    return Course(material, split, natural, codes[exam], seed, f"{small.task} {seed}")
 
 
 def _rotated(
