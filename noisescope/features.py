@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import RunError
+from noisescope.pairs import Item
 from noisescope.parts import Part, fill, gather, missing, scan
 from noisescope.parts import Progress as Progress
-from noisescope.policies import Item, Policy
+from noisescope.policies import Policy
 
 Float = NDArray[np.float32]
 #: Share of the machine's matrix product rate that a feature pass reaches, for estimates.

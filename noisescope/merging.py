@@ -32,7 +32,7 @@ from noisescope.storage import write_atomic
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from noisescope.policies import Item
+    from noisescope.pairs import Item
     from noisescope.verdicts import ScoreConfig
 
 #: What a part in the cache is called; nothing else is copied.
@@ -153,7 +153,7 @@ def _plan_of(path: Place) -> Plan:
             and all(map(PRINT.fullmatch, prints))
         ):
             return plan
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path} is damaged", hint=hint) from error
     raise RunError(f"{path} is damaged, or of another version of noisescope", hint=hint)
 

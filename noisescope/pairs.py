@@ -40,6 +40,17 @@ class Message:
 
 @final
 @dataclass(frozen=True, slots=True)
+class Item:
+    """One distinct (prompt, response); `response` is text, or the content key of an image."""
+
+    key: str
+    prompt: str
+    turns: tuple[Message, ...] | None
+    response: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One stated preference.
 

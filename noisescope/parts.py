@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import RunError
-from noisescope.pairs import digest
-from noisescope.policies import Item
+from noisescope.pairs import Item, digest
 from noisescope.storage import write_atomic
 
 Array = NDArray[Any]
@@ -92,7 +91,7 @@ def fill(
     total, done = float(sizes.sum()), 0.0
     for path, fault in faulty.items():
         progress(0.0, total, f"{path.name} in the {what} cache is {fault}: computing it again")
-        if fault == DAMAGED:
+        if fault == DAMAGED and open_part(path) == DAMAGED:  # nobody else mended it since
             path.unlink(missing_ok=True)
     for chunk in plan_chunks(todo, sizes):
         path = directory / f"{digest(*(item.key for item in chunk.items))}.safetensors"

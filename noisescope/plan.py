@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 from noisescope.pairs import digest
+from noisescope.storage import slug
 
 #: Version of the file formats of a run directory; raised when a reader must change.
 FORMAT = 1
@@ -49,8 +49,3 @@ class Plan:
             "modality": self.modality,
             "evidence": dict(self.evidence),
         }
-
-
-def slug(name: str) -> str:
-    """A file-name-safe form of a dataset's name; never empty, hidden, or with a separator."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "dataset"

@@ -30,6 +30,7 @@ from noisescope.errors import NoisescopeError, RunError
 PATIENCE = timedelta(days=7)
 #: Seconds between two looks at whether the others have answered; signals are heard in between.
 LOOK = 0.02
+#: What to do about a launch that did not come to its end.
 AGAIN = "Type the same launch command again: finished parts are kept."
 
 

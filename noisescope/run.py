@@ -37,8 +37,7 @@ from noisescope.locking import LOCK as LOCK
 from noisescope.locking import hold
 from noisescope.plan import FORMAT as FORMAT
 from noisescope.plan import Plan as Plan
-from noisescope.plan import slug as slug
-from noisescope.storage import TEMPORARY_PREFIX, write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, slug, write_atomic
 
 #: Key of the manifest that numbers the runs beside each other.
 ORDER = "order"
@@ -50,6 +49,10 @@ class Run:
     """Paths of one run directory and what its two JSON files say."""
 
     directory: Path
+
+    def is_of(self, dataset: str) -> bool:
+        """Whether it was named after the dataset `dataset`."""
+        return self.directory.name.rpartition("-")[0] == slug(dataset)
 
     @property
     def plan_path(self) -> Path:
@@ -244,12 +247,7 @@ def find_run(name: str | None, runs_directory: Path, *, check: bool = True) -> R
         return _sound(Run(Path(name)), check)
     runs = finished_runs(runs_directory)
     if name is not None:
-        wanted = slug(name)
-        runs = [
-            run
-            for run in runs
-            if run.directory.name == name or run.directory.name.rpartition("-")[0] == wanted
-        ]
+        runs = [run for run in runs if run.directory.name == name or run.is_of(name)]
     if not runs:
         what = f"no finished run called {name!r}" if name else "no finished run"
         raise RunError(

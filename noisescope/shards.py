@@ -19,8 +19,8 @@ from noisescope.auditing import Origin, check_fit, origin_of, plan_run, write_pa
 from noisescope.errors import RunError, UsageError
 from noisescope.gathering import EvidenceConfig, Reporter, cache_directory, fill_features
 from noisescope.integrity import seal, unsealed
-from noisescope.pairs import PreferenceDataset
-from noisescope.policies import Item, Policy
+from noisescope.pairs import Item, PreferenceDataset
+from noisescope.policies import Policy
 from noisescope.policies.items import distinct_items
 from noisescope.ranks import World
 from noisescope.run import Plan, Run, open_run, shared_run
@@ -69,14 +69,16 @@ def read_record(path: Path, text: str | bytes) -> Record:
         content = json.loads(text)
         rest = unsealed(content, path, str(damaged.hint))
         if rest["format"] != FORMAT:
-            raise RunError(f"{path} is in format {rest['format']}, this is format {FORMAT}")
+            raise RunError(
+                f"{path} is in format {rest['format']}, this is format {FORMAT}", hint=damaged.hint
+            )
         record = Record(
             str(rest["plan"]),
             Shard(int(rest["shard"]["index"]), int(rest["shard"]["of"])),
             tuple(str(place) for place in rest["cuts"]),
             Origin(**rest["origin"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged from error
     if record.name != path.name or len(record.cuts) != record.shard.of - 1:
         raise damaged
@@ -173,7 +175,8 @@ def compute_over_ranks(
         return run
     cuts = cut(wanted, policy.sizes(wanted), world.size)
     mine = [item for item in wanted if share_of(item, cuts) == world.rank]
-    fill_features(policy, mine, shared, reporter, f" (rank 0 of {world.size})")
+    if mine:
+        fill_features(policy, mine, shared, reporter, f" (rank {world.rank} of {world.size})")
     world.exchange()
     if run is not None and (lost := uncached(policy, wanted, cache_directory(run))):
         raise RunError(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from noisescope.policies import Item
+    from noisescope.pairs import Item
 
 #: A place after every item.
 END = "~"

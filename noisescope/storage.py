@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 TEMPORARY_PREFIX = ".partial-"
 #: What to do about a file of tensors that is not as it was written.
 _AGAIN = "Remove it and type the same command again: what it held is made anew."
+
+
+def slug(name: str) -> str:
+    """A file-name-safe form of a dataset's name; never empty, hidden, or with a separator."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "dataset"
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) -> None:

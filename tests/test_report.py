@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from planted import HOSTILE, planted_run
 
+from noisescope.cli.report_text import print_report
 from noisescope.cli.show import find_pair, pair_of_rank
 from noisescope.errors import RunError, UsageError
 from noisescope.report.contents import gather, held_out_losses, write_figures
 from noisescope.report.html import page, printable, verdict
-from noisescope.report.terminal import print_report
 from noisescope.run import Run
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from noisescope.errors import RunError
-from noisescope.storage import TEMPORARY_PREFIX, _unwritten, write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, unwritten, write_atomic
 
 
 def test_writes_text_bytes_and_callables(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_full_disk_is_told_with_the_space_needed(tmp_path: Path) -> None:
 
 def test_the_size_of_what_does_not_fit_is_said() -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    said = _unwritten(Path("part"), b"x" * 2_500_000, full)
+    said = unwritten(Path("part"), full, b"x" * 2_500_000)
     assert "part: the disk is full, 2.5 MB needed for this file" in said.message
 
 

@@ -38,7 +38,7 @@ from noisescope.cli.console import say, say_error
 from noisescope.cli.settings import blamed, workspace_settings
 from noisescope.cli.stopping import Stopped, listen
 from noisescope.errors import NoisescopeError
-from noisescope.ranks import launched
+from noisescope.ranks import AGAIN, launched
 
 #: Where a context keeps the words that were typed; those that ask for help alone.
 WORDS = "noisescope.words"
@@ -140,8 +140,8 @@ def run(arguments: Sequence[str]) -> int:
         return leaving.code if isinstance(leaving.code, int) else 0
     except (Stopped, KeyboardInterrupt) as signal:
         said = f"stopped by {signal.name}" if isinstance(signal, Stopped) else "stopped"
-        again = "the whole launch" if launched() else f"noisescope {shlex.join(arguments)}"
-        say_error(said, f"To continue, type it again: {again}")
+        again = f"To continue, type it again: noisescope {shlex.join(arguments)}"
+        say_error(said, AGAIN if launched() else again)
     except NoisescopeError as error:
         if "--debug" in arguments:
             raise

@@ -44,7 +44,8 @@ def flip(
     from noisescope.datasets import open_source
     from noisescope.flips import FlipPlan, margin_gaps
     from noisescope.planting import plant
-    from noisescope.run import find_run, slug
+    from noisescope.run import find_run
+    from noisescope.storage import slug
     from noisescope.workspace import find_workspace
 
     plan = FlipPlan(rate, kind, seed)

@@ -6,20 +6,21 @@ import contextlib
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import ERR, OUT, Terminal, print_json, safe, short
+from noisescope.cli.audited import audited
+from noisescope.cli.console import Terminal, print_json
+from noisescope.cli.gate_table import print_verdict
 from noisescope.gate.policy import CHOICES, KEYS, RANGES
 
 if TYPE_CHECKING:
     from noisescope.gate.policy import Policy
     from noisescope.gate.subject import Subject
-    from noisescope.gate.verdict import Result, Verdict
+    from noisescope.gate.verdict import Verdict
     from noisescope.run import Run
     from noisescope.workspace import Workspace
 
@@ -118,9 +119,8 @@ def gate(
     terminal = Terminal(quiet=json)
     if baseline is not None:
         _refuse_vain_baseline(baseline, settings, runs_dir)
-    run = _finished(target, workspace, runs_dir) or _audited(
-        target, workspace, model, format, split, limit, device, runs_dir, terminal
-    )
+    typed = {"model": model, "format": format, "split": split, "limit": limit, "device": device}
+    run = _finished(target, workspace, runs_dir) or audited(target, typed, runs_dir, terminal)
     old = None if baseline is None else _baseline(baseline, run, runs_dir)
     terminal.note(f"run: {run.directory}" + (f", baseline: {old.directory}" if old else ""))
     subject = Subject(run, old)
@@ -156,7 +156,7 @@ def _baseline(baseline: str, run: Run, runs_dir: Path) -> Run:
     Else a gate typed twice would compare its own run with itself, and pass.
     """
     from noisescope.errors import RunError
-    from noisescope.run import Run, find_run, finished_runs, slug
+    from noisescope.run import Run, find_run, finished_runs
 
     found = find_run(baseline, runs_dir)
     named = (Path(baseline) / "plan.json").is_file() or found.directory.name == baseline
@@ -165,8 +165,7 @@ def _baseline(baseline: str, run: Run, runs_dir: Path) -> Run:
     others = [
         other
         for other in finished_runs(runs_dir)
-        if other.directory.name.rpartition("-")[0] == slug(baseline)
-        and other.directory.resolve() != run.directory.resolve()
+        if other.is_of(baseline) and other.directory.resolve() != run.directory.resolve()
     ]
     if not others:
         raise RunError(
@@ -195,7 +194,7 @@ def _finished(target: str | None, workspace: Workspace | None, runs_dir: Path) -
     A dataset's name comes before a run's: its audit finds the run again where nothing changed.
     """
     from noisescope.errors import DataError
-    from noisescope.run import find_run, finished_runs, slug
+    from noisescope.run import find_run, finished_runs
     from noisescope.workspace import resolve
 
     if target is None:
@@ -207,53 +206,10 @@ def _finished(target: str | None, workspace: Workspace | None, runs_dir: Path) -
     try:
         resolve(target, workspace)
     except DataError:
-        named = [run.directory.name.rpartition("-")[0] for run in finished_runs(runs_dir)]
-        if slug(target) not in named:
+        if not any(run.is_of(target) for run in finished_runs(runs_dir)):
             raise
         return find_run(target, runs_dir)
     return None
-
-
-def _audited(
-    target: str | None,
-    workspace: Workspace | None,
-    model: str | None,
-    format: str | None,
-    split: str | None,
-    limit: int | None,
-    device: str,
-    runs_dir: Path,
-    terminal: Terminal,
-) -> Run:
-    """The dataset's run, made if missing: the one that `score` makes with the same [score]."""
-    from noisescope.auditing import audit
-    from noisescope.cli.options import EvidenceOptions, SourceOptions
-    from noisescope.gate.caches import other_caches
-
-    stated: dict[str, Any] = dict(workspace.sections.get("score", {})) if workspace else {}
-    typed = {"model": model, "format": format, "split": split, "limit": limit}
-    stated |= {name: value for name, value in typed.items() if value is not None}
-    stated |= {"device": device, "runs_dir": runs_dir}
-    if "from_adapters" in stated:
-        stated["from_adapters"] = [Path(path) for path in stated["from_adapters"]]
-    source = SourceOptions(**_of_group(SourceOptions, stated))
-    config = EvidenceOptions(**_of_group(EvidenceOptions, stated)).config()
-    pairs, judge = source.read(target, terminal, lambda pairs: config.check(pairs.modality))
-    for remark in other_caches(runs_dir, judge.identity.fingerprint):
-        terminal.note(remark)
-    return audit(
-        pairs,
-        judge,
-        evidence=config,
-        runs_directory=runs_dir,
-        command=f"noisescope {' '.join(sys.argv[1:])}",
-        reporter=terminal,
-    ).run
-
-
-def _of_group(group: type[Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are options of this group."""
-    return {field.name: stated[field.name] for field in fields(group) if field.name in stated}
 
 
 def _write_files(
@@ -286,54 +242,3 @@ def _tell_github(verdict: Verdict, subject: Subject, *, to_stderr: bool) -> None
         print(line, file=stream)
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         write_summary(verdict, Path(path))
-
-
-STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "skipped": "dim"}
-#: Rows shown below the table for each breach.
-SHOWN = 5
-
-
-def print_verdict(verdict: Verdict) -> None:
-    """Every check in a table, the rows behind each breach, and the verdict in one line."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
-    table.add_column("check", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("allowed", justify="right", no_wrap=True)
-    table.add_column("found", overflow="fold")
-    for result in verdict.results:
-        status = Text(result.status, style=STYLES[result.status])
-        table.add_row(Text(safe(result.check)), status, allowed(result), Text(_found(result)))
-    OUT.print(table)
-    _print_rows([result for result in verdict.results if result.rows])
-    style = STYLES["fail" if verdict.exit_code else "pass"]
-    OUT.print(Text(safe(verdict.said), style=style), soft_wrap=True)
-    if verdict.exit_code == 2:
-        ERR.print("inconclusive is exit 2; --inconclusive pass or fail decides otherwise")
-
-
-def allowed(result: Result) -> str:
-    """A threshold with its direction, as it was set."""
-    if result.threshold is None:
-        return ""
-    floor = result.check in ("accuracy", "reliability", "labels")
-    return f"{'≥' if floor else '≤'} {result.threshold:g}"
-
-
-def _found(result: Result) -> str:
-    needed = result.pairs_needed
-    more = f"; about {needed:,} pairs are needed" if needed is not None else ""
-    return safe(result.said) + more
-
-
-def _print_rows(results: Sequence[Result]) -> None:
-    from rich.text import Text
-
-    for result in results:
-        OUT.print(Text(f"\n{safe(result.check)}", style="bold"))
-        for row in result.rows[:SHOWN]:
-            place = f"  {short(row.source, 60)}:{row.row}  " if row.source else "  "
-            text = Text(place, style="dim") + Text(short(row.detail, 200))
-            OUT.print(text, no_wrap=True, overflow="ellipsis")

@@ -39,7 +39,7 @@ def report(
     found = find_run(run, runs_dir)
     say(f"run: {safe(str(found.directory))}")
     if terminal:
-        from noisescope.report.terminal import print_report
+        from noisescope.cli.report_text import print_report
 
         print_report(gather(found), OUT.console)
         return

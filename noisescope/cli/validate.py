@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from noisescope.cli.audited import audited
 from noisescope.cli.console import OUT, Terminal, print_json, safe
 from noisescope.errors import UsageError
-
-if TYPE_CHECKING:
-    from noisescope.run import Run
 
 
 def validate(
@@ -55,7 +52,8 @@ def validate(
     if run is not None:
         found = find_run(run, runs_dir)
     else:
-        found = _scored(dataset, model, format, split, limit, device, runs_dir, terminal)
+        typed = {"model": model, "format": format, "split": split, "limit": limit}
+        found = audited(dataset, typed | {"device": device}, runs_dir, terminal)
     terminal.note(f"run: {found.directory}")
     if truth is not None:
         result = validate_truth(found, truth)
@@ -77,38 +75,6 @@ def _rates(rates: str | None, rate: float) -> tuple[float, ...]:
         return tuple(float(part) for part in rates.split(",")) if rates else (rate,)
     except ValueError:
         raise UsageError(f"--rates {rates}: numbers apart by commas, such as 0.1,0.2") from None
-
-
-def _scored(
-    dataset: str | None,
-    model: str | None,
-    format: str | None,
-    split: str | None,
-    limit: int | None,
-    device: str,
-    runs_dir: Path,
-    terminal: Terminal,
-) -> Run:
-    """The dataset's run, made if missing; finished evidence is used as it is."""
-    from noisescope.auditing import audit
-    from noisescope.cli.resolve import chosen_dataset, chosen_model
-    from noisescope.datasets import load
-    from noisescope.policies.load import load_policy
-    from noisescope.workspace import find_workspace, resolve
-
-    workspace = find_workspace()
-    target = chosen_dataset(dataset, workspace)
-    terminal.note(resolve(target, workspace).said)
-    pairs = load(target, format=format, limit=limit, split=split, workspace=workspace)
-    policy = load_policy(
-        chosen_model(model, pairs.modality, workspace),
-        pairs,
-        max_length=None,
-        device=device,
-        dtype="auto",
-    )
-    command = f"noisescope {' '.join(sys.argv[1:])}"
-    return audit(pairs, policy, runs_directory=runs_dir, command=command, reporter=terminal).run
 
 
 def print_validation(result: Mapping[str, Any]) -> None:

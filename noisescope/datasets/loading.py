@@ -24,7 +24,7 @@ from noisescope.pairs import (
     dataset_fingerprint,
     to_table,
 )
-from noisescope.run import slug
+from noisescope.storage import slug
 from noisescope.workspace import Workspace
 
 if TYPE_CHECKING:

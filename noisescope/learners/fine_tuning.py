@@ -33,7 +33,7 @@ from noisescope.pairs import PreferenceDataset
 from noisescope.policies import Policy
 from noisescope.replicas.draws import Stream
 from noisescope.replicas.packed import pair_data
-from noisescope.run import slug
+from noisescope.storage import slug
 from noisescope.weighting import PairWeights
 
 if TYPE_CHECKING:

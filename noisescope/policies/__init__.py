@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, final
 
-from noisescope.pairs import Message, Modality
+from noisescope.pairs import Item as Item
+from noisescope.pairs import Modality
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,17 +27,6 @@ class ModelIdentity:
     id: str
     revision: str | None
     fingerprint: str
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One distinct (prompt, response); `response` is text, or the content key of an image."""
-
-    key: str
-    prompt: str
-    turns: tuple[Message, ...] | None
-    response: str
 
 
 class Policy(Protocol):
