@@ -71,7 +71,9 @@ def test_presets_of_the_printed_trainings_are_known() -> None:
 def test_hours_are_counted_operations_over_the_stated_rate() -> None:
     full = paper("full")
     calls = (full.TRAIN_CALLS + full.REFERENCE_CALLS) * 2
-    by_hand = full.PAIRS["image"] * calls * full.unit("sd15") / (full.PEAK * full.EFFICIENCY * 3600)
+    by_hand = (
+        full.PAIRS["image"] * calls * full.unit("sd15") / (full.RATE * full.UTILISATION * 3600)
+    )
     assert full.train("d", "sd15", "dpo", "o").hours == pytest.approx(by_hand)
     assert full.train("d", "sd15", "dpo", "o", extra=4).hours == pytest.approx(2 * by_hand)
     assert full.Step("noisescope flip d").hours == 0
@@ -248,3 +250,13 @@ def test_a_script_writes_its_table_and_picture(
     said = capsys.readouterr().out
     assert "noisescope train Anthropic/hh-rlhf" in said
     assert "H100 hours in all" in said
+
+
+@pytest.mark.parametrize("words", [["--seeds", "0"], ["--task", "ukp", "--data", "nowhere"]])
+def test_impossible_runs_are_refused_before_they_start(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        paper("script").main(paper("table4").SCRIPT, words)
+    assert refused.value.code == 2
+    assert words[0] in capsys.readouterr().err

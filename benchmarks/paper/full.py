@@ -2,10 +2,10 @@
 
     Step("noisescope train ...", units=4e6, preset="sd15").hours
 
-Hours are floating-point operations over (peak x utilisation). Operations are counted, not guessed:
+Hours are floating-point operations over (rate x utilisation). Operations are counted, not guessed:
 a denoiser call by torch's FLOP counter on the published architecture without weights (meta
-device), a token of GPT-2 by `noisescope.policies.forward.measure`. Utilisation is
-`noisescope.replicas.cost.EFFICIENCY`, measured here on small models only.
+device), a token of GPT-2 by `noisescope.policies.forward.measure`. Rate and utilisation are
+assumed, as in `benchmarks.scale_cost`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from benchmarks.scale_cost import RATE, UTILISATION
 from noisescope.presets import PRESETS
-from noisescope.replicas.cost import EFFICIENCY
 
-#: Dense bfloat16 rate of one H100 SXM by its data sheet, FLOP/s.
-PEAK = 989e12
 ASSUMED = (
-    f"hours: counted FLOPs over {EFFICIENCY:.0%} of an H100's {PEAK / 1e12:.0f} TFLOP/s (bfloat16, "
-    "dense); reading, VAE and text encoding, checkpoints and judges come on top"
+    f"hours: counted FLOPs over {UTILISATION:.0%} of an H100's {RATE / 1e12:.0f} TFLOP/s "
+    "(bfloat16, dense); reading, VAE and text encoding, checkpoints and judges come on top"
 )
 PICK, HH = "yuvalkirstain/pickapic_v2", "Anthropic/hh-rlhf"
 #: Training pairs: Pick-a-Pic v2 959,040 rows with ties, HH-RLHF 161 k (method.md).
@@ -58,7 +56,7 @@ class Step:
     @property
     def hours(self) -> float:
         """GPU hours it should take."""
-        return self.units * unit(self.preset) / (PEAK * EFFICIENCY) / 3600 if self.units else 0.0
+        return self.units * unit(self.preset) / (RATE * UTILISATION) / 3600 if self.units else 0.0
 
     @property
     def words(self) -> list[str]:

@@ -91,7 +91,12 @@ def _parse(script: Script, argv: Sequence[str] | None) -> argparse.Namespace:
         "--task", choices=("sample", "ukp"), default="sample", help="text pairs of a tiny run"
     )
     parser.add_argument("--data", type=Path, default=shared_data(), help="where ukp-convarg is")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    if options.task == "ukp" and not (options.data / "ukp-convarg").is_dir():
+        parser.error(f"--task ukp: {options.data} has no folder ukp-convarg; name it with --data")
+    return options
 
 
 def markdown(
