@@ -13,6 +13,7 @@ import noisescope
 ROOT = Path(noisescope.__file__).parent
 #: What draws on a terminal; a library must not.
 TERMINAL = {"typer", "rich", "click"}
+LONGEST = 300
 
 Imports = Mapping[str, set[str]]
 
@@ -117,6 +118,11 @@ def test_no_cycle_among_the_parts_of_a_package(package):
 
 def test_only_the_command_line_knows_a_terminal():
     assert terminal_faults(MODULES) == []
+
+
+def test_no_file_is_long():
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in ROOT.rglob("*.py")}
+    assert {str(path): lines for path, lines in lengths.items() if lines > LONGEST} == {}
 
 
 def write_package(root: Path, **sources: str) -> dict[str, set[str]]:

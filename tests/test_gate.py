@@ -434,10 +434,11 @@ def test_a_dataset_is_audited_first_with_what_is_cached(tmp_path: Path) -> None:
     (tmp_path / "noisescope.toml").write_text("[score]\nreplicas = 2\nfolds = 2\nlimit = 130\n")
     model = ["--model", str(sample / "models" / "tiny-lm")]
     baseline = ["--baseline", "old", "--inconclusive", "pass", "--json"]
-    first, second, refused = several(
+    first, second, refused, validated = several(
         ["gate", "old.jsonl", *model],
         ["gate", "new.jsonl", *model, *baseline],
         ["gate", "broken.jsonl", *model],
+        ["validate", "new.jsonl", *model, "--seeds", "1"],
         cwd=tmp_path,
     )
     assert f"ignored: the cached features {stale.name}" in first.stderr
@@ -450,6 +451,9 @@ def test_a_dataset_is_audited_first_with_what_is_cached(tmp_path: Path) -> None:
     assert "10 new pairs" in growth["said"]  # [score] limit counts here too
     assert refused.returncode == 2
     assert "chosn" in refused.stderr
+    assert validated.returncode == 0, validated.stderr
+    assert f"run: {content['run']}" in validated.stderr  # [score] counts there, too: no third run
+    assert len(list((tmp_path / "runs").glob("*/plan.json"))) == 2
 
 
 def test_the_order_of_sides_is_counted_where_a_source_has_one(tmp_path: Path) -> None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, Terminal, print_json, safe, short
+from noisescope.cli.console import Terminal, print_json
+from noisescope.cli.evaluation_table import print_evaluation
 
 if TYPE_CHECKING:
-    from noisescope.evaluation import Comparison, Judge
+    from noisescope.evaluation import Judge
     from noisescope.evaluation.contenders import Contender
-    from noisescope.evaluation.evaluating import Evaluation
     from noisescope.evaluation.judges import JudgeOptions
     from noisescope.evaluation.prompts import Prompts
     from noisescope.pairs import PreferenceDataset
-    from noisescope.statistics import Interval
     from noisescope.workspace import Workspace
 
 TEXT, PICTURES, JUDGING = "Generating text", "Generating pictures", "Judging"
@@ -157,7 +156,7 @@ def evaluate(
     if json:
         print_json(done.to_json() | {"directory": str(done.directory)})
     else:
-        _print(done)
+        print_evaluation(done)
 
 
 def _source(prompts: str | None, policy: Contender, workspace: Workspace | None) -> str:
@@ -232,85 +231,3 @@ def _labelled(
     pairs = load(dataset, limit=limit, workspace=workspace)
     terminal.note(f"{len(pairs):,} labelled pairs of {pairs.resolved}")
     return pairs
-
-
-def _print(done: Evaluation) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    title = f"{short(done.plan.policy.name, 40)} against {short(done.plan.against.name, 40)}"
-    table = Table(title=Text(title), title_justify="left", header_style="bold")
-    for name in ("judge", "win rate", "90 % interval", "won", "tied", "lost", "difference"):
-        table.add_column(name, justify="left" if name == "judge" else "right")
-    for comparison in done.comparisons:
-        table.add_row(*(Text(cell) for cell in _row(comparison)))
-    if done.comparisons:
-        OUT.print(table)
-    if done.same_output:
-        OUT.print(f"{done.same_output:,} of {len(done.duels):,} outputs are the same for both")
-    for comparison in done.comparisons:
-        for line in remarks(comparison):
-            OUT.print(Text(safe(line)), soft_wrap=True)
-    if done.labelled:
-        _print_labelled(done.labelled)
-    OUT.print(f"report  {safe(str(done.directory / 'report.html'))}", markup=False, soft_wrap=True)
-    OUT.print(
-        f"rows    {safe(str(done.directory / 'results.parquet'))}", markup=False, soft_wrap=True
-    )
-
-
-def _row(comparison: Comparison) -> list[str]:
-    won = comparison.won
-    if won is None:
-        return [short(comparison.card.name, 24), "none judged", "–", "0", "0", "0", "–"]
-    counts = [f"{won.wins:,}", f"{won.ties:,}", f"{won.losses:,}"]
-    return [
-        short(comparison.card.name, 24),
-        f"{won.rate.estimate:.1%}",
-        f"{won.rate.low:.1%} – {won.rate.high:.1%}",
-        *counts,
-        _signed(comparison.difference) if comparison.difference else "–",
-    ]
-
-
-def _signed(gap: Interval) -> str:
-    return f"{gap.estimate:+.3g} ± {(gap.high - gap.low) / 2:.2g}"
-
-
-def remarks(comparison: Comparison) -> list[str]:
-    """What else a judge's numbers need beside them."""
-    lines = []
-    name, order = comparison.card.name, comparison.order
-    if order is not None:
-        first = f"; names the first {order.first.estimate:.0%} of the time" if order.first else ""
-        lines.append(
-            f"{name}: the same answer both ways round on {order.agreed:,} of {order.asked:,}{first}"
-        )
-        if order.retries or order.failed or order.unparsable:
-            lines.append(
-                f"{name}: {order.retries:,} requests repeated, {order.failed:,} failed, "
-                f"{order.unparsable:,} answers could not be read"
-            )
-        if order.failed:
-            lines.append(f"{name}: the same command asks the failed ones again")
-    if comparison.unjudged:
-        lines.append(
-            f"{name}: {comparison.unjudged:,} of {comparison.prompts:,} prompts unjudged, left out"
-        )
-    return lines
-
-
-def _print_labelled(told: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{told['pairs']:,} labelled pairs", title_justify="left")
-    for name in ("accuracy", "policy", "opponent"):
-        table.add_column(name, justify="left" if name == "accuracy" else "right")
-    table.add_row("implicit reward", _share(told["implicit_reward"]), "the reference")
-    for name, key in (("ranking", "ranking"), ("ranking, per token", "ranking_per_token")):
-        table.add_row(name, _share(told["policy"][key]), _share(told["against"][key]))
-    OUT.print(table)
-
-
-def _share(value: dict[str, float]) -> str:
-    return f"{value['estimate']:.1%} ({value['low']:.1%} – {value['high']:.1%})"
