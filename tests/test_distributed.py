@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,15 +19,17 @@ from test_shards import files, manifest, score_line, the_run
 from noisescope.locking import hold
 from noisescope.ranks import World, joined
 
-#: For each line on stdin, {"port", "place", "ranks": [[argument, ...], ...], "dies": rank}, starts
-#: one process a rank, as a launcher does; libraries load once. Rank `dies` is killed in its share.
+#: For each line on stdin, {"port", "place", "ranks": [[argument, ...], ...], "dies": rank, "by": 9}
+#: starts one process a rank, as a launcher does; libraries load once. Rank `dies` gets the signal
+#: `by` in its share.
 LAUNCHER = """
-import json, os, signal, sys
+import json, os, sys
 import accelerate, datasets, duckdb, scipy.stats, torch, transformers.models.llama.modeling_llama
 import noisescope.auditing, noisescope.datasets, noisescope.shards, noisescope.verdicts
 import noisescope.replicas.head, torch.distributed
 from noisescope import parts
 from noisescope.cli import run
+from noisescope.cli.stopping import listen
 from noisescope.policies.causal_lm import CausalLMPolicy
 
 parts.CHUNK = 700
@@ -34,7 +38,7 @@ compute = CausalLMPolicy.features
 
 def dying(policy, items, computed=[]):
     if computed:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), policy.signal)
     computed.append(1)
     return compute(policy, items)
 
@@ -47,7 +51,8 @@ def rank(number, job):
         file = os.open(f"{job['place']}/{number}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream)
     if job["dies"] == number:
-        CausalLMPolicy.features = dying
+        CausalLMPolicy.features, CausalLMPolicy.signal = dying, job["by"]
+    listen()
     sys.argv = ["noisescope", *job["ranks"][number]]
     code = run(job["ranks"][number])
     sys.stdout.flush()
@@ -75,11 +80,14 @@ class Launcher:
     def __init__(self, process: subprocess.Popen[str], place: Path) -> None:
         self.process, self.place = process, place
 
-    def __call__(self, *ranks: Sequence[str], dies: int = -1) -> list[int]:
+    def __call__(
+        self, *ranks: Sequence[str], dies: int = -1, by: int = signal.SIGKILL
+    ) -> list[int]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        job = {"port": port, "place": str(self.place), "ranks": ranks, "dies": dies}
+        job = {"port": port, "place": str(self.place), "ranks": ranks}
+        job |= {"dies": dies, "by": int(by)}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(job), file=self.process.stdin, flush=True)
@@ -154,6 +162,28 @@ def test_the_first_rank_killed_is_noticed_by_the_others(launch: Launcher, tmp_pa
     line = score_line(tmp_path)
     assert launch(line, line, dies=0) == [-9, 2]
     assert "rank 1 of 2 lost the others" in launch.said(1)
+
+
+def test_a_stopped_launch_names_the_launch_not_one_process(
+    launch: Launcher, tmp_path: Path
+) -> None:
+    line = score_line(tmp_path)
+    assert launch(line, line, dies=0, by=signal.SIGINT) == [2, 2]
+    assert "error: stopped by SIGINT" in launch.said(0)
+    assert "Type the same launch command again" in launch.said(0)
+    assert "noisescope score" not in launch.said(0)
+
+
+def test_a_rank_without_work_says_nothing_of_it(
+    launch: Launcher, alone: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(alone / ".cache", tmp_path / ".cache")
+    gone = min(parts_of(tmp_path))
+    gone.unlink()
+    line = score_line(tmp_path)
+    assert launch(line, line) == [0, 0]  # one chunk: rank 1 computes it
+    assert files(tmp_path) == files(alone)
+    assert "of all 0 distinct" not in launch.said(0)
 
 
 def test_an_error_of_one_rank_is_told_by_the_first_and_ends_all(
