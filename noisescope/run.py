@@ -54,6 +54,11 @@ class Run:
         """Whether it was named after the dataset `dataset`."""
         return self.directory.name.rpartition("-")[0] == slug(dataset)
 
+    def read(self, path: str) -> bool:
+        """Whether what it audited was read from `path`, as it was written then."""
+        resolved = self.manifest().get("resolved")
+        return isinstance(resolved, str) and Path(resolved) == Path(path)
+
     @property
     def plan_path(self) -> Path:
         return self.directory / "plan.json"
@@ -238,7 +243,8 @@ def _refuse_other_plan(run: Run, plan: Plan) -> None:
 
 
 def find_run(name: str | None, runs_directory: Path, *, check: bool = True) -> Run:
-    """The run a user means: a path, a name under `runs_directory`, or None for the latest.
+    """The run a user means: a path, a name under `runs_directory`, the dataset that it audited (its
+    name, or its path as written then), or None for the latest.
 
     Its data files are read and must be those that were written, unless the caller sees to that
     (`check`). Raises RunError listing what there is when nothing, or more than one thing, matches.
@@ -247,7 +253,8 @@ def find_run(name: str | None, runs_directory: Path, *, check: bool = True) -> R
         return _sound(Run(Path(name)), check)
     runs = finished_runs(runs_directory)
     if name is not None:
-        runs = [run for run in runs if run.directory.name == name or run.is_of(name)]
+        named = [run for run in runs if run.directory.name == name or run.is_of(name)]
+        runs = named or [run for run in runs if run.read(name)]
     if not runs:
         what = f"no finished run called {name!r}" if name else "no finished run"
         raise RunError(

@@ -360,3 +360,21 @@ def test_a_split_of_a_single_file_is_refused(tmp_path: Path) -> None:
     file.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     with pytest.raises(DataError, match="files have no splits"):
         load(file, split="test")
+
+
+def test_a_name_that_is_nearly_right_is_guessed(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(lines(GOOD))
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "mine.json")
+    assert f"Did you mean {tmp_path / 'mine.jsonl'}?" in str(caught.value.hint)
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "nowhere" / "mine.jsonl")
+    assert "Did you mean" not in str(caught.value.hint)
+
+
+def test_unknown_columns_are_told_the_plainest_ones(tmp_path: Path) -> None:
+    rows = [{"question": "q", "preferred": "a", "dispreferred": "b"}]
+    (tmp_path / "mine.jsonl").write_bytes(lines(rows))
+    with pytest.raises(DataError, match="no known format fits") as caught:
+        load(tmp_path / "mine.jsonl")
+    assert "text needs prompt, chosen, rejected" in str(caught.value.hint)

@@ -38,6 +38,9 @@ def test_the_command_writes_every_format(
     assert command(["export", "nothing-here"]) == 2
     assert command(["export", "toy.jsonl"]) == 0  # the dataset's path names its run
     assert capsys.readouterr().out.startswith("120 pairs")
+    assert command(["export", "toy", "--weight", "margin", "--output", "m.parquet"]) == 0
+    following = capsys.readouterr().out
+    assert "toy.jsonl --objective distilled-dpo --weights m.parquet --model /a/tiny" in following
 
 
 def test_scores_without_a_verdict_need_force(tmp_path: Path) -> None:

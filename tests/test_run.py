@@ -61,6 +61,10 @@ def test_finding_runs_by_name_path_and_age(tmp_path: Path) -> None:
     assert find_run(old.directory.name, tmp_path) == old
     assert find_run(str(new.directory), tmp_path) == new
     assert finished_runs(tmp_path) == [old, new]
+    old.write_manifest({"resolved": "data/pairs.jsonl"})
+    assert find_run("./data/pairs.jsonl", tmp_path) == old
+    with pytest.raises(RunError, match=r"'pairs\.jsonl'"):
+        find_run("pairs.jsonl", tmp_path)
     with pytest.raises(RunError, match="'nobody'"):
         find_run("nobody", tmp_path)
 

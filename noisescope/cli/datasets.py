@@ -96,7 +96,8 @@ def _facts(dataset: PreferenceDataset, limit: int) -> Table:
     lines = [("format", f"{dataset.adapter}, {dataset.modality}")]
     lines += [("rows read", f"{facts.rows:,}{more}"), ("pairs", f"{facts.pairs:,}")]
     lines += [(f"  {reason}", f"{count:,}") for reason, count in facts.rejected.items() if count]
-    lines += [("", str(fault)) for fault in facts.examples]
+    titles = ["  rows, from 0", *[""] * len(facts.examples)]
+    lines += [(title, str(fault)) for title, fault in zip(titles, facts.examples, strict=False)]
     repeats = {
         "duplicates": facts.duplicates,
         "contradictions": facts.contradictions,

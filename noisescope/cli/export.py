@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -102,7 +103,7 @@ def export(
     if json:
         print_json({"format": str(format), "output": str(out), **done})
         return
-    _print(format, out, done)
+    _print(scored, format, out, done)
 
 
 def _refuse_unknown(context: typer.Context, format: Format) -> None:
@@ -193,7 +194,7 @@ def _images(scored: Scored, source: str | None) -> ImageStore | None:
     return load(target, format=scored.manifest["adapter"], workspace=find_workspace()).images
 
 
-def _print(format: Format, out: Path, done: Mapping[str, Any]) -> None:
+def _print(scored: Scored, format: Format, out: Path, done: Mapping[str, Any]) -> None:
     """What was written, and what to type next."""
     if counts := done.get("counts"):
         print(", ".join(f"{number:,} {action}" for action, number in counts.items()))
@@ -202,10 +203,15 @@ def _print(format: Format, out: Path, done: Mapping[str, Any]) -> None:
         print(f"{done['pairs']:,} pairs")
     where = safe(str(out))
     OUT.print(f"output  {where}", markup=False, soft_wrap=True)
+    believed = done.get("weight") == "margin"
+    objective = "--objective distilled-dpo " if believed else ""
+    with_it = " with objective=DistilledDPO(beta)" if believed else ""
+    read = shlex.quote(safe(str(scored.manifest["resolved"])))
+    judge = f" --model {shlex.quote(safe(str(scored.manifest['model'])))}"
     following = {
-        Format.weights: f"noisescope train --weights {where}",
-        Format.trl: "noisescope.trl.AdaptiveDPOTrainer trains on it",
-        Format.clean: f"noisescope score {where}",
+        Format.weights: f"noisescope train {read} {objective}--weights {where}{judge}",
+        Format.trl: f"noisescope.trl.AdaptiveDPOTrainer trains on it{with_it}",
+        Format.clean: f"noisescope score {where}{judge}",
         Format.review: f"rg.Dataset.from_disk('{where}/argilla'), or import "
         f"{where}/label-studio/tasks.json",
     }

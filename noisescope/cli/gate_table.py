@@ -59,3 +59,5 @@ def _print_rows(results: Sequence[Result]) -> None:
             place = f"  {short(row.source, 60)}:{row.row}  " if row.source else "  "
             text = Text(place, style="dim") + Text(short(row.detail, 200))
             OUT.print(text, no_wrap=True, overflow="ellipsis")
+    if any(row.source for result in results for row in result.rows[:SHOWN]):
+        OUT.print(Text("\nFILE:ROW counts rows from 0: row 0 is line 1 of JSON lines", style="dim"))

@@ -158,7 +158,9 @@ def _next(audit: Audit) -> Text:
     sql = "SELECT pair_id, p_flip FROM scores WHERE p_flip > 0.5 ORDER BY rank"
     directory = audit.run.directory
     found = "" if directory.parent == Path("runs") else f" --run {shlex.quote(str(directory))}"
-    lines = {"scores": str(audit.run.scores_path), "next": f'noisescope query "{sql}"{found}'}
+    image = audit.run.manifest().get("modality") == "image"  # a table of keys shows no picture
+    command = "noisescope show --rank 1" if image else f'noisescope query "{sql}"'
+    lines = {"scores": str(audit.run.scores_path), "next": command + found}
     return Text("\n").join(
         Text(f"{label:8}", style="bold") + Text(safe(value)) for label, value in lines.items()
     )

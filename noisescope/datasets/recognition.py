@@ -39,6 +39,11 @@ ADAPTERS: dict[str, Adapter] = {
     "image_columnar": ImageFolder(name="image_columnar", sides=("chosen", "rejected")),
 }
 
+#: What most people want who meet the list of formats for the first time.
+PLAINEST = (
+    "text needs prompt, chosen, rejected; pictures prompt, chosen_image, rejected_image. "
+    "A file that has the columns of a format above and is read otherwise: --format NAME."
+)
 #: Decodable rows looked at to recognise a format.
 SAMPLE_ROWS = 20
 
@@ -88,9 +93,9 @@ def _best(samples: Sequence[Row], said: str) -> Adapter:
     wanted = "".join(f"\n  {adapter.name}: {_wants(adapter)}" for adapter in best or _all())
     found = ", ".join(map(str, columns)) or "none"
     what = "several formats fit" if best else "no known format fits"
+    choice = "Choose with --format NAME." if best else "Rename the columns: " + PLAINEST
     raise DataError(
-        f"{said}: {what} its columns ({found}). Formats and their columns:{wanted}",
-        hint=f"Rename the columns, or choose with --format NAME ({_formats()}).",
+        f"{said}: {what} its columns ({found}). Formats and their columns:{wanted}", hint=choice
     )
 
 

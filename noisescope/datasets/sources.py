@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import final
 
@@ -76,7 +77,8 @@ def _local(found: Resolved, split: str | None) -> Source:
     else:
         raise DataError(
             f"{found.target}: no such file or directory",
-            hint="Check the path, or list what is known here with `noisescope datasets`.",
+            hint=f"{_alike(path)}Check the path, or list what is known here with "
+            "`noisescope datasets`.",
         )
     if split and not path.is_dir():
         raise DataError(
@@ -104,6 +106,16 @@ def _local(found: Resolved, split: str | None) -> Source:
 
 def _relative(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+
+
+def _alike(path: Path) -> str:
+    """A question about the file or directory beside `path` whose name is most like it, or ''."""
+    try:
+        beside = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return ""
+    alike = get_close_matches(path.name, beside, n=1, cutoff=0.8)
+    return f"Did you mean {path.parent / alike[0]}? " if alike else ""
 
 
 def _glob(pattern: Path) -> tuple[Path, list[Path]]:

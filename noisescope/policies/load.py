@@ -65,6 +65,6 @@ def load_policy(model: str | None, dataset: PreferenceDataset, **settings: Any) 
         raise UsageError(
             f"no model to judge {dataset.modality} pairs with",
             hint="Name one with --model PATH_OR_NAME, or in noisescope.toml: "
-            f'[models] {dataset.modality} = "..."',
+            f'[models] {dataset.modality} = "..."; `noisescope sample` writes a tiny one to try.',
         )
     return LOADERS[dataset.modality](model, dataset, **settings)

@@ -140,7 +140,8 @@ def _download(name: str, path: Path, prefer_half: bool) -> Found:
 def _check(name: str, path: Path, revision: str | None, prefer_half: bool) -> Found:
     """Raise ModelError unless every part is there, of a known class, whole and safe."""
     index = _read_object(
-        path / "model_index.json", f"{name} has no model_index.json: not a pipeline"
+        path / "model_index.json",
+        f"{name} has no model_index.json: not a pipeline, which is what judges pictures",
     )
     faults = [f"{role} is missing" for role in REQUIRED if not _named(index, role)]
     if _named(index, "text_encoder_2") != _named(index, "tokenizer_2"):
