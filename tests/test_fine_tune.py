@@ -239,7 +239,7 @@ def test_workspace_settings_of_score_are_those_of_fine_tune(
     monkeypatch.chdir(tmp_path)
     Path("noisescope.toml").write_text('[score]\nreplicas = 3\nk1 = 4.0\nkind = "magic"\n')
     assert run(["fine-tune", str(place / "pairs.jsonl"), "--model", str(place / "model")]) == 2
-    assert "--kind magic" in capsys.readouterr().err
+    assert "line 4: [score] kind magic" in capsys.readouterr().err
 
 
 def test_progress_counts_all_stages_and_ends_at_the_total(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def say(text: str) -> None:
     """One line of chatter on stderr."""
     from rich.text import Text
 
-    ERR.print(Text(text))
+    ERR.print(Text(text), soft_wrap=True)
 
 
 def say_error(message: str, hint: str | None) -> None:

@@ -23,7 +23,7 @@ from noisescope.evaluation.duels import JudgeCard
 from noisescope.evaluation.generating import GenerationSettings
 from noisescope.evaluation.prompts import Prompts
 from noisescope.pairs import digest
-from noisescope.storage import write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, write_atomic
 
 PLAN_FILE, MANIFEST_FILE = "plan.json", "manifest.json"
 RESULTS_FILE, REPORT_FILE = "results.parquet", "report.html"
@@ -109,7 +109,7 @@ def open_directory(plan: EvaluationPlan, path: Path) -> EvaluationDirectory:
     found = EvaluationDirectory(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        occupied = any(path.iterdir())
+        occupied = any(not entry.name.startswith(TEMPORARY_PREFIX) for entry in path.iterdir())
     except OSError as error:
         raise RunError(
             f"cannot write to {path}: {error.strerror}",
