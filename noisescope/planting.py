@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from noisescope.datasets import Adapter, Source
     from noisescope.flips import Float
+    from noisescope.pairs import Modality
 
 Int = NDArray[np.int64]
 
@@ -46,6 +47,7 @@ class Planted:
     flipped: int
     untouched: dict[str, int] = field(default_factory=dict)
     undone: bool = False
+    modality: Modality = "text"
 
     def to_json(self) -> dict[str, Any]:
         """JSON object of `noisescope flip --json`."""
@@ -116,7 +118,9 @@ class Planter:
             for file in source.files:
                 self._copy(file, root, out, truth)
             copy_metadata(source, root, out, self.plan)
-        return Planted(out, self.pairs, self.flipped, dict(self.untouched), self.undo)
+        untouched = dict(self.untouched)
+        modality = self.adapter.modality
+        return Planted(out, self.pairs, self.flipped, untouched, self.undo, modality)
 
     def _copy(self, file: Path, root: Path, out: Path, truth: TruthWriter) -> None:
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name

@@ -372,6 +372,24 @@ def test_a_name_that_is_nearly_right_is_guessed(tmp_path: Path) -> None:
     assert "Did you mean" not in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("columns", "near"),
+    [
+        (("caption", "jpg_0", "jpg_1", "label_1"), "pick_a_pic without label_0"),
+        (("prompt", "chosen"), "columnar without rejected or image_columnar without rejected"),
+        (("prompt", "chosen", "scores"), "columnar without rejected"),
+    ],
+)
+def test_a_file_that_lacks_one_column_is_told_which(
+    columns: tuple[str, ...], near: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(lines([dict.fromkeys(columns, "x")]))
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "mine.jsonl")
+    assert f"nearest is {near}" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
 def test_unknown_columns_are_told_the_plainest_ones(tmp_path: Path) -> None:
     rows = [{"question": "q", "preferred": "a", "dispreferred": "b"}]
     (tmp_path / "mine.jsonl").write_bytes(lines(rows))

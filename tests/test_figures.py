@@ -69,6 +69,16 @@ def test_every_pair_falls_into_one_interval_of_u() -> None:
     assert np.histogram(U, edges)[0].sum() == len(U)
 
 
+@pytest.mark.parametrize(
+    ("size", "unit"), [(1e-9, "in units of 10⁻¹⁰"), (1.0, ""), (1e5, "in units of 10⁴")]
+)
+def test_intervals_of_u_have_short_names_whatever_their_size(size: float, unit: str) -> None:
+    (axes,) = bars.flips_by_u(U * size, WRONG).figure.axes
+    names = [label.get_text().splitlines()[0] for label in axes.get_xticklabels()]
+    assert max(map(len, names)) <= len("0.35–0.4")
+    assert unit in axes.get_xlabel()
+
+
 def test_roc_of_a_perfect_score_is_the_corner() -> None:
     false, true = curves._operating_points(WRONG.astype(float), WRONG)
     assert np.trapezoid(true, false) == pytest.approx(1.0)

@@ -149,6 +149,15 @@ def test_show_finds_by_rank(run: Run) -> None:
         pair_of_rank(run, 401)
 
 
+def test_a_manifest_that_states_too_little_is_refused(run: Run, tmp_path: Path) -> None:
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(run.directory, copy.directory)
+    manifest = copy.manifest()
+    copy.write_manifest({k: v for k, v in manifest.items() if k not in ("facts", "model")})
+    with pytest.raises(RunError, match=r"does not state: model, facts"):
+        gather(copy)
+
+
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a finished run"):
         gather(Run(tmp_path))

@@ -51,8 +51,8 @@ def scored_run(dataset: PreferenceDataset, directory: Path, *, good: bool = True
         held_out=np.ones((4, count), bool),
     )
     summary = score_run(run.directory).to_json() | ({} if good else {"chance": True})
-    facts = {"resolved": dataset.resolved, "adapter": dataset.adapter, "summary": summary}
-    run.write_manifest(plan.to_json() | facts)
+    stated = {"resolved": dataset.resolved, "adapter": dataset.adapter, "summary": summary}
+    run.write_manifest(plan.to_json() | stated | {"facts": dataset.facts.to_json()})
     return find_scored(str(directory), directory.parent, force=not good)
 
 

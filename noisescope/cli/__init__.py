@@ -37,7 +37,7 @@ from noisescope.cli import (
 from noisescope.cli.console import say, say_error
 from noisescope.cli.settings import blamed, workspace_settings
 from noisescope.cli.stopping import Stopped, listen
-from noisescope.errors import NoisescopeError
+from noisescope.errors import NoisescopeError, UsageError
 from noisescope.ranks import AGAIN, launched
 
 #: Where a context keeps the words that were typed; those that ask for help alone.
@@ -62,9 +62,14 @@ class Commands(TyperGroup):
         return super().parse_args(context, args)
 
     def invoke(self, context: Any) -> Any:
-        """Run a command; an error about a setting of noisescope.toml names its line."""
+        """Run a command; an error about a setting of noisescope.toml names its line, one about
+        what was typed ends with the command's example.
+        """
         try:
             return super().invoke(context)
+        except typer.BadParameter as error:
+            command = error.ctx.command if error.ctx else self
+            raise UsageError(error.format_message(), hint=_example(command)) from error
         except NoisescopeError as error:
             section = context.invoked_subcommand or ""
             raise blamed(error, section, context.default_map or {}, context.meta[WORDS]) from error
@@ -96,6 +101,13 @@ app.command("train")(train.train)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
+
+
+def _example(command: Any) -> str:
+    """How to type a command right: the example of its help."""
+    _, _, example = (command.help or "").partition("Example:")
+    more = f"`noisescope {command.name} --help` lists the options."
+    return f"Example: {' '.join(example.split())}\n{more}" if example else more
 
 
 def _print_version(wanted: bool) -> None:

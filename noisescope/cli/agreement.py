@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, Terminal, print_json, safe, short
+from noisescope.cli.console import OUT, Terminal, print_json, print_lines, short
 from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def agreement(
             f"--figure {figure}: neither .png nor .svg", hint="Try: --figure agreement.png"
         )
     from noisescope.agreement import agreement as measure
-    from noisescope.cli.resolve import chosen_dataset
+    from noisescope.cli.resolve import chosen_dataset, model_flag
     from noisescope.datasets import load
     from noisescope.workspace import find_workspace
 
@@ -67,8 +68,9 @@ def agreement(
         print_json(about | found.to_json() | {"figure": str(figure) if figure else None})
         return
     _print(found)
-    if figure:
-        OUT.print(f"figure  {safe(str(figure))}", markup=False, soft_wrap=True)
+    judge = model_flag(loaded.modality, named, workspace, Path("runs"))
+    drawn = {"figure": str(figure)} if figure else {}
+    print_lines(**drawn, next=f"noisescope score {shlex.quote(named)}{judge}")
 
 
 def _draw(found: Agreement, path: Path) -> None:

@@ -68,6 +68,23 @@ def short(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1].rstrip() + "…"
 
 
+def print_lines(**lines: str) -> None:
+    """Results in lines that are not wrapped, so that they can be copied: `next  noisescope ...`."""
+    from rich.text import Text
+
+    width = max(map(len, lines)) + 2
+    for label, value in lines.items():
+        line = Text(f"{label:{width}}", style="bold") + Text(safe(value))
+        OUT.print(line, soft_wrap=True)
+
+
+def print_row_note() -> None:
+    """How rows are counted, below a list of them."""
+    from rich.text import Text
+
+    OUT.print(Text("\nFILE:ROW counts rows from 0: row 0 is line 1 of JSON lines", style="dim"))
+
+
 def say(text: str) -> None:
     """One line of chatter on stderr."""
     from rich.text import Text

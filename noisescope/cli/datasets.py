@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, safe, short
+from noisescope.cli.console import OUT, print_json, print_lines, safe, short
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,15 +67,18 @@ def _list(json: bool) -> None:
         optional = [f"\\[{column}]" for column in adapter.optional]
         formats_table.add_row(key, adapter.modality, " ".join([*adapter.columns, *optional]))
     OUT.print(formats_table)
+    print_lines(next="noisescope datasets NAME")
 
 
 def _look(name: str, format: str | None, split: str | None, limit: int, json: bool) -> None:
     from rich.text import Text
 
+    from noisescope.cli.resolve import model_flag
     from noisescope.datasets import load
     from noisescope.workspace import find_workspace
 
-    dataset = load(name, format=format, split=split, limit=limit, workspace=find_workspace())
+    workspace = find_workspace()
+    dataset = load(name, format=format, split=split, limit=limit, workspace=workspace)
     if json:
         about = {"name": dataset.name, "resolved": dataset.resolved, "format": dataset.adapter}
         print_json(about | {"modality": dataset.modality, "limit": limit} | dataset.facts.to_json())
@@ -84,6 +89,14 @@ def _look(name: str, format: str | None, split: str | None, limit: int, json: bo
         OUT.print()
         for column in ("pair_id", "prompt", "chosen", "rejected"):
             OUT.print(Text(f"  {column:9}", style="bold") + Text(short(str(row[column]), 200)))
+    flags = "".join(
+        f" --{flag} {shlex.quote(value)}"
+        for flag, value in (("format", format), ("split", split))
+        if value
+    )
+    judge = model_flag(dataset.modality, name, workspace, Path("runs"))
+    OUT.print()
+    print_lines(next=f"noisescope score {shlex.quote(name)}{flags}{judge}")
 
 
 def _facts(dataset: PreferenceDataset, limit: int) -> Table:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, safe, say, short
+from noisescope.cli.console import (
+    OUT,
+    print_json,
+    print_lines,
+    print_row_note,
+    safe,
+    say,
+    short,
+)
 
 if TYPE_CHECKING:
     from noisescope.diffing import Change, Difference, Group
@@ -53,9 +62,21 @@ def print_difference(found: Difference) -> None:
     for title, (count, changes) in counts.items():
         OUT.print(f"\n[bold]{count:,} {title}[/bold]")
         _print_changes(changes)
+    if any(changes for _, changes in counts.values()):
+        print_row_note()
     for title, groups in (("source", found.sources), ("annotator", found.annotators)):
         if groups:
             _print_groups(title, groups)
+    print_lines(next=_next(found))
+
+
+def _next(found: Difference) -> str:
+    """The gravest change in full; of two equal datasets, the later run."""
+    run = shlex.quote(str(found.b["run"]))
+    changes = (*found.relabelled_pairs, *found.new_pairs, *found.changed_pairs)
+    if not changes:
+        return f"noisescope report {run}"
+    return f"noisescope show {shlex.quote(changes[0].pair_id)} --run {run}"
 
 
 def _print_rates(found: Difference) -> None:

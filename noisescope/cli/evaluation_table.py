@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from noisescope.cli.console import OUT, safe, short
+from noisescope.cli.console import OUT, print_lines, safe, short
 
 if TYPE_CHECKING:
     from noisescope.evaluation import Comparison
@@ -32,9 +32,8 @@ def print_evaluation(done: Evaluation) -> None:
             OUT.print(Text(safe(line)), soft_wrap=True)
     if done.labelled:
         _print_labelled(done.labelled)
-    OUT.print(f"report  {safe(str(done.directory / 'report.html'))}", markup=False, soft_wrap=True)
-    OUT.print(
-        f"rows    {safe(str(done.directory / 'results.parquet'))}", markup=False, soft_wrap=True
+    print_lines(
+        report=str(done.directory / "report.html"), rows=str(done.directory / "results.parquet")
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, safe, say
+from noisescope.cli.console import print_json, print_lines, safe, say
 from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -196,27 +196,48 @@ def _images(scored: Scored, source: str | None) -> ImageStore | None:
 
 def _print(scored: Scored, format: Format, out: Path, done: Mapping[str, Any]) -> None:
     """What was written, and what to type next."""
+    lines = {}
     if counts := done.get("counts"):
         print(", ".join(f"{number:,} {action}" for action, number in counts.items()))
-        OUT.print(f"policy  {done['policy']}", markup=False, soft_wrap=True)
+        lines["policy"] = done["policy"]
     else:
         print(f"{done['pairs']:,} pairs")
-    where = safe(str(out))
-    OUT.print(f"output  {where}", markup=False, soft_wrap=True)
-    believed = done.get("weight") == "margin"
-    objective = "--objective distilled-dpo " if believed else ""
-    with_it = " with objective=DistilledDPO(beta)" if believed else ""
-    read = shlex.quote(safe(str(scored.manifest["resolved"])))
-    judge = f" --model {shlex.quote(safe(str(scored.manifest['model'])))}"
-    following = {
-        Format.weights: f"noisescope train {read} {objective}--weights {where}{judge}",
-        Format.trl: f"noisescope.trl.AdaptiveDPOTrainer trains on it{with_it}",
-        Format.clean: f"noisescope score {where}{judge}",
-        Format.review: f"rg.Dataset.from_disk('{where}/argilla'), or import "
-        f"{where}/label-studio/tasks.json",
-    }
+    lines["output"] = str(out)
     if format is Format.hub:
-        uploaded = done["uploaded"] or "nothing: a dry run"
-        OUT.print(f"uploaded  {safe(str(uploaded))}", markup=False, soft_wrap=True)
-    else:
-        OUT.print(f"next    {following[format]}", markup=False, soft_wrap=True)
+        lines["uploaded"] = done["uploaded"] or "nothing: a dry run"
+    print_lines(**lines, **_following(scored, format, out, done))
+
+
+def _following(
+    scored: Scored, format: Format, out: Path, done: Mapping[str, Any]
+) -> dict[str, str]:
+    """By label, where the export goes from here."""
+    where, run = shlex.quote(str(out)), shlex.quote(str(scored.run.directory))
+    judge = f" --model {shlex.quote(str(scored.manifest['model']))}"
+    believed = done.get("weight") == "margin"
+    if format is Format.weights:
+        read = shlex.quote(str(scored.manifest["resolved"]))
+        objective = "--objective distilled-dpo " if believed else ""
+        return {"next": f"noisescope train {read} {objective}--weights {where}{judge}"}
+    if format is Format.trl:
+        given = f"model, train_dataset={_reading(out)}"
+        given += ", objective=DistilledDPO(beta)" if believed else ""
+        trainer = f"noisescope.trl.AdaptiveDPOTrainer({given})"
+        return {"in TRL": trainer, "next": f"noisescope datasets {where}"}
+    if format is Format.review:
+        return {
+            "in Argilla": f"rg.Dataset.from_disk({str(out / 'argilla')!r})",
+            "in Label Studio": f"import {out / 'label-studio' / 'tasks.json'}",
+            "next": f"noisescope validate --run {run} --truth ANSWERS.csv",
+        }
+    if format is Format.hub:
+        again = f"noisescope export {run} --format hub --repo-id {done['repo_id']}"
+        there = f"noisescope datasets {done['repo_id']}"
+        return {"next": there if done["uploaded"] else again}
+    return {"next": f"noisescope score {where}{judge}"}
+
+
+def _reading(out: Path) -> str:
+    """The expression that reads a TRL export."""
+    reader = "from_parquet" if out.suffix == ".parquet" else "load_from_disk"
+    return f"datasets.Dataset.{reader}({str(out)!r})"

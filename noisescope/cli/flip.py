@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, Terminal, print_json, safe
+from noisescope.cli.console import Terminal, print_json, print_lines
 
 
 def flip(
@@ -40,7 +41,7 @@ def flip(
 
     Example: noisescope flip hh-rlhf --rate 0.2 --seed 7
     """
-    from noisescope.cli.resolve import chosen_dataset
+    from noisescope.cli.resolve import chosen_dataset, model_flag
     from noisescope.datasets import open_source
     from noisescope.flips import FlipPlan, margin_gaps
     from noisescope.planting import plant
@@ -51,7 +52,8 @@ def flip(
     plan = FlipPlan(rate, kind, seed)
     terminal = Terminal(quiet=json)
     workspace = find_workspace()
-    source = open_source(chosen_dataset(dataset, workspace), split=split, workspace=workspace)
+    named = chosen_dataset(dataset, workspace)
+    source = open_source(named, split=split, workspace=workspace)
     terminal.note(source.said)
     directory = out or Path("flipped") / f"{slug(source.name)}-{kind}-{rate:g}-s{seed}"
     gaps = margin_gaps(find_run(run, runs_dir)) if run is not None else None
@@ -65,6 +67,9 @@ def flip(
         return
     share = done.flipped / max(done.pairs, 1)
     print(f"{done.flipped:,} of {done.pairs:,} labels turned round ({share:.1%})")
-    OUT.print(f"copy   {safe(str(done.directory))}", markup=False, soft_wrap=True)
-    OUT.print(f"truth  {safe(str(done.truth))}", markup=False, soft_wrap=True)
-    OUT.print(f"next   noisescope score {safe(str(done.directory))}", markup=False, soft_wrap=True)
+    judge = model_flag(done.modality, named, workspace, runs_dir)
+    print_lines(
+        copy=str(done.directory),
+        truth=str(done.truth),
+        next=f"noisescope score {shlex.quote(str(done.directory))}{judge}",
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from noisescope.cli.console import ERR, OUT, safe, short
+from noisescope.cli.console import ERR, OUT, print_lines, print_row_note, safe, short
 
 if TYPE_CHECKING:
     from noisescope.gate.verdict import Result, Verdict
@@ -30,10 +31,21 @@ def print_verdict(verdict: Verdict) -> None:
         table.add_row(Text(safe(result.check)), status, allowed(result), Text(_found(result)))
     OUT.print(table)
     _print_rows([result for result in verdict.results if result.rows])
+    if verdict.exit_code:
+        print_lines(next=_next(verdict))
     style = STYLES["fail" if verdict.exit_code else "pass"]
     OUT.print(Text(safe(verdict.said), style=style), soft_wrap=True)
     if verdict.exit_code == 2:
         ERR.print("inconclusive is exit 2; --inconclusive pass or fail decides otherwise")
+
+
+def _next(verdict: Verdict) -> str:
+    """What to type where it is not green: the first bad pair in full, else the whole run."""
+    run = shlex.quote(verdict.run)
+    bad = [row.pair_id for result in verdict.of("fail") for row in result.rows if row.pair_id]
+    return (
+        f"noisescope show {shlex.quote(bad[0])} --run {run}" if bad else f"noisescope report {run}"
+    )
 
 
 def allowed(result: Result) -> str:
@@ -60,4 +72,4 @@ def _print_rows(results: Sequence[Result]) -> None:
             text = Text(place, style="dim") + Text(short(row.detail, 200))
             OUT.print(text, no_wrap=True, overflow="ellipsis")
     if any(row.source for result in results for row in result.rows[:SHOWN]):
-        OUT.print(Text("\nFILE:ROW counts rows from 0: row 0 is line 1 of JSON lines", style="dim"))
+        print_row_note()

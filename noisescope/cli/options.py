@@ -67,7 +67,7 @@ class SourceOptions:
         pairs = load(
             target, format=self.format, limit=self.limit, split=self.split, workspace=workspace
         )
-        terminal.note(f"{len(pairs):,} {pairs.modality} pairs read as {pairs.adapter}")
+        terminal.note(f"{len(pairs):,} {pairs.modality} pairs, format {pairs.adapter}")
         check(pairs)
         pictures = {"image_size": self.image_size, "draws": self.draws}
         policy = load_policy(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, finite, json_text, safe, safe_block, say
+from noisescope.cli.console import OUT, finite, json_text, print_lines, safe, safe_block, say
 from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def query(
     if sql is None:
         for line in describe(found):
             OUT.print(line, markup=False, soft_wrap=True)
+        told = f" --run {shlex.quote(run)}" if run is not None else ""
+        print_lines(next=f'noisescope query "SELECT * FROM scores ORDER BY rank LIMIT 20"{told}')
         return
     kind = Format.json if json else format
     if kind is Format.parquet and output is None:

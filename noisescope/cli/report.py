@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, safe, say
+from noisescope.cli.console import OUT, print_json, print_lines, safe, say
 
 if TYPE_CHECKING:
     from noisescope.images import ImageStore
@@ -50,8 +51,12 @@ def report(
     if json:
         print_json({"report": str(path), "figures": [str(figure) for figure in figures]})
     else:
-        OUT.print(f"report   {safe(str(path))}", markup=False, soft_wrap=True)
-        OUT.print(f"figures  {safe(str(found.directory / 'figures'))}", markup=False)
+        run_again = shlex.quote(str(found.directory))
+        print_lines(
+            report=str(path),
+            figures=str(found.directory / "figures"),
+            next=f"noisescope export {run_again} --format review",
+        )
 
 
 def images_of(run: Run) -> ImageStore | None:

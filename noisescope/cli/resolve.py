@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,3 +34,21 @@ def chosen_model(model: str | None, modality: Modality, workspace: Workspace | N
     if named and Path(named).is_absolute() and Path(named).is_relative_to(Path.cwd()):
         return str(Path(named).relative_to(Path.cwd()))
     return named
+
+
+def model_flag(
+    modality: Modality, dataset: str, workspace: Workspace | None, runs_dir: Path
+) -> str:
+    """The ` --model ...` that a suggested command needs: none where the workspace has one for this
+    modality, that of the dataset's latest run, else a word to be filled in.
+    """
+    from noisescope.errors import RunError
+    from noisescope.run import find_run
+
+    if workspace and workspace.models.get(modality):
+        return ""
+    try:
+        judged = find_run(dataset, runs_dir, check=False).manifest().get("model")
+    except RunError:
+        judged = None
+    return f" --model {shlex.quote(str(judged))}" if judged else " --model MODEL"

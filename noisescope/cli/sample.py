@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, safe
+from noisescope.cli.console import print_json, print_lines
 
 
 def sample(
@@ -27,8 +27,7 @@ def sample(
     if json:
         print_json({"sample": str(written)})
         return
-    for line in (
-        f"wrote {written}: text and image pairs with known errors, tiny models",
-        f"next  cd {shlex.quote(str(written))} && noisescope score hh-rlhf",
-    ):
-        OUT.print(safe(line), markup=False, soft_wrap=True)
+    print_lines(
+        wrote=f"{written}: text and image pairs with known errors, tiny models",
+        next=f"cd {shlex.quote(str(written))} && noisescope score hh-rlhf",
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, safe_block, say
+from noisescope.cli.console import OUT, print_json, print_lines, safe_block, say
 from noisescope.errors import UsageError
 
 
@@ -48,6 +49,10 @@ def show(
     if found.manifest().get("modality") == "image":
         path = output or Path(f"{''.join(c for c in pair['pair_id'] if c.isalnum())[:40]}.png")
         _write_picture(found, pair, path)
+    if isinstance(place := pair.get("rank"), int):
+        OUT.print()
+        told = f" --run {shlex.quote(run)}" if run is not None else ""
+        print_lines(next=f"noisescope show --rank {place + 1}{told}")
 
 
 def pair_of_rank(run: Any, rank: int) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from noisescope.auditing import Audit
-from noisescope.cli.console import OUT, duration, safe, short
+from noisescope.cli.console import OUT, duration, print_lines, safe, short
 
 #: Width of the longest histogram bar, in characters.
 BAR = 40
@@ -35,7 +35,7 @@ def print_summary(audit: Audit) -> None:
     OUT.print(_suspects(summary))
     for note in summary["notes"]:
         OUT.print(Text("• ", style="bold yellow") + Text(safe(note)))
-    OUT.print(_next(audit), soft_wrap=True)
+    print_lines(scores=str(audit.run.scores_path), next=_next(audit))
 
 
 def _grid() -> Table:
@@ -90,7 +90,7 @@ def _findings(summary: Mapping[str, Any]) -> Table:
     table.add_row(
         "expected AUROC",
         _number(summary["expected_auroc"]),
-        f"of finding wrong labels, measured on itself; ceiling {_number(summary['bayes_auroc'])}",
+        f"of finding wrong labels, measured on itself; {ceiling(summary)}",
     )
     table.add_row(
         "contested", f"{summary['contested_share']:.1%}", "pairs on which people would split"
@@ -103,6 +103,14 @@ def _flip_rate(rate: Mapping[str, Any]) -> tuple[str, str]:
     if not rate["identifiable"]:
         return "not identifiable", f"at this size: anywhere from {interval}"
     return f"{rate['estimate']:.1%}", interval
+
+
+def ceiling(result: Mapping[str, Any]) -> str:
+    """What no detector exceeds, in words: of few pairs two estimates may stand the wrong way."""
+    best, expected = result["bayes_auroc"], result["expected_auroc"]
+    above = None not in (best, expected) and expected > best
+    why = f" (both are estimates from {result['pairs']:,} pairs)" if above else ""
+    return f"ceiling {_number(best)}{why}"
 
 
 def _number(value: float | None) -> str:
@@ -153,14 +161,11 @@ def _suspects(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _next(audit: Audit) -> Text:
-    """Where the scores are, and what to type next."""
+def _next(audit: Audit) -> str:
+    """What to type next."""
     sql = "SELECT pair_id, p_flip FROM scores WHERE p_flip > 0.5 ORDER BY rank"
     directory = audit.run.directory
     found = "" if directory.parent == Path("runs") else f" --run {shlex.quote(str(directory))}"
     image = audit.run.manifest().get("modality") == "image"  # a table of keys shows no picture
     command = "noisescope show --rank 1" if image else f'noisescope query "{sql}"'
-    lines = {"scores": str(audit.run.scores_path), "next": command + found}
-    return Text("\n").join(
-        Text(f"{label:8}", style="bold") + Text(safe(value)) for label, value in lines.items()
-    )
+    return command + found

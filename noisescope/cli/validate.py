@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from noisescope.cli.audited import audited
-from noisescope.cli.console import OUT, Terminal, print_json, safe
+from noisescope.cli.console import OUT, Terminal, print_json, print_lines, safe
 from noisescope.errors import UsageError
 
 
@@ -65,9 +66,10 @@ def validate(
         print_json(result)
     else:
         print_validation(result)
-        figures = found.directory / "figures"
-        OUT.print(f"figures  {safe(str(figures))}", markup=False, soft_wrap=True)
-        OUT.print(f"next     noisescope report {safe(str(found.directory))}", markup=False)
+        place = str(found.directory)
+        print_lines(
+            figures=str(found.directory / "figures"), next=f"noisescope report {shlex.quote(place)}"
+        )
 
 
 def _rates(rates: str | None, rate: float) -> tuple[float, ...]:
@@ -81,6 +83,8 @@ def print_validation(result: Mapping[str, Any]) -> None:
     """The result on one screen: detectors, then how honest the numbers are, then Fig. 3's twin."""
     from rich.table import Table
     from rich.text import Text
+
+    from noisescope.cli.summary import ceiling
 
     OUT.print(Text(safe(result["said"])))
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
@@ -98,7 +102,7 @@ def print_validation(result: Mapping[str, Any]) -> None:
     lines = {
         "base rate": f"{result['base_rate']:.1%} of {result['pairs']:,} labels are wrong",
         "expected AUROC": f"{result['expected_auroc']:.3f} before the truth was known; "
-        f"ceiling {result['bayes_auroc']:.3f}",
+        f"{ceiling(result)}",
         "p_flip": f"ECE {result['ece']:.3f}, Brier {result['brier']:.3f}",
         "flip rate": f"{rate['estimate']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})",
     }

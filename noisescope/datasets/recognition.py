@@ -44,6 +44,8 @@ PLAINEST = (
     "text needs prompt, chosen, rejected; pictures prompt, chosen_image, rejected_image. "
     "A file that has the columns of a format above and is read otherwise: --format NAME."
 )
+#: A format of so few columns is near to anything.
+FEWEST = 2
 #: Decodable rows looked at to recognise a format.
 SAMPLE_ROWS = 20
 
@@ -90,13 +92,31 @@ def _best(samples: Sequence[Row], said: str) -> Adapter:
     best = [adapter for adapter in fits if len(adapter.columns) == most]
     if len(best) == 1:
         return best[0]
-    wanted = "".join(f"\n  {adapter.name}: {_wants(adapter)}" for adapter in best or _all())
     found = ", ".join(map(str, columns)) or "none"
+    if not best and (near := _nearest(columns)):
+        raise DataError(
+            f"{said}: no known format fits its columns ({found}); nearest is {near}",
+            hint="Add or rename that column. `noisescope datasets` lists the formats.",
+        )
+    wanted = "".join(f"\n  {adapter.name}: {_wants(adapter)}" for adapter in best or _all())
     what = "several formats fit" if best else "no known format fits"
     choice = "Choose with --format NAME." if best else "Rename the columns: " + PLAINEST
     raise DataError(
         f"{said}: {what} its columns ({found}). Formats and their columns:{wanted}", hint=choice
     )
+
+
+def _nearest(columns: Sequence[str]) -> str:
+    """The formats that lack one column and no more, as `columnar without rejected`, or ''."""
+    lacking = {
+        adapter.name: missing[0]
+        for adapter in ADAPTERS.values()
+        if len(missing := [name for name in adapter.columns if name not in columns]) == 1
+        and len(adapter.columns) > FEWEST
+    }
+    most = max((len(ADAPTERS[name].columns) for name in lacking), default=0)
+    best = {name: lacking[name] for name in lacking if len(ADAPTERS[name].columns) == most}
+    return " or ".join(f"{name} without {column}" for name, column in best.items())
 
 
 def _all() -> list[Adapter]:

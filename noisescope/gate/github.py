@@ -38,6 +38,7 @@ def _annotation(result: Result, place_of: Callable[[str], str]) -> str:
     if result.rows:
         worst = result.rows[0]
         properties["file"] = place_of(worst.source)
+        text += "\nrows, counted from 0:" if worst.source else ""
         text += "".join(f"\n{row.source}:{row.row} {row.detail}" for row in result.rows[:5])
     stated = ",".join(f"{key}={command_property(value)}" for key, value in properties.items())
     return f"::{_COMMANDS[result.status]} {stated}::{command_data(text)}"

@@ -45,5 +45,6 @@ def _text(result: Result) -> str:
         lines.append(f"threshold {result.threshold:g}, compared: {result.bound}")
     if result.pairs_needed is not None:
         lines.append(f"about {result.pairs_needed:,} pairs are needed")
+    lines += ["rows, counted from 0:"] if any(row.source for row in result.rows) else []
     lines += [clean(f"{row.source}:{row.row} {row.pair_id} {row.detail}") for row in result.rows]
     return "\n".join(lines)

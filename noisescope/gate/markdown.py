@@ -22,7 +22,13 @@ def markdown(verdict: Verdict, limit: int | None = None) -> str:
     ]
     for result in verdict.results:
         if result.rows:
-            lines += ["", f"### {escaped(result.check)}", "", "| row | pair | |", "|---|---|---|"]
+            lines += [
+                "",
+                f"### {escaped(result.check)}",
+                "",
+                "| row, from 0 | pair | |",
+                "|---|---|---|",
+            ]
             lines += [
                 f"| {escaped(f'{row.source}:{row.row}')} | {escaped(row.pair_id)} "
                 f"| {escaped(row.detail)} |"

@@ -49,17 +49,27 @@ def flips_by_u(u: Float, flipped: Bool) -> Picture:
     Intervals are equally wide up to a round number near the 97 % quantile; the last is open.
     """
     edges = u_edges(u)
-    labels = [f"{a:.3g}–{b:.3g}" for a, b in pairwise(edges[:-1])]
+    scale, unit = _readable(edges[1])
+    labels = [f"{a / scale:.3g}–{b / scale:.3g}" for a, b in pairwise(edges[:-1])]
     where = np.clip(np.searchsorted(edges[:-1], u, side="right") - 1, 0, U_INTERVALS - 1)
     groups = [flipped[where == index] for index in range(U_INTERVALS)]
     return _shares(
         "flips-by-u",
         "Share of flipped pairs by Adaptive-DPO's u",
-        "u = stability × confidence, per pair",
-        [*labels, f"≥ {edges[-2]:.3g}"],
+        f"u = stability × confidence, per pair{unit}",
+        [*labels, f"≥ {edges[-2] / scale:.3g}"],
         groups,
         float(flipped.mean()),
     )
+
+
+def _readable(width: float) -> tuple[float, str]:
+    """What to divide edges by so that they stay short, and how the axis says so."""
+    power = int(np.floor(np.log10(width)))
+    if -2 <= power <= 2:
+        return 1.0, ""
+    digits = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return 10.0**power, f", in units of 10{digits}"
 
 
 def flips_by_decile(p_flip: Float, flipped: Bool) -> Picture:
@@ -119,7 +129,11 @@ def _shares(
         if found
     )
     return Picture(
-        name, title, CAPTIONS[name], f"Bar chart. {title}; base rate {base:.0%}. {told}.", figure
+        name,
+        title,
+        CAPTIONS[name],
+        f"Bar chart. {title}; {axis}; base rate {base:.0%}. {told}.",
+        figure,
     )
 
 

@@ -30,6 +30,18 @@ if TYPE_CHECKING:
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
+#: What a manifest must state for a report.
+STATED = (
+    "dataset",
+    "resolved",
+    "adapter",
+    "dataset_fingerprint",
+    "model",
+    "model_fingerprint",
+    "evidence",
+    "facts",
+    "summary",
+)
 #: Pairs shown in full.
 WORST = 100
 #: Characters, upper ends of the length buckets.
@@ -63,6 +75,13 @@ def gather(run: Run, *, worst: int = WORST) -> Contents:
     manifest = run.manifest()
     if not run.scores_path.is_file():
         raise RunError(f"{run.directory} has no scores", hint="Type: noisescope score DATASET")
+    missing = [name for name in STATED if manifest.get(name) is None]
+    if missing:
+        raise RunError(
+            f"{run.manifest_path} does not state: {', '.join(missing)}",
+            hint="No version of `noisescope score` wrote it so. Make the run again: noisescope "
+            "score DATASET",
+        )
     facts = query(
         run,
         "SELECT margin, p_flip, stability, annotator, source, "
