@@ -89,9 +89,9 @@ def planted(
     def make() -> Kept:
         began, (kind, rate) = time.perf_counter(), where
         flipped = turn_round(material, kind, rate, seed)
-        noise = audited(material, split, flipped, rate)
+        noise = audited(material, split.train, flipped, rate)
         out: Kept = {}
-        for name, lesson in methods(split, noise, seed).items():
+        for name, lesson in methods(split.train, noise, seed).items():
 
             def taught(name: str = name, lesson: Lesson = lesson) -> Kept:
                 found, best = learn(material, split, noise, lesson)

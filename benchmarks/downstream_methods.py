@@ -53,10 +53,10 @@ class Noisy:
     gap: Float | None = None  # [n] the held-out margin, calibrated
 
 
-def audited(material: Material, split: Split, flipped: Bool, rate: float) -> Noisy:
-    """Turn labels round where `flipped` [N] and audit the training pairs."""
+def audited(material: Material, on: Int, flipped: Bool, rate: float) -> Noisy:
+    """Turn labels round where `flipped` [N] and audit the n training pairs `on`."""
     noisy = material.flipped(flipped)
-    on, chosen, rejected = split.train, noisy.chosen, noisy.rejected
+    chosen, rejected = noisy.chosen, noisy.rejected
     keys = fold_keys(noisy.dataset.table)[on]
     settings = HeadConfig(replicas=REPLICAS)
     fit = fit_heads(noisy.features, chosen[on], rejected[on], keys, settings)
@@ -69,10 +69,10 @@ def audited(material: Material, split: Split, flipped: Bool, rate: float) -> Noi
     return Noisy(flipped, rate, found.p_flip(mean), weight, gamma, annotator, found.gap(mean))
 
 
-def methods(split: Split, noise: Noisy, seed: int) -> dict[str, Lesson]:
-    """Every method compared: the objective and what it is told of the n training pairs."""
+def methods(on: Int, noise: Noisy, seed: int) -> dict[str, Lesson]:
+    """Every method compared: the objective and what it is told of the n training pairs `on`."""
     e, p, n = min(noise.rate, 0.45), noise.p_flip, len(noise.p_flip)
-    wrong, flipped = p >= 0.5, noise.flipped[split.train]
+    wrong, flipped = p >= 0.5, noise.flipped[on]
     told = np.random.default_rng(seed).permutation(n) >= int(wrong.sum())
     dpo, paper = DPO(BETA), {"weight": noise.weight, "gamma": noise.gamma}
     posterior = np.clip(-logit(p), -12, 12)

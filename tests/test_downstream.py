@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisescope.objectives import CDPO, DPO, RDPO, ROPO, DistilledDPO
+from noisescope.objectives import CDPO, DPO, RDPO, ROPO, AdaptiveDPO, DistilledDPO
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,7 +115,7 @@ def test_shares_recovered_and_targets():
     cell = {name: np.full((2, 3), value) for name, value in (("a", 0.7), ("b", 0.8), ("c", 0.6))}
     draws = tables.resamples(2, 3)
     assert tables.recovered(cell["a"], cell["b"], cell["c"], draws) == "0.50 [0.50, 0.50]"
-    assert tables.recovered(cell["a"], cell["c"], cell["c"], draws) == "nan [-, -]"
+    assert tables.recovered(cell["a"], cell["c"], cell["c"], draws) == "–"
     where = ("uniform", 0.3)
     cells = {
         ("uniform", 0.0, "dpo", ""): cell["b"],
@@ -130,3 +130,81 @@ def test_shares_recovered_and_targets():
         ("text, 30%: share recovered by ours", 0.9, True),
         ("text, 30%: ours less rdpo", 0.08, True),
     ]
+
+
+def test_every_rival_is_compared_and_told_no_more_than_it_may_know():
+    parts, n = part("_methods"), 4
+    flipped = np.array([False, True, False, True, False, True])
+    p_flip = np.array([0.9, 0.1, 0.5, 0.2])
+    told = {name: np.arange(n) / 10 for name in ("weight", "gamma", "gap")}
+    noise = parts.Noisy(flipped, 0.3, p_flip, annotator=np.zeros(n, np.int64), **told)
+    found = parts.methods(np.array([1, 2, 3, 4]), noise, seed=0)
+    assert set(part("_tables").RIVALS) < set(found)
+    assert found["cdpo"].objective == CDPO(0.1, flip_rate=0.3)
+    assert found["adaptive-dpo (paper)"].objective == AdaptiveDPO(0.1)
+    assert found["p_flip: weight 1-2p"].weight == pytest.approx([0.0, 0.8, 0.0, 0.6])
+    assert found["p_flip: drop-worst"].keep.tolist() == [False, True, False, True]
+    assert found[parts.ORACLE].keep.tolist() == [False, True, False, True]
+    assert found["random-drop control"].keep.sum() == found["p_flip: drop-worst"].keep.sum()
+    assert found[parts.OURS].gamma is noise.gap
+
+
+def test_columns_of_training_pairs_are_spread_over_all_pairs():
+    spread = part("_adapters").spread
+    assert spread(np.array([0.5, 2.0]), np.array([3, 1]), 5).tolist() == [0, 2.0, 0, 0.5, 0]
+    assert spread(None, np.array([1]), 5) is None
+
+
+def test_answers_are_compared_prompt_by_prompt():
+    answers = part("_answers")
+    base = np.array([0.0, -1.0])
+    found = {cell: np.tile(base, (2, 1)) for cell in answers.ASKED}
+    found[answers.CLEAN] = np.array([[0.0, 0.0], [0.0, 0.0]])
+    clean, noisy, *_ = answers.table(found, base)
+    assert clean["wins against the model trained from"].startswith("0.750 [")
+    assert clean["score gained on the model trained from"].startswith("0.500 [")
+    assert noisy["wins against the model trained from"] == "0.500 [0.500, 0.500]"
+    assert noisy["wins against dpo, 30 % flips"] == "-"
+
+
+def made() -> dict[tuple[str, float, str, str], Any]:
+    """A task where noise costs 0.2, ropo wins back a half and ours all of it; nothing at 20 %."""
+    ours, oracle = part("_methods").OURS, part("_methods").ORACLE
+    won = {"dpo": 0.6, "ropo": 0.7, ours: 0.8, oracle: 0.8}
+    cells = {("uniform", 0.3, name, "tuned"): np.full((2, 3), value) for name, value in won.items()}
+    cells |= {("uniform", 0.2, name, "tuned"): np.full((2, 3), 0.8) for name in won}
+    return cells | {("uniform", 0.0, "dpo", "tuned"): np.full((2, 3), 0.8)}
+
+
+def test_pages_say_what_was_won_back_and_where_there_was_nothing_to_win(tmp_path):
+    pages, harness = part("_pages"), importlib.import_module("benchmarks.harness")
+    report, ours = harness.Report("x"), part("_methods").OURS
+    part("_tables").tabulate(made(), ours, ("tuned",), report, "text")
+    file = tmp_path / "result.json"
+    facts = {"results": report.tables, "facts": report.facts}
+    targets = [vars(target) for target in report.targets]
+    file.write_text(json.dumps(facts | {"targets": targets}, default=float))
+    result = json.loads(file.read_text())
+    cells = pages.cells_of(result)["text"]
+    assert cells.keys() == made().keys()
+    low, high = pages.summary({"text": cells})
+    assert (low["flips"], low["points lost"], low["oracle"]) == ("20%", "0.0 [0.0, 0.0]", "–")
+    assert (high["task"], high["points lost"]) == ("text, tuned", "20.0 [20.0, 20.0]")
+    assert high["best robust loss"] == "0.50 [0.50, 0.50] ropo"
+    assert high["ours: distilled-dpo"] == "1.00 [1.00, 1.00]"
+    assert high["adaptive-dpo (paper)"] == "not run"
+    text = pages.full(result)
+    assert "## Share of the loss recovered [90 %]: text, tuned" in text
+    assert f"| {ours} | – | 1.00 [1.00, 1.00] |" in text
+    assert f"| text, tuned, 20%: share recovered by {ours} | – | >= 0.8 | – |" in text
+    assert f"| text, tuned, 30%: share recovered by {ours} | 1.000 | >= 0.8 | yes |" in text
+
+
+def test_the_figure_has_a_panel_for_every_regime(tmp_path):
+    figure = part("_figure")
+    cells = made()
+    assert figure.regimes(cells) == ["tuned"]
+    assert figure.line(cells, "ropo", "tuned") == ([20, 30], pytest.approx([0.8, 0.7]))
+    alone = {(kind, rate, name, ""): cell for (kind, rate, name, _), cell in cells.items()}
+    figure.draw({"topics": cells, "images": cells, "LoRA": alone}, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
