@@ -17,7 +17,8 @@ from pathlib import Path
 
 from noisescope.datasets.readers import suffix
 from noisescope.rewriting_csv import rewrite_csv
-from noisescope.rewriting_json import rewrite_json, rewrite_lines
+from noisescope.rewriting_json import rewrite_json
+from noisescope.rewriting_lines import rewrite_lines
 from noisescope.rewriting_tables import (
     Change,
     ChangeTable,

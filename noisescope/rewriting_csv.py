@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, final
 
 from noisescope.datasets.readers import MAX_ROW, bounded_lines
-from noisescope.rewriting_json import BOM, opened, origins
 from noisescope.rewriting_tables import CHUNK_ROWS, Change
+from noisescope.rewriting_tokens import BOM, opened, origins
 
 
 @final

@@ -30,33 +30,6 @@ CHUNK_ROWS = 2048
 SLICE_ROWS = 1 << 13
 #: A Parquet row group above this size is read, and written, in several pieces.
 GROUP_BYTES = 8 << 20
-#: More of JSON lines than this are decoded row by row.
-TEXT_BYTES = 256 << 20
-
-
-def text_table(lines: Sequence[bytes], names: Sequence[str]) -> pa.Table | None:
-    """JSON lines as a table [n] of text columns; None unless each is one object of these texts.
-
-    Where this reads a line, Python's decoder reads the same texts; what it refuses, Python may
-    still read (lone surrogates, repeated keys).
-    """
-    import pyarrow as pa
-    import pyarrow.json as pj
-
-    content = b"".join(lines)
-    if len(content) > TEXT_BYTES:
-        return None
-    if content.startswith(b"{") + content.count(b"\n{") != len(lines):
-        return None  # each line begins an object, so n objects are one a line
-    schema = pa.schema([(name, pa.string()) for name in names])
-    options = pj.ParseOptions(schema, unexpected_field_behavior="error")
-    whole = pj.ReadOptions(use_threads=False, block_size=len(content))
-    try:
-        table = pj.read_json(pa.BufferReader(content), whole, options)
-        table.validate(full=True)  # UTF-8 is not looked at before
-    except pa.ArrowException:
-        return None
-    return table if len(table) == len(lines) else None
 
 
 def rewrite_parquet(source: Path, target: Path, change: Change, change_table: ChangeTable) -> None:

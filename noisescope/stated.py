@@ -19,6 +19,7 @@ from noisescope.datasets.hh_rlhf import ASIDE, LAST
 from noisescope.flips import Parsed
 from noisescope.pairs import Pair, content_id, encoded_content_id
 from noisescope.rewriting_tables import CHUNK_ROWS
+from noisescope.transcripts import plain_ids
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,14 +136,13 @@ def table_ids(table: pa.Table, adapter: Adapter) -> list[str] | None:
         return None
     if adapter.name != "hh_rlhf" and _is_plain(columns):
         return list(map(encoded_content_id, *_encoded(columns)))
-    values = (columns.column(name).to_pylist() for name in names)
-    ids = []
-    for row in zip(*values, strict=True):
-        found = quick(dict(zip(names, row, strict=True)))
-        if found is None:
-            return None
-        ids.append(found)
-    return ids
+    plain = adapter.name == "hh_rlhf" and sorted(names) == ["chosen", "rejected"]
+    told: list[str | None] = plain_ids(columns) if plain else [None] * len(table)
+    odd = [at for at, name in enumerate(told) if name is None]
+    for at, row in zip(odd, columns.take(odd).to_pylist() if odd else [], strict=True):
+        told[at] = quick(row)
+    ids = [name for name in told if name is not None]
+    return ids if len(ids) == len(told) else None
 
 
 def _encoded(table: pa.Table) -> Iterator[list[bytes]]:

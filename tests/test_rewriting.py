@@ -15,8 +15,7 @@ from noisescope.flips import FlipPlan
 from noisescope.pairs import content_id, encoded_content_id
 from noisescope.planting import plant
 from noisescope.rewriting import rewrite
-from noisescope.rewriting_json import swapped_line
-from noisescope.rewriting_tables import text_table
+from noisescope.rewriting_lines import Lines, marks_of, swapped_line, text_table
 
 NAMES = ["prompt", "chosen"]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -28,7 +27,7 @@ def test_a_table_of_lines_holds_what_python_reads(rows: list[tuple[str, str]], p
         json.dumps(dict(zip(NAMES, row, strict=True)), ensure_ascii=plain).encode() + b"\n"
         for row in rows
     ]
-    table = text_table(lines, NAMES)
+    table = text_table(Lines(b"".join(lines)), NAMES)
     assert table is not None
     assert table.to_pylist() == [json.loads(line) for line in lines]
 
@@ -43,9 +42,8 @@ def test_a_broken_line_is_read_as_python_reads_it_or_not_at_all(
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(content) - 1))
         content[at] = data.draw(st.sampled_from(list(b'{}[]",:\\ \n\r\t\x00u1n\xff\xc3')))
-    lines = bytes(content).splitlines(keepends=True)
-    lines = [line for line in b"".join(lines).split(b"\n") if line]
-    table = text_table([line + b"\n" for line in lines], NAMES) if lines else None
+    lines = [line + b"\n" for line in bytes(content).split(b"\n") if line]
+    table = text_table(Lines(b"".join(lines)), NAMES) if lines else None
     if table is None:
         return
     for line, row in zip(lines, table.to_pylist(), strict=True):
@@ -71,7 +69,7 @@ def test_a_broken_line_is_read_as_python_reads_it_or_not_at_all(
     ],
 )
 def test_anything_else_is_left_to_the_rows(lines: list[bytes]) -> None:
-    assert text_table(lines, NAMES) is None
+    assert text_table(Lines(b"".join(lines)), NAMES) is None
 
 
 @given(TEXTS, TEXTS, TEXTS)
@@ -81,13 +79,21 @@ def test_an_id_of_bytes_is_the_id_of_the_texts(prompt: str, one: str, other: str
     assert found == content_id(prompt, one, other) == content_id(prompt, other, one)
 
 
-@given(TEXTS, TEXTS, st.booleans(), st.sampled_from(["chosen", "rejected", "prompt"]))
+#: Texts that look like the keys around them, or end in what could be read with those.
+SLY = st.lists(
+    st.sampled_from(['", "rejected": "', '{"chosen": "', '"', "\\", ", ", ": ", "}", "a", "é"]),
+    max_size=5,
+).map("".join)
+
+
+@given(TEXTS | SLY, TEXTS | SLY, st.booleans(), st.sampled_from(["chosen", "rejected", "prompt"]))
 def test_swapping_tokens_swaps_texts_and_back(one: str, other: str, plain: bool, last: str) -> None:
     row = {"prompt": one + other, "chosen": one, "rejected": other}
     row[last] = row.pop(last)
-    for gap in (", ", '\t ,\r"'[:-1]):
-        line = json.dumps(row, ensure_ascii=plain, separators=(gap, " :")).encode() + b"\n"
+    for gaps in ((", ", ": "), (", ", " :"), ("\t ,\r", " :")):
+        line = json.dumps(row, ensure_ascii=plain, separators=gaps).encode() + b"\n"
         turned = swapped_line(line)
+        assert turned == swapped_line(line, marks_of(list(row)))
         assert json.loads(turned) == row | {"chosen": other, "rejected": one}
         assert swapped_line(turned) == line
     escaped = line.replace(b'"chosen"', b'"\\u0063hosen"')
