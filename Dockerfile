@@ -18,8 +18,8 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
     fi \
  && pip install --no-cache-dir --constraint /constraints.txt /wheels/*.whl \
  && rm -r /wheels \
- && useradd --create-home noisescope
-USER noisescope
+ && useradd --create-home --uid 1000 noisescope
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["noisescope"]
 CMD ["--help"]

@@ -9,10 +9,12 @@ from typing import Any
 
 import duckdb
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_models import save, tiny_llama, tiny_tokenizer
+from user_script import suspicious
 
 import noisescope
 from noisescope.datasets.tables import as_table, load_table
@@ -56,6 +58,27 @@ def test_answers_leave_as_frames_of_other_libraries(result: noisescope.Audited) 
     assert again.table["chosen"] == result.pairs["chosen"]
 
 
+def test_answers_and_rows_pass_through_polars(result: noisescope.Audited) -> None:
+    frame = result.to_polars()
+    assert isinstance(frame, pl.DataFrame)
+    assert frame["chosen"].to_list() == [row["chosen"] for row in ROWS]
+    assert frame["p_flip"].to_list() == result.scores["p_flip"].to_pylist()
+    worst = frame.sort("rank").head(5)
+    assert load_table(frame).table["pair_id"] == result.pairs["pair_id"]
+    assert len(load_table(pl.concat([worst, frame.sort("rank").tail(19)]))) == 24
+
+
+def test_a_users_script_gets_what_its_types_say(
+    result: noisescope.Audited, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "frame.parquet")
+    names = suspicious(tmp_path / "frame.parquet", model, tmp_path / "runs")
+    assert set(names) <= set(result.pairs["pair_id"].to_pylist())
+    assert "runs" in capsys.readouterr().out
+    assert suspicious(tmp_path / "none.parquet", model, tmp_path / "runs") == []
+    assert "no such file" in capsys.readouterr().err
+
+
 def test_a_finished_run_and_a_path_are_taken_too(
     result: noisescope.Audited, model: Path, tmp_path: Path
 ) -> None:
@@ -73,10 +96,11 @@ def frames() -> list[Any]:
 
     table = pa.Table.from_pylist(ROWS)
     shuffled = Dataset.from_list(ROWS[::-1]).select(range(23, -1, -1))
-    return [table, pd.DataFrame(ROWS, index=range(5, 29)), shuffled, duckdb.from_arrow(table)]
+    frame = pd.DataFrame(ROWS, index=range(5, 29))
+    return [table, frame, shuffled, duckdb.from_arrow(table), pl.DataFrame(ROWS)]
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", range(5))
 def test_every_kind_of_table_is_the_same_dataset(place: int) -> None:
     expected = load_table(pa.Table.from_pylist(ROWS), name="one")
     found = load_table(frames()[place], name="one")

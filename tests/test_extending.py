@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gated import made_pairs, made_run
 
 from noisescope.datasets import ADAPTERS
 from noisescope.datasets.readers import Row
 from noisescope.datasets.recognition import recognise
 from noisescope.detectors import DETECTORS, Evidence
+from noisescope.evaluation.duels import Duel, Prompt
+from noisescope.evaluation.judges import JUDGES, JudgeOptions, open_judge
+from noisescope.gate.checks import CHECKS
+from noisescope.gate.evaluation import evaluate
+from noisescope.gate.policy import Policy
+from noisescope.gate.subject import Subject
 from noisescope.objectives import OBJECTIVES, PairValues
 
 ROOT = Path(__file__).parent.parent
+#: What the page registers, in the order of its sections.
+NAMES = ("best_worst", "squared", "worst", "long_prompts", "brief")
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python block of the page, run; what they registered is removed afterwards."""
-    for name, registry in (("best_worst", ADAPTERS), ("squared", OBJECTIVES), ("worst", DETECTORS)):
+    registries: tuple[dict[str, Any], ...] = (ADAPTERS, OBJECTIVES, DETECTORS, CHECKS, JUDGES)
+    for name, registry in zip(NAMES, registries, strict=True):
         monkeypatch.setitem(registry, name, None)
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(block, {"__name__": __name__})
@@ -40,6 +52,18 @@ def test_the_examples_run() -> None:
     margins = np.array([[[1.0, -2.0]], [[3.0, 0.0]]])
     evidence = Evidence(margins, np.ones((2, 2), bool), beta=0.1)
     assert DETECTORS["worst"].score(evidence).tolist() == [-2.0, 1.0]
+
+
+@pytest.mark.usefixtures("examples")
+def test_the_check_and_the_judge_of_the_examples_decide(tmp_path: Path) -> None:
+    pairs = made_pairs(20)
+    run = made_run(tmp_path, [*pairs, replace(pairs[0], prompt="x" * 20_001)], np.ones(21))
+    results = {result.check: result for result in evaluate(Subject(run), Policy()).results}
+    assert results["long_prompts"].status == "fail"
+    assert "1 prompts" in results["long_prompts"].said
+    judge = open_judge("brief", "text", JudgeOptions("cpu"))
+    (verdict,) = judge.judge([Duel(Prompt("Bread?"), "Bake it.", "No, never, not at all.")])
+    assert verdict.outcome == 1.0
 
 
 def test_named_files_exist_and_hold_the_named_registries() -> None:

@@ -68,6 +68,7 @@ def parse(words: list[str]) -> dict[str, Any]:
         ("query --run toy", {"run": "toy"}),
         ("agreement votes.jsonl", {"dataset": "votes.jsonl"}),
         ("sample fresh", {"dataset": "hh-rlhf"}),
+        ("doctor", {"directory": Path("noisescope-sample")}),
     ],
 )
 def test_what_is_suggested_can_be_typed(

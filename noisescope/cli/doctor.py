@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, safe
+from noisescope.cli.console import OUT, print_json, print_lines, safe
 
 
 def doctor(
@@ -23,6 +23,7 @@ def doctor(
     from rich.text import Text
 
     from noisescope.doctor import examine
+    from noisescope.workspace import find_workspace
 
     findings = examine(runs_dir)
     if json:
@@ -37,3 +38,5 @@ def doctor(
         OUT.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(2)
+    if not json:
+        print_lines(next="noisescope datasets" if find_workspace() else "noisescope sample")
