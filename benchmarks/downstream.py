@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache as once
 
 import numpy as np
 import torch
@@ -26,8 +27,16 @@ from numpy.typing import NDArray
 from benchmarks.data import truth
 from benchmarks.detect import Bool, Float, Material, prepare, uniform
 from benchmarks.downstream_kept import Kept, kept
-from benchmarks.downstream_methods import OURS, Noisy, audited, learn, methods
-from benchmarks.downstream_policies import Lesson, Split, split_of
+from benchmarks.downstream_methods import (
+    HEADS,
+    OURS,
+    Noisy,
+    audited,
+    heads_right,
+    learn,
+    methods,
+)
+from benchmarks.downstream_policies import PENALTIES, Lesson, Split, split_of
 from benchmarks.downstream_tables import Key, group_means, tabulate
 from benchmarks.harness import Options, Report, main
 from benchmarks.models import cache, smollm2
@@ -86,15 +95,24 @@ def planted(
     [T, Q] and the place of the tuned one, by method."""
     what = (model, material.dataset.fingerprint, str(seed), *map(str, where))
 
-    def make() -> Kept:
-        began, (kind, rate) = time.perf_counter(), where
+    kind, rate = where
+
+    @once
+    def noise() -> Noisy:
         flipped = turn_round(material, kind, rate, seed)
-        noise = audited(material, split.train, flipped, rate)
+        return audited(material, split.train, flipped, rate)
+
+    def heads() -> Kept:
+        means = group_means(heads_right(material, noise(), split.test), group)
+        return {HEADS: (np.tile(means[:, None], len(PENALTIES)), 0)}
+
+    def make() -> Kept:
+        began = time.perf_counter()
         out: Kept = {}
-        for name, lesson in methods(split.train, noise, seed).items():
+        for name, lesson in methods(split.train, noise(), seed).items():
 
             def taught(name: str = name, lesson: Lesson = lesson) -> Kept:
-                found, best = learn(material, split, noise, lesson)
+                found, best = learn(material, split, noise(), lesson)
                 columns = [group_means(column, group) for column in found.T]
                 return {name: (np.stack(columns, axis=1), best)}
 
@@ -102,7 +120,7 @@ def planted(
         print(f"seed {seed}, {where}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
         return out
 
-    return kept(make, *what)
+    return kept(make, *what) | kept(heads, *what, HEADS)
 
 
 def by_regime(found: Mapping[tuple[int, Where], Kept]) -> dict[Key, Float]:

@@ -1,7 +1,8 @@
 """LoRA through the real training loop on planted noise: the scene, what methods learn, judging.
 
     scene, cost = stage(model)
-    for method, course in courses(scene, deal(scene, seed), seed, rate):
+    noise = audit(scene, dealt := deal(scene, seed), seed, rate)
+    for method, course in courses(dealt, noise, seed):
         right = judged(scene, learn(scene, course, seed), dealt.test)
 
 The sample hh-rlhf with its labels as they should be; `downstream_lora` says what is compared.
@@ -18,15 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.data import truth
-from benchmarks.detect import BETA, Bool, Float, Material, prepare, uniform
-from benchmarks.downstream_methods import audited, methods
-from benchmarks.downstream_policies import Lesson
+from benchmarks.detect import Bool, Float, Material, prepare, uniform
+from benchmarks.downstream_methods import Noisy, audited, methods
 from benchmarks.harness import ROOT
 from benchmarks.models import cache
 from noisescope.learners.preference import PreferenceLearner
 from noisescope.learners.reliability import Reliability
 from noisescope.learners.text import TextAdapters, TextSpace, alike, text_space
-from noisescope.objectives import DPO, REPO
+from noisescope.objectives import REPO, Objective
 from noisescope.pairs import digest
 from noisescope.policies.causal_lm import load_causal_lm
 from noisescope.replicas.adapters import Adapters, attach_adapters
@@ -53,9 +53,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Course:
-    """What a method trains on: an objective, columns [N] of all pairs, the pairs it keeps."""
+    """What a method trains on: an objective, the pairs it keeps, columns [N] of all pairs."""
 
-    lesson: Lesson
+    objective: Objective
     pairs: Int
     flipped: Bool
     weight: Float | None = None
@@ -96,30 +96,26 @@ def deal(scene: Scene, seed: int) -> Deal:
     return Deal(on, test, group)
 
 
-def courses(scene: Scene, dealt: Deal, seed: int, rate: float) -> Iterator[tuple[str, Course]]:
-    """Every method, told what an audit of the training pairs alone says; dpo alone at rate 0.
+def audit(scene: Scene, dealt: Deal, seed: int, rate: float) -> Noisy:
+    """Labels turned round at `rate`, and what heads on the training pairs alone say of them."""
+    flipped = uniform(len(scene.gold.dataset), rate, seed)
+    return audited(scene.gold, dealt.on, flipped, rate)
+
+
+def courses(dealt: Deal, noise: Noisy, seed: int) -> Iterator[tuple[str, Course]]:
+    """Every method, told what the audit says; dpo alone where no label is turned round.
 
     As `noisescope train` does it: pairs of weight 0 are set aside, and all steps are taken.
     """
-    on, size = dealt.on, len(scene.gold.dataset)
-    flipped = uniform(size, rate, seed)
-    if rate == 0:
-        yield "dpo", Course(Lesson(DPO(BETA)), on, flipped)
-        return
-    noise = audited(scene.gold, on, flipped, rate)
+    on, size = dealt.on, len(noise.flipped)
     for name, lesson in methods(on, noise, seed).items():
-        if name in LEFT_OUT:
+        if name in LEFT_OUT or (noise.rate == 0 and name != "dpo"):
             continue
         keep = np.ones(len(on), bool) if lesson.keep is None else lesson.keep
-        weight = lesson.weight
+        weight, gamma = spread(lesson.weight, on, size), spread(lesson.gamma, on, size)
         if weight is not None:
-            keep = keep & (weight > 0)
-        yield (
-            name,
-            Course(
-                lesson, on[keep], flipped, spread(weight, on, size), spread(lesson.gamma, on, size)
-            ),
-        )
+            keep = keep & (weight[on] > 0)
+        yield name, Course(lesson.objective, on[keep], noise.flipped, weight, gamma)
 
 
 def spread(values: Float | None, on: Int, size: int) -> Float | None:
@@ -142,7 +138,7 @@ def learn(scene: Scene, course: Course, seed: int) -> PreferenceLearner:
     scene.adapters.initialise([seed], ALPHA)
     trainee = TextAdapters(replace(scene.space, data=swapped), scene.adapters)
     stream = Stream(course.pairs, swapped.chosen, swapped.rejected, seed=(seed, 0), cluster=1)
-    objective = course.lesson.objective
+    objective = course.objective
     reliability = None
     if isinstance(objective, REPO):
         annotators = scene.gold.dataset.table.column("annotator").to_pylist()

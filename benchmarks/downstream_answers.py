@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.detect import Float
-from benchmarks.downstream_adapters import SAMPLE, Scene, courses, deal, learn
+from benchmarks.downstream_adapters import SAMPLE, Scene, audit, courses, deal, learn
 from benchmarks.downstream_kept import EDITION
 from benchmarks.downstream_methods import ORACLE, OURS
 from benchmarks.downstream_tables import drawn, resamples
@@ -30,6 +30,7 @@ from noisescope.evaluation.judges import JudgeOptions, open_judge
 from noisescope.evaluation.prompts import Prompts, read_prompts
 from noisescope.learners.text import TextAdapters
 from noisescope.pairs import digest
+from noisescope.replicas.peft_files import ADAPTER_CONFIG
 
 #: Who answers: the flip rate trained at, and the method.
 CLEAN, NOISY = (0.0, "dpo"), (0.3, "dpo")
@@ -89,15 +90,26 @@ def quality(contender: Contender, prompts: Prompts) -> Float:
     return np.array([verdict.policy for verdict in judge.judge(duels)], np.float64)
 
 
-def trained(scene: Scene, seed: int, rate: float, method: str) -> Path:
-    """Directory of the adapter that a method ends with; trained if it is not kept."""
+def place_of(scene: Scene, seed: int, rate: float, method: str) -> Path:
+    """Where the adapter that a method ends with is kept."""
     identity = scene.space.policy.identity.fingerprint, scene.gold.dataset.fingerprint
     name = digest(EDITION, *identity, str(seed), str(rate), method)
-    place = cache().parent / "downstream-adapters" / name
-    if not (place / "adapter_config.json").is_file():
+    return cache().parent / "downstream-adapters" / name
+
+
+def keep(scene: Scene, place: Path) -> None:
+    """Write the adapters as they are now, the file that makes them complete last."""
+    place.mkdir(parents=True, exist_ok=True)
+    TextAdapters(scene.space, scene.adapters).save(place)
+
+
+def trained(scene: Scene, seed: int, rate: float, method: str) -> Path:
+    """Directory of the adapter that a method ends with; trained if it is not kept."""
+    place = place_of(scene, seed, rate, method)
+    if not (place / ADAPTER_CONFIG).is_file():
         print(f"training for answers: seed {seed}, {rate:.0%}, {method}", file=sys.stderr)
-        course = dict(courses(scene, deal(scene, seed), seed, rate))[method]
+        dealt = deal(scene, seed)
+        course = dict(courses(dealt, audit(scene, dealt, seed, rate), seed))[method]
         learn(scene, course, seed)
-        place.mkdir(parents=True, exist_ok=True)
-        TextAdapters(scene.space, scene.adapters).save(place)
+        keep(scene, place)
     return place

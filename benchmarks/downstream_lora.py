@@ -26,15 +26,16 @@ from benchmarks.downstream_adapters import (
     SAMPLE,
     Course,
     Scene,
+    audit,
     courses,
     deal,
     judged,
     learn,
     stage,
 )
-from benchmarks.downstream_answers import answers
+from benchmarks.downstream_answers import ASKED, answers, keep, place_of
 from benchmarks.downstream_kept import Kept, kept
-from benchmarks.downstream_methods import OURS
+from benchmarks.downstream_methods import HEADS, OURS, heads_right
 from benchmarks.downstream_tables import Key, group_means, tabulate
 from benchmarks.harness import Options, Report, main
 
@@ -67,19 +68,26 @@ def planted(scene: Scene, seed: int, rate: float) -> Kept:
     """Turn labels round, audit, train every method: accuracy by test group [T, 1], by method."""
     dealt = deal(scene, seed)
     identity = scene.space.policy.identity.fingerprint, scene.gold.dataset.fingerprint
+    noise = audit(scene, dealt, seed, rate)
+
+    def heads() -> Kept:
+        right = heads_right(scene.gold, noise, dealt.test)
+        return {HEADS: (group_means(right, dealt.group)[:, None], 0)}
+
     out: Kept = {}
-    for method, course in courses(scene, dealt, seed, rate):
+    for method, course in courses(dealt, noise, seed):
 
         def make(method: str = method, course: Course = course) -> Kept:
             began = time.perf_counter()
-            learner = learn(scene, course, seed)
-            right = judged(scene, learner, dealt.test)
+            right = judged(scene, learn(scene, course, seed), dealt.test)
+            if (rate, method) in ASKED:
+                keep(scene, place_of(scene, seed, rate, method))
             said = f"{right.mean():.4f}, {time.perf_counter() - began:.0f} s"
             print(f"seed {seed}, {rate:.0%}, {method}: {said}", file=sys.stderr)
             return {method: (group_means(right, dealt.group)[:, None], 0)}
 
         out |= kept(make, "lora", *identity, str(seed), str(rate), method)
-    return out
+    return out | kept(heads, "lora", *identity, str(seed), str(rate), HEADS)
 
 
 if __name__ == "__main__":

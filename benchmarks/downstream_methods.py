@@ -38,6 +38,8 @@ REPLICAS = 4
 ORACLE = "oracle: clean subset"
 #: The one method recommended, declared before the reported seeds were run.
 OURS = "ours: distilled-dpo"
+#: No policy: how often the audit itself would be right about new pairs.
+HEADS = "the audit's own heads"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Noisy:
     weight: Float
     gamma: Float
     annotator: Int  # [n]
-    gap: Float | None = None  # [n] the held-out margin, calibrated
+    gap: Float  # [n] the held-out margin, calibrated
+    rewards: Float  # [R] what the heads think of every response, those of test pairs too
 
 
 def audited(material: Material, on: Int, flipped: Bool, rate: float) -> Noisy:
@@ -66,7 +69,22 @@ def audited(material: Material, on: Int, flipped: Bool, rate: float) -> Noisy:
     weight, gamma = adaptive_weights(instability(margins / BETA), WeightConfig())
     names = material.dataset.table.column("annotator").to_pylist()
     annotator = np.unique([str(name) for name in names], return_inverse=True)[1][on]
-    return Noisy(flipped, rate, found.p_flip(mean), weight, gamma, annotator, found.gap(mean))
+    return Noisy(
+        flipped=flipped,
+        rate=rate,
+        p_flip=found.p_flip(mean),
+        weight=weight,
+        gamma=gamma,
+        annotator=annotator,
+        gap=found.gap(mean),
+        rewards=fit.rewards(noisy.features).mean(axis=0),
+    )
+
+
+def heads_right(material: Material, noise: Noisy, test: Int) -> Float:
+    """1 where the audit's heads prefer the better side of a test pair, [n]; a tie is a half."""
+    gap = noise.rewards[material.chosen[test]] - noise.rewards[material.rejected[test]]
+    return ((gap > 0) + 0.5 * (gap == 0)).astype(np.float64)
 
 
 def methods(on: Int, noise: Noisy, seed: int) -> dict[str, Lesson]:

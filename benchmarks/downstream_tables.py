@@ -23,6 +23,9 @@ Cells = Mapping[Key, Float]
 BOOTSTRAPS = 1000
 NOTHING = "–"
 RIVALS = ("dpo", "cdpo", "rdpo", "ipo", "ropo", "dr-dpo", "holder-dpo", "re-po")
+PAPER = ("adaptive-dpo (paper)", "adaptive-ipo (paper)")
+#: Whom ours has to beat: losses that need no audit, and the paper's, given the audit's u.
+GROUPS = {"losses without an audit": RIVALS, "the paper's": PAPER}
 
 
 def tabulate(cells: Cells, ours: str, regimes: Sequence[str], report: Report, task: str) -> None:
@@ -61,9 +64,10 @@ def tabulate(cells: Cells, ours: str, regimes: Sequence[str], report: Report, ta
             cost_row(cells[*where, "dpo", regime], clean, draws, label(*where)) for where in plant
         ]
         report.tables[f"ours ({ours}) less the best rival: {title}"] = [
-            ahead_row(cells, ours, where, regime, draws)
+            ahead_row(cells, ours, where, regime, group, draws)
             for where in plant
-            if (*where, ours, regime) in cells
+            for group in GROUPS
+            if (*where, ours, regime) in cells and present(cells, where, regime, group)
         ]
         targets(cells, ours, regime, report, title)
     report.facts[f"accuracies: {task}"] = {
@@ -126,12 +130,18 @@ def cost_row(noisy: Float, clean: Float, draws: list[tuple[Int, Int]], name: str
 
 
 def ahead_row(
-    cells: Cells, ours: str, where: tuple[str, float], regime: str, draws: list[tuple[Int, Int]]
+    cells: Cells,
+    ours: str,
+    where: tuple[str, float],
+    regime: str,
+    group: str,
+    draws: list[tuple[Int, Int]],
 ) -> dict[str, Any]:
     """Ours less the rival that came out best in this cell (chosen after the fact)."""
-    rival = best_rival(cells, where, regime)
+    rival = best_rival(cells, where, regime, group)
     mine, theirs = cells[*where, ours, regime], cells[*where, rival, regime]
-    return {"flips": label(*where), "rival": rival} | difference(mine, theirs, draws, "ahead")
+    row = {"flips": label(*where), "among": group, "best": rival}
+    return row | difference(mine, theirs, draws, "ours less it")
 
 
 def difference(
@@ -143,16 +153,19 @@ def difference(
     return {name: float(one.mean() - other.mean()), "low": float(low), "high": float(high)}
 
 
-def best_rival(
-    cells: Cells, where: tuple[str, float], regime: str, rivals: Sequence[str] = RIVALS
-) -> str:
-    """The rival with the best accuracy in a cell."""
-    present = [name for name in rivals if (*where, name, regime) in cells]
-    return max(present, key=lambda name: cells[*where, name, regime].mean())
+def present(cells: Cells, where: tuple[str, float], regime: str, group: str) -> list[str]:
+    """The rivals of a group that were run in a cell."""
+    return [name for name in GROUPS[group] if (*where, name, regime) in cells]
+
+
+def best_rival(cells: Cells, where: tuple[str, float], regime: str, group: str) -> str:
+    """The rival of a group with the best accuracy in a cell."""
+    names = present(cells, where, regime, group)
+    return max(names, key=lambda name: cells[*where, name, regime].mean())
 
 
 def targets(cells: Cells, ours: str, regime: str, report: Report, title: str) -> None:
-    """Ours recovers 80 % at 20 and 30 % flips and beats every rival in the same run.
+    """Ours recovers 80 % at 20 and 30 % flips and beats every rival of both groups.
 
     The first is not measured (None) where noise cost dpo nothing beyond chance.
     """
@@ -167,6 +180,8 @@ def targets(cells: Cells, ours: str, regime: str, report: Report, title: str) ->
         got = share(float(mine.mean()), float(clean.mean()), float(noisy.mean()))
         name = f"{title}, {rate:.0%}: share recovered by {ours}"
         report.at_least(name, got if lost else None, 0.8)
-        rival = best_rival(cells, where, regime)
-        ahead = float(mine.mean() - cells[*where, rival, regime].mean())
-        report.at_least(f"{title}, {rate:.0%}: {ours} less {rival}", ahead, 0.0)
+        for group in GROUPS:
+            if present(cells, where, regime, group):
+                rival = best_rival(cells, where, regime, group)
+                ahead = float(mine.mean() - cells[*where, rival, regime].mean())
+                report.at_least(f"{title}, {rate:.0%}: {ours} less {rival}", ahead, 0.0)
