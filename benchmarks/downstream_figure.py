@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.downstream_methods import ORACLE, OURS
+from benchmarks.downstream_methods import HEADS, ORACLE, OURS
 from benchmarks.downstream_tables import RIVALS, Cells
 from noisescope.storage import write_atomic
 
@@ -20,6 +20,7 @@ LINES = {
     "p_flip: weight 1-2p": ("#0072B2", "s", "dpo weighted by 1 - 2 p_flip"),
     "adaptive-dpo (paper)": ("#CC79A7", "D", "adaptive-dpo as published"),
     "dpo": ("#000000", "x", "dpo"),
+    HEADS: ("#56B4E9", "", "the audit's own heads (no policy)"),
 }
 BACKGROUND = ("#B8B8B8", "robust losses without an audit")
 COLUMNS = 4
@@ -51,8 +52,8 @@ def draw(tasks: Mapping[str, Cells], path: Path) -> None:
     for row in grid:
         row[0].set_ylabel("accuracy on clean pairs")
     handles = [
-        Line2D([], [], color=colour, marker=mark, label=name)
-        for colour, mark, name in LINES.values()
+        Line2D([], [], linestyle=style(name), color=colour, marker=mark, label=said)
+        for name, (colour, mark, said) in LINES.items()
     ]
     handles.append(Line2D([], [], color=BACKGROUND[0], label=BACKGROUND[1]))
     if len(alone) < rows:
@@ -73,12 +74,17 @@ def panel(axis: Axes, cells: Cells, regime: str, title: str) -> None:
         axis.plot(*line(cells, name, regime), color=BACKGROUND[0], linewidth=1, zorder=1)
     for order, (name, (colour, mark, _)) in enumerate(reversed(LINES.items()), start=2):
         points = line(cells, name, regime)
-        axis.plot(*points, color=colour, marker=mark, markersize=5, linewidth=1.6, zorder=order)
+        axis.plot(*points, style(name), color=colour, marker=mark, markersize=5, zorder=order)
     axis.set_title(title, fontsize=11)
     axis.set_xlabel("wrong labels, %")
     axis.set_xticks([0, 10, 20, 30, 40])
     axis.grid(axis="y", color="#E5E5E5", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def style(name: str) -> str:
+    """Policies are whole lines; what is no policy is dashed."""
+    return "--" if name == HEADS else "-"
 
 
 def line(cells: Cells, name: str, regime: str) -> tuple[list[float], list[float]]:

@@ -3,22 +3,25 @@
     python -m benchmarks.downstream_pages RESULT.json ... [--tables FILE.md] [--figure FILE.png]
 
 RESULT.json come from `benchmarks.downstream`, `.downstream_images` and `.downstream_lora`. Prints
-the summary table in Markdown; --tables writes every table, --figure draws accuracy against rate.
+two summaries in Markdown: shares of the loss recovered, and points of accuracy lost and won.
+--tables writes every table, --figure draws accuracy against the share of wrong labels.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.downstream_methods import ORACLE, OURS
+from benchmarks.detect import Float
+from benchmarks.downstream_methods import HEADS, ORACLE, OURS
 from benchmarks.downstream_tables import (
     NOTHING,
+    PAPER,
     Cells,
     Int,
     Key,
@@ -29,14 +32,12 @@ from benchmarks.downstream_tables import (
 )
 from noisescope.storage import write_atomic
 
-#: Methods with a column of their own in the summary, and its heading.
-SHOWN = {
-    OURS: "ours: distilled-dpo",
-    "p_flip: weight 1-2p": "weight 1 - 2 p_flip",
-    "adaptive-dpo (paper)": "adaptive-dpo (paper)",
-    "adaptive-ipo (paper)": "adaptive-ipo (paper)",
-}
+#: Methods with a column of their own in the summary.
+SHOWN = (OURS, "p_flip: weight 1-2p", *PAPER)
+WITHOUT, WITHOUT_BEST = "losses without an audit", "best without an audit"
 RATES = (0.2, 0.3)
+Draws = list[tuple[Int, Int]]
+Row = Callable[[Cells, float, str, Draws], dict[str, str]]
 HEAD = """# Every number of the training benchmarks
 
 What they mean: [downstream.md](downstream.md). Written by `python -m benchmarks.downstream_pages`
@@ -63,7 +64,7 @@ def main() -> None:
         from benchmarks.downstream_figure import draw
 
         draw(cells, options.figure)
-    print(markdown(summary(cells)), end="")
+    print(markdown(summary(cells, shares)), markdown(summary(cells, points)), sep="\n", end="")
 
 
 def cells_of(result: Mapping[str, Any]) -> dict[str, Cells]:
@@ -84,29 +85,26 @@ def key_of(text: str) -> Key:
     return kind, float(rate), method, regime
 
 
-def summary(tasks: Mapping[str, Cells]) -> list[dict[str, str]]:
-    """One row a task, regime and rate: what noise cost and who won how much of it back."""
+def summary(tasks: Mapping[str, Cells], row: Row) -> list[dict[str, str]]:
+    """One row a task, regime and rate."""
     rows = []
     for task, cells in tasks.items():
         draws = resamples(*next(iter(cells.values())).shape)
         for regime in dict.fromkeys(key[3] for key in cells):
             where = {"task": f"{task}, {regime}" if regime else task}
             rows += [
-                where | {"flips": f"{rate:.0%}"} | summary_row(cells, rate, regime, draws)
+                where | {"flips": f"{rate:.0%}"} | row(cells, rate, regime, draws)
                 for rate in RATES
                 if ("uniform", rate, OURS, regime) in cells
             ]
     return rows
 
 
-def summary_row(
-    cells: Cells, rate: float, regime: str, draws: list[tuple[Int, Int]]
-) -> dict[str, str]:
-    """What uniform flips at `rate` cost, and the shares recovered."""
+def shares(cells: Cells, rate: float, regime: str, draws: Draws) -> dict[str, str]:
+    """Who recovers how much of what uniform flips at `rate` cost dpo."""
     where = "uniform", rate
     clean, noisy = cells["uniform", 0.0, "dpo", regime], cells[*where, "dpo", regime]
-    rival = best_rival(cells, where, regime, "losses without an audit")
-    cost = [100 * value for value in difference(clean, noisy, draws, "cost").values()]
+    rival = best_rival(cells, where, regime, WITHOUT)
     found = {
         name: recovered(cells[*where, name, regime], clean, noisy, draws)
         if (*where, name, regime) in cells
@@ -115,10 +113,29 @@ def summary_row(
     }
     best = found[rival]
     return {
-        "points lost": "{:.1f} [{:.1f}, {:.1f}]".format(*cost),
-        **{heading: found[name] for name, heading in SHOWN.items()},
-        "best without an audit": best if best == NOTHING else f"{best} {rival}",
+        **{name.removeprefix("p_flip: "): found[name] for name in SHOWN},
+        WITHOUT_BEST: best if best == NOTHING else f"{best} {rival}",
         "oracle": found[ORACLE],
+    }
+
+
+def points(cells: Cells, rate: float, regime: str, draws: Draws) -> dict[str, str]:
+    """Points of accuracy: what noise cost dpo, and what others have more than noisy dpo."""
+    where = "uniform", rate
+    clean, noisy = cells["uniform", 0.0, "dpo", regime], cells[*where, "dpo", regime]
+
+    def told(one: Float, other: Float) -> str:
+        found = difference(one, other, draws, "more").values()
+        return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in found))
+
+    rival = best_rival(cells, where, regime, WITHOUT)
+    mine = cells[*where, OURS, regime]
+    heads = cells.get((*where, HEADS, regime))
+    return {
+        "lost by dpo": told(clean, noisy),
+        "heads less dpo": "not run" if heads is None else told(heads, noisy),
+        "ours less dpo": told(mine, noisy),
+        f"ours less the {WITHOUT_BEST}": f"{told(mine, cells[*where, rival, regime])} {rival}",
     }
 
 

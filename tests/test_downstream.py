@@ -195,6 +195,9 @@ def test_answers_are_compared_prompt_by_prompt():
     assert noisy["wins against dpo, 30 % flips"] == "-"
 
 
+ALL = "1.00 [1.00, 1.00]"
+
+
 def made() -> dict[tuple[str, float, str, str], Any]:
     """A task where noise costs 0.2, ropo wins back a half and ours all of it; nothing at 20 %."""
     ours, oracle = part("_methods").OURS, part("_methods").ORACLE
@@ -215,15 +218,18 @@ def test_pages_say_what_was_won_back_and_where_there_was_nothing_to_win(tmp_path
     result = json.loads(file.read_text())
     cells = pages.cells_of(result)["text"]
     assert cells.keys() == made().keys()
-    low, high = pages.summary({"text": cells})
-    assert (low["flips"], low["points lost"], low["oracle"]) == ("20%", "0.0 [0.0, 0.0]", "–")
-    assert (high["task"], high["points lost"]) == ("text, tuned", "20.0 [20.0, 20.0]")
+    low, high = pages.summary({"text": cells}, pages.shares)
+    assert (low["flips"], low["oracle"]) == ("20%", "–")
+    assert (high["task"], high["flips"], high[ours]) == ("text, tuned", "30%", ALL)
     assert high["best without an audit"] == "0.50 [0.50, 0.50] ropo"
-    assert high["ours: distilled-dpo"] == "1.00 [1.00, 1.00]"
     assert high["adaptive-dpo (paper)"] == "not run"
+    low, high = pages.summary({"text": cells}, pages.points)
+    assert (low["lost by dpo"], high["lost by dpo"]) == ("0.0 [0.0, 0.0]", "20.0 [20.0, 20.0]")
+    assert high["ours less dpo"] == "20.0 [20.0, 20.0]"
+    assert high["ours less the best without an audit"] == "10.0 [10.0, 10.0] ropo"
     text = pages.full(result)
     assert "## Share of the loss recovered [90 %]: text, tuned" in text
-    assert f"| {ours} | – | 1.00 [1.00, 1.00] |" in text
+    assert f"| {ours} | – | {ALL} |" in text
     assert f"| text, tuned, 20%: share recovered by {ours} | – | >= 0.8 | – |" in text
     assert f"| text, tuned, 30%: share recovered by {ours} | 1.000 | >= 0.8 | yes |" in text
 
