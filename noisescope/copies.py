@@ -1,6 +1,7 @@
 """The directory of a flipped copy: whose it is, and what lies in it beside the rows.
 
-claim(Path("flipped/hh"), source, plan)      # refuses anything but this plan's own copy
+with claimed(Path("flipped/hh"), source, plan):      # refuses anything but this plan's own copy
+    ...
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import RunError, UsageError
+from noisescope.locking import LOCK, hold
 from noisescope.pairs import digest
-from noisescope.storage import TEMPORARY_PREFIX, write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, refuse_link, sweep, unwritten, write_atomic
 
 if TYPE_CHECKING:
     from noisescope.datasets import Source
@@ -29,8 +32,13 @@ MARK = ".flip.json"
 _LONGEST = 1024
 
 
-def claim(out: Path, source: Source, plan: FlipPlan) -> None:
-    """Make `out` this plan's directory. Raises where it is the source or holds anything else."""
+@contextmanager
+def claimed(out: Path, source: Source, plan: FlipPlan) -> Iterator[None]:
+    """`out` made this plan's directory, which no other process writes meanwhile.
+
+    Raises where it is the source, holds anything else or a link, or is being written.
+    """
+    refuse_link(out, "--out")
     there = out.resolve()
     taken = {file.resolve() for file in source.files} | {
         file.resolve().parent for file in source.files
@@ -39,20 +47,52 @@ def claim(out: Path, source: Source, plan: FlipPlan) -> None:
         raise UsageError(
             f"{out} holds the source: flip never writes over it", hint="Name another --out."
         )
+    if out.exists() and not out.is_dir():
+        raise _other(out)
+    _make(out)
+    _refuse_links(out)
+    owner = _Owner()
+    hold(owner, out, elsewhere="--out")
     mark = json.dumps(asdict(plan) | {"source": source.resolved}) + "\n"
-    if out.exists() and (not out.is_dir() or any(map(_stays, out.iterdir()))):
+    if any(map(_stays, out.iterdir())):
         same = (out / MARK).is_file() and (out / MARK).read_text("utf-8") == mark
         if not same:
-            raise RunError(
-                f"{out} is not empty and no copy of this plan",
-                hint="Choose a new or empty directory with --out.",
-            )
+            raise _other(out)
+    sweep(out)
     write_atomic(out / MARK, mark)
+    try:
+        yield
+    finally:
+        del owner
+
+
+def _refuse_links(out: Path) -> None:
+    """The lock file is truncated, and files below are written: a link's target with them."""
+    for path in sorted(out.rglob("*")):
+        refuse_link(path, "--out")
+
+
+class _Owner:
+    """Holds a directory while it lives."""
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritten(out, error) from error
+
+
+def _other(out: Path) -> RunError:
+    return RunError(
+        f"{out} is not empty and no copy of this plan",
+        hint="Choose a new or empty directory with --out.",
+    )
 
 
 def _stays(path: Path) -> bool:
-    """Whether a file is more than what a killed write left."""
-    return not path.name.startswith(TEMPORARY_PREFIX)
+    """Whether a file is more than a lock and what a killed write left."""
+    return path.name != LOCK and not path.name.startswith(TEMPORARY_PREFIX)
 
 
 def copy_metadata(source: Source, root: Path, out: Path, plan: FlipPlan) -> None:

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import final
 
+from noisescope.storage import TEMPORARY_PREFIX
+
 #: Libraries an audit leans on, as named on the package index.
 LIBRARIES = (
     "torch",
@@ -45,6 +47,7 @@ def examine(runs_directory: Path) -> list[Finding]:
         *_torch(),
         _disk(runs_directory),
         _cache(runs_directory),
+        _leftovers(runs_directory),
         _workspace(),
         _hub(),
     ]
@@ -97,6 +100,17 @@ def _cache(runs_directory: Path) -> Finding:
     parts = [path for path in (runs_directory / ".cache").rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in parts)
     return Finding("feature cache", f"{runs_directory / '.cache'}: {size / 2**20:,.0f} MiB")
+
+
+def _leftovers(runs_directory: Path) -> Finding:
+    """Temporary files of killed writes: nobody can tell here whether one is still being written."""
+    name = f"{TEMPORARY_PREFIX}*"
+    beside = [*Path().glob(name), *Path("exports").glob(name)]
+    found = {path.resolve() for path in (*beside, *runs_directory.rglob(name))}
+    if not found:
+        return Finding("interrupted writes", "none left here")
+    said = f"{len(found)} left, such as {min(found)}: no results; remove them while nothing runs"
+    return Finding("interrupted writes", said)
 
 
 def _workspace() -> Finding:

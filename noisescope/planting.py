@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.copies import claim, copy_images, copy_metadata
+from noisescope.copies import claimed, copy_images, copy_metadata
 from noisescope.errors import UsageError
 from noisescope.flips import Chance, FlipPlan, Parsed, chance_of, decide, keys_of, score_gaps
 from noisescope.rewriting import rewrite
@@ -80,14 +80,16 @@ def plant(
             hint="Save it first: datasets.load_dataset(...).to_parquet('data.parquet').",
         )
     adapter, _ = recognise(source.rows(), format=format or source.format, said=source.resolved)
-    claim(out, source, plan)
-    earlier = decided(source.root / TRUTH, plan)
-    if earlier is None:
-        chance = chance_of(plan, lambda: survey(source, adapter), gaps or _gaps(adapter))
-        planter = Planter(adapter, plan, chance)
-    else:
-        planter = Planter(adapter, plan, lambda chunk: next_decisions(earlier, chunk), undo=True)
-    return planter.run(source, source.root, out)
+    with claimed(out, source, plan):
+        earlier = decided(source.root / TRUTH, plan)
+        if earlier is None:
+            chance = chance_of(plan, lambda: survey(source, adapter), gaps or _gaps(adapter))
+            planter = Planter(adapter, plan, chance)
+        else:
+            planter = Planter(
+                adapter, plan, lambda chunk: next_decisions(earlier, chunk), undo=True
+            )
+        return planter.run(source, source.root, out)
 
 
 def _gaps(adapter: Adapter) -> Callable[[Parsed], Float] | None:

@@ -35,6 +35,7 @@ from noisescope.integrity import (
 )
 from noisescope.locking import LOCK as LOCK
 from noisescope.locking import hold
+from noisescope.masking import without_secrets
 from noisescope.plan import FORMAT as FORMAT
 from noisescope.plan import Plan as Plan
 from noisescope.storage import TEMPORARY_PREFIX, slug, write_atomic
@@ -161,7 +162,7 @@ class Run:
 
 
 def _json_text(content: Mapping[str, Any]) -> str:
-    return json.dumps(seal(content), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(seal(without_secrets(content)), indent=2, ensure_ascii=False) + "\n"
 
 
 def _read_json(path: Path, hint: str) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,8 +34,10 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) ->
     """Write `content` (or what a callable writes to the path it is given) to `path` at once.
 
     Readers see the old file or the new one, never a half. Raises RunError when the directory
-    cannot be written or the disk is full; what stood at `path` before is then untouched.
+    cannot be written, the disk is full, or `path` is a symbolic link; what stood at `path` before
+    is then untouched.
     """
+    refuse_link(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +56,28 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) ->
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def refuse_link(path: Path, option: str = "--output") -> None:
+    """Raise RunError where `path`, which is to be written, is a symbolic link.
+
+    Directories on the way there may be links. `option` is the one that names another place.
+    """
+    if path.is_symlink():
+        raise RunError(
+            f"{path} is a symbolic link: nothing is written through one, or in its place",
+            hint=f"Remove it, or name what it leads to with {option}.",
+        )
+
+
+def sweep(directory: Path) -> None:
+    """Remove what interrupted writes left below `directory`, which nobody else may be writing."""
+    for path in list(directory.rglob(f"{TEMPORARY_PREFIX}*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def unwritten(path: Path, error: OSError, content: object = None) -> RunError:

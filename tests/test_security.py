@@ -188,13 +188,14 @@ def test_sql_reaches_no_file_network_or_setting(run: Run, tmp_path: Path, sql: s
 # Paths and links
 
 
-def test_an_atomic_write_replaces_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lead", ["mine", "nowhere"])
+def test_nothing_is_written_through_a_link_or_in_its_place(tmp_path: Path, lead: str) -> None:
     (tmp_path / "mine").write_text(SECRET)
-    (tmp_path / "out").symlink_to(tmp_path / "mine")
-    write_atomic(tmp_path / "out", "new")
+    (tmp_path / "out").symlink_to(tmp_path / lead)
+    assert "is a symbolic link" in refused(write_atomic, tmp_path / "out", "new")
     assert (tmp_path / "mine").read_text() == SECRET
-    assert (tmp_path / "out").read_text() == "new"
-    assert not (tmp_path / "out").is_symlink()
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 
 
 @pytest.mark.parametrize("name", [LOCK, "margins", "replicas", "pairs.parquet", "scores.parquet"])

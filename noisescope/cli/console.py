@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.cli.stopping import check
+from noisescope.masking import masked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,16 +90,16 @@ def say(text: str) -> None:
     """One line of chatter on stderr."""
     from rich.text import Text
 
-    ERR.print(Text(text), soft_wrap=True)
+    ERR.print(Text(masked(text)), soft_wrap=True)
 
 
 def say_error(message: str, hint: str | None) -> None:
     """An error on stderr: what happened, then what to type next."""
     from rich.text import Text
 
-    ERR.print(Text("error: ", style="bold red") + Text(safe_block(message)), soft_wrap=True)
+    ERR.print(Text("error: ", style="bold red") + Text(safe_block(masked(message))), soft_wrap=True)
     if hint:
-        ERR.print(Text(safe_block(hint)), soft_wrap=True)
+        ERR.print(Text(safe_block(masked(hint))), soft_wrap=True)
 
 
 def safe_block(text: str) -> str:

@@ -23,7 +23,7 @@ from noisescope.evaluation.duels import JudgeCard
 from noisescope.evaluation.generating import GenerationSettings
 from noisescope.evaluation.prompts import Prompts
 from noisescope.pairs import digest
-from noisescope.storage import TEMPORARY_PREFIX, write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, refuse_link, write_atomic
 
 PLAN_FILE, MANIFEST_FILE = "plan.json", "manifest.json"
 RESULTS_FILE, REPORT_FILE = "results.parquet", "report.html"
@@ -105,7 +105,11 @@ class EvaluationDirectory:
 
 
 def open_directory(plan: EvaluationPlan, path: Path) -> EvaluationDirectory:
-    """The directory for `plan`, made if missing. Raises RunError if it holds something else."""
+    """The directory for `plan`, made if missing.
+
+    Raises RunError if it holds something else, is a symbolic link, or cannot be written.
+    """
+    refuse_link(path, "--out")
     found = EvaluationDirectory(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ from noisescope.evaluation.generating import (
     write_part,
 )
 from noisescope.evaluation.prompts import Prompts
+from noisescope.masking import masked
 from noisescope.pairs import digest
 from noisescope.storage import write_atomic
 
@@ -104,7 +105,7 @@ def evaluate(
     )
     ranked = None if labelled is None else _ranked(plan, labelled, place, device, reporter)
     done = Evaluation(place.path, plan, duels, verdicts, comparisons, ranked)
-    _write(done, place, command)
+    _write(done, place, masked(command))
     return done
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from noisescope.errors import RunError, UsageError
-from noisescope.storage import TEMPORARY_PREFIX, write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, refuse_link, write_atomic
 
 #: Metadata key of every Parquet file that an export writes.
 KEY = b"noisescope.export"
@@ -24,7 +24,8 @@ MARK = ".export.json"
 
 
 def claim(out: Path) -> None:
-    """Raise UsageError where something stands at `out` that no export made."""
+    """Raise UsageError where something stands at `out` that no export made, RunError at a link."""
+    refuse_link(out)
     if out.is_dir():
         known = _marked(out)
         here = {p.relative_to(out).as_posix() for p in out.rglob("*") if not p.is_dir()}

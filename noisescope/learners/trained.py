@@ -24,8 +24,9 @@ from noisescope.errors import RunError
 from noisescope.integrity import refuse_links
 from noisescope.learners.card import model_card
 from noisescope.locking import LOCK, hold
+from noisescope.masking import without_secrets
 from noisescope.pairs import digest
-from noisescope.storage import TEMPORARY_PREFIX, write_atomic
+from noisescope.storage import TEMPORARY_PREFIX, refuse_link, sweep, write_atomic
 from noisescope.training import STATE_FILE
 
 PLAN_FILE, HISTORY_FILE, MANIFEST_FILE, CARD_FILE = (
@@ -117,22 +118,30 @@ class Trained:
             self.directory.rmdir()
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Write the card, then the manifest; then drop what only resuming needed."""
+        """Write the card, then the manifest; then `tidy`."""
+        manifest = without_secrets(manifest)
         write_atomic(self.directory / CARD_FILE, model_card(manifest))
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         write_atomic(self.directory / MANIFEST_FILE, text)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what only resuming needed, and what killed writes left, of a finished training."""
         for name in (STATE_FILE, LOCK):
-            (self.directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is complete with them, too
+                (self.directory / name).unlink(missing_ok=True)
         shutil.rmtree(self.reference, ignore_errors=True)
+        sweep(self.directory)
 
 
 def open_trained(plan: TrainPlan, directory: Path, *, writes: bool = True) -> Trained:
     """The directory for `plan`, made if missing; no other process may write it meanwhile.
 
     Of several processes of one training only the first `writes`. Raises RunError if it holds
-    another plan's training or other files, cannot be written, or is being written.
+    another plan's training or other files, is a link, cannot be written, or is being written.
     """
     found = Trained(directory)
+    refuse_link(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         occupied = any(
@@ -150,6 +159,8 @@ def open_trained(plan: TrainPlan, directory: Path, *, writes: bool = True) -> Tr
     path = directory / PLAN_FILE
     if path.exists():
         _refuse_other(directory, plan.to_json(), _read(path))
+        if writes and found.complete:
+            found.tidy()  # killed right after its manifest, it could not
     elif occupied:
         raise RunError(
             f"{directory} is not empty and holds no training",

@@ -1,0 +1,45 @@
+"""Secrets taken out of what is shown, logged or kept: URLs with passwords, tokens by their looks.
+
+    masked("merge s3://key:secret@bucket/runs")      # "merge s3://***@bucket/runs"
+
+Also whatever stands in an environment variable whose name says that it is secret. What is typed
+as an argument is seen by every user of the machine (ps); this keeps it out of files and logs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+#: Environment variables whose value is never shown, where it is at least this long.
+_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?$", re.I)
+_LEAST = 8
+#: Who asks, in a URL. In abfs:// and wasb:// a container stands there.
+_USER = re.compile(r"(?<!\w)((?!abfss?:|wasbs?:)[a-z][\w+.-]*://)[^/\s@'\"]+@", re.I)
+#: Signed URLs: a parameter that is, or ends in, one of these.
+_PARAMETER = re.compile(
+    r"([?&][\w.-]*(?:token|secret|signature|sig|credential|password|key|keyid)=)[^&#\s'\"]+", re.I
+)
+#: Tokens of the Hugging Face Hub, OpenAI and alike, GitHub, AWS.
+_LOOKS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|A[KS]IA[A-Z0-9]{12,})"
+)
+
+
+def masked(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """`text` with every secret in it replaced by three stars."""
+    for name, value in environment.items():
+        if len(value) >= _LEAST and value in text and _NAMES.search(name):
+            text = text.replace(value, MASK)
+    text = _USER.sub(rf"\1{MASK}@", text)
+    text = _PARAMETER.sub(rf"\1{MASK}", text)
+    return _LOOKS.sub(MASK, text)
+
+
+def without_secrets(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts to be kept, their `command` masked."""
+    told = facts.get("command")
+    return {**facts, "command": masked(told)} if isinstance(told, str) else dict(facts)
