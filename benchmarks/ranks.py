@@ -24,10 +24,10 @@ from noisescope import parts
 from noisescope.auditing import Silent
 from noisescope.datasets import load
 from noisescope.gathering import EvidenceConfig
+from noisescope.launches import compute_over_ranks
 from noisescope.policies.causal_lm import load_causal_lm
 from noisescope.policies.items import distinct_items
 from noisescope.ranks import joined
-from noisescope.shards import compute_over_ranks
 
 CHUNK = 1024
 #: Pairs read; they share about 200 and 90 responses.

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import UsageError
 from noisescope.gathering import EvidenceConfig, Reporter, Stopwatch, gather_heads
-from noisescope.gathering_lora import gather_adapters, gather_lora
+from noisescope.gathering_adapters import gather_adapters
+from noisescope.gathering_lora import gather_lora
 from noisescope.pairs import PreferenceDataset
 from noisescope.policies import Policy
 from noisescope.run import Plan, Run, open_run
@@ -103,11 +104,12 @@ def fine_tune(
     plan = plan_run(dataset, policy, evidence)
     run = open_run(runs_directory, plan, run_directory)
     watch = Stopwatch()
-    for name in run.drop_damaged():
+    dropped = run.drop_damaged()
+    for name in dropped:
         reporter.note(f"{run.directory / name} is damaged: making it again")
     if not run.complete or not run.pairs_path.is_file():
         write_pairs(run, dataset)
-    if run.evidence_complete:
+    if run.evidence_complete and not any(name.startswith("replicas/") for name in dropped):
         return FineTuned(run, plan, True)
     done = GATHER[evidence.kind](dataset, policy, evidence, run, reporter, watch)
     origin = origin_of(dataset, policy, command)

@@ -6,21 +6,26 @@ order, so memory is 4 M T N bytes and a bounded buffer. Usage: `read_margins(dir
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import RunError, first_five
+from noisescope.places import Place, place_of
 from noisescope.spill import fresh
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+#: A directory or file here, or on object storage.
+Where = TypeVar("Where", Path, Place)
 #: DuckDB's own working memory; it spills to disk beyond it.
 MEMORY_LIMIT = "1GB"
 ROWS = 1 << 20
@@ -63,34 +68,56 @@ class RunMargins:
         return np.isfinite(self.margins[:, -1]) if self.in_sample else self.held_out
 
 
-def read_margins(directory: Path, *, last: bool = True, folder: str = "margins") -> RunMargins:
+def read_margins(
+    directory: Path | str, *, last: bool = True, folder: str = "margins"
+) -> RunMargins:
     """Margins of the run in `directory`, at each replica's last step or (`last=False`) at all.
 
-    `folder` "averages" holds those of averaged copies. Raises RunError where files are missing,
-    margins name unknown pairs or come twice, or some pair has no margin (count and first five).
+    A URL such as s3://bucket/runs/hh-rlhf-1a2b3c4d is read through fsspec, part by part, without
+    a look at checksums. `folder` "averages" holds those of averaged copies. Raises RunError where
+    files are missing, margins name unknown pairs or come twice, or some pair has no margin (count
+    and first five).
     """
+    if isinstance(directory, str):
+        return _read(place_of(directory), last, folder)
+    return _read(directory, last, folder)
+
+
+def _read(place: Where, last: bool, folder: str) -> RunMargins:
+    """`read_margins` here, or from object storage."""
     import duckdb
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parts, pairs = required_parts(directory, folder)
+    parts: list[Where]
+    pairs: Where
+    parts, pairs = required_parts(place, folder)
     try:
-        ids = pq.read_table(pairs, columns=["pair_id"]).column(0)
+        source = pairs if isinstance(pairs, Path) else io.BytesIO(pairs.read())
+        ids = pq.read_table(source, columns=["pair_id"]).column(0)
         with connect() as connection:
+            if isinstance(place, Place):
+                connection.register_filesystem(place.system)
             last_steps, steps, _ = axes(connection, parts)
             names = [str(part) for part in parts]
             wanted = None if last else steps
             found = _fill(connection, names, str(pairs), len(ids), last_steps, wanted)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise unreadable(directory, [pairs, *parts], error) from error
+        parts.append(pairs)
+        raise unreadable(place, parts, error) from error
     result = RunMargins(ids, list(last_steps), [max(steps)] if last else steps, *found)
     _require_all(ids, result)
     return result
 
 
-def required_parts(directory: Path, folder: str) -> tuple[list[Path], Path]:
+def required_parts(directory: Where, folder: str) -> tuple[list[Where], Where]:
     """A run's files of margins, and its pairs. Raises RunError where there are none."""
-    parts = sorted((directory / folder).glob("part-*.parquet"))
+    inner = directory / folder
+    parts: list[Where] = []
+    if isinstance(inner, Path):
+        parts = sorted(inner.glob("part-*.parquet"))
+    else:
+        parts = [path for path in inner.files() if fnmatch(path.name, "part-*.parquet")]
     pairs = directory / "pairs.parquet"
     if not parts or not pairs.is_file():
         what = f"{folder}/part-*.parquet" if pairs.is_file() else "pairs.parquet"
@@ -100,7 +127,7 @@ def required_parts(directory: Path, folder: str) -> tuple[list[Path], Path]:
     return parts, pairs
 
 
-def unreadable(directory: Path, paths: Sequence[Path], error: Exception) -> RunError:
+def unreadable(directory: Where, paths: Sequence[Where], error: Exception) -> RunError:
     """The error of a run one of whose files is damaged, by its name."""
     return RunError(
         f"{directory}: {_culprit(paths)} cannot be read: {error}",
@@ -108,12 +135,14 @@ def unreadable(directory: Path, paths: Sequence[Path], error: Exception) -> RunE
     )
 
 
-def _culprit(paths: Sequence[Path]) -> str:
-    """The first of `paths` that does not decode, or all of them in words."""
+def _culprit(paths: Sequence[Where]) -> str:
+    """The first of `paths` here that does not decode, or all of them in words."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for path in paths:
+        if not isinstance(path, Path):
+            continue
         try:
             with pq.ParquetFile(path) as file:
                 for _ in file.iter_batches():
@@ -137,7 +166,7 @@ def connect(memory: str = MEMORY_LIMIT, folder: Path | None = None) -> duckdb.Du
 
 
 def axes(
-    connection: duckdb.DuckDBPyConnection, parts: Sequence[Path]
+    connection: duckdb.DuckDBPyConnection, parts: Sequence[Path | Place]
 ) -> tuple[dict[int, int], list[int], bool]:
     """Last step of each replica, all steps ascending, and whether no last margin is held out."""
     rows = connection.execute(

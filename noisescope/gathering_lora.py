@@ -1,16 +1,16 @@
-"""Evidence from LoRA fine-tunings: our own packed replicas, or adapters somebody else trained."""
+"""Evidence from LoRA fine-tunings: replicas packed in one process, or trained apart."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisescope.errors import UsageError
+from noisescope.errors import RunError, UsageError
 from noisescope.gathering import (
-    DEFAULT_BETA,
     EvidenceConfig,
     Reporter,
     Stopwatch,
@@ -18,10 +18,13 @@ from noisescope.gathering import (
     kept_encodings,
     lora_config,
 )
+from noisescope.members import DONE, FOLDER, assemble, conclude, finished, member_directory
 from noisescope.pairs import PreferenceDataset
 from noisescope.policies import Policy
 from noisescope.policies.items import distinct_items
 from noisescope.run import Run
+from noisescope.sharing import cut, share_of
+from noisescope.training_state import STATE_FILE
 
 if TYPE_CHECKING:
     from noisescope.features import Progress
@@ -38,18 +41,106 @@ def gather_lora(
     reporter: Reporter,
     watch: Stopwatch,
 ) -> dict[str, Any]:
-    """M packed LoRA replicas, each on a random half of the pairs: margins at every checkpoint."""
+    """M packed LoRA replicas, each on a random half of the pairs: margins at every checkpoint.
+
+    Where they were begun apart, by ranks or shards, what they lack is trained apart, too.
+    """
     began = time.perf_counter()
-    config = lora_config(evidence, dataset.modality)
-    encodings = kept_encodings(policy, run)
-    if encodings is not None:
-        with reporter.stage("latents of images, embeddings of captions") as progress:
-            encodings.keep(distinct_items(dataset.table)[0], progress)
-    label = f"{evidence.replicas} LoRA replicas of {len(dataset):,} pairs"
-    with reporter.stage(label) as progress:
-        facts = _train(dataset, policy, config, run, progress)
+    keep_encodings(dataset, policy, run, reporter)
+    if (run.directory / FOLDER).is_dir():
+        plan = str(run.plan()["fingerprint"])
+        if len(finished(run, plan, evidence.replicas)[0]) < evidence.replicas:
+            fill_shared(dataset, policy, evidence, run, reporter, (0, 1))
+        train_apart(dataset, policy, evidence, run, plan, range(evidence.replicas), reporter)
+        members, faults = finished(run, plan, evidence.replicas)
+        if len(members) < evidence.replicas:
+            raise RunError("; ".join(faults), hint="Type the same command again.")
+        facts = assemble(run, dataset.table, list(members.values()))
+    else:
+        label = f"{evidence.replicas} LoRA replicas of {len(dataset):,} pairs"
+        with reporter.stage(label) as progress:
+            config = lora_config(evidence, dataset.modality)
+            facts = _train(dataset, policy, config, run, run.directory, progress)
+    shutil.rmtree(run.directory / "trunk", ignore_errors=True)
     watch.time("replicas", began)
     return facts
+
+
+def keep_encodings(
+    dataset: PreferenceDataset,
+    policy: Policy,
+    run: Run,
+    reporter: Reporter,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Compute what a denoiser is given, or share `i` of `n` (from 0) of it; nothing for text."""
+    encodings = kept_encodings(policy, run)
+    if encodings is None:
+        return
+    items = distinct_items(dataset.table)[0]
+    cuts = cut(items, policy.sizes(items), share[1])
+    mine = [item for item in items if share_of(item, cuts) == share[0]]
+    with reporter.stage("latents of images, embeddings of captions") as progress:
+        encodings.keep(mine, progress)
+
+
+def fill_shared(
+    dataset: PreferenceDataset,
+    policy: Policy,
+    evidence: EvidenceConfig,
+    run: Run,
+    reporter: Reporter,
+    share: tuple[int, int],
+) -> None:
+    """Share `i` of `n` (from 0) of what all replicas need of the model itself: below the adapters,
+    or the reference's errors. After `keep_encodings`."""
+    from noisescope.policies.causal_lm import CausalLMPolicy
+    from noisescope.policies.diffusion import DiffusionPolicy
+    from noisescope.replicas.lora import fill_trunk
+    from noisescope.replicas.lora_config import LoraConfig
+    from noisescope.replicas.lora_diffusion import DiffusionLoraConfig, fill_reference
+
+    config, table = lora_config(evidence, dataset.modality), dataset.table
+    with reporter.stage(f"the model itself, share {share[0] + 1} of {share[1]}") as progress:
+        if isinstance(policy, CausalLMPolicy) and isinstance(config, LoraConfig):
+
+            def report(stage: str, done: int, total: int) -> None:
+                progress(done, total, None)
+
+            fill_trunk(policy, table, config, run.directory / "trunk", share, report)
+        elif isinstance(policy, DiffusionPolicy) and isinstance(config, DiffusionLoraConfig):
+            errors = cache_directory(run).with_name("reference_errors")
+            fill_reference(policy, table, config, errors, share, progress)
+
+
+def train_apart(
+    dataset: PreferenceDataset,
+    policy: Policy,
+    evidence: EvidenceConfig,
+    run: Run,
+    plan: str,
+    numbers: Sequence[int],
+    reporter: Reporter,
+    of: str = "",
+) -> int:
+    """Train those of the replicas `numbers` that are not finished, one by one; how many.
+
+    `plan` is the run's fingerprint, `of` says whose they are, where they are not all.
+    """
+    config = lora_config(evidence, dataset.modality)
+    known, faults = finished(run, plan, evidence.replicas)
+    for fault in faults:
+        reporter.note(f"{fault}: training that replica again")
+    todo = [number for number in numbers if number not in known]
+    for number in todo:
+        place = member_directory(run, number)
+        (place / DONE).unlink(missing_ok=True)
+        label = f"LoRA replica {number} of 0 to {evidence.replicas - 1}{of}"
+        with reporter.stage(label) as progress:
+            facts = _train(dataset, policy, config, run, place, progress, range(number, number + 1))
+        conclude(place, plan, number, facts)
+        (place / "replicas" / STATE_FILE).unlink(missing_ok=True)
+    return len(todo)
 
 
 def _train(
@@ -57,37 +148,43 @@ def _train(
     policy: Policy,
     config: LoraConfig | DiffusionLoraConfig,
     run: Run,
+    place: Path,
     progress: Progress,
+    members: range | None = None,
 ) -> dict[str, Any]:
-    """Replicas of a causal language model or a diffusion policy; what training did."""
+    """Replicas of a causal language model or a diffusion policy, in `place`; what training did."""
     from noisescope.policies.causal_lm import CausalLMPolicy
     from noisescope.policies.diffusion import DiffusionPolicy
     from noisescope.replicas.cost import Meter
     from noisescope.replicas.lora import train_lora
     from noisescope.replicas.lora_config import LoraConfig
     from noisescope.replicas.lora_diffusion import DiffusionLoraConfig, train_diffusion_lora
-    from noisescope.training import STATE_FILE
 
-    meter, table, place = Meter(progress), dataset.table, run.directory
+    meter, table = Meter(progress), dataset.table
 
     def say(text: str) -> None:
         progress(0, 1, text)
 
     def estimated(cost: LoraCost) -> None:
+        cost = cost if members is None else replace(cost, reference=0.0)  # `fill_shared` saw to it
         meter.begin(cost)
         progress(0, cost.total, cost_in_words(cost, policy))
 
-    if (run.replicas_directory / STATE_FILE).is_file():
+    if (place / "replicas" / STATE_FILE).is_file():
         say("continuing from the last saved step")
     if isinstance(policy, CausalLMPolicy) and isinstance(config, LoraConfig):
         for remark in policy.remarks(distinct_items(table)[0]):
             say(remark)
-        facts = asdict(train_lora(policy, table, config, place, meter, estimated))
-        shutil.rmtree(place / "trunk", ignore_errors=True)
-        return {name: facts[name] for name in facts if name not in ("seconds", "replicas")}
+        trunk = run.directory / "trunk"
+        done = train_lora(
+            policy, table, config, place, meter, estimated, members=members, trunk_directory=trunk
+        )
+        return {k: v for k, v in asdict(done).items() if k not in ("seconds", "replicas")}
     if isinstance(policy, DiffusionPolicy) and isinstance(config, DiffusionLoraConfig):
         errors = cache_directory(run).with_name("reference_errors")
-        return train_diffusion_lora(policy, table, config, place, errors, meter, estimated, say)
+        return train_diffusion_lora(
+            policy, table, config, place, errors, meter, estimated, say, members=members
+        )
     raise UsageError(f"--kind lora cannot adapt {policy.identity.id}")
 
 
@@ -107,52 +204,3 @@ def cost_in_words(cost: LoraCost, policy: Policy) -> str:
         f"estimate: {cost.steps:,} steps, {cost.total / 1e12:.3g} TFLOP ({parts}) at "
         f"{EFFICIENCY * rate / 1e9:,.0f} GFLOP/s, about {cost.total / EFFICIENCY / rate:,.0f} s"
     )
-
-
-def gather_adapters(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    evidence: EvidenceConfig,
-    run: Run,
-    reporter: Reporter,
-    watch: Stopwatch,
-) -> dict[str, Any]:
-    """Margins under somebody else's LoRA adapters, one replica a directory, at step 1."""
-    from noisescope.policies.causal_lm import CausalLMPolicy
-    from noisescope.replicas.cost import LoraCost, Meter
-    from noisescope.replicas.lora import score_adapters
-    from noisescope.replicas.peft_files import stated_base
-
-    if not isinstance(policy, CausalLMPolicy):
-        raise UsageError(f"--from-adapters cannot adapt {policy.identity.id}")
-    began = time.perf_counter()
-    base = stated_base(evidence.adapters)
-    if base is not None and Path(base).name.lower() != Path(policy.identity.id).name.lower():
-        reporter.note(
-            f"the adapters say they were trained on {base}, and are judged on "
-            f"{policy.identity.id}: margins mean nothing unless these are the same weights"
-        )
-    if not evidence.held_out:
-        reporter.note(IN_SAMPLE)
-    label = f"{len(evidence.adapters)} adapters over {len(dataset):,} pairs"
-    with reporter.stage(label) as progress:
-        meter = Meter(progress)
-        meter.begin(LoraCost(1.0, 0.0, float(len(evidence.adapters)), 1, (1,)))  # passes of a kind
-        score_adapters(
-            policy,
-            dataset.table,
-            evidence.adapters,
-            run.directory,
-            beta=evidence.beta or DEFAULT_BETA[dataset.modality],
-            held_out=evidence.held_out,
-            report=meter,
-        )
-    shutil.rmtree(run.directory / "trunk", ignore_errors=True)
-    watch.time("replicas", began)
-    return {"adapters": [str(path) for path in evidence.adapters], "adapters_base": base}
-
-
-IN_SAMPLE = (
-    "these adapters may have trained on the very pairs they judge: margins count as in-sample "
-    "(type --held-out if they did not)"
-)

@@ -20,13 +20,22 @@ from noisescope.errors import RunError, first_five
 SEAL = "checksum"
 #: Key of the manifest's checksums of files.
 CHECKSUMS = "checksums"
-#: Parquet files of a run directory that verdicts rest on, and the verdicts, by what they hold.
+#: Files of a run directory by what they hold: what verdicts rest on, the verdicts, and adapters.
+#: Its JSON files, shards' records and training states carry checksums of their own.
 PATTERNS = {
-    "pairs": "pairs.parquet",
-    "scores": "scores.parquet",
-    "margins": "margins/part-*.parquet",
-    "averages": "averages/part-*.parquet",
+    "pairs": ("pairs.parquet",),
+    "scores": ("scores.parquet",),
+    "margins": ("margins/part-*.parquet",),
+    "averages": ("averages/part-*.parquet",),
+    "replicas": tuple(
+        f"replicas/{folder}/{name}"
+        for folder in ("*", "*/ema-*")
+        for name in ("adapter_*.json", "adapter_*.safetensors", "pytorch_lora_*.safetensors")
+    ),
 }
+
+#: Folders of margins: a file of theirs that is gone is missed.
+FOLDERS = ("margins", "averages")
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +59,7 @@ def _seal_of(content: Mapping[str, Any]) -> str:
 
 def checksums(directory: Path, tables: Collection[str] = tuple(PATTERNS)) -> dict[str, str]:
     """SHA-256 of every data file of a run, by its name relative to `directory`."""
-    patterns = [pattern for name, pattern in PATTERNS.items() if name in tables]
+    patterns = [glob for name, globs in PATTERNS.items() if name in tables for glob in globs]
     paths = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
     return {path.relative_to(directory).as_posix(): _checksum(path) for path in paths}
 
@@ -99,8 +108,8 @@ def require_sound(
     refuse_links(directory)
     stated, here = _stated(manifest), checksums(directory, tables)
     names = [name for name, found in here.items() if stated.get(name, found) != found]
-    if "margins" in tables:
-        names += [f"{n} (gone)" for n in stated if n.startswith("margins/") and n not in here]
+    gone = tuple(f"{folder}/" for folder in FOLDERS if folder in tables)
+    names += [f"{name} (gone)" for name in stated if name.startswith(gone) and name not in here]
     if names:
         raise RunError(
             f"{directory}: damaged since it was written: {first_five(names)}",
@@ -108,8 +117,25 @@ def require_sound(
         )
 
 
-def refuse_links(directory: Path) -> None:
-    """Raise RunError where something in a run is a symbolic link: it could lead anywhere.
+def require_written(path: Path) -> None:
+    """Raise RunError where `path` is an adapter of a finished run, and not as it was written."""
+    for directory in list(path.resolve().parents)[2:4]:  # replicas/<m>/, or ema-* below it
+        manifest = directory / "manifest.json"
+        if not manifest.is_file() or not (directory / "plan.json").is_file():
+            continue
+        hint = "Type the `noisescope score` command of that run again: it makes it anew."
+        try:
+            content = unsealed(json.loads(manifest.read_text("utf-8")), manifest, hint)
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise RunError(f"{manifest} cannot be read: {error}", hint=hint) from error
+        name = path.resolve().relative_to(directory).as_posix()
+        if _stated(content).get(name, found := _checksum(path)) != found:
+            raise RunError(f"{path} is damaged since it was written", hint=hint)
+
+
+def refuse_links(directory: Path, *, elsewhere: str = "--run-dir") -> None:
+    """Raise RunError where something in a directory of results is a symbolic link: it could lead
+    anywhere. `elsewhere` is the option that names another directory.
 
     The directory itself may be one, for that is its owner's choice.
     """
@@ -120,6 +146,6 @@ def refuse_links(directory: Path) -> None:
         for path in sorted(folder.iterdir()):
             if path.is_symlink():
                 raise RunError(
-                    f"{path} is a symbolic link; a run holds its own files only",
-                    hint="Put the file itself there, or choose another place with --run-dir.",
+                    f"{path} is a symbolic link: only files that lie here are read and written",
+                    hint=f"Put the file itself there, or choose another place with {elsewhere}.",
                 )

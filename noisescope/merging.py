@@ -5,7 +5,8 @@
 
 A source is a run directory that shards wrote, or a directory of runs, local or anything fsspec
 reads. Parts of other models, and damaged ones, are refused by name; so is a merge in which a
-response has no features, naming its shard and the command that computes it. No model is needed.
+response has no features, or a replica was not trained, naming its shard and the command that
+computes it. No model is needed.
 """
 
 from __future__ import annotations
@@ -13,31 +14,34 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from noisescope.auditing import Audit, FineTuned, Silent, judge, record_evidence
 from noisescope.errors import RunError, first_five
-from noisescope.gathering import EvidenceConfig, Reporter, Stopwatch, cache_directory, fit_cached
+from noisescope.gathering import KINDS, EvidenceConfig, Reporter, Stopwatch, fit_cached
+from noisescope.gathering_adapters import margins_of_scores
 from noisescope.integrity import unsealed
-from noisescope.parts import Part, check, fitting, missing, scan
+from noisescope.members import assemble
+from noisescope.merging_members import collect_members
+from noisescope.merging_parts import collect_parts
 from noisescope.places import Place, place_of
 from noisescope.run import FORMAT, Plan, Run, open_run
 from noisescope.shards import FOLDER, Record, read_record
-from noisescope.sharing import share_of
 from noisescope.storage import write_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from noisescope.pairs import Item
     from noisescope.verdicts import ScoreConfig
 
-#: What a part in the cache is called; nothing else is copied.
-PART_NAME = re.compile(r"[0-9a-f]{20}\.safetensors")
 PRINT = re.compile(r"[0-9a-f]{20}")
+#: More replicas than a column of margins can number.
+MOST_REPLICAS = 1 << 15
 
 
 @final
@@ -49,11 +53,6 @@ class Sharded:
     plan: Plan
     records: tuple[Record, ...]
     faults: tuple[str, ...] = field(default=())
-
-    @property
-    def cache(self) -> Place:
-        """Where its feature parts lie."""
-        return self.place.parent / ".cache" / "features" / self.plan.model_fingerprint
 
 
 def merge(
@@ -74,19 +73,44 @@ def merge(
     plan, records = _one_audit(found)
     local = found[0].place.local if len(found) == 1 else None
     run = open_run(runs_directory, plan, run_directory or local)
-    for name in run.drop_damaged():
+    dropped = run.drop_damaged()
+    for name in dropped:
         reporter.note(f"{run.directory / name} is damaged: making it again")
     table = _pairs(run, plan, found)
     tuned = FineTuned(run, plan, True)
     origin = records[0].origin
-    if not run.evidence_complete:
+    if not run.evidence_complete or any(name.startswith("replicas/") for name in dropped):
         watch = Stopwatch()
-        _collect(run, plan, table, found, records, reporter)
-        evidence = EvidenceConfig(**plan.evidence)
-        model = plan.model_fingerprint
-        done = fit_cached(table, model, evidence, run, reporter, watch)
+        done = _evidence(run, plan, table, found, records, reporter, watch)
         tuned = record_evidence(run, plan, origin, done, watch)
     return judge(tuned, origin, score, reporter)
+
+
+def _evidence(
+    run: Run,
+    plan: Plan,
+    table: pa.Table,
+    found: Sequence[Sharded],
+    records: Sequence[Record],
+    reporter: Reporter,
+    watch: Stopwatch,
+) -> dict[str, Any]:
+    """Write `run`'s margins from what the shards left; what a manifest says of the training."""
+    began, kind = time.perf_counter(), plan.evidence["kind"]
+    places, faults = [one.place for one in found], [fault for one in found for fault in one.faults]
+    if kind == "lora":
+        members = collect_members(run, plan, places, records, faults, reporter)
+        facts = assemble(run, table, members)
+        shutil.rmtree(run.directory / "trunk", ignore_errors=True)
+    else:
+        collect_parts(run, plan, table, places, records, faults, reporter)
+        if kind == "head":
+            evidence, model = EvidenceConfig(**plan.evidence), plan.model_fingerprint
+            return fit_cached(table, model, evidence, run, reporter, watch)
+        margins_of_scores(table, plan, run)
+        facts = dict(records[0].facts)
+    watch.time("replicas", began)
+    return facts
 
 
 def find_shards(source: str) -> list[Sharded]:
@@ -140,12 +164,12 @@ def _sharded(place: Place) -> Sharded:
 
 def _plan_of(path: Place) -> Plan:
     """The plan in a file. Raises RunError: what it says becomes names of files here."""
-    names = [entry.name for entry in fields(Plan)]
     hint = "Copy the run directory anew, or type one shard's command again."
     try:
         content = unsealed(json.loads(path.read()), Path(str(path)), hint)
-        plan = Plan(**{name: content[name] for name in names})
-        known = content["format"] == FORMAT and plan.evidence["kind"] == "head"
+        plan = Plan.of(content)
+        known = content["format"] == FORMAT and plan.evidence["kind"] in KINDS
+        known = known and plan.evidence["replicas"] in range(1, MOST_REPLICAS)
         prints = (plan.dataset_fingerprint, plan.model_fingerprint)
         if (
             known
@@ -205,74 +229,4 @@ def _pairs(run: Run, plan: Plan, found: Sequence[Sharded]) -> pa.Table:
     raise RunError(
         "; ".join(faults) or f"no pairs.parquet in {found[0].place}",
         hint="Type one shard's command again: it writes them anew where they are gone.",
-    )
-
-
-def _collect(
-    run: Run,
-    plan: Plan,
-    table: pa.Table,
-    found: Sequence[Sharded],
-    records: Sequence[Record],
-    reporter: Reporter,
-) -> None:
-    """Copy the parts that `run`'s cache lacks. Raises RunError where responses have none."""
-    from noisescope.policies.items import distinct_items
-
-    model, items = plan.model_fingerprint, distinct_items(table)[0]
-    cache = cache_directory(run) / model
-    parts, faulty = scan(cache, model)
-    faults = [f"{path} is {fault}" for path, fault in faulty.items()]
-    faults += [fault for one in found for fault in one.faults]
-    wanted = {item.key for item in missing(items, parts)}
-    copied = 0
-    for one in found:
-        if not one.cache.is_at(cache):
-            copied += _copy(one.cache, cache, model, wanted, faults)
-    if copied:
-        reporter.note(f"{copied:,} parts copied to {cache}")
-    for fault in faults:
-        reporter.note(f"not used: {fault}")
-    if wanted:
-        raise _incomplete([item for item in items if item.key in wanted], items, records, faults)
-
-
-def _copy(source: Place, cache: Path, model: str, wanted: set[str], faults: list[str]) -> int:
-    """Copy sound parts that hold `wanted` keys, which are then struck off; how many."""
-    copied = 0
-    for path in source.files():
-        if not wanted or not PART_NAME.fullmatch(path.name):
-            continue
-        target = cache / path.name
-        content = path.read()
-        part = fitting(check(target, content), model)
-        if not isinstance(part, Part):
-            faults.append(f"{path} is {part}")
-        elif wanted & set(part.keys):
-            write_atomic(target, content)
-            wanted.difference_update(part.keys)
-            copied += 1
-    return copied
-
-
-def _incomplete(
-    lost: Sequence[Item], items: Sequence[Item], records: Sequence[Record], faults: Sequence[str]
-) -> RunError:
-    """What is missing, shard by shard, and the commands that compute it."""
-    newest = max(records, key=lambda record: record.shard.of)
-    done = {record.shard.index for record in records if record.shard.of == newest.shard.of}
-    counts: dict[int, int] = {}
-    for item in lost:
-        index = share_of(item, newest.cuts) + 1
-        counts[index] = counts.get(index, 0) + 1
-    shards = [
-        f"shard {index}/{newest.shard.of} ({count:,} responses, "
-        f"{'its parts are not here, or damaged' if index in done else 'not computed'})"
-        for index, count in sorted(counts.items())
-    ]
-    commands = "\n".join(f"  {newest.command(index)}" for index in sorted(counts))
-    said = f"{len(lost):,} of {len(items):,} responses have no features: {', '.join(shards)}"
-    return RunError(
-        "; ".join([said, *faults]),
-        hint=f"Compute what is missing, then merge again:\n{commands}",
     )

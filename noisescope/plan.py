@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, final
 
 from noisescope.pairs import digest
@@ -25,6 +25,11 @@ class Plan:
     model_fingerprint: str
     evidence: Mapping[str, Any]
     modality: str = "text"
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Plan:
+        """The plan that a `plan.json` states. Raises KeyError."""
+        return cls(**{field.name: content[field.name] for field in fields(cls)})
 
     @property
     def fingerprint(self) -> str:

@@ -22,9 +22,12 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from noisescope.errors import NoisescopeError, RunError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 #: How long a rank waits for the others: the slowest share of a pass may take days.
 PATIENCE = timedelta(days=7)
@@ -206,6 +209,17 @@ def _wait(work: Any) -> None:
     while not work.is_completed():
         time.sleep(LOOK)
     work.wait()
+
+
+def alone() -> Accelerator:
+    """What drives a training of this process alone, whatever launch it is one of."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import patch_environment
+
+    sizes = ("world_size", "pmi_size", "ompi_comm_world_size", "mv2_comm_world_size")
+    with patch_environment(local_rank=-1, **dict.fromkeys(sizes, 1)):
+        return Accelerator(cpu=not torch.cuda.is_available())
 
 
 def own_device(device: str) -> str:

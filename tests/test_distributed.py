@@ -19,28 +19,34 @@ from test_shards import files, manifest, score_line, the_run
 from noisescope.locking import hold
 from noisescope.ranks import World, joined
 
-#: For each line on stdin, {"port", "place", "ranks": [[argument, ...], ...], "dies": rank, "by": 9}
-#: starts one process a rank, as a launcher does; libraries load once. Rank `dies` gets the signal
-#: `by` in its share.
+#: For each line on stdin, {"port", "place", "ranks": [[argument, ...], ...], "dies": rank, "by": 9,
+#: "after": n} starts one process a rank, as a launcher does; libraries load once. Rank `dies` gets
+#: the signal `by` in its share, in that of LoRA replicas as the n-th step begins.
 LAUNCHER = """
 import json, os, sys
 import accelerate, datasets, duckdb, scipy.stats, torch, transformers.models.llama.modeling_llama
 import noisescope.auditing, noisescope.datasets, noisescope.shards, noisescope.verdicts
-import noisescope.replicas.head, torch.distributed
+import noisescope.replicas.head, peft, torch.distributed
 from noisescope import parts
 from noisescope.cli import run
 from noisescope.cli.stopping import listen
 from noisescope.policies.causal_lm import CausalLMPolicy
+from noisescope.replicas.packed import PackedReplicas
+from noisescope.replicas.scored import AdapterScores
 
 parts.CHUNK = 700
-compute = CausalLMPolicy.features
 
 
-def dying(policy, items, computed=[]):
-    if computed:
-        os.kill(os.getpid(), policy.signal)
-    computed.append(1)
-    return compute(policy, items)
+def dying(compute, signal, after):
+    computed = []
+
+    def compute_or_die(*arguments):
+        if len(computed) == after:
+            os.kill(os.getpid(), signal)
+        computed.append(1)
+        return compute(*arguments)
+
+    return compute_or_die
 
 
 def rank(number, job):
@@ -51,7 +57,9 @@ def rank(number, job):
         file = os.open(f"{job['place']}/{number}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream)
     if job["dies"] == number:
-        CausalLMPolicy.features, CausalLMPolicy.signal = dying, job["by"]
+        CausalLMPolicy.features = dying(CausalLMPolicy.features, job["by"], 1)
+        AdapterScores.features = dying(AdapterScores.features, job["by"], 0)
+        PackedReplicas.batches = dying(PackedReplicas.batches, job["by"], job["after"])
     listen()
     sys.argv = ["noisescope", *job["ranks"][number]]
     code = run(job["ranks"][number])
@@ -81,13 +89,13 @@ class Launcher:
         self.process, self.place = process, place
 
     def __call__(
-        self, *ranks: Sequence[str], dies: int = -1, by: int = signal.SIGKILL
+        self, *ranks: Sequence[str], dies: int = -1, by: int = signal.SIGKILL, after: int = 0
     ) -> list[int]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         job = {"port": port, "place": str(self.place), "ranks": ranks}
-        job |= {"dies": dies, "by": int(by)}
+        job |= {"dies": dies, "by": int(by), "after": after}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(job), file=self.process.stdin, flush=True)
@@ -210,9 +218,10 @@ def test_what_ranks_cannot_share_is_refused(launch: Launcher, tmp_path: Path) ->
     shard = score_line(tmp_path, "--shard", "1/2")
     assert launch(shard, shard) == [2, 2]
     assert "--shard with a launcher" in launch.said(0)
-    lora = score_line(tmp_path, "--kind", "lora")
+    patient = ("--checkpoints", "3", "--early-stopping", "1")
+    lora = score_line(tmp_path, "--kind", "lora", *patient)
     assert launch(lora, lora) == [2, 2]
-    assert "use --kind head" in launch.said(0)
+    assert "--early-stopping asks all replicas" in launch.said(0)
     assert launch.said(1) == ""
 
 

@@ -18,6 +18,7 @@ from noisescope.cli import run as command
 from noisescope.cli.merge import merge as merge_command
 from noisescope.cli.score import without_shard
 from noisescope.errors import RunError, UsageError
+from noisescope.evidence import read_margins
 from noisescope.merging import find_shards, merge
 from noisescope.pairs import response_key
 from noisescope.parts import plan_chunks
@@ -232,13 +233,6 @@ def test_where_there_are_no_shards(tmp_path: Path) -> None:
         merge(["nowhere://x/y"])
 
 
-def test_replicas_that_train_together_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert score(tmp_path, "--shard", "1/2", "--kind", "lora") == 2
-    assert "use --kind head" in " ".join(capsys.readouterr().err.split())
-
-
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", "1/3/5", ""])
 def test_shards_that_make_no_sense(text: str) -> None:
     with pytest.raises(UsageError, match="i/n with i from 1 to n"):
@@ -285,6 +279,12 @@ def test_a_run_on_object_storage_is_queried_and_nothing_beside_it(
         capsys.readouterr()
         assert command(["query", sql, "--run", "memory://bucket/run", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == [{"n": 120, "m": 2}]
+        far = read_margins("memory://bucket/run")
+        near = read_margins(the_run(place / "one").directory)
+        assert np.array_equal(far.margins, near.margins)
+        assert far.pair_ids.equals(near.pair_ids)
+        with pytest.raises(RunError, match=r"has no averages/part-\*\.parquet"):
+            read_margins("memory://bucket/run", folder="averages")
         assert command(["query", "--run", "memory://bucket/run"]) == 0
         assert "scores(pair_id, confidence" in capsys.readouterr().out
         for path in ("memory://bucket/other.parquet", MODEL + "/config.json"):

@@ -39,8 +39,8 @@ def begin(
     Only rank 0 goes on from here: None in the others. Raises what `SourceOptions.read` does, and
     UsageError for what cannot be shared.
     """
+    from noisescope.launches import compute_over_ranks, require_alone
     from noisescope.ranks import joined
-    from noisescope.shards import compute_over_ranks, require_alone
 
     run = None
     with joined() as world:

@@ -29,6 +29,10 @@ def merge(
     k1: Annotated[float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).")] = 10.0,
     k2: Annotated[float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.")] = -1.0,
     c2: Annotated[float, typer.Option(help="Eq. 15: c2.")] = 0.0,
+    released: Annotated[
+        bool,
+        typer.Option("--released", help="W and Gamma from u_released, as the released code has."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Check that all shards of an audit are there, and finish it: replicas, margins, verdicts.
@@ -42,7 +46,7 @@ def merge(
     from noisescope.merging import merge as run_merge
     from noisescope.verdicts import ScoreConfig
 
-    constants = ScoreConfig(rho=rho, k1=k1, k2=k2, c2=c2)
+    constants = ScoreConfig(rho=rho, k1=k1, k2=k2, c2=c2, released=released)
     terminal = Terminal(quiet=json)
     began = time.monotonic()
     done = run_merge(

@@ -35,9 +35,13 @@ def score(
     k1: Annotated[float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).")] = 10.0,
     k2: Annotated[float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.")] = -1.0,
     c2: Annotated[float, typer.Option(help="Eq. 15: c2.")] = 0.0,
+    released: Annotated[
+        bool,
+        typer.Option("--released", help="W and Gamma from u_released, as the released code has."),
+    ] = False,
     shard: Annotated[
         str | None,
-        typer.Option(help="Compute share i/n of the features alone; `noisescope merge` ends it."),
+        typer.Option(help="Compute share i/n of the evidence alone; `noisescope merge` ends it."),
     ] = None,
     memory: Annotated[
         str, typer.Option(help="Memory for sorting verdicts; more is sorted on disk.")
@@ -58,7 +62,9 @@ def score(
     from noisescope.sharing import read_shard
     from noisescope.verdicts import ScoreConfig
 
-    constants = ScoreConfig(rho=rho, k1=k1, k2=k2, c2=c2, spill=Spill(memory, spill_dir))
+    constants = ScoreConfig(
+        rho=rho, k1=k1, k2=k2, c2=c2, released=released, spill=Spill(memory, spill_dir)
+    )
     share = None if shard is None else read_shard(shard)
     terminal = Terminal(quiet=json)
     began = time.monotonic()
@@ -130,7 +136,7 @@ def print_shard(done: ShardDone, *, json: bool) -> None:
             {
                 "run": str(done.run.directory),
                 "shard": str(shard),
-                "responses": done.responses,
+                done.what: done.size,
                 "computed": done.computed,
                 "left": {f"{index}/{shard.of}": count for index, count in done.left.items()},
                 "next": done.next,
@@ -141,11 +147,12 @@ def print_shard(done: ShardDone, *, json: bool) -> None:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     shares = ", ".join(f"{index}/{shard.of}" for index in done.left)
-    share = f"{done.responses:,} responses, {done.computed:,} computed now"
+    share = f"{done.size:,} {done.what}, {done.computed:,} computed now"
+    lacking = f"{shares} ({sum(done.left.values()):,} {done.what})"
     rows = {
-        "shard": f"{shard}: {share if done.responses else 'empty, there are fewer chunks of work'}",
+        "shard": f"{shard}: {share if done.size else 'empty, there is less work than shards'}",
         "run": str(done.run.directory),
-        "not here": f"{shares} ({sum(done.left.values()):,} responses)" if shares else "nothing",
+        "not here": lacking if shares else "nothing",
     }
     for name, said in rows.items():
         grid.add_row(name, Text(safe(said)))

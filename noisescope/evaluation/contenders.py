@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from noisescope.errors import ModelError, RunError, UsageError
+from noisescope.integrity import require_written
 from noisescope.pairs import Modality, digest
 
 Kind = Literal["model", "adapter", "pipeline", "lora", "unet"]
@@ -170,6 +171,7 @@ def _content(place: Path, kind: Kind) -> str:
     files = [place / n for n in names] if names else sorted((place / "unet").iterdir())
     sha = hashlib.sha256()
     for file in files:
+        require_written(file)
         with file.open("rb") as stream:
             sha.update(hashlib.file_digest(stream, "sha256").digest())
     return sha.hexdigest()

@@ -189,12 +189,15 @@ class Adapters:
             yield f"{name}.b", layer.b
 
     def clip(self, max_norm: float | None) -> float:
-        """Clip each replica's gradient on its own, so replicas never touch; their mean norm."""
+        """Clip each replica's gradient on its own, so replicas never touch; their mean norm.
+
+        Summed replica by replica: how sums are rounded depends on what is summed beside them.
+        """
         grads = [p.grad for _, p in self.parameters() if p.grad is not None]
         if not grads:
             return 0.0
-        squares = torch.stack([g.flatten(1).pow(2).sum(1) for g in grads]).sum(0)  # [M]
-        norms = squares.sqrt()
+        squares = [[grad[m].pow(2).sum() for grad in grads] for m in range(self.replicas)]
+        norms = torch.stack([torch.stack(mine).sum() for mine in squares]).sqrt()  # [M]
         if max_norm is not None:
             factor = (max_norm / (norms + 1e-6)).clamp(max=1.0)
             for grad in grads:

@@ -50,14 +50,16 @@ def write_step(
     margins: Float,
     held_out: NDArray[np.bool_],
     step: int,
+    first: int = 0,
 ) -> None:
-    """Write one checkpoint's margins [M, N] as part-<step>.parquet."""
+    """Write one checkpoint's margins [M, N] of replicas `first`.. as part-<step>.parquet."""
     write_margins(
         directory / part_name(step),
         pa.array(pair_ids, pa.string()),
         margins[:, None],
         steps=[step],
         held_out=held_out,
+        first_replica=first,
     )
 
 
@@ -102,26 +104,39 @@ class EvidenceWriter:
         written = [self.run_directory / name for name in progress.note.get("written", [])]
         return [path for path in written if not path.is_file()]
 
+    def mend(self, progress: Progress) -> None:
+        """Save adapters again of which a file is gone, where the last state is what they hold."""
+        gone = [path.relative_to(self.run_directory).parts[0] for path in self.lost(progress)]
+        if set(gone) == {"replicas"} and progress.note["best_step"] == progress.step:
+            self._save(progress)
+
+    def _save(self, progress: Progress) -> list[str]:
+        """Write the adapters and their averaged copies; names of their files."""
+        from noisescope.replicas.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_peft
+
+        adapters, first, names = self.learner.adapters, self.learner.first, []
+        weights = {"": self.learner.trainable()}
+        weights |= {f"/ema-{decay}": copies for decay, copies in progress.averages.items()}
+        for m in range(adapters.replicas):
+            for inner, tensors in weights.items():
+                folder = f"replicas/{first + m}{inner}"
+                place = self.run_directory / folder
+                save_peft(adapters, m, place, base=self.base, weights=tensors)
+                names += [f"{folder}/{ADAPTER_WEIGHTS}", f"{folder}/{ADAPTER_CONFIG}"]
+        return names
+
     def _write(self, margins: Float, progress: Progress) -> None:
         """The checkpoint's adapters and margins, and those of averaged copies if any."""
-        from noisescope.replicas.peft_files import ADAPTER_WEIGHTS, save_peft
-
-        ids, adapters = self.learner.data.pair_ids, self.learner.adapters
+        ids, first, step = self.learner.data.pair_ids, self.learner.first, progress.step
         copies = [self._averaged(copy) for copy in progress.averages.values()]
-        names = []
-        for m in range(adapters.replicas):
-            own = self.run_directory / "replicas" / str(m)
-            save_peft(adapters, m, own, base=self.base, weights=self.learner.trainable())
-            names.append(f"replicas/{m}/{ADAPTER_WEIGHTS}")
-            for decay, weights in progress.averages.items():
-                save_peft(adapters, m, own / f"ema-{decay}", base=self.base, weights=weights)
+        names = self._save(progress)
         if copies:
             rows = np.stack(copies, 1).reshape(-1, margins.shape[1])  # row C m + copy
-            held = np.repeat(self.held_out, len(copies), 0)
-            write_step(self.run_directory / "averages", ids, rows, held, progress.step)
-            names.append(f"averages/{part_name(progress.step)}")
-        write_step(self.run_directory / "margins", ids, margins, self.held_out, progress.step)
-        names.append(f"margins/{part_name(progress.step)}")
+            held, lowest = np.repeat(self.held_out, len(copies), 0), first * len(copies)
+            write_step(self.run_directory / "averages", ids, rows, held, step, lowest)
+            names.append(f"averages/{part_name(step)}")
+        write_step(self.run_directory / "margins", ids, margins, self.held_out, step, first)
+        names.append(f"margins/{part_name(step)}")
         known = progress.note.setdefault("written", [])
         known += [name for name in names if name not in known]
 

@@ -29,11 +29,11 @@ from noisescope.objectives import DPO
 from noisescope.pairs import digest
 from noisescope.policies import Item, ModelIdentity
 from noisescope.policies.packing import Corpus, corpus_of
+from noisescope.ranks import alone
 from noisescope.replicas.checkpoints import (
     EvidenceWriter,
     LoraSummary,
     checkpoint_steps,
-    write_step,
 )
 from noisescope.replicas.draws import Stream, held_out_by
 from noisescope.replicas.lora_config import LoraConfig
@@ -85,37 +85,49 @@ def train_lora(
     run_directory: Path,
     report: Report | None = None,
     estimate: Callable[[LoraCost], None] | None = None,
+    *,
+    members: range | None = None,
+    trunk_directory: Path | None = None,
 ) -> LoraSummary:
     """Train, checkpoint by checkpoint write margins, save every replica; what it did.
 
-    `estimate` is told the cost before anything is computed. Raises DataError for too few pairs,
-    ModelError for a model that cannot be cut, EvidenceError for a diverged loss, RunError for a
-    directory that holds other evidence.
+    `members` are the replicas to train where others are trained elsewhere: a replica's seed and
+    its half of the pairs depend on its number alone. States below the first adapted block are
+    kept in `trunk_directory`, which they may share. `estimate` is told the cost before anything
+    is computed. Raises DataError for too few pairs, ModelError for a model that cannot be cut,
+    EvidenceError for a diverged loss, RunError for a directory that holds other evidence.
     """
     from noisescope.policies.forward import measure
     from noisescope.replicas.cost import lora_cost
     from noisescope.replicas.trunk import Trunk
 
     start = time.perf_counter()
+    members = range(config.replicas) if members is None else members
     data = pair_data(table)
     held = halves(data, config)
     corpus = encoded_corpus(policy, data.items)
-    plan = train_config(config, held, evidence_fingerprint(policy, data, config))
-    depth = policy.model.config.num_hidden_layers
-    first = 0 if config.top_layers is None else max(0, depth - config.top_layers)
-    size = measure(policy.model)
+    plan = train_config(config, held, evidence_fingerprint(policy, data, config, members))
+    first, size = first_adapted(policy.model, config), measure(policy.model)
     adapters = None
     try:
         trunk = Trunk(policy.model, first, corpus, checkpointing=config.checkpointing)
-        adapters = make_adapters(policy.model, first, config)
-        learner = PackedReplicas(trunk, adapters, data, config, make_streams(data, held, config))
+        adapters = make_adapters(policy.model, first, config, members)
+        streams = make_streams(data, held, config, members)
+        learner = PackedReplicas(trunk, adapters, data, config, streams, members.start)
         if estimate is not None:
             due = checkpoint_steps(plan.steps, config.checkpoints)
+            depth = policy.model.config.num_hidden_layers
             estimate(lora_cost(learner, size, depth, plan.steps, due))
-        trunk.fill(run_directory / "trunk", policy.identity.fingerprint, data.items, report)
+        place = trunk_directory or run_directory / "trunk"
+        trunk.fill(place, policy.identity.fingerprint, data.items, report)
         filled = time.perf_counter()
         writer = EvidenceWriter(
-            learner, held, run_directory, policy.identity.id, report, total=plan.steps
+            learner,
+            held[members.start : members.stop],
+            run_directory,
+            policy.identity.id,
+            report,
+            total=plan.steps,
         )
         progress = train_whole(learner, writer, plan, run_directory / "replicas")
         return writer.summary(progress, trunk=filled - start, train=time.perf_counter() - filled)
@@ -124,12 +136,37 @@ def train_lora(
             adapters.detach()
 
 
+def fill_trunk(
+    policy: TextPolicy,
+    table: pa.Table,
+    config: LoraConfig,
+    directory: Path,
+    share: tuple[int, int],
+    report: Report | None = None,
+) -> None:
+    """Compute share `i` of `n` (from 0) of what lies below the adapters, for all who will train."""
+    from noisescope.replicas.trunk import Trunk
+
+    data = pair_data(table)
+    halves(data, config)
+    corpus = encoded_corpus(policy, data.items)
+    trunk = Trunk(policy.model, first_adapted(policy.model, config), corpus)
+    trunk.fill(directory, policy.identity.fingerprint, data.items, report, share)
+
+
+def first_adapted(model: PreTrainedModel, config: LoraConfig) -> int:
+    """The lowest block that has adapters."""
+    depth: int = model.config.num_hidden_layers
+    return 0 if config.top_layers is None else max(0, depth - config.top_layers)
+
+
 def train_whole(
     learner: PackedReplicas, writer: EvidenceWriter, plan: TrainConfig, directory: Path
 ) -> Progress:
     """Train to the end, from the saved state if there is one, with all evidence written.
 
-    Where a file that the state says was written is gone, the training starts again. torch's own
+    Where a file that the state says was written is gone, it is written again from the state, or
+    the training starts again. torch's own
     random numbers take no part, but they are saved with the state: they start the same, whatever
     the process did before.
     """
@@ -140,13 +177,21 @@ def train_whole(
     def run() -> Progress:
         torch.manual_seed(learner.config.seed)
         objective = DPO(beta=learner.config.beta)
-        return train(learner, objective, plan, directory, after_step=writer)
+        return train(
+            learner,
+            objective,
+            plan,
+            directory,
+            accelerator=alone(),
+            after_step=writer,
+        )
 
     with torch.random.fork_rng(devices=[]):
         progress = run()
+        writer.mend(progress)
         if writer.lost(progress):
             (directory / STATE_FILE).unlink()
-            initialise(learner.adapters, learner.config)
+            initialise(learner.adapters, learner.config, learner.first)
             progress = run()
     return progress
 
@@ -162,9 +207,13 @@ def halves(data: PairData, config: LoraConfig) -> NDArray[np.bool_]:
     return held
 
 
-def evidence_fingerprint(policy: TextPolicy, data: PairData, config: LoraConfig) -> str:
-    """What a saved training state belongs to: model, settings and pairs."""
+def evidence_fingerprint(
+    policy: TextPolicy, data: PairData, config: LoraConfig, members: range
+) -> str:
+    """What a saved training state belongs to: model, settings, pairs, and replicas if not all."""
+    some = [str(members)] if len(members) < config.replicas else []
     return digest(
+        *some,
         policy.identity.fingerprint,
         json.dumps(asdict(config), sort_keys=True),
         *data.pair_ids,
@@ -172,21 +221,27 @@ def evidence_fingerprint(policy: TextPolicy, data: PairData, config: LoraConfig)
     )
 
 
-def make_adapters(model: PreTrainedModel, first: int, config: LoraConfig) -> Adapters:
-    """Attached adapters, each drawn from its own seed."""
+def make_adapters(
+    model: PreTrainedModel, first: int, config: LoraConfig, members: range | None = None
+) -> Adapters:
+    """Attached adapters of all replicas, or of `members`, each drawn from its own seed."""
     from noisescope.replicas.adapters import attach_adapters
 
-    adapters = attach_adapters(model, config.replicas, config.rank, first, config.targets)
-    initialise(adapters, config)
+    members = range(config.replicas) if members is None else members
+    adapters = attach_adapters(model, len(members), config.rank, first, config.targets)
+    initialise(adapters, config, members.start)
     return adapters
 
 
-def initialise(adapters: Adapters, config: LoraConfig) -> None:
-    """Every replica at its start: A from its own seed, B zero."""
-    adapters.initialise([config.seed * 1000 + m for m in range(config.replicas)], config.alpha)
+def initialise(adapters: Adapters, config: LoraConfig, first: int = 0) -> None:
+    """Every replica (the lowest is `first`) at its start: A from its own seed, B zero."""
+    seeds = [config.seed * 1000 + first + m for m in range(adapters.replicas)]
+    adapters.initialise(seeds, config.alpha)
 
 
-def make_streams(data: PairData, held: NDArray[np.bool_], config: LoraConfig) -> list[Stream]:
+def make_streams(
+    data: PairData, held: NDArray[np.bool_], config: LoraConfig, members: range | None = None
+) -> list[Stream]:
     """Each replica's endless order over the pairs it trains on."""
     return [
         Stream(
@@ -196,7 +251,7 @@ def make_streams(data: PairData, held: NDArray[np.bool_], config: LoraConfig) ->
             seed=(config.seed, m),
             cluster=config.cluster,
         )
-        for m in range(len(held))
+        for m in (range(len(held)) if members is None else members)
     ]
 
 
@@ -215,35 +270,3 @@ def train_config(config: LoraConfig, held: NDArray[np.bool_], evidence: str) -> 
         save_every=config.save_every,
         evidence=evidence,
     )
-
-
-def score_adapters(
-    policy: TextPolicy,
-    table: pa.Table,
-    directories: Sequence[Path],
-    run_directory: Path,
-    *,
-    beta: float = 0.1,
-    held_out: bool = True,
-    report: Report | None = None,
-) -> int:
-    """Margins of somebody else's LoRA directories, one replica each, at step 1; their number.
-
-    `held_out` is the caller's word on whether they trained on these pairs.
-    """
-    from noisescope.replicas.peft_files import attach_peft
-    from noisescope.replicas.trunk import Trunk
-
-    data = pair_data(table)
-    corpus = encoded_corpus(policy, data.items)
-    adapters = attach_peft(policy.model, directories)
-    try:
-        trunk = Trunk(policy.model, adapters.first, corpus)
-        trunk.fill(run_directory / "trunk", policy.identity.fingerprint, data.items, report)
-        config = LoraConfig(replicas=max(2, len(directories)), beta=beta)
-        margins = PackedReplicas(trunk, adapters, data, config).margins(report)
-    finally:
-        adapters.detach()
-    held = np.full(margins.shape, held_out)
-    write_step(run_directory / "margins", data.pair_ids, margins, held, 1)
-    return len(directories)

@@ -24,14 +24,18 @@ import numpy as np
 from noisescope.errors import DataError
 from noisescope.objectives import DPO
 from noisescope.pairs import digest
+from noisescope.parts import Progress as PartsProgress
+from noisescope.parts import fill
+from noisescope.ranks import alone
 from noisescope.replicas.checkpoints import checkpoint_steps, part_name, write_step
 from noisescope.replicas.cost import LoraCost
 from noisescope.replicas.draws import Stream, held_out_by
 from noisescope.replicas.noised import NoisedPairs, squared_errors
-from noisescope.replicas.packed import Report, pair_data
+from noisescope.replicas.packed import PairData, Report, pair_data
 from noisescope.replicas.packed_diffusion import WEIGHTS, DiffusionReplicas
 from noisescope.replicas.packed_diffusion import DiffusionLoraConfig as DiffusionLoraConfig
 from noisescope.replicas.reference_errors import ReferenceErrors
+from noisescope.sharing import cut, share_of
 from noisescope.training import STATE_FILE, Progress, TrainConfig, train
 
 if TYPE_CHECKING:
@@ -62,20 +66,28 @@ class Checkpoints:
         if self.report is not None:
             self.report("training", progress.step, self.steps)
         if progress.step in self.due:
-            learner = self.learner
+            learner, first = self.learner, self.learner.first
             margins = learner.margins(self.report)
-            for replica in range(learner.adapters.replicas):
-                learner.save(replica, self.directory / "replicas" / str(replica))
+            self.save()
             ids, place = learner.data.pair_ids, self.directory / "margins"
-            write_step(place, ids, margins, learner.held_out, progress.step)
+            write_step(place, ids, margins, learner.held_out, progress.step, first)
         return False
 
+    def save(self) -> None:
+        """Write every replica's adapter."""
+        for replica in range(self.learner.adapters.replicas):
+            place = self.directory / "replicas" / str(self.learner.first + replica)
+            self.learner.save(replica, place)
+
     def lost(self) -> bool:
-        """Whether a file that a finished training has written is gone."""
-        replicas = range(self.learner.adapters.replicas)
-        files = [self.directory / "margins" / part_name(step) for step in self.due]
-        files += [self.directory / "replicas" / str(m) / WEIGHTS for m in replicas]
-        return not all(file.is_file() for file in files)
+        """Whether margins that a finished training has written are gone; gone adapters are
+        written again from what it ended with."""
+        first, count = self.learner.first, self.learner.adapters.replicas
+        adapters = [self.directory / "replicas" / str(first + m) / WEIGHTS for m in range(count)]
+        if not all(file.is_file() for file in adapters):
+            self.save()
+        margins = [self.directory / "margins" / part_name(step) for step in self.due]
+        return not all(file.is_file() for file in margins)
 
 
 def train_diffusion_lora(
@@ -87,14 +99,17 @@ def train_diffusion_lora(
     report: Report | None = None,
     estimate: Callable[[LoraCost], None] | None = None,
     say: Callable[[str], None] | None = None,
+    *,
+    members: range | None = None,
 ) -> dict[str, Any]:
     """Train, write margins checkpoint by checkpoint, save every replica; facts of what it did.
 
-    Reference errors are kept under `cache_directory` where one is given. `estimate` is told the
-    cost first, `say` of damaged parts. Raises DataError for too few pairs, EvidenceError for a
-    diverged loss, RunError for a directory that holds other evidence.
+    Reference errors are kept under `cache_directory` where one is given. `members` are the
+    replicas to train where others are trained elsewhere. `estimate` is told the cost first, `say`
+    of damaged parts. Raises DataError for too few pairs, EvidenceError for a diverged loss,
+    RunError for a directory that holds other evidence.
     """
-    learner = diffusion_replicas(policy, table, config)
+    learner = diffusion_replicas(policy, table, config, members)
 
     def judging(done_work: float, total_work: float, note: str | None) -> None:
         if note and say is not None:
@@ -123,18 +138,54 @@ def _train_whole(learner: DiffusionReplicas, writer: Checkpoints, plan: TrainCon
     import torch
 
     objective, place = DPO(beta=learner.config.beta), writer.directory / "replicas"
-    with torch.random.fork_rng(devices=[]):
+
+    def run() -> None:
         torch.manual_seed(learner.config.seed)
-        train(learner, objective, plan, place, after_step=writer)
+        train(
+            learner,
+            objective,
+            plan,
+            place,
+            accelerator=alone(),
+            after_step=writer,
+        )
+
+    with torch.random.fork_rng(devices=[]):
+        run()
         if writer.lost():
             (place / STATE_FILE).unlink()
             learner.initialise()
-            torch.manual_seed(learner.config.seed)
-            train(learner, objective, plan, place, after_step=writer)
+            run()
+
+
+def fill_reference(
+    policy: DiffusionPolicy,
+    table: pa.Table,
+    config: DiffusionLoraConfig,
+    cache_directory: Path,
+    share: tuple[int, int],
+    progress: PartsProgress,
+) -> None:
+    """Compute share `i` of `n` (from 0) of the reference's errors, for all who will train."""
+    noised = noised_pairs(policy, pair_data(table), config)
+    source = ReferenceErrors.of(noised, config.rows)
+    cuts = cut(source.items, source.sizes(source.items), share[1])
+    mine = [item for item in source.items if share_of(item, cuts) == share[0]]
+    fill(source, mine, source.directory(cache_directory), progress, "reference error")
+
+
+def noised_pairs(
+    policy: DiffusionPolicy, data: PairData, config: DiffusionLoraConfig
+) -> NoisedPairs:
+    """The pairs and the draws that all replicas are judged by."""
+    return NoisedPairs(policy, data, config.seed, config.draws or len(policy.draws.times))
 
 
 def diffusion_replicas(
-    policy: DiffusionPolicy, table: pa.Table, config: DiffusionLoraConfig
+    policy: DiffusionPolicy,
+    table: pa.Table,
+    config: DiffusionLoraConfig,
+    members: range | None = None,
 ) -> DiffusionReplicas:
     """Adapters on the policy's up blocks, each drawn from its own seed, over the table's pairs.
 
@@ -143,6 +194,7 @@ def diffusion_replicas(
     """
     from noisescope.replicas.adapters import Adapters
 
+    members = range(config.replicas) if members is None else members
     data = pair_data(table)
     held = held_out_by(data.fold_key, seed=config.seed, replicas=config.replicas)
     if len(data.pair_ids) < 4 or held.all(1).any():
@@ -156,16 +208,23 @@ def diffusion_replicas(
         for name, _ in unet.named_modules()
         if name.startswith("up_blocks.") and name.endswith(tuple(f".{end}" for end in TARGETS))
     ]
-    adapters = Adapters(unet, config.replicas, config.rank, 0)
+    adapters = Adapters(unet, len(members), config.rank, 0)
     adapters.attach(names)
     streams = [
         Stream(
             np.flatnonzero(~held[m]), data.chosen, data.rejected, seed=(config.seed, m), cluster=8
         )
-        for m in range(config.replicas)
+        for m in members
     ]
-    noised = NoisedPairs(policy, data, config.seed, config.draws or len(policy.draws.times))
-    learner = DiffusionReplicas(noised, adapters, config, held, streams)
+    learner = DiffusionReplicas(
+        noised_pairs(policy, data, config),
+        adapters,
+        config,
+        held[members.start : members.stop],
+        streams,
+        first=members.start,
+        largest=int((~held).sum(1).max()),
+    )
     learner.initialise()
     return learner
 

@@ -7,7 +7,7 @@ learner.margins()  # [M, N], beta * l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from noisescope.objectives import PairValues
 from noisescope.policies import Item
 from noisescope.policies.items import distinct_items, fold_keys
+from noisescope.policies.memory import Halving, Limit
 from noisescope.policies.packing import Corpus, Packed, pack, stack
 from noisescope.replicas.draws import Stream
 from noisescope.replicas.lora_config import LoraConfig
@@ -65,13 +66,19 @@ class Part:
 @final
 @dataclass
 class PackedReplicas:
-    """The learner: M replicas over one model (`training.Learner`), and their scores."""
+    """The learner: M replicas over one model (`training.Learner`), and their scores.
+
+    `first` is the number of its lowest replica, where others are trained elsewhere; `limit` the
+    most responses that are scored at once, where more did not fit into memory.
+    """
 
     trunk: Trunk
     adapters: Adapters
     data: PairData
     config: LoraConfig
     streams: list[Stream] = field(default_factory=list)
+    first: int = 0
+    limit: Limit = field(default_factory=Limit)
 
     @property
     def corpus(self) -> Corpus:
@@ -142,21 +149,30 @@ class PackedReplicas:
         """log pi_m(response | prompt) of every item under every replica: [M, I]."""
         import torch
 
-        count = self.adapters.replicas
         plan = self.trunk.plan(self.config.tokens)
-        result = torch.zeros(count, len(self.data.items))
+        result = torch.zeros(self.adapters.replicas, len(self.data.items))
+        halving: Halving[int] = Halving(
+            "responses", lambda item: f"response {self.data.items[item].key}", self.limit
+        )
         with torch.inference_mode():
             for done, items in enumerate(plan):
-                packed = pack(self.corpus, items, self.config.row_tokens)
-                together = max(1, self.config.tokens // packed.tokens)
-                for m in range(0, count, together):
-                    group = list(range(m, min(m + together, count)))
-                    said = self._forward([packed] * len(group), group)
-                    index = torch.from_numpy(packed.items)
-                    result[m : m + len(group), index] = said.view(len(group), -1).cpu()
+                for mine, said in halving.run(self._scored, items.tolist()):
+                    result[:, torch.tensor(mine)] = said
                 if report is not None:
                     report("scoring", done + 1, len(plan))
         return result
+
+    def _scored(self, items: Sequence[int]) -> Tensor:
+        """log pi_m(response) of some items under every replica, [M, n]."""
+        import torch
+
+        packed = pack(self.corpus, items, self.config.row_tokens)
+        count, together = self.adapters.replicas, max(1, self.config.tokens // packed.tokens)
+        found = []
+        for m in range(0, count, together):
+            group = list(range(m, min(m + together, count)))
+            found.append(self._forward([packed] * len(group), group).view(len(group), -1).cpu())
+        return torch.cat(found)
 
     def margins(self, report: Report | None = None) -> Float:
         """beta * l of every pair under every replica, [M, N]."""

@@ -8,7 +8,7 @@ learner.margins()                         # [M, N], beta * l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -20,6 +20,7 @@ from noisescope.errors import UsageError
 from noisescope.objectives import PairValues
 from noisescope.parts import Progress
 from noisescope.policies.denoising import logratio
+from noisescope.policies.memory import Halving, Limit
 from noisescope.replicas.draws import Stream
 from noisescope.replicas.noised import NoisedPairs, Rows, squared_errors
 from noisescope.replicas.packed import PairData, Part, Report
@@ -98,7 +99,12 @@ class DiffusionLoraConfig:
 @final
 @dataclass
 class DiffusionReplicas:
-    """The learner (`training.Learner`): M adapters over one UNet, and their scores."""
+    """The learner (`training.Learner`): M adapters over one UNet, and their scores.
+
+    `first` is the number of its lowest replica where others are trained elsewhere; `largest` then
+    the pairs that any of them trains on at most. `limit` is the most pairs that are scored at
+    once, where more did not fit into memory.
+    """
 
     noised: NoisedPairs
     adapters: Adapters
@@ -106,6 +112,9 @@ class DiffusionReplicas:
     held_out: NDArray[np.bool_]  # [M, N]
     streams: list[Stream]
     reference: Float = field(default_factory=lambda: np.zeros((2, 0, 0), np.float32))  # [2, N, K]
+    first: int = 0
+    largest: int = 0
+    limit: Limit = field(default_factory=Limit)
     _step: int = 0
 
     @property
@@ -119,7 +128,7 @@ class DiffusionReplicas:
 
     def plan(self, evidence: str = "") -> TrainConfig:
         """The loop's settings: `epochs` over the largest half, unless `steps` says otherwise."""
-        config, largest = self.config, int((~self.held_out).sum(1).max())
+        config, largest = self.config, self.largest or int((~self.held_out).sum(1).max())
         steps = max(1, round(config.epochs * largest / min(config.batch, largest)))
         return TrainConfig(
             steps=config.steps or steps,
@@ -183,26 +192,38 @@ class DiffusionReplicas:
         count, k = len(self.data.pair_ids), self.noised.draws
         size = max(1, self.config.rows // (2 * k))
         out = np.zeros((self.adapters.replicas, count), np.float32)
+        halving: Halving[int] = Halving(
+            "pairs", lambda pair: f"pair {self.data.pair_ids[pair]}", self.limit
+        )
         with torch.inference_mode():
             for start in range(0, count, size):
-                pairs = np.arange(start, min(start + size, count))
-                rows = self.noised.rows(pairs, [tuple(range(k))] * len(pairs))
-                apart = torch.from_numpy(self.reference[:, pairs].ravel()).to(rows.target.device)
-                middle = len(rows.target) // 2
-                for replica in range(self.adapters.replicas):
-                    errors = self._errors(rows, ((replica, 0, len(rows.target)),))
-                    ratio = logratio(
-                        errors[:middle], apart[:middle], errors[middle:], apart[middle:]
-                    )
-                    mean = ratio.view(len(pairs), k).mean(1)
-                    out[replica, pairs] = self.config.beta * mean.float().cpu().numpy()
+                pairs = range(start, min(start + size, count))
+                for mine, margins in halving.run(self._scored, pairs):
+                    out[:, list(mine)] = margins
                 if report is not None:
-                    report("scoring", int(pairs[-1]) + 1, count)
+                    report("scoring", pairs[-1] + 1, count)
         return out
+
+    def _scored(self, mine: Sequence[int]) -> Float:
+        """beta * l of some pairs under every replica, mean over K draws, [M, n]."""
+        import torch
+
+        pairs, k = np.array(mine, np.int64), self.noised.draws
+        rows = self.noised.rows(pairs, [tuple(range(k))] * len(pairs))
+        apart = torch.from_numpy(self.reference[:, pairs].ravel()).to(rows.target.device)
+        middle = len(rows.target) // 2
+        found = []
+        for replica in range(self.adapters.replicas):
+            errors = self._errors(rows, ((replica, 0, len(rows.target)),))
+            ratio = logratio(errors[:middle], apart[:middle], errors[middle:], apart[middle:])
+            mean = ratio.view(len(pairs), k).mean(1)
+            found.append(self.config.beta * mean.float().cpu().numpy())
+        return np.stack(found)
 
     def initialise(self) -> None:
         """Every replica at its start: A from its own seed, B zero."""
-        seeds = [self.config.seed * 1000 + m for m in range(self.config.replicas)]
+        lowest = self.config.seed * 1000 + self.first
+        seeds = [lowest + m for m in range(self.adapters.replicas)]
         self.adapters.initialise(seeds, float(self.config.rank))
 
     def save(self, replica: int, directory: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import ModelError, first_five
+from noisescope.integrity import require_written
 from noisescope.storage import write_atomic, write_tensors
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def adapter_directories(places: Sequence[Path]) -> list[Path]:
 
 
 def _require_files(directory: Path) -> None:
-    """Raise ModelError naming what is missing, or a pickle in its place."""
+    """Raise ModelError naming what is missing, or a pickle in its place; RunError for a file of
+    a finished run that is not as it was written."""
     if not directory.is_dir():
         raise ModelError(
             f"{directory} is no directory",
@@ -104,6 +106,8 @@ def _require_files(directory: Path) -> None:
             f"{directory} lacks {' and '.join(missing)}",
             hint="PEFT writes both with model.save_pretrained(DIR).",
         )
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        require_written(directory / name)
 
 
 def adapter_fingerprint(directory: Path) -> str:

@@ -63,15 +63,19 @@ class Trunk:
         fingerprint: str,
         items: Sequence[Item],
         report: Callable[[str, int, int], None] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        """Compute or read every part; afterwards `states` and `reference` are complete."""
-        plan = self.plan(PART_TOKENS)
+        """Compute or read every part; afterwards `states` and `reference` are complete.
+
+        With `share` i of n (from 0) only every n-th part: others see to the rest.
+        """
+        plan = self.plan(PART_TOKENS)[share[0] :: share[1]]
         for done, group in enumerate(plan):
             name = digest(fingerprint, str(self.cut.first), *(items[i].key for i in group))
             path = directory / f"{name}.safetensors"
             if path.exists() and not self._read(path, group):
                 logging.getLogger("noisescope").warning("%s is damaged: computing it again", path)
-                path.unlink()
+                path.unlink(missing_ok=True)
             if not path.exists():
                 write_sealed(path, self._compute(group, items), {})
                 self._read(path, group)
