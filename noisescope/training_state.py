@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, final
 from noisescope.errors import RunError
 from noisescope.storage import read_sealed, write_sealed
 from noisescope.train_config import TrainConfig
+from noisescope.training_pieces import piece, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,14 +47,24 @@ def save_state(
     buffers: Mapping[str, Tensor],
     *,
     scaler: GradScaler | None = None,
+    writes: bool = True,
 ) -> None:
-    """Write everything a resumed run needs: tensors, AdamW moments, averages, RNG, history."""
+    """Write everything a resumed run needs: tensors, AdamW moments, averages, RNG, history.
+
+    Of several processes one `writes`; all of them hand over their pieces of what is cut.
+    """
     import torch
 
-    content = {f"tensor/{name}": tensor.detach() for name, tensor in tensors.items()}
+    content = {}
     for name, tensor in tensors.items():
-        for key, value in optimizer.state[tensor].items():
-            content[f"adam/{key}/{name}"] = value
+        parts = {f"tensor/{name}": tensor}
+        parts |= {f"adam/{key}/{name}": value for key, value in optimizer.state[tensor].items()}
+        for key, value in parts.items():
+            gathered = whole(value)
+            if writes:
+                content[key] = gathered
+    if not writes:
+        return
     for decay, copies in progress.averages.items():
         content |= {f"ema/{decay}/{name}": copy for name, copy in copies.items()}
     content |= {f"buffer/{name}": buffer for name, buffer in buffers.items()}
@@ -94,10 +105,10 @@ def load_state(
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(held[f"tensor/{name}"])
+            tensor.copy_(piece(held[f"tensor/{name}"], tensor))
             moments = {key: held[f"adam/{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             optimizer.state[tensor] = {
-                key: value if key == "step" else value.to(tensor.device)
+                key: value if key == "step" else piece(value.to(tensor.device), tensor)
                 for key, value in moments.items()
             }
         for decay, copies in progress.averages.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,10 @@ def test_the_command_learns_and_peft_loads_its_result(place, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "nothing is trained again" in shown.err
     assert "first steps" in shown.out
+    assert shown.out.splitlines()[-1].split(None, 1) == ["next", told["next"]]
+    follow = shlex.split(told["next"])
+    assert follow[:4] == ["noisescope", "evaluate", "--policy", str(output)]
+    assert command([*follow[1:], "--limit", "2", "--max-new-tokens", "2", "--device", "cpu"]) == 0
     assert command([*line, "--beta", "0.5"]) == 2
     assert "--beta (there 0.1)" in capsys.readouterr().err
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_llama
 from trainable import audited, quick, read, write_pairs
 
+from noisescope.cli.training_next import next_command
 from noisescope.errors import RunError, UsageError
-from noisescope.learners.budget import bytes_per_token, forward_tokens
+from noisescope.learners.budget import FEWEST, bytes_per_token, forward_tokens
 from noisescope.learners.precision import precision
 from noisescope.learners.split import split_pairs
 from noisescope.learners.trackers import Tracker
@@ -24,8 +26,10 @@ from noisescope.learners.trained import TrainPlan, open_trained
 from noisescope.locking import LOCK
 from noisescope.pairs import Pair, to_table
 from noisescope.replicas.packed import PairData, pair_data
+from noisescope.training_step import right
 from noisescope.verdicts import ScoreConfig, score_run
 from noisescope.weighting import WeightRule, run_weights
+from noisescope.workspace import find_workspace
 
 NOBODY = np.zeros(0, np.int64)
 PLAN = TrainPlan("toy", "d" * 20, "tiny", "m" * 20, "text", "none", "", {"beta": 0.1})
@@ -148,7 +152,33 @@ def test_forwards_shrink_as_models_grow():
     assert some == depth * (8 * width + 4 * inner) * 4
     assert bytes_per_token(model, depth, checkpointing=True) < some
     assert forward_tokens(model, depth, checkpointing=False) == 4096
-    assert forward_tokens(model, 10**6, checkpointing=False) == 256
+    assert forward_tokens(model, 10**6, checkpointing=False) == FEWEST
+    spared = bytes_per_token(model, depth, checkpointing=False, spared=True)
+    assert some - spared == depth * 2 * inner * 4
+
+
+def test_what_is_typed_next_names_the_judge_that_is_there(tmp_path: Path):
+    (tmp_path / "rules.py").write_text("")
+    (tmp_path / "noisescope.toml").write_text(
+        '[datasets.mine]\npath = "mine.jsonl"\njudge = "rules.py:quality"\n'
+    )
+    workspace = find_workspace(tmp_path)
+    tuned = Path("my tuned")
+    said = [
+        next_command(tuned, "mine", "text", workspace),
+        next_command(tuned, "other.jsonl", "text", workspace),
+        next_command(tuned, "pick-a-pic", "image", None),
+    ]
+    start = "noisescope evaluate --policy 'my tuned' --prompts "
+    assert said == [
+        f"{start}mine",
+        f"{start}other.jsonl --labelled other.jsonl",
+        f"{start}pick-a-pic --judge pickscore",
+    ]
+
+
+def test_a_margin_of_zero_is_a_guess():
+    assert float(right(torch.tensor([0.0, -1e-7, 0.5, -0.5]))) == 2.0
 
 
 @dataclass

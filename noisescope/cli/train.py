@@ -14,6 +14,7 @@ import typer
 
 from noisescope.cli.console import Terminal, duration, print_json
 from noisescope.cli.spread import spread
+from noisescope.cli.training_next import next_command
 from noisescope.cli.training_options import (
     AdapterOptions,
     LoopOptions,
@@ -72,8 +73,10 @@ def train(
     from noisescope.cli.resolve import chosen_dataset, chosen_model
     from noisescope.datasets import load
     from noisescope.learners.fine_tuning import check_settings, fine_tune
+    from noisescope.learners.launching import sharding
     from noisescope.learners.precision import precision
     from noisescope.learners.settings import find_objective, settled
+    from noisescope.policies.device import pick_device, pick_dtype
     from noisescope.policies.load import load_policy
     from noisescope.ranks import own_device
     from noisescope.weighting import WeightRule
@@ -95,7 +98,7 @@ def train(
     terminal.note(f"{len(pairs):,} {pairs.modality} pairs read as {pairs.adapter}")
     asked = _asked(weight, loop, adapter) | {"objective": objective, "named": preset}
     settings = settled(pairs.modality, **asked)
-    check_settings(settings, report_to)
+    check_settings(settings, report_to, pairs.modality)
     refuse_idle(weight.weights, settings, weight.weighting, weight.restating())
     scheme = weight.weighting or settings.weighting
     rule = WeightRule(scheme, settings.k1, settings.k2, settings.c2, weight.rho)
@@ -105,12 +108,16 @@ def train(
         device=adapter.device,
         launched=os.environ.get("ACCELERATE_MIXED_PRECISION"),
     )
+    place = own_device(adapter.device)
+    cut = sharding() and place.startswith("cuda")  # loaded apart, moved there piece by piece
+    if cut:
+        number = str(pick_dtype(number, pick_device(place))).removeprefix("torch.")
     pictures = {} if reading.image_size is None else {"image_size": reading.image_size}
     policy = load_policy(
         chosen_model(model, pairs.modality, workspace),
         pairs,
         max_length=reading.max_length,
-        device=own_device(adapter.device),
+        device="cpu" if cut else place,
         dtype=number,
         **pictures,
     )
@@ -132,14 +139,16 @@ def train(
         report_to=report_to,
         mixed_precision=mixed,
         command=command,
+        device=place if cut else None,
     )
     terminal.note(f"done in {duration(time.monotonic() - began)}")
     if rank > 0:
         return
+    follow = next_command(done.directory, target, pairs.modality, workspace)
     if json:
-        print_json(done.manifest() | {"directory": str(done.directory)})
+        print_json(done.manifest() | {"directory": str(done.directory), "next": follow})
     else:
-        print_result(done)
+        print_result(done, follow)
 
 
 def _asked(weight: WeightOptions, loop: LoopOptions, adapter: AdapterOptions) -> dict[str, Any]:

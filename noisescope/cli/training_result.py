@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from noisescope.cli.console import OUT, duration, safe, short
+from noisescope.cli.console import OUT, duration, print_lines, safe, short
 
 if TYPE_CHECKING:
     from noisescope.learners.trained import Trained
 
 
-def print_result(done: Trained) -> None:
-    """What was trained, on what, and how its first and last steps compare."""
+def print_result(done: Trained, follow: str) -> None:
+    """What was trained, on what, how its first and last steps compare, and what to type next."""
     from rich import box
     from rich.console import Group
     from rich.panel import Panel
@@ -37,11 +37,10 @@ def print_result(done: Trained) -> None:
     title = Text(f"noisescope train · {short(str(plan['dataset']), 50)}", style="bold")
     body = Group(facts, Text(), _measures(result))
     OUT.print(Panel(body, title=title, box=box.ROUNDED, padding=(1, 2)))
-    where = safe(str(done.directory))
-    OUT.print(
-        f"result  {where}: {', '.join(manifest['files'][:4])}, README.md, history.jsonl",
-        markup=False,
-        soft_wrap=True,
+    files = ", ".join(manifest["files"][:4])
+    print_lines(
+        result=f"{done.directory}: {files}, README.md, history.jsonl",
+        next=follow,
     )
 
 

@@ -84,6 +84,10 @@ class Trainee(Protocol):
     def budget(self) -> int:
         """Most work one forward should hold."""
 
+    @property
+    def together(self) -> bool:
+        """Whether its weights are cut among processes, which then run as many forwards each."""
+
     def trainable(self) -> Mapping[str, Tensor]:
         """Named tensors to optimise, in a fixed order."""
 
@@ -99,8 +103,9 @@ class Trainee(Protocol):
     def average(self, replica: int, copies: Mapping[str, Tensor]) -> None:
         """Make `replica` what `copies` (averages of `trainable`) hold of the first one."""
 
-    def save(self, directory: Path) -> list[str]:
-        """Write the trained policy in its library's own format; the files' names."""
+    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
+        """Write the trained policy in its library's own format; the files' names. Every process
+        calls it, and one `writes`: the others hand over their pieces of the weights."""
 
     def detach(self) -> None:
         """Give the policy its own layers back."""

@@ -10,7 +10,6 @@ Killed at any point, the same call continues from the last checkpoint to the sam
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from noisescope.auditing import Silent, versions
 from noisescope.errors import DataError, EvidenceError, ModelError, UsageError
 from noisescope.gathering import Reporter
 from noisescope.learners import Trainee
+from noisescope.learners.launching import check_launch
 from noisescope.learners.online import Online
 from noisescope.learners.preference import PreferenceLearner
 from noisescope.learners.reliability import Reliability
@@ -29,7 +29,7 @@ from noisescope.learners.summary import summary
 from noisescope.learners.trained import Trained, TrainPlan, open_trained
 from noisescope.learners.trainees import make_trainee, online_config
 from noisescope.objectives import REPO, Objective
-from noisescope.pairs import PreferenceDataset
+from noisescope.pairs import Modality, PreferenceDataset
 from noisescope.policies import Policy
 from noisescope.replicas.draws import Stream
 from noisescope.replicas.packed import pair_data
@@ -54,24 +54,26 @@ def fine_tune(
     report_to: str | None = None,
     mixed_precision: str = "no",
     command: str = "",
+    device: str | None = None,
 ) -> Trained:
     """Train `policy` (its model is changed in place until the end) and write the result.
 
-    `output` None: `trained/<dataset>-<objective>-<fingerprint8>`. Raises UsageError, DataError,
-    ModelError, RunError or EvidenceError; the last checkpoint stays.
+    `output` None: `trained/<dataset>-<objective>-<fingerprint8>`. `device`: where to train if not
+    where the policy lies; only FSDP moves it, piece by piece, and leaves it cut. Raises
+    UsageError, DataError, ModelError, RunError or EvidenceError; the last checkpoint stays.
     """
     import torch
     from accelerate import Accelerator
 
     reporter = reporter or Silent()
-    objective = check_settings(settings, report_to)
+    objective = check_settings(settings, report_to, dataset.modality)
     _check_weights(settings, weights)
     plan = _plan(dataset, policy, settings, weights, mixed_precision)
     name = f"{slug(dataset.name)}-{settings.objective}-{plan.fingerprint[:8]}"
     directory = output or Path("trained") / name
     try:
         accelerator = Accelerator(
-            cpu=policy.device.type == "cpu",
+            cpu=(device or policy.device.type).startswith("cpu"),
             mixed_precision=mixed_precision,
             log_with=report_to,
             project_dir=str(directory) if report_to else None,
@@ -103,8 +105,8 @@ def fine_tune(
         progress = run_steps(
             learner, objective, settings, split, plan, trained, reporter, accelerator, report_to
         )
+        files = trainee.save(directory, writes=accelerator.is_main_process)
         if accelerator.is_main_process:
-            files = trainee.save(directory)
             trained.write_history(progress.history)
             trained.finish(
                 {
@@ -148,10 +150,13 @@ def _check_weights(settings: TrainSettings, weights: PairWeights | None) -> None
         )
 
 
-def check_settings(settings: TrainSettings, report_to: str | None = None) -> Objective:
+def check_settings(
+    settings: TrainSettings, report_to: str | None = None, modality: Modality = "text"
+) -> Objective:
     """The objective asked for. Raises UsageError for what cannot be trained: call it before
     anything is computed."""
     objective = settings.make_objective()
+    check_launch(settings, modality)
     online_config(settings)
     if report_to is not None and report_to not in TRACKERS:
         raise UsageError(
@@ -163,12 +168,6 @@ def check_settings(settings: TrainSettings, report_to: str | None = None) -> Obj
             f"--report-to {report_to}: the package {report_to} is not installed",
             hint=f"pip install {report_to}",
         )
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
-            raise UsageError(
-                f"{name} shards the weights, which this loop does not know",
-                hint="Launch with plain data parallelism: accelerate launch --multi_gpu.",
-            )
     return objective
 
 

@@ -68,6 +68,13 @@ class ImageSpace:
     def budget(self) -> int:
         return FORWARD_POSITIONS.get(self.policy.device.type, 16384)
 
+    @property
+    def together(self) -> bool:
+        return False  # no UNet is cut: `launching.check_launch`
+
+    def release(self) -> None:
+        """Nothing in the UNet's layers was changed."""
+
     def noised(self, pairs: Int, draw: int) -> Noised:
         """Rows of some pairs under `draw`."""
         import torch
@@ -149,8 +156,10 @@ class ImageAdapters(AdaptedModel[ImageSpace]):
         wrong = (guess.float() - rows.target[index]).square().mean(dim=(1, 2, 3))
         return wrong.view(count, size)
 
-    def save(self, directory: Path) -> list[str]:
+    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
         """What `pipeline.load_lora_weights(directory)` reads."""
+        if not writes:
+            return []
         tensors = {}
         for name, layer in self.adapters.layers.items():
             tensors[f"unet.{name}.lora_A.weight"] = layer.a[0]
@@ -196,8 +205,10 @@ class WholeUNet(WholeModel[ImageSpace]):
                 errors.append((guess - rows.target).square().mean(dim=(1, 2, 3)))
         return self.space.sides(errors[1][None], errors[0])
 
-    def save(self, directory: Path) -> list[str]:
+    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
         """A diffusers UNet in `unet/`, to take the place of the pipeline's own."""
+        if not writes:
+            return []
         names = publish(directory / "unet", self.model.save_pretrained)
         return [f"unet/{name}" for name in names]
 

@@ -36,6 +36,11 @@ class Space(Protocol):
     @property
     def budget(self) -> int: ...
 
+    @property
+    def together(self) -> bool: ...
+
+    def release(self) -> None: ...
+
 
 SpaceT = TypeVar("SpaceT", bound=Space)
 
@@ -54,13 +59,17 @@ class TrainedModel(ABC, Generic[SpaceT]):
     def work(self) -> Int:
         return self.space.work
 
+    @property
+    def together(self) -> bool:
+        return self.space.together
+
     @abstractmethod
     def sides(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
     ) -> Sides: ...
 
     @abstractmethod
-    def save(self, directory: Path) -> list[str]: ...
+    def save(self, directory: Path, *, writes: bool = True) -> list[str]: ...
 
 
 @dataclass
@@ -88,6 +97,7 @@ class AdaptedModel(TrainedModel[SpaceT]):
 
     def detach(self) -> None:
         self.adapters.detach()
+        self.space.release()
 
 
 @dataclass
@@ -113,6 +123,7 @@ class WholeModel(TrainedModel[SpaceT]):
 
     def detach(self) -> None:
         self.model.requires_grad_(False)
+        self.space.release()
 
 
 def publish(directory: Path, *savers: Callable[[str], object]) -> list[str]:

@@ -94,6 +94,10 @@ class Online:
         weight, gamma = (torch.from_numpy(part).float().to(logratios.device) for part in made)
         return weight, gamma
 
+    def forget(self) -> None:
+        """Drop what this step has noted so far: it is taken again."""
+        self._fresh.zero_()
+
     def finish(self, total: Callable[[Tensor], Tensor]) -> None:
         """Take the step's squares into the running mean."""
         self.square.mul_(SCALE_DECAY).add_(total(self._fresh))

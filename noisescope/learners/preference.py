@@ -6,17 +6,20 @@ training.train(learner, objective, TrainConfig(steps=100), directory)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.errors import ModelError
 from noisescope.learners import Int, Sides, Trainee
 from noisescope.learners.online import Online
 from noisescope.learners.reliability import Reliability
-from noisescope.objectives import REPO, Objective, PairValues
+from noisescope.objectives import REPO, DrDPO, Objective, PairValues
+from noisescope.policies.memory import HINT, free
 from noisescope.replicas.draws import Stream
 from noisescope.training import Piece
 
@@ -56,6 +59,7 @@ class PreferenceLearner:
     online: Online | None = None
     reliability: Reliability | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
+    limit: int | None = None  # most work of a forward, once one was too large
 
     def __post_init__(self) -> None:
         for part in (self.online, self.reliability):
@@ -94,6 +98,67 @@ class PreferenceLearner:
         weight, gamma = online.weigh(sides.logratios.detach())
         for replica in range(len(online.trained)):
             yield Piece(sides.values(replica, weight=weight, gamma=gamma), batch.share)
+
+    @property
+    def together(self) -> bool:
+        return self.trainee.together
+
+    def parts(self, batch: Micro) -> list[Micro]:
+        work = self.trainee.work[batch.pairs]
+        if self.limit is None or work.sum() <= self.limit:
+            return [batch]
+        whole = len(batch.pairs)
+        return [
+            replace(batch, pairs=part, share=batch.share * len(part) / whole)
+            for part in _within(batch.pairs, work, self.limit)
+        ]
+
+    def halve(self, batch: Micro) -> None:
+        """Lower the limit below `batch`, and say so the first time (`training.Fitting`).
+
+        Raises ModelError for one pair, for a loss of the whole micro-batch, and where weights
+        are cut among processes.
+        """
+        self._check_divisible(batch)
+        if self.limit is None:
+            logging.getLogger("noisescope").warning(
+                "%d pairs at once do not fit into memory: going on in smaller micro-batches, whose "
+                "sum is the same step",
+                len(batch.pairs),
+            )
+        self.limit = int(self.trainee.work[batch.pairs].sum()) // 2
+        for part in (self.online, self.reliability):
+            if part is not None:
+                part.forget()
+        free()
+
+    def _check_divisible(self, batch: Micro) -> None:
+        """Raise ModelError where a micro-batch cannot be taken in parts."""
+        alone = len(batch.pairs) == 1
+        if alone:
+            which = self.trainee.data.pair_ids[batch.pairs[0]]
+            what = f"pair {which} does not fit into memory, even alone in a forward"
+        else:
+            what = f"{len(batch.pairs)} pairs at once do not fit into memory"
+        if alone:
+            raise ModelError(what, hint=f"--gradient-checkpointing keeps less. {HINT}")
+        if isinstance(self.objective, DrDPO):
+            raise ModelError(
+                f"{what}, and dr-dpo is a loss of the whole micro-batch: smaller ones would be "
+                "another loss",
+                hint="Set --accumulation to how many micro-batches a step is made of.",
+            )
+        if self.together:
+            raise ModelError(
+                f"{what}, and processes that share their weights cannot split a forward alone",
+                hint="Set --accumulation to more micro-batches, or give --gradient-checkpointing.",
+            )
+
+    def idle(self, batch: Micro) -> Tensor:
+        """0, by a forward with gradient as `pieces` runs it, that nothing remembers."""
+        chosen = () if self.online is None else (self.online.trained, self.online.watched)
+        sides = self.trainee.sides(batch.pairs, batch.step, *chosen)
+        return 0.0 * (sides.chosen.sum() + sides.rejected.sum())
 
     def judge(self, pairs: Int, draws: int) -> PairValues:
         """Values of `pairs` under the first replica without gradient, W = 1 and Gamma = 0: what

@@ -53,6 +53,10 @@ class Reliability:
         self._fresh[0, where] = posterior.detach().double().cpu()
         self._fresh[1, where] = 1
 
+    def forget(self) -> None:
+        """Drop what this step has noted so far: it is taken again."""
+        self._fresh.zero_()
+
     def finish(self, total: Callable[[Tensor], Tensor]) -> None:
         """Take over what all processes noted in this step."""
         fresh = total(self._fresh)

@@ -81,4 +81,5 @@ def run_steps(
             accelerator=accelerator,
             after_step=after_step,
             buffers=learner.buffers,
+            fitting=learner,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -25,6 +25,7 @@ from noisescope.replicas.packed import PairData
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from noisescope.learners.sharding import Shards
     from noisescope.policies.causal_lm import CausalLMPolicy
     from noisescope.replicas.trunk import Trunk
 
@@ -37,21 +38,38 @@ Report = Callable[[str, int, int], None]
 @final
 @dataclass(frozen=True)
 class TextSpace:
-    """The tokens of all pairs and the reference's view of them."""
+    """The tokens of all pairs and the reference's view of them; `shards` where the weights are
+    cut among processes."""
 
     policy: CausalLMPolicy
     data: PairData
     trunk: Trunk
+    shards: Shards | None = None
+    restore: Callable[[], None] | None = None  # undoes what training changed in the model's layers
+
+    def release(self) -> None:
+        """Give the model's layers their own forward back."""
+        if self.restore is not None:
+            self.restore()
 
     @property
     def corpus(self) -> Corpus:
         return self.trunk.corpus
 
+    @property
+    def together(self) -> bool:
+        return self.shards is not None
+
     @cached_property
     def budget(self) -> int:
         cut = self.trunk.cut
         blocks = len(cut.own) - cut.first
-        return forward_tokens(self.policy.model, blocks, checkpointing=cut.checkpointing)
+        return forward_tokens(
+            self.policy.model,
+            blocks,
+            checkpointing=cut.checkpointing,
+            spared=self.restore is not None,
+        )
 
     @cached_property
     def work(self) -> Int:
@@ -60,6 +78,10 @@ class TextSpace:
         prompts = self.corpus.prompt_sizes[self.corpus.prompt_of[self.data.chosen]]
         total: Int = prompts + sizes[self.data.chosen] + sizes[self.data.rejected]
         return total
+
+    def forward(self, act: Callable[[], Tensor]) -> Tensor:
+        """What a forward through the model gives."""
+        return act() if self.shards is None else self.shards(act)
 
     def packed(self, pairs: Int) -> Packed:
         """The distinct items of some pairs, packed."""
@@ -117,12 +139,15 @@ class TextAdapters(AdaptedModel[TextSpace]):
 
         packed = self.space.packed(pairs)
         with torch.no_grad():
-            seen = [self._logps(packed, watched)] if watched else []
-        logps = torch.cat([self._logps(packed, trained), *seen])
+            seen = [self._forward(packed, watched)] if watched else []
+        logps = torch.cat([self._forward(packed, trained), *seen])
         return self.space.sides(pairs, packed, logps)
 
+    def _forward(self, packed: Packed, replicas: Sequence[int]) -> Tensor:
+        return self.space.forward(lambda: self._logps(packed, replicas)).view(len(replicas), -1)
+
     def _logps(self, packed: Packed, replicas: Sequence[int]) -> Tensor:
-        """log pi of every packed item under the given adapters, [K, items]."""
+        """log pi of every packed item under the given adapters, one after another, [K items]."""
         cut, count = self.space.trunk.cut, len(replicas)
         whole, rows = stack([packed] * count)
         ends = np.cumsum(rows).tolist()
@@ -131,12 +156,14 @@ class TextAdapters(AdaptedModel[TextSpace]):
         )
         try:
             last = cut.top(whole, self.space.trunk.states(whole))
-            return cut.item_logps(whole, last).view(count, -1)
+            return cut.item_logps(whole, last)
         finally:
             if not cut.checkpointing:  # recomputed blocks need it again in the backward pass
                 self.adapters.placement.segments = ()
 
-    def save(self, directory: Path) -> list[str]:
+    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
+        if not writes:
+            return []
         from noisescope.replicas.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_peft
 
         base = self.space.policy.identity.id
@@ -157,14 +184,21 @@ class WholeText(WholeModel[TextSpace]):
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
     ) -> Sides:
         packed = self.space.packed(pairs)
-        states = self.space.trunk.cut.top(packed, None).flatten(0, 1)
-        logps = item_logps(self.model, packed, states)
-        return self.space.sides(pairs, packed, logps[None])
 
-    def save(self, directory: Path) -> list[str]:
+        def logps() -> Tensor:
+            states = self.space.trunk.cut.top(packed, None).flatten(0, 1)
+            return item_logps(self.model, packed, states)
+
+        return self.space.sides(pairs, packed, self.space.forward(logps)[None])
+
+    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
         """A transformers directory with its tokenizer."""
-        tokenizer = self.space.policy.tokenizer
-        return publish(directory, self.model.save_pretrained, tokenizer.save_pretrained)
+        shards, saved = self.space.shards, self.model.save_pretrained
+        if shards is not None:
+            saved = partial(saved, state_dict=shards.weights())
+        if not writes:
+            return []
+        return publish(directory, saved, self.space.policy.tokenizer.save_pretrained)
 
 
 def item_logps(model: Any, packed: Packed, states: Tensor) -> Tensor:
@@ -202,6 +236,8 @@ def text_space(
     layers: int | None,
     checkpointing: bool,
     report: Report | None = None,
+    shards: Shards | None = None,
+    restore: Callable[[], None] | None = None,
 ) -> TextSpace:
     """Reference log-probabilities of every item (kept in `directory` until training ends), and
     the states below the adapted blocks where only the top `layers` are adapted."""
@@ -209,6 +245,11 @@ def text_space(
 
     depth = policy.model.config.num_hidden_layers
     first = 0 if layers is None else max(0, depth - layers)
-    trunk = Trunk(policy.model, first, corpus, checkpointing=checkpointing)
-    trunk.fill(directory, policy.identity.fingerprint, data.items, report)
-    return TextSpace(policy, data, trunk)
+
+    def filled() -> Trunk:
+        trunk = Trunk(policy.model, first, corpus, checkpointing=checkpointing)
+        trunk.fill(directory, policy.identity.fingerprint, data.items, report)
+        return trunk
+
+    trunk = filled() if shards is None else shards(filled)
+    return TextSpace(policy, data, trunk, shards, restore)

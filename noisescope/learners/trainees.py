@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from noisescope.errors import UsageError
+from noisescope.errors import RunError, UsageError
 from noisescope.gathering import Reporter
 from noisescope.learners import Int, Trainee
+from noisescope.learners.launching import sharding
 from noisescope.learners.online import MODES, Mode, OnlineConfig
 from noisescope.learners.settings import TrainSettings
 from noisescope.learners.trained import Trained
+from noisescope.learners.validation import total_over
 from noisescope.policies import Policy
 from noisescope.replicas.packed import PairData
+from noisescope.storage import read_sealed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from noisescope.learners.sharding import Shards
+    from noisescope.policies.causal_lm import CausalLMPolicy
+
+#: Stands beside one process's reference log-probabilities once all of them are there.
+WHOLE = "whole"
 
 
 def online_config(settings: TrainSettings) -> OnlineConfig | None:
@@ -30,6 +42,43 @@ def online_config(settings: TrainSettings) -> OnlineConfig | None:
             hint="Leave it out to train with an audit's weights.",
         )
     return OnlineConfig(mode, settings.online_replicas, settings.rho, settings.constants)
+
+
+def _cut(
+    policy: CausalLMPolicy, settings: TrainSettings, accelerator: Accelerator
+) -> Shards | None:
+    """The policy's weights cut among processes, if the launcher asks for that."""
+    if not sharding():
+        return None
+    from noisescope.learners.sharding import cut_weights
+
+    return cut_weights(
+        policy.model,
+        accelerator.device,
+        train=settings.full,
+        mixed=str(accelerator.mixed_precision),
+    )
+
+
+def own_reference(directory: Path, accelerator: Accelerator) -> Path:
+    """This process's own place for reference log-probabilities, empty unless every process has
+    all of them: those that compute have to do so side by side."""
+    import torch
+
+    own = directory / f"process-{accelerator.process_index}"
+    held = torch.tensor([(own / WHOLE).exists() and all(map(_reads, own.glob("*.safetensors")))])
+    if int(total_over(held.long(), accelerator)) < accelerator.num_processes:
+        shutil.rmtree(own, ignore_errors=True)
+    return own
+
+
+def _reads(path: Path) -> bool:
+    """Whether a sealed file is as it was written."""
+    try:
+        read_sealed(path)
+    except RunError:
+        return False
+    return True
 
 
 def make_trainee(
@@ -49,6 +98,7 @@ def make_trainee(
     together = config is not None and config.mode == "ema"
     seeds = [settings.seed * 1000 + (0 if together else m) for m in range(adapters)]
     if isinstance(policy, CausalLMPolicy):
+        from noisescope.learners.gated import spare_products
         from noisescope.learners.text import TextAdapters, WholeText, alike, text_space
         from noisescope.replicas.adapters import attach_adapters
 
@@ -56,20 +106,30 @@ def make_trainee(
             reporter.note(remark)
         corpus, same = alike(policy, data)
         layers = None if settings.full else settings.layers
+        restore = None if settings.checkpointing else spare_products(policy.model)
+        shards = _cut(policy, settings, accelerator)
+        place = trained.reference
+        if shards is not None:
+            reporter.note(f"FSDP: weights cut among {accelerator.num_processes} processes")
+            place = own_reference(place, accelerator)
         with (
             reporter.stage("reference log-probabilities") as advance,
-            accelerator.main_process_first(),
+            accelerator.main_process_first() if shards is None else nullcontext(),
             accelerator.autocast(),  # rounded as the policy is: l is then 0 before the first step
         ):
             space = text_space(
                 policy,
                 data,
                 corpus,
-                trained.reference,
+                place,
                 layers=layers,
                 checkpointing=settings.checkpointing,
                 report=lambda stage, done, total: advance(done, total, None),
+                shards=shards,
+                restore=restore,
             )
+        if shards is not None:
+            (place / WHOLE).touch()
         if settings.full:
             policy.model.requires_grad_(True)
             return WholeText(space), same

@@ -77,7 +77,7 @@ class Halving(Generic[Item]):
             )
         first = self.limit.items is None
         self.limit.items = len(part) // 2
-        _free()
+        free()
         if first:
             logging.getLogger("noisescope").warning(
                 "%d %s at once do not fit into memory: going on in smaller batches",
@@ -96,7 +96,7 @@ def _attempt(compute: Callable[[Sequence[Item]], Rows], part: Sequence[Item]) ->
     return None
 
 
-def _free() -> None:
+def free() -> None:
     """Give back what a device's allocator keeps."""
     import torch
 

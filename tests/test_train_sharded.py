@@ -1,0 +1,196 @@
+"""Weights cut among two processes (FSDP 2 on CPUs, gloo): one process' losses and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, final
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trainable import quick, tiny_checkpoint, write_pairs
+
+from noisescope.errors import UsageError
+from noisescope.learners.launching import check_launch
+
+HERE = Path(__file__).parent
+#: Each line on stdin: {"port", "size", "env", "runs": [{"output", "dies", settings}, ...]}. Starts
+#: `size` processes, as a launcher does, that train one run after another; libraries load once.
+LAUNCHER = """
+import json, os, signal, sys, traceback
+from pathlib import Path
+import accelerate, peft, torch, torch.distributed.fsdp, torch.distributed.tensor
+import transformers.models.llama.modeling_llama
+from trainable import Interrupted, quick, read, tiny_policy
+from noisescope.learners import budget
+from noisescope.learners.fine_tuning import fine_tune
+
+budget.FEWEST = 1
+budget.MOST = {"cpu": 1}  # a pair a forward, so that two processes have unequal shares
+
+
+def rank(number, job):
+    os.environ.update(job["env"], RANK=str(number), WORLD_SIZE=str(job["size"]),
+                      LOCAL_RANK=str(number), LOCAL_WORLD_SIZE=str(job["size"]),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(job["port"]))
+    if job["size"] == 1:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+            del os.environ[name]
+    place = Path(job["place"])
+    data = read(place / "pairs.jsonl")
+    for run in job["runs"]:
+        output, dies = Path(run.pop("output")), run.pop("dies", 0)
+        mixed = run.pop("mixed", "no")
+        kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        fine_tune(data, tiny_policy(place / "model"), quick(**run), output=output,
+                  mixed_precision=mixed, reporter=Interrupted(dies, kill) if dies else None)
+
+
+for line in sys.stdin:
+    job = json.loads(line)
+    children = []
+    for number in range(job["size"]):
+        child = os.fork()
+        if child == 0:
+            try:
+                rank(number, job)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    print(json.dumps(codes), flush=True)
+"""
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+SETTINGS = {"steps": 4, "batch": 7, "validation": 0.2}
+ONLINE = SETTINGS | {"objective": "adaptive-dpo", "online": "replicas", "online_replicas": 2}
+ONLINE |= {"layers": 2}
+FULL = SETTINGS | {"full": True, "learning_rate": 1e-3}
+
+
+@final
+class Launcher:
+    """Trains in processes of its own; exit codes of the ranks."""
+
+    def __init__(self, process: subprocess.Popen[str], place: Path) -> None:
+        self.process, self.place = process, place
+
+    def __call__(self, size: int, *runs: dict[str, Any], **env: str) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        runs = tuple(run | {"output": str(self.place / run["output"])} for run in runs)
+        job = {"port": port, "place": str(self.place), "size": size, "env": env, "runs": runs}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(job), file=self.process.stdin, flush=True)
+        codes: list[int] = json.loads(self.process.stdout.readline())
+        return codes
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    place = tmp_path_factory.mktemp("sharded")
+    write_pairs(place / "pairs.jsonl", 41)
+    tiny_checkpoint(place / "model")
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"},
+    ) as process:
+        yield Launcher(process, place)
+
+
+@pytest.fixture(scope="module")
+def trained(launch: Launcher) -> Path:
+    """One process, two of them, and two that share the weights: adapters, then every weight."""
+    whole = FULL | {"checkpointing": True}
+    for name, size, env in (("one", 1, {}), ("two", 2, {}), ("cut", 2, FSDP)):
+        runs = [SETTINGS | {"output": f"{name}-lora"}, whole | {"output": f"{name}-full"}]
+        if size > 1:
+            runs.append(ONLINE | {"output": f"{name}-online"})
+        assert launch(size, *runs, **env) == [0] * size
+    return launch.place
+
+
+def history(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
+
+
+def assert_alike(one: Path, other: Path, *, within: float) -> None:
+    """The same files, loss curves and weights."""
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
+    for mine, theirs in zip(history(one), history(other), strict=True):
+        for name in ("loss", "margin", "weight", "grad_norm", "validation_loss"):
+            assert mine.get(name, 0) == pytest.approx(theirs.get(name, 0), abs=within), name
+    for name in ("config.json", "adapter_config.json", "plan.json"):
+        if (one / name).exists():
+            assert (one / name).read_bytes() == (other / name).read_bytes()
+    file = next(one.glob("*model.safetensors"))
+    mine, theirs = load_file(file), load_file(other / file.name)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=50 * within)
+
+
+@pytest.mark.parametrize("kind", ["lora", "online"])
+def test_frozen_weights_cut_among_processes_change_no_bit_of_the_adapters(trained: Path, kind: str):
+    assert_alike(trained / f"two-{kind}", trained / f"cut-{kind}", within=0)
+    if kind == "lora":
+        assert_alike(trained / f"one-{kind}", trained / f"cut-{kind}", within=1e-4)
+
+
+def test_trained_weights_cut_among_processes_learn_as_whole_ones_do(trained: Path):
+    assert_alike(trained / "two-full", trained / "cut-full", within=1e-5)
+    assert_alike(trained / "one-full", trained / "cut-full", within=1e-4)
+    moved = load_file(trained / "cut-full" / "model.safetensors")
+    before = load_file(trained / "model" / "model.safetensors")
+    assert all(not torch.equal(moved[name], before[name]) for name in before)
+
+
+def test_kill_9_and_resume_ends_with_the_same_weights(trained: Path, launch: Launcher):
+    run = FULL | {"checkpointing": True, "output": "killed"}
+    assert launch(2, run | {"dies": 3}, **FSDP) == [-9, -9]
+    assert (trained / "killed" / "state.safetensors").exists()
+    assert launch(2, run, **FSDP) == [0, 0]
+    assert history(trained / "killed") == history(trained / "cut-full")
+    weights = [(trained / name / "model.safetensors") for name in ("killed", "cut-full")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_bfloat16_is_gathered_as_such_and_one_process_may_take_over(
+    trained: Path, launch: Launcher
+):
+    run = FULL | {"output": "half", "mixed": "bf16"}
+    assert launch(2, run | {"dies": 3}, **FSDP) == [-9, -9]
+    assert launch(1, run) == [0]  # a state holds whole tensors
+    losses = [[r["loss"] for r in history(trained / name)] for name in ("half", "cut-full")]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("env", "modality", "named"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "text", "DeepSpeed drives a training"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "text", "FSDP version 1"),
+        (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, "text", "FSDP_OFFLOAD_PARAMS is on"),
+        (FSDP, "image", "FSDP cuts text models alone"),
+        (FSDP | {"ACCELERATE_MIXED_PRECISION": "fp16"}, "text", "does not scale its loss"),
+    ],
+)
+def test_what_a_launcher_cannot_have_is_named(monkeypatch, env, modality, named):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=named) as refused:
+        check_launch(quick(full=True), modality)
+    assert refused.value.hint
