@@ -54,7 +54,7 @@ def gather_lora(
         train_apart(dataset, policy, evidence, run, plan, range(evidence.replicas), reporter)
         members, faults = finished(run, plan, evidence.replicas)
         if len(members) < evidence.replicas:
-            raise RunError("; ".join(faults), hint="Type the same command again.")
+            raise RunError("; ".join(faults.values()), hint="Type the same command again.")
         facts = assemble(run, dataset.table, list(members.values()))
     else:
         label = f"{evidence.replicas} LoRA replicas of {len(dataset):,} pairs"
@@ -129,8 +129,8 @@ def train_apart(
     """
     config = lora_config(evidence, dataset.modality)
     known, faults = finished(run, plan, evidence.replicas)
-    for fault in faults:
-        reporter.note(f"{fault}: training that replica again")
+    for number in sorted(faults.keys() & set(numbers)):
+        reporter.note(f"{faults[number]}: training that replica again")
     todo = [number for number in numbers if number not in known]
     for number in todo:
         place = member_directory(run, number)

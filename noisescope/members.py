@@ -126,9 +126,10 @@ def read_member(place: Place, plan: str, number: int) -> Member | str | None:
     return Member(number, place, files, facts) if whole else f"{path} is damaged"
 
 
-def finished(run: Run, plan: str, count: int) -> tuple[dict[int, Member], list[str]]:
-    """The sound replicas among `count` of a run, every file of theirs read; and what is wrong."""
-    found, faults = {}, []
+def finished(run: Run, plan: str, count: int) -> tuple[dict[int, Member], dict[int, str]]:
+    """The sound replicas among `count` of a run, every file of theirs read; what is wrong with
+    others, by number."""
+    found, faults = {}, {}
     for number in range(count):
         member = read_member(place_of(str(member_directory(run, number))), plan, number)
         try:
@@ -139,7 +140,7 @@ def finished(run: Run, plan: str, count: int) -> tuple[dict[int, Member], list[s
                     member.content(name)
                 found[number] = member
         except RunError as error:
-            faults.append(error.message)
+            faults[number] = error.message
     return found, faults
 
 

@@ -33,7 +33,7 @@ def collect_members(
     """
     count = int(plan.evidence["replicas"])
     known, damaged = finished(run, plan.fingerprint, count)
-    faults, copied = [*faults, *damaged], 0
+    faults, copied = [*faults, *damaged.values()], 0
     for place in sources:
         if place.is_at(run.directory):
             continue

@@ -36,6 +36,7 @@ from noisescope.replicas.checkpoints import (
     checkpoint_steps,
 )
 from noisescope.replicas.draws import Stream, held_out_by
+from noisescope.replicas.fitting import FittingReplicas
 from noisescope.replicas.lora_config import LoraConfig
 from noisescope.replicas.packed import PackedReplicas, PairData, Report, pair_data
 from noisescope.training import Progress, TrainConfig
@@ -184,6 +185,7 @@ def train_whole(
             directory,
             accelerator=alone(),
             after_step=writer,
+            fitting=FittingReplicas(learner, learner.data.pair_ids),
         )
 
     with torch.random.fork_rng(devices=[]):

@@ -30,6 +30,7 @@ from noisescope.ranks import alone
 from noisescope.replicas.checkpoints import checkpoint_steps, part_name, write_step
 from noisescope.replicas.cost import LoraCost
 from noisescope.replicas.draws import Stream, held_out_by
+from noisescope.replicas.fitting import FittingReplicas
 from noisescope.replicas.noised import NoisedPairs, squared_errors
 from noisescope.replicas.packed import PairData, Report, pair_data
 from noisescope.replicas.packed_diffusion import WEIGHTS, DiffusionReplicas
@@ -138,6 +139,7 @@ def _train_whole(learner: DiffusionReplicas, writer: Checkpoints, plan: TrainCon
     import torch
 
     objective, place = DPO(beta=learner.config.beta), writer.directory / "replicas"
+    fitting = FittingReplicas(learner, learner.data.pair_ids)
 
     def run() -> None:
         torch.manual_seed(learner.config.seed)
@@ -148,6 +150,7 @@ def _train_whole(learner: DiffusionReplicas, writer: Checkpoints, plan: TrainCon
             place,
             accelerator=alone(),
             after_step=writer,
+            fitting=fitting,
         )
 
     with torch.random.fork_rng(devices=[]):
