@@ -100,6 +100,27 @@ def frames() -> list[Any]:
     return [table, frame, shuffled, duckdb.from_arrow(table), pl.DataFrame(ROWS)]
 
 
+def test_what_is_loaded_already_takes_no_settings(model: Path, tmp_path: Path) -> None:
+    from noisescope.datasets import load
+    from noisescope.policies.load import load_policy
+
+    path = tmp_path / "frame.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+    pairs = load(path)
+    policy = load_policy(str(model), pairs)
+    with pytest.raises(noisescope.UsageError, match="dtype: the model is loaded already"):
+        noisescope.audit(pairs, policy, dtype="float32")
+    with pytest.raises(noisescope.UsageError, match="format, limit: the dataset is in memory"):
+        noisescope.audit(pairs, policy, format="trl", limit=3)
+    done = noisescope.audit(pairs, policy, evidence=EVIDENCE, run_directory=tmp_path / "run")
+    assert done.run.directory == tmp_path / "run"
+    assert done.summary.pairs == 24
+    with pytest.raises(noisescope.UsageError, match="about images, and frame holds text"):
+        load_policy(str(model), pairs, draws=2)
+    with pytest.raises(noisescope.UsageError, match="no model to judge text pairs with"):
+        load_policy(None, pairs)
+
+
 @pytest.mark.parametrize("place", range(5))
 def test_every_kind_of_table_is_the_same_dataset(place: int) -> None:
     expected = load_table(pa.Table.from_pylist(ROWS), name="one")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator, Mapping
+import runpy
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,65 +11,16 @@ import pytest
 import noisescope
 
 ROOT = Path(noisescope.__file__).parent
+#: What draws the architecture page reads the imports, too.
+SCRIPT = runpy.run_path(str(ROOT.parent / "docs" / "make_architecture.py"))
+LAYERS, read_imports, parts_of = (SCRIPT[n] for n in ("LAYERS", "read_imports", "parts_of"))
 #: What draws on a terminal; a library must not.
 TERMINAL = {"typer", "rich", "click"}
+#: What the half that turns evidence into answers never needs.
+TORCH = {"torch", "transformers", "diffusers", "peft", "accelerate"}
 LONGEST = 300
 
 Imports = Mapping[str, set[str]]
-
-
-def imported(source: str, package: str) -> set[str]:
-    """Modules that a file of `package` imports as it runs, in functions too; not for types alone.
-
-    `from a import b` counts as `a.b` as well: b may be a module.
-    """
-    found: set[str] = set()
-    for node in _run(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1]
-            start = ".".join([*above, *filter(None, [node.module])]) if node.level else node.module
-            assert start is not None
-            found |= {start, *(f"{start}.{alias.name}" for alias in node.names)}
-    return found
-
-
-def _run(tree: ast.AST) -> Iterator[ast.AST]:
-    """The nodes below `tree`, without what stands under `if TYPE_CHECKING`."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for other in node.orelse:
-                yield from (other, *_run(other))
-            continue
-        yield node
-        yield from _run(node)
-
-
-def read_imports(root: Path) -> dict[str, set[str]]:
-    """By module of the package at `root`, what it imports."""
-    result = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = [root.name, *path.relative_to(root).with_suffix("").parts]
-        inner = parts[:-1]
-        name = inner if parts[-1] == "__init__" else parts
-        result[".".join(name)] = imported(path.read_text("utf-8"), ".".join(inner))
-    return result
-
-
-def parts_of(modules: Imports, package: str) -> dict[str, set[str]]:
-    """The same between the modules and packages right below `package`."""
-    parts = {_part(name, package) for name in modules} - {""}
-    result: dict[str, set[str]] = {part: set() for part in parts}
-    for name, others in modules.items():
-        if part := _part(name, package):
-            result[part] |= {_part(other, package) for other in others} & parts - {part}
-    return result
-
-
-def _part(name: str, package: str) -> str:
-    """`b` of `package.b.c`; nothing of what is outside it, or is the package itself."""
-    return name.removeprefix(f"{package}.").split(".")[0] if name.startswith(f"{package}.") else ""
 
 
 def find_cycle(graph: Imports) -> list[str]:
@@ -118,6 +69,45 @@ def test_no_cycle_among_the_parts_of_a_package(package):
 
 def test_only_the_command_line_knows_a_terminal():
     assert terminal_faults(MODULES) == []
+
+
+def test_layers_import_one_way_and_every_part_is_in_one():
+    graph = SCRIPT["layers"](parts_of(MODULES, "noisescope"))
+    assert find_cycle(graph) == []
+    with pytest.raises(AssertionError, match="unheard"):
+        SCRIPT["layers"](parts_of(MODULES, "noisescope") | {"unheard": set()})
+
+
+@pytest.mark.parametrize("layer", ["Verdicts", "Results"])
+def test_evidence_becomes_answers_without_torch(layer):
+    inside = tuple(f"noisescope.{name}" for name in LAYERS[layer][1])
+    loaded = {
+        name: {other.partition(".")[0] for other in others} & TORCH
+        for name, others in MODULES.items()
+        if name in inside or name.startswith(tuple(f"{one}." for one in inside))
+    }
+    assert len(loaded) > 10
+    assert {name: found for name, found in loaded.items() if found} == {}
+
+
+def test_the_page_and_its_picture_are_those_of_the_code():
+    graph = SCRIPT["layers"](parts_of(MODULES, "noisescope"))
+    text = SCRIPT["PAGE"].read_text("utf-8")
+    again = "type: python docs/make_architecture.py"
+    assert SCRIPT["page"](text, SCRIPT["modules_of"](ROOT)) == text, again
+    assert SCRIPT["picture"](graph) == SCRIPT["PICTURE"].read_text("utf-8"), again
+
+
+def test_every_module_states_its_one_job():
+    jobs = {name: SCRIPT["job"](source) for name, source in SCRIPT["modules_of"](ROOT).items()}
+    assert {name: job for name, job in jobs.items() if not 20 <= len(job) <= 130} == {}
+    assert len(set(jobs.values())) == len(jobs)
+
+
+def test_arrows_that_follow_from_others_are_left_out():
+    graph = {"a": {"b", "c", "d"}, "b": {"c"}, "c": {"d"}, "d": set()}
+    assert SCRIPT["needed"](graph) == {"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": set()}
+    assert SCRIPT["levels"](graph) == {"a": 3, "b": 2, "c": 1, "d": 0}
 
 
 def test_no_file_is_long():

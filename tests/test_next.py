@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from noisescope.cli import app
 from noisescope.cli import run as command
+from noisescope.cli.evaluation_table import with_limit
 from noisescope.cli.summary import ceiling
 from noisescope.datasets import load
 
@@ -122,6 +123,15 @@ def test_a_mistyped_option_is_answered_by_the_example(
     shown = capsys.readouterr().err
     assert told in shown
     assert f"Example: noisescope {typed.partition(' ')[0]} " in shown
+
+
+@pytest.mark.parametrize(
+    "typed", ["-n 8 --out here", "-n8 --out=here", "--limit 8", "--limit=8", ""]
+)
+def test_more_prompts_are_asked_by_the_same_words(typed: str) -> None:
+    words = ["evaluate", "--policy", "a b", *typed.split()]
+    found = parse(shlex.split(with_limit(words, 400)))
+    assert (found["policy"], found["limit"], found["out"]) == ("a b", 400, None)
 
 
 def test_an_expectation_above_its_ceiling_is_explained() -> None:

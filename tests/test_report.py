@@ -7,24 +7,31 @@ The last part opens it in headless Chromium; it is skipped where that is not ins
 from __future__ import annotations
 
 import http.server
+import io
 import itertools
 import re
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from planted import HOSTILE, planted_run
+from rich.console import Console
 
+from noisescope.annotators import Annotator
 from noisescope.cli.report_text import print_report
 from noisescope.cli.show import find_pair, pair_of_rank
 from noisescope.errors import RunError, UsageError
 from noisescope.report.contents import gather, held_out_losses, write_figures
 from noisescope.report.html import page, printable, verdict
+from noisescope.report.known import Known
 from noisescope.run import Run
+from noisescope.statistics import Interval
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +129,33 @@ def test_losses_are_those_of_the_held_out_margins(run: Run) -> None:
 
 
 def test_the_terminal_report_prints_hostile_text_harmlessly(run: Run) -> None:
-    import io
-
-    from rich.console import Console
-
     sink = io.StringIO()
     print_report(gather(run), Console(file=sink, width=100))
     text = sink.getvalue()
     assert "\x1b[31m" not in text
     assert "[bold]markup[/bold]" in " ".join(text.split())
+
+
+def test_the_terminal_report_tells_what_is_known_and_who_errs(run: Run) -> None:
+    contents = gather(run)
+    found = {"u": Interval(0.6, 0.5, 0.7), "p_flip": Interval(0.9, 0.8, 0.95)}
+    known = Known({}, np.ones(1, bool), "Planted: 20 % of the labels.", found, 0.95)
+    careless = Annotator("<b>ann</b>", 80, 0.2, 0.7, 0.6, 0.8, True, True)
+    fine = Annotator("fine", 90, 0.9, 0.1, 0.05, 0.2, False, False)
+    sink = io.StringIO()
+    full = replace(contents, known=known, annotators=[careless, fine])
+    full.manifest["summary"]["notes"].append("A note.")
+    print_report(full, Console(file=sink, width=100))
+    text = sink.getvalue()
+    for told in (
+        "• A note.",
+        "Planted: 20 %",
+        "0.800 to 0.950",
+        "<b>ann</b>",
+        "noisescope validate",
+    ):
+        assert told in text
+    assert re.search(r"^p_flip +0.900 .*\n^u +0.600", text, re.MULTILINE)
 
 
 def test_show_finds_by_unmistakable_beginning(run: Run) -> None:

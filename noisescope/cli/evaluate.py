@@ -156,7 +156,7 @@ def evaluate(
     if json:
         print_json(done.to_json() | {"directory": str(done.directory)})
     else:
-        print_evaluation(done)
+        print_evaluation(done, sys.argv[1:])
 
 
 def _source(prompts: str | None, policy: Contender, workspace: Workspace | None) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from noisescope.cli.console import OUT, print_lines, safe, short
@@ -12,8 +15,11 @@ if TYPE_CHECKING:
     from noisescope.statistics import Interval
 
 
-def print_evaluation(done: Evaluation) -> None:
-    """Each judge's count in a table, what its numbers need beside them, and where the files are."""
+def print_evaluation(done: Evaluation, arguments: Sequence[str]) -> None:
+    """Each judge's count in a table, what its numbers need beside them, and where the files are.
+
+    `arguments` are the words that were typed: more prompts are asked by the same ones.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -33,8 +39,35 @@ def print_evaluation(done: Evaluation) -> None:
     if done.labelled:
         _print_labelled(done.labelled)
     print_lines(
-        report=str(done.directory / "report.html"), rows=str(done.directory / "results.parquet")
+        report=str(done.directory / "report.html"),
+        rows=str(done.directory / "results.parquet"),
+        **_following(done, arguments),
     )
+
+
+def _following(done: Evaluation, arguments: Sequence[str]) -> dict[str, str]:
+    """Where a judge sees no difference and prompts are left: the command for four times as many."""
+    prompts = done.plan.prompts
+    most = min(4 * len(prompts.kept), prompts.distinct)
+    rates = [found.won.rate for found in done.comparisons if found.won is not None]
+    open_ = any(rate.low <= 0.5 <= rate.high for rate in rates)
+    again = open_ and most > len(prompts.kept)
+    return {"next": with_limit(arguments, most)} if again else {}
+
+
+def with_limit(arguments: Sequence[str], limit: int) -> str:
+    """A command line with another --limit, and without --out, which holds fewer prompts.
+
+    A --limit is of one of the forms `-n 8`, `-n8`, `--limit 8`, `--limit=8`.
+    """
+    words: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word in ("-n", "--limit", "--out"):
+            next(rest, None)
+        elif not re.match(r"-n\d|--limit=|--out=", word):
+            words.append(word)
+    return shlex.join(["noisescope", *words, "--limit", str(limit)])
 
 
 def _row(comparison: Comparison) -> list[str]:

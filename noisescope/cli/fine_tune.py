@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, Terminal, duration, print_json, safe
+from noisescope.cli.console import Terminal, duration, print_json, print_lines
 from noisescope.cli.launch import begin
 from noisescope.cli.options import EvidenceOptions, SourceOptions
 from noisescope.cli.spread import spread
@@ -92,9 +92,6 @@ def next_command(arguments: Sequence[str]) -> str:
 
 def print_result(facts: Mapping[str, Any]) -> None:
     """A few lines on stdout: what was made, how it went, what to type next."""
-    from rich.table import Table
-    from rich.text import Text
-
     training = facts["training"]
     rows = {
         "replicas": f"{facts['replicas']} {facts['kind']} over {facts['pairs']:,} pairs",
@@ -109,11 +106,4 @@ def print_result(facts: Mapping[str, Any]) -> None:
             rows["stopped early"] = f"best at step {training['best_step']}"
     if facts["adapters"]:
         rows["adapters"] = facts["adapters"][0] + (" .." if len(facts["adapters"]) > 1 else "")
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, said in rows.items():
-        grid.add_row(name, Text(safe(said)))
-    OUT.print(grid)
-    line = Text("next           ", style="bold") + Text(safe(facts["next"]))
-    OUT.print(line, soft_wrap=True)  # one line, so that it can be copied
+    print_lines(**rows, next=facts["next"])

@@ -9,9 +9,13 @@ from typing import Annotated
 import typer
 
 from noisescope.cli.console import Terminal, duration
+from noisescope.cli.options import ConstantOptions
+from noisescope.cli.spread import spread
 
 
+@spread
 def merge(
+    constants: ConstantOptions,
     shards: Annotated[
         list[str] | None,
         typer.Argument(
@@ -23,16 +27,6 @@ def merge(
     run_dir: Annotated[
         Path | None, typer.Option(help="The merged run's own directory, instead of one by name.")
     ] = None,
-    rho: Annotated[
-        float | None, typer.Option(help="Eq. 11 rho; 1 for text, 15 for images if left out.")
-    ] = None,
-    k1: Annotated[float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).")] = 10.0,
-    k2: Annotated[float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.")] = -1.0,
-    c2: Annotated[float, typer.Option(help="Eq. 15: c2.")] = 0.0,
-    released: Annotated[
-        bool,
-        typer.Option("--released", help="W and Gamma from u_released, as the released code has."),
-    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Check that all shards of an audit are there, and finish it: replicas, margins, verdicts.
@@ -46,12 +40,11 @@ def merge(
     from noisescope.merging import merge as run_merge
     from noisescope.verdicts import ScoreConfig
 
-    constants = ScoreConfig(rho=rho, k1=k1, k2=k2, c2=c2, released=released)
     terminal = Terminal(quiet=json)
     began = time.monotonic()
     done = run_merge(
         shards or [str(runs_dir)],
-        score=constants,
+        score=ScoreConfig(**vars(constants)),
         runs_directory=runs_dir,
         run_directory=run_dir,
         reporter=terminal,

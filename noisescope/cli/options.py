@@ -82,6 +82,23 @@ class SourceOptions:
         return pairs, policy
 
 
+@final
+@dataclass(frozen=True)
+class ConstantOptions:
+    """The paper's constants, from margins to u, W and Gamma."""
+
+    rho: Annotated[
+        float | None, typer.Option(help="Eq. 11 rho; 1 for text, 15 for images if left out.")
+    ] = None
+    k1: Annotated[float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).")] = 10.0
+    k2: Annotated[float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.")] = -1.0
+    c2: Annotated[float, typer.Option(help="Eq. 15: c2.")] = 0.0
+    released: Annotated[
+        bool,
+        typer.Option("--released", help="W and Gamma from u_released, as the released code has."),
+    ] = False
+
+
 #: Headings of the help page.
 HEADS, LORA, THEIRS = "Heads", "LoRA replicas", "Adapters of others"
 

@@ -13,7 +13,7 @@ import typer
 
 from noisescope.cli.console import OUT, Terminal, duration, print_json, safe
 from noisescope.cli.launch import begin
-from noisescope.cli.options import EvidenceOptions, SourceOptions
+from noisescope.cli.options import ConstantOptions, EvidenceOptions, SourceOptions
 from noisescope.cli.spread import spread
 from noisescope.spill import Spill
 
@@ -26,19 +26,10 @@ if TYPE_CHECKING:
 def score(
     source: SourceOptions,
     evidence: EvidenceOptions,
+    constants: ConstantOptions,
     dataset: Annotated[
         str | None, typer.Argument(help="Workspace name, path, glob, or Hub name of a dataset.")
     ] = None,
-    rho: Annotated[
-        float | None, typer.Option(help="Eq. 11 rho; 1 for text, 15 for images if left out.")
-    ] = None,
-    k1: Annotated[float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).")] = 10.0,
-    k2: Annotated[float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.")] = -1.0,
-    c2: Annotated[float, typer.Option(help="Eq. 15: c2.")] = 0.0,
-    released: Annotated[
-        bool,
-        typer.Option("--released", help="W and Gamma from u_released, as the released code has."),
-    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(help="Compute share i/n of the evidence alone; `noisescope merge` ends it."),
@@ -62,9 +53,7 @@ def score(
     from noisescope.sharing import read_shard
     from noisescope.verdicts import ScoreConfig
 
-    constants = ScoreConfig(
-        rho=rho, k1=k1, k2=k2, c2=c2, released=released, spill=Spill(memory, spill_dir)
-    )
+    judged = ScoreConfig(**vars(constants), spill=Spill(memory, spill_dir))
     share = None if shard is None else read_shard(shard)
     terminal = Terminal(quiet=json)
     began = time.monotonic()
@@ -89,7 +78,7 @@ def score(
         ready.pairs,
         ready.policy,
         evidence=ready.evidence,
-        score=constants,
+        score=judged,
         runs_directory=source.runs_dir,
         run_directory=source.run_dir,
         command=command,
