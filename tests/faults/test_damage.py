@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from planted import planted_run
+from test_fine_tune import LORA, evidence_bytes, place
+from test_fine_tune import command as typed
 from test_from_adapters import adapter
 
 from noisescope.cli import run as command
@@ -24,6 +26,8 @@ from noisescope.evidence import read_margins
 from noisescope.parts import Part, _serialise, open_part
 from noisescope.replicas.peft_files import ADAPTER_WEIGHTS, read_peft
 from noisescope.run import Run, find_run
+
+__all__ = ["place"]  # a fixture
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 FILES = ["pairs.parquet", "margins/part-0.parquet", "scores.parquet"]
@@ -180,3 +184,31 @@ def test_a_change_is_seen_though_its_time_was_set_back(run: Run) -> None:
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     with pytest.raises(RunError, match=r"damaged since it was written: scores.parquet"):
         find_run(str(run.directory), run.directory)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks it
+def test_damaged_adapters_of_a_run_are_named_and_made_again_without_training(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = typed("fine-tune", place, *LORA, "--steps", "3", "--ema")
+    assert command(line) == 0
+    (manifest,) = tmp_path.glob("runs/*/manifest.json")
+    run = Run(manifest.parent)
+    before, margins = evidence_bytes(run.directory), run.margin_parts()[0].stat().st_mtime_ns
+    assert sum("adapter_" in name for name in run.evidence_manifest()["checksums"]) == 2 * 3 * 2
+    for name in ("replicas/0/adapter_model.safetensors", "replicas/1/ema-0.5/adapter_config.json"):
+        path = run.directory / name
+        for damaged in damages(before[name], 6):
+            path.write_bytes(damaged)
+            with pytest.raises(RunError, match=f"damaged since it was written: .*{name}"):
+                find_run(str(run.directory), run.directory)
+            capsys.readouterr()
+            assert command(typed("score", place, "--from-adapters", str(path.parent))) == 2
+            assert "damaged since it was written" in " ".join(capsys.readouterr().err.split())
+    assert command(line) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "replicas/0/adapter_model.safetensors is damaged: making it again" in told
+    assert evidence_bytes(run.directory) == before
+    assert run.margin_parts()[0].stat().st_mtime_ns == margins
+    assert find_run(str(run.directory), run.directory) == run

@@ -10,12 +10,14 @@ import logging
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_lora import CONFIG, TinyPolicy, pairs, read
 from tiny_diffusion import items as picture_items
 from tiny_diffusion import pairs_table, pictures
 from tiny_diffusion import save as save_pipeline
@@ -30,8 +32,11 @@ from noisescope.policies.diffusion import DiffusionPolicy
 from noisescope.policies.items import distinct_items
 from noisescope.policies.memory import Halving, out_of_memory
 from noisescope.policies.packing import corpus_of
+from noisescope.replicas.fitting import FittingReplicas
+from noisescope.replicas.lora import train_lora
+from noisescope.replicas.lora_diffusion import DiffusionLoraConfig, train_diffusion_lora
 from noisescope.replicas.noised import NoisedPairs
-from noisescope.replicas.packed import pair_data
+from noisescope.replicas.packed import Part, pair_data
 from noisescope.replicas.reference_errors import ReferenceErrors
 from noisescope.replicas.trunk import Trunk
 
@@ -183,6 +188,57 @@ def test_the_reference_of_lora_replicas_comes_out_the_same(checkpoint: str, tmp_
     budget(policy.model.base_model, tokens, 120, ERRORS[2])
     small.fill(tmp_path / "small", "f", items)
     torch.testing.assert_close(small.reference, whole.reference, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks it
+def test_lora_replicas_train_and_judge_the_same_in_smaller_batches(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(CONFIG, replicas=2, batch=8, steps=4, tokens=4096)
+    train_lora(TinyPolicy(tiny_llama()), pairs(), config, tmp_path / "whole")
+    model = tiny_llama()
+    budget(model.base_model, tokens, 160, ERRORS[0])
+    with caplog.at_level(logging.WARNING, "noisescope"):
+        train_lora(TinyPolicy(model), pairs(), config, tmp_path / "small")
+    assert "pairs at once do not fit into memory" in caplog.text
+    assert "responses at once do not fit into memory" in caplog.text
+    whole, small = (read(tmp_path / name).margin.to_numpy() for name in ("whole", "small"))
+    np.testing.assert_allclose(small, whole, atol=1e-3 * np.sqrt((whole**2).mean()))
+
+
+def test_diffusion_replicas_train_and_judge_the_same_in_smaller_batches(
+    pipeline: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = DiffusionLoraConfig(replicas=2, batch=4, steps=3, draws=2)
+    table, store = pairs_table(list(pictures(8))), StoredImages(pictures(8))
+    whole = DiffusionPolicy.load(pipeline, store, device="cpu")
+    train_diffusion_lora(whole, table, config, tmp_path / "whole")
+    small = DiffusionPolicy.load(pipeline, store, device="cpu")
+    budget(small.pipeline.unet.up_blocks[0], latents, 6, ERRORS[2])
+    with caplog.at_level(logging.WARNING, "noisescope"):
+        train_diffusion_lora(small, table, config, tmp_path / "small")
+    assert caplog.text.count("pairs at once do not fit") >= 2  # in training and in scoring
+    found, expected = (read(tmp_path / name).margin.to_numpy() for name in ("small", "whole"))
+    rounding = config.beta * np.finfo(np.float32).eps  # of errors near 1, times beta
+    np.testing.assert_allclose(found, expected, atol=4 * rounding)
+    assert np.abs(expected).max() > 100 * rounding
+
+
+def test_batches_of_replicas_in_parts() -> None:
+    fitting = FittingReplicas(None, [f"p{n}" for n in range(20)])  # type: ignore[arg-type]
+    batch = [Part(0, np.arange(7), 1.0), Part(1, np.arange(10, 15), 0.5)]
+    assert fitting.parts(batch) == [batch]
+    fitting.halve(batch)
+    assert fitting.limit == 6
+    fitting.halve(fitting.parts(batch)[0])
+    groups = fitting.parts(batch)
+    assert [sum(len(part.pairs) for part in group) for group in groups] == [3, 3, 3, 3]
+    for given in batch:
+        mine = [part for group in groups for part in group if part.replica == given.replica]
+        assert np.concatenate([part.pairs for part in mine]).tolist() == given.pairs.tolist()
+        assert sum(part.share for part in mine) == pytest.approx(given.share)
+    with pytest.raises(ModelError, match="pair p4 does not fit"):
+        fitting.halve([Part(0, np.array([4]), 1.0)])
 
 
 def test_the_limit_is_kept_and_nothing_is_computed_twice() -> None:
