@@ -101,7 +101,8 @@ def test_the_command_learns_and_peft_loads_its_result(place, tmp_path, capsys):
     assert shown.out.splitlines()[-1].split(None, 1) == ["next", told["next"]]
     follow = shlex.split(told["next"])
     assert follow[:4] == ["noisescope", "evaluate", "--policy", str(output)]
-    assert command([*follow[1:], "--limit", "2", "--max-new-tokens", "2", "--device", "cpu"]) == 0
+    follow += ["--limit", "2", "--max-new-tokens", "2", "--device", "cpu"]
+    assert command([*follow[1:], "--out", str(tmp_path / "compared")]) == 0
     assert command([*line, "--beta", "0.5"]) == 2
     assert "--beta (there 0.1)" in capsys.readouterr().err
 
