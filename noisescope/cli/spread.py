@@ -32,7 +32,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**values: Any) -> None:
         whole = {
-            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            name: kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values})
             for name, kind in groups.items()
         }
         command(**whole, **values)
