@@ -104,12 +104,11 @@ def fine_tune(
     plan = plan_run(dataset, policy, evidence)
     run = open_run(runs_directory, plan, run_directory)
     watch = Stopwatch()
-    dropped = run.drop_damaged()
-    for name in dropped:
+    for name in run.drop_damaged():
         reporter.note(f"{run.directory / name} is damaged: making it again")
     if not run.complete or not run.pairs_path.is_file():
         write_pairs(run, dataset)
-    if run.evidence_complete and not any(name.startswith("replicas/") for name in dropped):
+    if run.evidence_complete:
         return FineTuned(run, plan, True)
     done = GATHER[evidence.kind](dataset, policy, evidence, run, reporter, watch)
     origin = origin_of(dataset, policy, command)

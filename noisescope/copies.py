@@ -50,14 +50,12 @@ def claimed(out: Path, source: Source, plan: FlipPlan) -> Iterator[None]:
     if out.exists() and not out.is_dir():
         raise _other(out)
     _make(out)
+    mark = json.dumps(asdict(plan) | {"source": source.resolved}) + "\n"
+    _require_own(out, mark)  # before anything is written into it, or all of it looked through
     _refuse_links(out)
     owner = _Owner()
     hold(owner, out, elsewhere="--out")
-    mark = json.dumps(asdict(plan) | {"source": source.resolved}) + "\n"
-    if any(map(_stays, out.iterdir())):
-        same = (out / MARK).is_file() and (out / MARK).read_text("utf-8") == mark
-        if not same:
-            raise _other(out)
+    _require_own(out, mark)
     sweep(out)
     write_atomic(out / MARK, mark)
     try:
@@ -81,6 +79,14 @@ def _make(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritten(out, error) from error
+
+
+def _require_own(out: Path, mark: str) -> None:
+    """Raise RunError where a directory holds anything but the copy that `mark` tells of."""
+    if any(map(_stays, out.iterdir())):
+        known = out / MARK
+        if not (known.is_file() and known.read_bytes() == mark.encode()):
+            raise _other(out)
 
 
 def _other(out: Path) -> RunError:

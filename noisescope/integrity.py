@@ -93,6 +93,20 @@ def damaged(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def drop_damaged(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Remove the files that `damaged` names; the names.
+
+    Without one of its adapters the run is unfinished, so its manifest goes, too: whoever is killed
+    while making it again leaves no run that only seems whole.
+    """
+    names = damaged(directory, manifest)
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
+    if any(name.startswith("replicas/") for name in names):
+        (directory / "manifest.json").unlink(missing_ok=True)
+    return names
+
+
 def _stated(manifest: Mapping[str, Any]) -> dict[str, str]:
     stated = manifest.get(CHECKSUMS)
     return stated if isinstance(stated, dict) else {}

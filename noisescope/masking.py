@@ -17,8 +17,9 @@ MASK = "***"
 #: Environment variables whose value is never shown, where it is at least this long.
 _NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?$", re.I)
 _LEAST = 8
-#: Who asks, in a URL. In abfs:// and wasb:// a container stands there.
-_USER = re.compile(r"(?<!\w)((?!abfss?:|wasbs?:)[a-z][\w+.-]*://)[^/\s@'\"]+@", re.I)
+#: Who asks, in a URL, up to its last @: passwords may hold one. In abfs:// and wasb:// it is a
+#: container that stands there.
+_USER = re.compile(r"(?<!\w)((?!abfss?:|wasbs?:)[a-z][\w+.-]*://)[^/\s'\"]+@", re.I)
 #: Signed URLs: a parameter that is, or ends in, one of these.
 _PARAMETER = re.compile(
     r"([?&][\w.-]*(?:token|secret|signature|sig|credential|password|key|keyid)=)[^&#\s'\"]+", re.I
@@ -31,9 +32,9 @@ _LOOKS = re.compile(
 
 def masked(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """`text` with every secret in it replaced by three stars."""
-    for name, value in environment.items():
-        if len(value) >= _LEAST and value in text and _NAMES.search(name):
-            text = text.replace(value, MASK)
+    named = (value for name, value in environment.items() if value in text and _NAMES.search(name))
+    for value in sorted(named, key=len, reverse=True):  # one may begin another
+        text = text.replace(value, MASK) if len(value) >= _LEAST else text
     text = _USER.sub(rf"\1{MASK}@", text)
     text = _PARAMETER.sub(rf"\1{MASK}", text)
     return _LOOKS.sub(MASK, text)

@@ -73,13 +73,12 @@ def merge(
     plan, records = _one_audit(found)
     local = found[0].place.local if len(found) == 1 else None
     run = open_run(runs_directory, plan, run_directory or local)
-    dropped = run.drop_damaged()
-    for name in dropped:
+    for name in run.drop_damaged():
         reporter.note(f"{run.directory / name} is damaged: making it again")
     table = _pairs(run, plan, found)
     tuned = FineTuned(run, plan, True)
     origin = records[0].origin
-    if not run.evidence_complete or any(name.startswith("replicas/") for name in dropped):
+    if not run.evidence_complete:
         watch = Stopwatch()
         done = _evidence(run, plan, table, found, records, reporter, watch)
         tuned = record_evidence(run, plan, origin, done, watch)

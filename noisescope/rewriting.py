@@ -11,11 +11,13 @@ Everything streams in constant memory except a JSON array, which is held whole.
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from noisescope.datasets.readers import suffix
+from noisescope.datasets.readers import damaged_gzip, suffix
 from noisescope.rewriting_csv import rewrite_csv
 from noisescope.rewriting_json import rewrite_json
 from noisescope.rewriting_lines import rewrite_lines
@@ -48,4 +50,7 @@ def rewrite(
         ".csv": rewrite_csv,
         ".tsv": rewrite_csv,
     }
-    writers[suffix(source).removesuffix(".gz")](source, target, change)
+    try:
+        writers[suffix(source).removesuffix(".gz")](source, target, change)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise damaged_gzip(source, error) from error

@@ -27,7 +27,7 @@ from noisescope.integrity import (
     CHECKSUMS,
     PATTERNS,
     checksums,
-    damaged,
+    drop_damaged,
     refuse_links,
     require_sound,
     seal,
@@ -151,10 +151,7 @@ class Run:
 
     def drop_damaged(self) -> list[str]:
         """Remove files that are not as the manifest states them, to be made again; their names."""
-        names = damaged(self.directory, self.evidence_manifest()) if self.complete else []
-        for name in names:
-            (self.directory / name).unlink(missing_ok=True)
-        return names
+        return drop_damaged(self.directory, self.evidence_manifest()) if self.complete else []
 
     def margin_parts(self) -> list[Path]:
         """Evidence files, in order."""

@@ -21,6 +21,7 @@ from noisescope.errors import RunError
 from noisescope.gathering import EvidenceConfig, Reporter
 from noisescope.gathering_adapters import adapter_facts
 from noisescope.integrity import seal, unsealed
+from noisescope.masking import without_secrets
 from noisescope.pairs import PreferenceDataset
 from noisescope.policies import Policy
 from noisescope.policies.items import distinct_items
@@ -61,7 +62,8 @@ class Record:
     def text(self) -> str:
         """Contents of its file."""
         content = {"format": FORMAT, "plan": self.plan, "cuts": list(self.cuts)}
-        content |= {"shard": asdict(self.shard), "origin": asdict(self.origin)}
+        origin = without_secrets(asdict(self.origin))
+        content |= {"shard": asdict(self.shard), "origin": origin}
         content |= {"facts": dict(self.facts)} if self.facts else {}
         return json.dumps(seal(content), indent=2) + "\n"
 

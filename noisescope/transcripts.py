@@ -32,12 +32,15 @@ _ODD = f"[^!-~]{_MARK}|{_MARK}(?:[^ ]| [^!-~]|$)"
 def plain_ids(table: pa.Table) -> list[str | None]:
     """Ids of the rows of two columns of texts, chosen and rejected; None for rows not plain."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     chosen, rejected = _cut(table.column("chosen")), _cut(table.column("rejected"))
     if chosen is None or rejected is None:
         return [None] * len(table)
-    (opening, one), (same, other) = chosen, rejected
+    (opening, said), (same, answered) = chosen, rejected
+    one, other = pc.ascii_trim_whitespace(said), pc.ascii_trim_whitespace(answered)
     plain = _plain_openings(opening, same) & _plain_responses(one, other)
+    plain &= ~(_holds_turn(said) | _holds_turn(answered))  # its blank lines are trimmed off
     texts = (side.cast(pa.binary()).to_pylist() for side in (opening, one, other))
     return [
         encoded_content_id(before[_BEFORE:], a, b) if fits else None
@@ -52,7 +55,7 @@ def _cut(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array] | None:
     cut = pc.split_pattern(column, LAST, max_splits=1, reverse=True).combine_chunks()
     if cut.null_count or not pc.all(pc.equal(pc.list_value_length(cut), 2)).as_py():
         return None
-    return pc.list_element(cut, 0), pc.ascii_trim_whitespace(pc.list_element(cut, 1))
+    return pc.list_element(cut, 0), pc.list_element(cut, 1)
 
 
 def _plain_openings(opening: pa.Array, same: pa.Array) -> Bool:
@@ -65,12 +68,17 @@ def _plain_openings(opening: pa.Array, same: pa.Array) -> Bool:
 
 
 def _plain_responses(one: pa.Array, other: pa.Array) -> Bool:
-    """Which responses, already without ASCII blanks around, differ and hold no turn, [n]."""
+    """Which responses, already without ASCII blanks around, differ and end visibly, [n]."""
     import pyarrow.compute as pc
 
-    turns = pc.or_(pc.match_substring(one, ASIDE), pc.match_substring(other, ASIDE))
-    differ = pc.and_not(pc.not_equal(one, other), turns)
-    return _bools(differ) & _visible_ends(one) & _visible_ends(other)
+    return _bools(pc.not_equal(one, other)) & _visible_ends(one) & _visible_ends(other)
+
+
+def _holds_turn(responses: pa.Array) -> Bool:
+    """In which responses somebody speaks again, [n]."""
+    import pyarrow.compute as pc
+
+    return _bools(pc.match_substring(responses, ASIDE))
 
 
 def _visible_ends(texts: pa.Array, begin: int = 0) -> Bool:

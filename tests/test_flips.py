@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tiny_diffusion import picture
 
 from noisescope.datasets import ADAPTERS, Row, load, open_source, read_pairs
-from noisescope.errors import NoisescopeError, RunError, UsageError
+from noisescope.errors import DataError, NoisescopeError, RunError, UsageError
 from noisescope.flips import KINDS, FlipPlan, Parsed, chance_of, coins, decide
 from noisescope.pairs import Pair, content_id, digest
 from noisescope.planting import plant
@@ -311,6 +311,25 @@ def test_the_source_and_foreign_directories_are_refused(tmp_path: Path) -> None:
     plant(opened, FlipPlan(0.2), out)  # the same plan may be repeated
     with pytest.raises(RunError, match="not empty"):
         plant(opened, FlipPlan(0.3), out)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_compressed_file_that_breaks_off_is_named(tmp_path: Path, ending: str) -> None:
+    source, out = tmp_path / f"data.{ending}.gz", tmp_path / "out"
+    items = [{**row, "note": digest(str(at)) * 5} for at, row in enumerate(rows(2000))]
+    with gzip.open(source, "wt", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(items[0]))
+        if ending == "csv":
+            writer.writeheader()
+        for row in items:
+            if ending == "csv":
+                writer.writerow(row)
+            else:
+                stream.write(json.dumps(row) + "\n")
+    source.write_bytes(source.read_bytes()[:-5000])
+    with pytest.raises(DataError, match=r"data\..*gz: damaged gzip file"):
+        plant(open_source(source), FlipPlan(0.2), out)
+    assert {path.name for path in out.iterdir()} <= {".flip.json", ".lock"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from planted import planted_run
 from toy_run import rows, scored_run, write_lines
 
+from noisescope.auditing import Origin
 from noisescope.cli import run as command
 from noisescope.datasets import load, open_source
 from noisescope.doctor import examine
@@ -20,6 +21,8 @@ from noisescope.learners.trained import TrainPlan, open_trained
 from noisescope.locking import LOCK
 from noisescope.masking import masked, without_secrets
 from noisescope.planting import plant
+from noisescope.shards import Record, read_record
+from noisescope.sharing import Shard
 from noisescope.storage import TEMPORARY_PREFIX
 
 TRAINING = TrainPlan("toy", "d" * 20, "tiny", "m" * 20, "text", "none", "", {"beta": 0.1})
@@ -136,6 +139,10 @@ def test_the_next_flip_takes_away_what_a_killed_one_left(work: Path, tmp_path: P
     with pytest.raises(RunError, match="not empty"):
         plant(source, plan, other)
     assert (other / f"{TEMPORARY_PREFIX}not-ours").exists()
+    assert len(list(other.iterdir())) == 2  # no lock is left in it either
+    (other / "link").symlink_to(tmp_path)
+    with pytest.raises(RunError, match="not empty"):  # none of whose links is its business
+        plant(source, plan, other)
 
 
 def test_a_finished_training_loses_what_only_resuming_needed(tmp_path: Path) -> None:
@@ -191,6 +198,7 @@ def test_a_read_only_run_is_enough_for_what_only_reads(
     ("text", "shown"),
     [
         ("s3://AKID:s3cr3t@bucket/runs", "s3://***@bucket/runs"),
+        ("s3://AKID:p@ss@bucket/runs me@here", "s3://***@bucket/runs me@here"),
         ("https://t0k3n@host/x.parquet: no", "https://***@host/x.parquet: no"),
         ("https://h/x?a=1&X-Amz-Signature=ab12&b=2", "https://h/x?a=1&X-Amz-Signature=***&b=2"),
         ("https://h/x?sv=1&sig=ab%2B12", "https://h/x?sv=1&sig=***"),
@@ -211,6 +219,8 @@ def test_secrets_of_the_environment_are_known_by_its_names() -> None:
     told = "wandb: invalid key 0123456789abcdef for short"
     assert masked(told, {"WANDB_API_KEY": "0123456789abcdef"}) == "wandb: invalid key *** for short"
     assert masked(told, {"AWS_SECRET_ACCESS_KEY": "short", "HOME": "0123456789abcdef"}) == told
+    beginning = {"A_TOKEN": "0123456789", "WANDB_API_KEY": "0123456789abcdef"}
+    assert masked(told, beginning) == "wandb: invalid key *** for short"
 
 
 @pytest.mark.parametrize(
@@ -249,5 +259,8 @@ def test_a_manifest_keeps_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.manifest()["command"] == shown
     assert without_secrets({"command": typed, "seed": 1}) == {"command": shown, "seed": 1}
     assert without_secrets({"command": None}) == {"command": None}
+    record = Record("p" * 20, Shard(1, 2), ("c",), Origin("x", "trl", {}, None, typed))
+    assert "pl4nt3d" not in record.text()
+    assert read_record(Path(record.name), record.text()).origin.command == shown
     for path in run.directory.iterdir():
         assert path.is_dir() or b"pl4nt3d" not in path.read_bytes()

@@ -41,6 +41,8 @@ def test_an_id_found_at_once_is_that_of_the_parsed_pair(opening: str, response: 
     [
         (f"{PLAIN} yes", f"{PLAIN} yes"),
         (f"{PLAIN} yes\n\nHuman: b", f"{PLAIN} no"),
+        (f"{PLAIN}\n\nHuman: b", f"{PLAIN} no"),
+        (f"{PLAIN} no", f"{PLAIN} \n\nHuman: b"),
         (f"{PLAIN}", f"{PLAIN} no"),
         (f"{PLAIN} \N{GRINNING FACE}", f"{PLAIN} no"),
         (f" {PLAIN} yes", f" {PLAIN} no"),

@@ -52,14 +52,19 @@ def read_file(path: Path, source: str) -> Iterator[Row]:
         for number, values, trouble in reader(path):
             yield Row(source, number, values, trouble, path.parent)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{path}: damaged gzip file ({error})", hint="Fetch or compress the file again."
-        ) from error
+        raise damaged_gzip(path, error) from error
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or error})",
             hint="Check that it is there, whole, and that you may read it: ls -l",
         ) from error
+
+
+def damaged_gzip(path: Path, error: Exception) -> DataError:
+    """The error of a compressed file that is cut off or no gzip."""
+    return DataError(
+        f"{path}: damaged gzip file ({error})", hint="Fetch or compress the file again."
+    )
 
 
 def suffix(path: Path) -> str:
