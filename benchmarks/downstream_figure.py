@@ -19,6 +19,7 @@ LINES = {
     OURS: ("#D55E00", "o", "ours: distilled-dpo"),
     "p_flip: weight 1-2p": ("#0072B2", "s", "dpo weighted by 1 - 2 p_flip"),
     "adaptive-dpo (paper)": ("#CC79A7", "D", "adaptive-dpo as published"),
+    "adaptive-ipo (paper)": ("#E69F00", "v", "adaptive-ipo as published"),
     "dpo": ("#000000", "x", "dpo"),
     HEADS: ("#56B4E9", "", "the audit's own heads (no policy)"),
 }
