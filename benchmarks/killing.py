@@ -57,19 +57,20 @@ def run_forked(
 ) -> tuple[int | None, float, int]:
     """Run one command in a forked process in `place`: (exit code, seconds, writes begun).
 
-    It is sent the signal by us `after` seconds, or by itself at its n-th write. The code is None
-    where that killed it; writes are counted only for commands that end. `jumps`: under a clock
-    that leaps back and forth by years.
+    It is sent the signal by us `after` seconds from when it hears signals, or by itself at its
+    n-th write. The code is None where that killed it; writes are counted only for commands that
+    end. `jumps`: under a clock that leaps back and forth by years.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     counted, told = os.pipe()
-    began = time.monotonic()
     child = os.fork()
     if child == 0:
         os.close(counted)
         _become(arguments, place, at_write, number, told, jumps, log)
     os.close(told)
+    os.read(counted, 1)  # from now on it is a command
+    began = time.monotonic()
     timer = threading.Timer(after, os.kill, (child, number)) if after is not None else None
     if timer is not None:
         timer.start()
@@ -106,6 +107,7 @@ def _become(
         listen()
         if jumps:
             _let_the_clock_jump()
+        os.write(told, b"+")
         parts.CHUNK = 600  # small parts, so that there is something between them to be killed at
         writes = _count_writes(place, at_write, number)
         code = run(arguments)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: The kind of statement that only reads.
 READING = "SELECT"
+#: DuckDB before 2.0 takes some pragmas for a SELECT; comments may stand before one.
+PRAGMA = re.compile(r"(?>\s+|--[^\n]*|/\*(?>.*?\*/))*+pragma\b", re.IGNORECASE | re.DOTALL)
 #: Files of margins, on storage that is listed and not globbed.
 MARGINS = re.compile(r"part-[\w-]+\.parquet")
 
@@ -101,7 +103,7 @@ def query(run: Run | Place, sql: str) -> pa.Table:
     connection = connect(run)
     try:
         statements = connection.extract_statements(sql)
-        kinds = [statement.type.name for statement in statements]
+        kinds = ["PRAGMA"] if PRAGMA.match(sql) else [one.type.name for one in statements]
         if len(statements) != 1 or kinds[0] != READING:
             raise UsageError(
                 f"query takes one SELECT, not {' then '.join(kinds) or 'nothing'}",

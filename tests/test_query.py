@@ -79,6 +79,7 @@ def test_tables_join_across_parts(run: Run) -> None:
         "SELECT missing FROM scores",
         "EXPORT DATABASE '{directory}/out'",
         "PRAGMA database_list",
+        "/* a */ -- b\n /**/ pragma version",
     ],
 )
 def test_everything_but_reading_the_tables_is_refused(run: Run, sql: str) -> None:
