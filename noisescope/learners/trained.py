@@ -153,7 +153,7 @@ def open_trained(plan: TrainPlan, directory: Path, *, writes: bool = True) -> Tr
             f"cannot write to {directory}: {error.strerror}",
             hint="Choose a place you may write to with --output.",
         ) from error
-    refuse_links(directory)  # the lock file is truncated, and a link's target with it
+    refuse_links(directory, elsewhere="--output")  # the lock file is truncated, a target with it
     if writes and not found.complete:
         hold(found, directory, elsewhere="--output")
     path = directory / PLAN_FILE
