@@ -131,6 +131,9 @@ def train_apart(
     known, faults = finished(run, plan, evidence.replicas)
     for number in sorted(faults.keys() & set(numbers)):
         reporter.note(f"{faults[number]}: training that replica again")
+        shutil.rmtree(
+            member_directory(run, number), ignore_errors=True
+        )  # a state would call it done
     todo = [number for number in numbers if number not in known]
     for number in todo:
         place = member_directory(run, number)

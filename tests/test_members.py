@@ -21,7 +21,7 @@ from tiny_diffusion import pairs_table, pictures
 from tiny_diffusion import save as save_pipeline
 from tiny_models import save, tiny_llama, tiny_tokenizer
 
-from noisescope import parts
+from noisescope import gathering_lora, parts
 from noisescope.auditing import Silent, fine_tune
 from noisescope.cli import run as command
 from noisescope.errors import RunError
@@ -37,6 +37,7 @@ from noisescope.replicas.lora import train_lora
 from noisescope.run import Run
 from noisescope.shards import compute_shard
 from noisescope.sharing import Shard
+from noisescope.training_state import STATE_FILE
 
 __all__ = ["launch"]  # a fixture
 
@@ -213,6 +214,11 @@ def test_missing_and_damaged_replicas_are_named_with_their_commands(
     spoilt.unlink()
     with pytest.raises(RunError, match=r"adapter_model\.safetensors is gone"):
         merge([str(runs)])
+    with pytest.MonkeyPatch.context() as killed:  # before the state of a whole replica was removed
+        killed.setattr(gathering_lora, "STATE_FILE", "nothing")
+        assert command(line(place, runs, "--shard", "2/2")) == 0
+    assert (spoilt.parents[1] / STATE_FILE).is_file()
+    spoilt.write_bytes(content[:-1])
     assert command(line(place, runs, "--shard", "2/2")) == 0
     assert "training that replica again" in " ".join(capsys.readouterr().err.split())
     merge([str(runs)])

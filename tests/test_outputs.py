@@ -12,6 +12,7 @@ from toy_run import rows, scored_run, write_lines
 
 from noisescope.auditing import Origin
 from noisescope.cli import run as command
+from noisescope.cli.console import print_lines
 from noisescope.datasets import load, open_source
 from noisescope.doctor import examine
 from noisescope.errors import RunError
@@ -248,6 +249,11 @@ def test_no_command_shows_a_secret(
     said = told(capsys)
     assert "***" in said
     assert "pl4nt3d" not in said
+
+
+def test_what_to_type_next_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    print_lines(next="noisescope query --run s3://AKID:pl4nt3d@bucket/runs/toy-1")
+    assert told(capsys) == "next noisescope query --run s3://***@bucket/runs/toy-1"
 
 
 def test_a_manifest_keeps_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

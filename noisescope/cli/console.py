@@ -75,7 +75,7 @@ def print_lines(**lines: str) -> None:
 
     width = max(map(len, lines)) + 2
     for label, value in lines.items():
-        line = Text(f"{label:{width}}", style="bold") + Text(safe(value))
+        line = Text(f"{label:{width}}", style="bold") + Text(safe(masked(value)))
         OUT.print(line, soft_wrap=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,6 +44,7 @@ def query(
 
     Example: noisescope query "SELECT pair_id, p_flip, u FROM scores ORDER BY rank LIMIT 20"
     """
+    from noisescope.cli.resolve import run_flag
     from noisescope.places import Place, place_of
     from noisescope.query import describe
     from noisescope.query import query as run_query
@@ -60,7 +60,8 @@ def query(
     if sql is None:
         for line in describe(found):
             OUT.print(line, markup=False, soft_wrap=True)
-        told = f" --run {shlex.quote(run)}" if run is not None else ""
+        where = Path() if isinstance(found, Place) else found.directory
+        told = run_flag(run, Path("runs") if found is place else runs_dir, where)
         print_lines(next=f'noisescope query "SELECT * FROM scores ORDER BY rank LIMIT 20"{told}')
         return
     kind = Format.json if json else format

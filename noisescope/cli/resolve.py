@@ -36,6 +36,14 @@ def chosen_model(model: str | None, modality: Modality, workspace: Workspace | N
     return named
 
 
+def run_flag(run: str | None, runs_dir: Path, directory: Path) -> str:
+    """The ` --run ...` that a suggested command needs for the run in `directory`: what was typed,
+    or the directory itself where that is looked for elsewhere than in runs.
+    """
+    named = run if runs_dir == Path("runs") else str(directory)
+    return "" if named is None else f" --run {shlex.quote(named)}"
+
+
 def model_flag(
     modality: Modality, dataset: str, workspace: Workspace | None, runs_dir: Path
 ) -> str:

@@ -32,6 +32,7 @@ def show(
 
     Example: noisescope show --rank 1
     """
+    from noisescope.cli.resolve import run_flag
     from noisescope.run import find_run
 
     found = find_run(run, runs_dir)
@@ -51,8 +52,16 @@ def show(
         _write_picture(found, pair, path)
     if isinstance(place := pair.get("rank"), int):
         OUT.print()
-        told = f" --run {shlex.quote(run)}" if run is not None else ""
-        print_lines(next=f"noisescope show --rank {place + 1}{told}")
+        print_lines(next=_next(found, place, run_flag(run, runs_dir, found.directory)))
+
+
+def _next(run: Any, rank: int, flag: str) -> str:
+    """The pair behind this one; behind the last, the whole run."""
+    import pyarrow.parquet as pq
+
+    if rank < pq.read_metadata(run.scores_path).num_rows:
+        return f"noisescope show --rank {rank + 1}{flag}"
+    return f"noisescope report {shlex.quote(str(run.directory))}"
 
 
 def pair_of_rank(run: Any, rank: int) -> str:
