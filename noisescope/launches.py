@@ -78,7 +78,8 @@ def _responses_over_ranks(
         compute(policy, mine, evidence, run, reporter, f" (rank {world.rank} of {world.size})")
     world.exchange()
     if world.first and (lost := lacking(policy, todo, evidence, run)):
-        raise _unseen(f"features of {len(lost):,} responses", cache_directory(run).parent)
+        what = f"{KINDS[evidence.kind]} of {len(lost):,} responses"
+        raise _unseen(what, cache_directory(run).parent)
 
 
 def _replicas_over_ranks(

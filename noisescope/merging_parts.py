@@ -17,7 +17,7 @@ from noisescope.gathering import Reporter
 from noisescope.parts import Part, check, fitting, missing, scan
 from noisescope.places import Place
 from noisescope.plan import Plan
-from noisescope.responses import parts_of
+from noisescope.responses import KINDS, parts_of
 from noisescope.run import Run
 from noisescope.shards import Record
 from noisescope.sharing import share_of
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from noisescope.pairs import Item
 
-#: What responses lack where their parts are missing, by kind of replica.
-WHAT = {"head": "features", "adapters": "scores"}
 #: What a part in the cache is called; nothing else is copied.
 PART_NAME = re.compile(r"[0-9a-f]{20}\.safetensors")
 
@@ -66,7 +64,7 @@ def collect_parts(
     for fault in faults:
         reporter.note(f"not used: {fault}")
     if wanted:
-        lost, what = [item for item in items if item.key in wanted], WHAT[plan.evidence["kind"]]
+        lost, what = [item for item in items if item.key in wanted], KINDS[plan.evidence["kind"]]
         raise _incomplete(lost, items, records, faults, what)
 
 

@@ -19,8 +19,8 @@ from noisescope.plan import Plan
 from noisescope.policies import Policy
 from noisescope.run import Run
 
-#: Kinds of evidence made response by response.
-KINDS = ("head", "adapters")
+#: Kinds of evidence made response by response, and what a response then has.
+KINDS = {"head": "features", "adapters": "scores"}
 
 
 def lacking(

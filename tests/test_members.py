@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import fsspec
 import numpy as np
@@ -24,15 +25,18 @@ from tiny_models import save, tiny_llama, tiny_tokenizer
 from noisescope import gathering_lora, parts
 from noisescope.auditing import Silent, fine_tune
 from noisescope.cli import run as command
+from noisescope.datasets import load
 from noisescope.errors import RunError
 from noisescope.evidence import read_margins
 from noisescope.gathering import EvidenceConfig
 from noisescope.images import StoredImages
+from noisescope.launches import compute_over_ranks
 from noisescope.members import DONE, FOLDER, conclude, member_directory, read_member
 from noisescope.merging import merge
 from noisescope.pairs import Facts, PreferenceDataset, dataset_fingerprint
 from noisescope.places import place_of
 from noisescope.policies.diffusion import DiffusionPolicy
+from noisescope.policies.load import load_policy
 from noisescope.replicas.lora import train_lora
 from noisescope.run import Run
 from noisescope.shards import compute_shard
@@ -308,6 +312,30 @@ def test_adapters_of_others_over_ranks_and_shards(
     min(apart.glob(".cache/adapter_scores/*/*.safetensors")).unlink()
     with pytest.raises(RunError, match=r"responses have no scores: shard ./2"):
         merge([str(apart)])
+
+
+def test_scores_that_rank_0_cannot_see_are_told_as_such(
+    disks: Path, place: Path, tmp_path: Path
+) -> None:
+    class Apart:
+        """Rank 0 of two, the other of which writes to a disk of its own."""
+
+        rank, size, first = 0, 2, True
+
+        def exchange(self) -> None: ...
+        def require_same(self, facts: Any) -> None: ...
+        def from_first(self, text: str) -> str:
+            return text
+
+    dataset = load(place / "pairs.jsonl")
+    policy = load_policy(str(place / "model"), dataset, dtype="float32")
+    theirs = the_run(disks / "1").directory / FOLDER / "0" / "replicas" / "0"
+    evidence = EvidenceConfig("adapters", adapters=(theirs,))
+    world = cast(Any, Apart())
+    with pytest.raises(RunError, match=r"^scores of \d+ responses were computed by other ranks"):
+        compute_over_ranks(
+            dataset, policy, evidence, world, runs_directory=tmp_path, reporter=Silent()
+        )
 
 
 def test_image_replicas_in_shards(tmp_path: Path) -> None:
