@@ -133,10 +133,11 @@ def test_a_shard_says_what_is_left_and_what_to_type(
     assert said["next"].endswith("--shard 1/3")
     assert not the_run(tmp_path).complete
     runs = copied(place, tmp_path)
-    assert score(runs, "--shard", "2/3") == 0
-    lines = capsys.readouterr().out
-    assert "0 computed now" in lines
-    assert f"noisescope merge {the_run(runs).directory}" in lines
+    assert score(runs, "--shard", "2/3", "--rho", "2", "--released") == 0
+    shown = capsys.readouterr()
+    assert "0 computed now" in shown.out
+    assert f"noisescope merge {the_run(runs).directory}" in shown.out
+    assert "merge makes the verdicts: give it --rho 2.0 --released then" in shown.err
 
 
 def test_missing_shards_are_named_with_their_commands(place: Path, tmp_path: Path) -> None:

@@ -110,7 +110,16 @@ class Course:
         """Right answers on the exam, [n], by regime."""
         size = len(self.split.train)
         nothing = np.zeros(size)
-        noise = Noisy(flipped, 0.0, nothing, nothing, nothing, np.zeros(size, np.int64))
+        noise = Noisy(  # lessons bring what an audit says with them
+            flipped=flipped,
+            rate=0.0,
+            p_flip=nothing,
+            weight=nothing,
+            gamma=nothing,
+            annotator=np.zeros(size, np.int64),
+            gap=nothing,
+            rewards=nothing,
+        )
         right, best = learn(self.material, self.split, noise, lesson)
         return {"tuned": right[:, best], "memorising": right[:, 0]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -73,6 +74,8 @@ def score(
             reporter=terminal,
         )
         print_shard(part, json=json)
+        if asked := constants_asked(constants):
+            terminal.note(f"merge makes the verdicts: give it {asked} then")
         return
     done = audit(
         ready.pairs,
@@ -112,6 +115,16 @@ def without_shard(arguments: Sequence[str]) -> list[str]:
         else:
             skip = False
     return words
+
+
+def constants_asked(constants: ConstantOptions) -> str:
+    """The constants that were given, as they are typed: a share computes evidence, not verdicts."""
+    words: list[str] = []
+    for field in dataclasses.fields(constants):
+        value = getattr(constants, field.name)
+        if value != field.default:
+            words += [f"--{field.name}"] if value is True else [f"--{field.name}", str(value)]
+    return shlex.join(words)
 
 
 def print_shard(done: ShardDone, *, json: bool) -> None:
