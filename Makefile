@@ -64,7 +64,6 @@ bench: install
 
 docs: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/python docs/make_cli.py
 	$(BIN)/mkdocs build
 
 clean:
