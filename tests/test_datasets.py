@@ -244,7 +244,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any], tuple[str, str, str, int | None]]] 
             "chosen": [YES],
             "rejected": [{"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}],
         },
-        ("Human: Is it?", "Yes.", '[{"name": "f"}]', 1),
+        (
+            "Human: Is it?",
+            "Yes.",
+            '<tool_call>\n{"type": "function", "function": {"name": "f"}}\n</tool_call>',
+            1,
+        ),
     ),
     "ultrafeedback": (
         "ultrafeedback",

@@ -1,19 +1,44 @@
-"""Conversations: splitting two of them into a common prompt and two responses.
+"""Read conversations as turns, and split two of them into a common prompt and two responses.
 
 The prompt is the turns common to both, up to the last assistant turn that both reach. Cutting
 by characters instead swallows response text wherever two responses begin alike, and cutting at
-one side's last assistant turn is wrong where the conversations part earlier.
+one side's last assistant turn is wrong where the conversations differ earlier.
+
+What a chat template takes beside role and content is kept in these two, so that pairs, files and
+identities need no further fields (`template_input` is the way back):
+
+    tools            the first turn, Message("tools", <JSON list of the functions>): `tools_turn`
+    system           Message("system", <text>), after the tools and before everything else
+    reasoning        "<think>\n{reasoning}\n</think>\n\n{content}": `with_reasoning`
+    tool calls       content, then one "<tool_call>\n{JSON}\n</tool_call>" a call: `with_calls`
+    tool results     Message("tool", <text>)
+
+A response is the content of an assistant turn, in the same form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from noisescope.datasets.adapter import RawRow, RowFault, as_json, kind, unexpected
 from noisescope.pairs import Message
 
 #: How a role is written in a readable prompt.
-SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System", "tool": "Tool"}
+SPEAKERS = {
+    "user": "Human",
+    "assistant": "Assistant",
+    "system": "System",
+    "tool": "Tool",
+    "tools": "Tools",
+}
+#: Role of the turn that lists the functions an assistant may call.
+TOOLS = "tools"
+#: What a message calls the reasoning before its content; the first that is text counts.
+REASONING = ("reasoning_content", "reasoning", "thinking")
+_CALL = re.compile(r"\n?<tool_call>\n(\{.*\})\n</tool_call>")
 
 
 def split(
@@ -73,12 +98,81 @@ def _message(item: object, column: str) -> Message:
     if not isinstance(role, str):
         raise RowFault("unreadable", f"a message of {column} has no role")
     content, calls = item.get("content"), item.get("tool_calls")
-    if content is None and calls is None:
+    reasoning = next((item[name] for name in REASONING if isinstance(item.get(name), str)), "")
+    if content is None and calls is None and not reasoning:
         raise RowFault("unreadable", f"a message of {column} has no content")
-    parts = [] if content is None else [_content(content, column)]
-    if calls:
-        parts.append(as_json(calls))
-    return Message(role, "\n".join(part for part in parts if part))
+    text = "" if content is None else _content(content, column)
+    return Message(role, with_reasoning(reasoning, with_calls(text, calls)))
+
+
+def with_reasoning(reasoning: str, content: str) -> str:
+    """Content with the reasoning that came before it, in the tags that most models use."""
+    if not reasoning.strip():
+        return content
+    return f"<think>\n{reasoning.strip()}\n</think>\n\n{content}"
+
+
+def with_calls(content: str, calls: object) -> str:
+    """Content with the tool calls that follow it; calls of an unknown shape as plain JSON."""
+    if not calls:
+        return content
+    known = [_call(call) for call in calls] if isinstance(calls, (list, tuple)) else [None]
+    if None in known:
+        return "\n".join(part for part in (content, as_json(calls)) if part)
+    texts = [f"<tool_call>\n{_json(call)}\n</tool_call>" for call in known]
+    return "\n".join([content, *texts] if content else texts)
+
+
+def _call(call: object) -> dict[str, Any] | None:
+    """A tool call as {"type", "function": {"name", "arguments"}}, or None if it is not one."""
+    if not isinstance(call, dict):
+        return None
+    whole = call if isinstance(call.get("function"), dict) else {"function": call}
+    if not isinstance(whole["function"].get("name"), str):
+        return None
+    return {"type": "function"} | whole
+
+
+def tools_turn(tools: object) -> Message:
+    """The turn that lists the functions of a `tools` column (a list, or JSON text of one)."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise RowFault("unreadable", "tools is text, but not JSON") from error
+    if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, dict) for tool in tools):
+        raise RowFault("unreadable", f"tools is {kind(tools)}, expected a list of functions")
+    return Message(TOOLS, _json(list(tools)))
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without null fields: in Parquet every row has the fields of all rows."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def template_input(turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """(messages, tools) as `apply_chat_template` takes them; reasoning stays in the content."""
+    tools = None
+    if turns and turns[0].role == TOOLS:
+        tools, turns = json.loads(turns[0].content), turns[1:]
+    return [template_message(turn) for turn in turns], tools
+
+
+def template_message(turn: Message) -> dict[str, Any]:
+    """A turn as a message, its tool calls as a list of their own."""
+    found: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    calls = _CALL.findall(turn.content) if turn.role == "assistant" else []
+    try:
+        known = [json.loads(call) for call in calls]
+    except ValueError:
+        return found
+    if known and all("function" in call for call in known):
+        found |= {"content": _CALL.sub("", turn.content), "tool_calls": known}
+    return found
 
 
 def _content(content: object, column: str) -> str:
@@ -94,3 +188,11 @@ def _content(content: object, column: str) -> str:
             raise RowFault("unreadable", f"content in {column} is not only text")
         texts.append(value)
     return "\n".join(texts)
+
+
+def _json(value: object) -> str:
+    """JSON without null fields and with the order of keys kept: a chat template writes them out."""
+    try:
+        return json.dumps(without_nulls(value), ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowFault("unreadable", "structured content that is not JSON") from error
