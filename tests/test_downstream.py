@@ -27,12 +27,12 @@ def _here(monkeypatch):
 
 
 def part(name: str) -> Any:
-    return importlib.import_module(f"benchmarks.downstream{name}")
+    return importlib.import_module(f"benchmarks.downstream.{name}")
 
 
 def learnt(objective, chosen=BETTER, rejected=WORSE, **told) -> torch.Tensor:
     """theta of every penalty, [K, Q]."""
-    policies = part("_policies")
+    policies = part("policies")
     split = policies.Split(ROWS, *(np.arange(3) for _ in range(3)))
     lesson = policies.Lesson(objective, **told)
     return policies.train(split, (chosen, rejected), lesson, NOBODY[: len(chosen)])
@@ -45,7 +45,7 @@ def margins_of(theta: torch.Tensor) -> torch.Tensor:
 
 def test_a_policy_learns_its_labels_and_a_penalty_holds_it_back():
     margins = margins_of(learnt(DPO(0.1)))
-    assert margins.shape == (3, len(part("_policies").PENALTIES))
+    assert margins.shape == (3, len(part("policies").PENALTIES))
     assert (margins > 0).all()
     assert (margins[0].diff() < 0).all()
     assert (margins_of(learnt(DPO(0.1), WORSE, BETTER)) < 0).all()
@@ -75,7 +75,7 @@ def test_a_distilled_policy_ends_at_the_beliefs():
     ],
 )
 def test_losses_are_scaled_by_their_slope_at_zero(objective, slope):
-    assert part("_policies").slope_at_zero(objective) == pytest.approx(slope, rel=1e-4)
+    assert part("policies").slope_at_zero(objective) == pytest.approx(slope, rel=1e-4)
 
 
 def test_regimes_take_the_tuned_the_clean_and_no_penalty():
@@ -84,7 +84,7 @@ def test_regimes_take_the_tuned_the_clean_and_no_penalty():
         (7, ("uniform", 0.0)): {"dpo": (groups, 2)},
         (7, ("uniform", 0.2)): {"dpo": (groups, 1), "rdpo": (groups, 0)},
     }
-    cells = part("").by_regime(found)
+    cells = part("topics").by_regime(found)
     assert cells["uniform", 0.2, "dpo", "tuned"].tolist() == [[0.2, 0.5]]
     assert cells["uniform", 0.2, "rdpo", "recipe"].tolist() == [[0.3, 0.6]]
     assert cells["uniform", 0.2, "rdpo", "unregularised"].tolist() == [[0.1, 0.4]]
@@ -92,7 +92,7 @@ def test_regimes_take_the_tuned_the_clean_and_no_penalty():
 
 def test_what_is_kept_is_not_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    calls, kept = [], part("_kept").kept
+    calls, kept = [], part("kept").kept
 
     def make():
         calls.append(1)
@@ -109,7 +109,7 @@ def test_what_is_kept_is_not_made_again(tmp_path, monkeypatch):
 
 
 def test_shares_recovered_and_targets():
-    tables = part("_tables")
+    tables = part("tables")
     assert tables.share(0.7, 0.8, 0.6) == pytest.approx(0.5)
     assert np.isnan(tables.share(0.7, 0.6, 0.6))
     cell = {name: np.full((2, 3), value) for name, value in (("a", 0.7), ("b", 0.8), ("c", 0.6))}
@@ -135,14 +135,14 @@ def test_shares_recovered_and_targets():
 
 
 def test_every_rival_is_compared_and_told_no_more_than_it_may_know():
-    parts, n = part("_methods"), 4
+    parts, n = part("methods"), 4
     flipped = np.array([False, True, False, True, False, True])
     p_flip = np.array([0.9, 0.1, 0.5, 0.2])
     told = {name: np.arange(n) / 10 for name in ("weight", "gamma", "gap")}
     nobody = {"annotator": np.zeros(n, np.int64), "rewards": np.zeros(0)}
     noise = parts.Noisy(flipped, 0.3, p_flip, **told, **nobody)
     found = parts.methods(np.array([1, 2, 3, 4]), noise, seed=0)
-    assert set(part("_tables").RIVALS) < set(found)
+    assert set(part("tables").RIVALS) < set(found)
     assert found["cdpo"].objective == CDPO(0.1, flip_rate=0.3)
     assert found["adaptive-dpo (paper)"].objective == AdaptiveDPO(0.1)
     assert found["p_flip: weight 1-2p"].weight == pytest.approx([0.0, 0.8, 0.0, 0.6])
@@ -153,13 +153,13 @@ def test_every_rival_is_compared_and_told_no_more_than_it_may_know():
 
 
 def test_adapters_set_aside_pairs_of_no_weight_and_fewer_methods_see_clean_labels():
-    adapters, parts, n = part("_adapters"), part("_methods"), 3
+    adapters, parts, n = part("adapters"), part("methods"), 3
     deal = adapters.Deal(np.array([4, 0, 2]), np.array([1, 3]), np.zeros(2, np.int64))
     told = {name: np.arange(n) / 10 for name in ("weight", "gamma", "gap")}
     told |= {"annotator": np.zeros(n, np.int64), "rewards": np.zeros(0)}
     noise = parts.Noisy(np.arange(5) == 4, 0.3, np.array([0.9, 0.1, 0.2]), **told)
     found = dict(adapters.courses(deal, noise, seed=0))
-    assert set(part("_tables").RIVALS) < set(found)
+    assert set(part("tables").RIVALS) < set(found)
     assert found["p_flip: weight 1-2p"].pairs.tolist() == [0, 2]
     assert found["p_flip: weight 1-2p"].weight.tolist() == pytest.approx([0.8, 0, 0.6, 0, 0])
     assert found[parts.ORACLE].pairs.tolist() == [0, 2]
@@ -170,7 +170,7 @@ def test_adapters_set_aside_pairs_of_no_weight_and_fewer_methods_see_clean_label
 
 
 def test_heads_are_right_where_they_prefer_the_better_side():
-    parts, detect = part("_methods"), importlib.import_module("benchmarks.detect")
+    parts, detect = part("methods"), importlib.import_module("benchmarks.detect")
     pairs = detect.Material(None, {}, np.array([0, 1, 2]), np.array([1, 2, 0]))
     told = {name: np.zeros(0) for name in ("p_flip", "weight", "gamma", "annotator", "gap")}
     noise = parts.Noisy(np.zeros(3, bool), 0.0, **told, rewards=np.array([2.0, 1.0, 2.0]))
@@ -178,13 +178,13 @@ def test_heads_are_right_where_they_prefer_the_better_side():
 
 
 def test_columns_of_training_pairs_are_spread_over_all_pairs():
-    spread = part("_adapters").spread
+    spread = part("adapters").spread
     assert spread(np.array([0.5, 2.0]), np.array([3, 1]), 5).tolist() == [0, 2.0, 0, 0.5, 0]
     assert spread(None, np.array([1]), 5) is None
 
 
 def test_answers_are_compared_prompt_by_prompt():
-    answers = part("_answers")
+    answers = part("answers")
     base = np.array([0.0, -1.0])
     found = {cell: np.tile(base, (2, 1)) for cell in answers.ASKED}
     found[answers.CLEAN] = np.array([[0.0, 0.0], [0.0, 0.0]])
@@ -200,7 +200,7 @@ ALL = "1.00 [1.00, 1.00]"
 
 def made() -> dict[tuple[str, float, str, str], Any]:
     """A task where noise costs 0.2, ropo wins back a half and ours all of it; nothing at 20 %."""
-    ours, oracle = part("_methods").OURS, part("_methods").ORACLE
+    ours, oracle = part("methods").OURS, part("methods").ORACLE
     won = {"dpo": 0.6, "ropo": 0.7, ours: 0.8, oracle: 0.8}
     cells = {("uniform", 0.3, name, "tuned"): np.full((2, 3), value) for name, value in won.items()}
     cells |= {("uniform", 0.2, name, "tuned"): np.full((2, 3), 0.8) for name in won}
@@ -208,9 +208,9 @@ def made() -> dict[tuple[str, float, str, str], Any]:
 
 
 def test_pages_say_what_was_won_back_and_where_there_was_nothing_to_win(tmp_path):
-    pages, harness = part("_pages"), importlib.import_module("benchmarks.harness")
-    report, ours = harness.Report("x"), part("_methods").OURS
-    part("_tables").tabulate(made(), ours, ("tuned",), report, "text")
+    pages, harness = part("pages"), importlib.import_module("benchmarks.harness")
+    report, ours = harness.Report("x"), part("methods").OURS
+    part("tables").tabulate(made(), ours, ("tuned",), report, "text")
     file = tmp_path / "result.json"
     facts = {"results": report.tables, "facts": report.facts}
     targets = [vars(target) for target in report.targets]
@@ -235,7 +235,7 @@ def test_pages_say_what_was_won_back_and_where_there_was_nothing_to_win(tmp_path
 
 
 def test_the_figure_has_a_panel_for_every_regime(tmp_path):
-    figure = part("_figure")
+    figure = part("figure")
     cells = made()
     assert figure.regimes(cells) == ["tuned"]
     assert figure.line(cells, "ropo", "tuned") == ([20, 30], pytest.approx([0.8, 0.7]))

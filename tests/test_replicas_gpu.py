@@ -10,7 +10,7 @@ import pytest
 
 def test_it_measures_every_stage_of_a_tiny_llama(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent)
-    benchmark = importlib.import_module("benchmarks.replicas_gpu")
+    benchmark = importlib.import_module("benchmarks.replicas.gpu")
     report = benchmark.run("cpu", ["tiny"], 16, 2, None)
     ((single, eight),) = report.tables.values()
     assert (single["M"], single["K"]) == (1, "all")
@@ -26,7 +26,7 @@ def test_it_measures_every_stage_of_a_tiny_llama(monkeypatch: pytest.MonkeyPatch
 
 def test_pairs_share_responses_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent)
-    benchmark = importlib.import_module("benchmarks.replicas_gpu")
+    benchmark = importlib.import_module("benchmarks.replicas.gpu")
     for responses, most in ((32, 1), (8, 16)):
         rows = benchmark.Workload(16, responses, 12, 500).table().to_pylist()
         texts = [row[side] for row in rows for side in ("chosen", "rejected")]

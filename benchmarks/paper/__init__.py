@@ -5,5 +5,5 @@
 
 `tiny` runs the same pipeline on the embedded models and sample data and writes a table (Markdown
 and JSON) and a picture; `full` prints the published settings as noisescope commands. What came
-out, beside what is published: docs/reproduction.md.
+out, beside what is published: benchmarks/paper/README.md.
 """

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.detect import BETA, Bool
-from benchmarks.downstream import Lesson as TextLesson
+from benchmarks.downstream.topics import Lesson as TextLesson
 from benchmarks.paper.classroom import Lesson, Room, image_room
 from benchmarks.paper.kept import kept
 from benchmarks.paper.loglinear import REGIMES, Course, course

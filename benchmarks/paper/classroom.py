@@ -6,7 +6,7 @@
 
 The loop is `noisescope.training`, the adapters and losses are those of `noisescope train`; only
 the model and its cached latents are shared by all cells. (Text through the same loop:
-`benchmarks.downstream_lora`.)
+`benchmarks.downstream.lora`.)
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks.detect import BETA, Bool
-from benchmarks.downstream import Lesson
+from benchmarks.downstream.topics import Lesson
 from benchmarks.paper.cells import helps, plain, rows, series, text_cells
 from benchmarks.paper.figures import lines
 from benchmarks.paper.full import PICK, Step, copies, evaluate, place, train

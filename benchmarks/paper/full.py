@@ -5,7 +5,7 @@
 Hours are floating-point operations over (rate x utilisation). Operations are counted, not guessed:
 a denoiser call by torch's FLOP counter on the published architecture without weights (meta
 device), a token of GPT-2 by `noisescope.policies.forward.measure`. Rate and utilisation are
-assumed, as in `benchmarks.scale_cost`.
+assumed, as in `benchmarks.scale.cost`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from benchmarks.scale_cost import RATE, UTILISATION
+from benchmarks.scale.cost import RATE, UTILISATION
 from noisescope.presets import PRESETS
 
 ASSUMED = (

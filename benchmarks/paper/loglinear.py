@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks.data import truth, with_sides_swapped
 from benchmarks.detect import BETA, Bool, Float, Material
-from benchmarks.downstream import Lesson, Noisy, Split, learn
+from benchmarks.downstream.topics import Lesson, Noisy, Split, learn
 from benchmarks.models import cache, smollm2
 from benchmarks.paper.classroom import SAMPLES
 from benchmarks.paper.kept import kept

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.detect import BETA
-from benchmarks.downstream import Lesson
+from benchmarks.downstream.topics import Lesson
 from benchmarks.paper.cells import NATURAL, helps, plain, text_cells
 from benchmarks.paper.figures import bars
 from benchmarks.paper.full import HH, Step, evaluate, score, train

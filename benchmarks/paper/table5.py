@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.detect import BETA
-from benchmarks.downstream import Lesson
+from benchmarks.downstream.topics import Lesson
 from benchmarks.paper.cells import plain, say
 from benchmarks.paper.figures import bars
 from benchmarks.paper.full import HH, Step, evaluate, flip, score, train

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.detect import BETA
-from benchmarks.downstream import Lesson
+from benchmarks.downstream.topics import Lesson
 from benchmarks.paper.cells import RATES, helps, plain, rows, series, text_cells
 from benchmarks.paper.figures import lines
 from benchmarks.paper.full import PICK, Step, copies, evaluate, place, train

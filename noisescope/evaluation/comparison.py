@@ -4,7 +4,7 @@
     paired_difference(policy, against)           # mean score difference, with its interval
     compare(card, verdicts)                      # both, with counts, as one Comparison
 
-Intervals hold 90 %, over prompts. The simulations behind them are in docs/log.md.
+Intervals hold 90 %, over prompts. The simulations behind them are in benchmarks/LOG.md.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = "import json; from benchmarks.faults import few; print(json.dumps(few(5, 4)))"
+CODE = "import json; from benchmarks.faults.trials import few; print(json.dumps(few(5, 4)))"
 
 
 def test_nothing_is_lost_or_there_twice_after_kills() -> None:

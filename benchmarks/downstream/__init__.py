@@ -1,0 +1,1 @@
+"""Training on noisy labels: what an audit wins back. Text, images, LoRA, and the result tables."""

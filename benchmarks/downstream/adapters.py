@@ -1,0 +1,170 @@
+"""LoRA through the real training loop on planted noise: the scene, what methods learn, judging.
+
+    scene, cost = stage(model)
+    noise = audit(scene, dealt := deal(scene, seed), seed, rate)
+    for method, course in courses(dealt, noise, seed):
+        right = judged(scene, learn(scene, course, seed), dealt.test)
+
+The sample hh-rlhf with its labels as they should be; `downstream.lora` says what is compared.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.data import truth
+from benchmarks.detect import Bool, Float, Material, prepare, uniform
+from benchmarks.downstream.methods import OURS, Noisy, audited, methods
+from benchmarks.downstream.tables import PAPER
+from benchmarks.harness import ROOT
+from benchmarks.models import cache
+from noisescope.learners.preference import PreferenceLearner
+from noisescope.learners.reliability import Reliability
+from noisescope.learners.text import TextAdapters, TextSpace, alike, text_space
+from noisescope.objectives import REPO, Objective
+from noisescope.pairs import digest
+from noisescope.policies.causal_lm import load_causal_lm
+from noisescope.replicas.adapters import Adapters, attach_adapters
+from noisescope.replicas.draws import Stream
+from noisescope.replicas.packed import pair_data
+from noisescope.training import TrainConfig, train
+
+Int = NDArray[np.int64]
+SAMPLE = ROOT / "sample_data"
+PAIRS, LAYERS, RANK, ALPHA, BATCH, EPOCHS, RATE = 1000, 2, 16, 32.0, 32, 2, 1e-3
+TEST_SHARE, TEST_GROUPS, JUDGED = 0.2, 4, 64
+#: Other ways to use p_flip, which only the log-linear benchmarks compare.
+LEFT_OUT = ("p_flip: soft labels", "p_flip: flip-worst")
+#: Methods also trained where no label is turned round: is one better whatever the noise?
+CLEAN = ("dpo", "ipo", "p_flip: weight 1-2p", OURS, *PAPER)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that no planting changes: pairs with right labels, the model and its adapters."""
+
+    gold: Material
+    space: TextSpace
+    adapters: Adapters
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a method trains on: an objective, the pairs it keeps, columns [N] of all pairs."""
+
+    objective: Objective
+    pairs: Int
+    flipped: Bool
+    weight: Float | None = None
+    gamma: Float | None = None
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Pairs of one seed: those to train on, those to test on and the test group of each."""
+
+    on: Int
+    test: Int
+    group: Int
+
+
+def stage(model: str) -> tuple[Scene, dict[str, object]]:
+    """Features, reference log-probabilities and the states below the adapted blocks, once."""
+    policy = load_causal_lm(model)
+    path = SAMPLE / "hh-rlhf"
+    natural, cost = prepare(path, policy, cache().parent / "features")
+    gold = natural.flipped(truth(natural.dataset, path / "truth.parquet"))
+    data = pair_data(gold.dataset.table)
+    corpus, _ = alike(policy, data)
+    kept = cache().parent / "trunks" / policy.identity.fingerprint
+    space = text_space(policy, data, corpus, kept, layers=LAYERS, checkpointing=False)
+    adapters = attach_adapters(policy.model, 1, RANK, space.trunk.cut.first)
+    return Scene(gold, space, adapters), cost
+
+
+def deal(scene: Scene, seed: int) -> Deal:
+    """Prompts dealt out by `seed`."""
+    prompts = scene.gold.dataset.table.column("prompt").to_pylist()
+    dealt = np.array([int(digest(str(seed), text)[:8], 16) / 16**8 for text in prompts])
+    test = np.flatnonzero(dealt < TEST_SHARE)
+    group = (dealt[test] / TEST_SHARE * TEST_GROUPS).astype(np.int64)
+    on = np.flatnonzero(dealt >= TEST_SHARE)
+    on = on[np.random.default_rng(seed).permutation(len(on))[:PAIRS]]
+    return Deal(on, test, group)
+
+
+def audit(scene: Scene, dealt: Deal, seed: int, rate: float) -> Noisy:
+    """Labels turned round at `rate`, and what heads on the training pairs alone say of them."""
+    flipped = uniform(len(scene.gold.dataset), rate, seed)
+    return audited(scene.gold, dealt.on, flipped, rate)
+
+
+def courses(dealt: Deal, noise: Noisy, seed: int) -> Iterator[tuple[str, Course]]:
+    """Every method, told what the audit says; some of them where no label is turned round.
+
+    As `noisescope train` does it: pairs of weight 0 are set aside, and all steps are taken.
+    """
+    on, size = dealt.on, len(noise.flipped)
+    for name, lesson in methods(on, noise, seed).items():
+        if name in LEFT_OUT or (noise.rate == 0 and name not in CLEAN):
+            continue
+        keep = np.ones(len(on), bool) if lesson.keep is None else lesson.keep
+        weight, gamma = spread(lesson.weight, on, size), spread(lesson.gamma, on, size)
+        if weight is not None:
+            keep = keep & (weight[on] > 0)
+        yield name, Course(lesson.objective, on[keep], noise.flipped, weight, gamma)
+
+
+def spread(values: Float | None, on: Int, size: int) -> Float | None:
+    """A column [n] of the pairs `on` as one [N] of all pairs."""
+    if values is None:
+        return None
+    whole = np.zeros(size)
+    whole[on] = values
+    return whole
+
+
+def learn(scene: Scene, course: Course, seed: int) -> PreferenceLearner:
+    """The learner after its last step."""
+    data, flipped = scene.space.data, course.flipped
+    swapped = replace(
+        data,
+        chosen=np.where(flipped, data.rejected, data.chosen),
+        rejected=np.where(flipped, data.chosen, data.rejected),
+    )
+    scene.adapters.initialise([seed], ALPHA)
+    trainee = TextAdapters(replace(scene.space, data=swapped), scene.adapters)
+    stream = Stream(course.pairs, swapped.chosen, swapped.rejected, seed=(seed, 0), cluster=1)
+    objective = course.objective
+    reliability = None
+    if isinstance(objective, REPO):
+        annotators = scene.gold.dataset.table.column("annotator").to_pylist()
+        reliability = Reliability(annotators, objective.reliability)
+    learner = PreferenceLearner(
+        trainee,
+        stream,
+        objective,
+        BATCH,
+        weight=course.weight,
+        gamma=course.gamma,
+        reliability=reliability,
+    )
+    steps = round(EPOCHS * PAIRS / BATCH)
+    config = TrainConfig(steps=steps, learning_rate=RATE, save_every=steps + 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        train(learner, objective, config, Path(scratch))
+    return learner
+
+
+def judged(scene: Scene, learner: PreferenceLearner, test: Int) -> Float:
+    """1 where the trained reward prefers the better side of a test pair, [n]; a tie is a half."""
+    judge = replace(learner, trainee=TextAdapters(scene.space, scene.adapters))
+    parts = [test[start : start + JUDGED] for start in range(0, len(test), JUDGED)]
+    margins = np.concatenate([judge.judge(part, 1).logratio.numpy() for part in parts])
+    return ((margins > 0) + 0.5 * (margins == 0)).astype(np.float64)

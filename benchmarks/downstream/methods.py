@@ -1,0 +1,129 @@
+"""Every method that `benchmarks.downstream` compares: what it trains on, and the audit behind ours.
+
+The audit is head replicas cross-fitted on the training pairs alone; it is told no flip rate.
+cdpo and rdpo are told the true one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logit
+
+from benchmarks.detect import BETA, Bool, Float, Material
+from benchmarks.downstream.policies import Lesson, Split, right, train
+from noisescope.detectors import u as instability
+from noisescope.flip_rate import fit_flip_rate
+from noisescope.objectives import (
+    CDPO,
+    DPO,
+    IPO,
+    RDPO,
+    REPO,
+    ROPO,
+    AdaptiveDPO,
+    AdaptiveIPO,
+    DistilledDPO,
+    DrDPO,
+    HolderDPO,
+)
+from noisescope.policies.items import fold_keys
+from noisescope.replicas.head import HeadConfig, fit_heads
+from noisescope.weights import WeightConfig, adaptive_weights
+
+Int = NDArray[np.int64]
+REPLICAS = 4
+ORACLE = "oracle: clean subset"
+#: The one method recommended, declared before the reported seeds were run.
+OURS = "ours: distilled-dpo"
+#: No policy: how often the audit itself would be right about new pairs.
+HEADS = "the audit's own heads"
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """One planting: which pairs are turned round, and what an audit of the training pairs says."""
+
+    flipped: Bool  # [N] of all pairs; test ones are never used
+    rate: float
+    p_flip: Float  # [n] of the training pairs
+    weight: Float
+    gamma: Float
+    annotator: Int  # [n]
+    gap: Float  # [n] the held-out margin, calibrated
+    rewards: Float  # [R] what the heads think of every response, those of test pairs too
+
+
+def audited(material: Material, on: Int, flipped: Bool, rate: float) -> Noisy:
+    """Turn labels round where `flipped` [N] and audit the n training pairs `on`."""
+    noisy = material.flipped(flipped)
+    chosen, rejected = noisy.chosen, noisy.rejected
+    keys = fold_keys(noisy.dataset.table)[on]
+    settings = HeadConfig(replicas=REPLICAS)
+    fit = fit_heads(noisy.features, chosen[on], rejected[on], keys, settings)
+    margins = fit.margins.astype(np.float64)
+    mean = margins.mean(axis=0)
+    found = fit_flip_rate(mean)
+    weight, gamma = adaptive_weights(instability(margins / BETA), WeightConfig())
+    names = material.dataset.table.column("annotator").to_pylist()
+    annotator = np.unique([str(name) for name in names], return_inverse=True)[1][on]
+    return Noisy(
+        flipped=flipped,
+        rate=rate,
+        p_flip=found.p_flip(mean),
+        weight=weight,
+        gamma=gamma,
+        annotator=annotator,
+        gap=found.gap(mean),
+        rewards=fit.rewards(noisy.features).mean(axis=0),
+    )
+
+
+def heads_right(material: Material, noise: Noisy, test: Int) -> Float:
+    """1 where the audit's heads prefer the better side of a test pair, [n]; a tie is a half."""
+    gap = noise.rewards[material.chosen[test]] - noise.rewards[material.rejected[test]]
+    return ((gap > 0) + 0.5 * (gap == 0)).astype(np.float64)
+
+
+def methods(on: Int, noise: Noisy, seed: int) -> dict[str, Lesson]:
+    """Every method compared: the objective and what it is told of the n training pairs `on`."""
+    e, p, n = min(noise.rate, 0.45), noise.p_flip, len(noise.p_flip)
+    wrong, flipped = p >= 0.5, noise.flipped[on]
+    told = np.random.default_rng(seed).permutation(n) >= int(wrong.sum())
+    dpo, paper = DPO(BETA), {"weight": noise.weight, "gamma": noise.gamma}
+    posterior = np.clip(-logit(p), -12, 12)
+    return {
+        "dpo": Lesson(dpo),
+        "cdpo": Lesson(CDPO(BETA, flip_rate=e)),
+        "rdpo": Lesson(RDPO(BETA, flip_rate=e)),
+        "ipo": Lesson(IPO(BETA)),
+        "ropo": Lesson(ROPO(BETA)),
+        "dr-dpo": Lesson(DrDPO(BETA)),
+        "holder-dpo": Lesson(HolderDPO(BETA)),
+        "re-po": Lesson(REPO(BETA)),
+        "adaptive-dpo (paper)": Lesson(AdaptiveDPO(BETA), **paper),
+        "adaptive-ipo (paper)": Lesson(AdaptiveIPO(BETA), **paper),
+        "p_flip: weight 1-2p": Lesson(dpo, weight=np.maximum(0.0, 1 - 2 * p)),
+        "p_flip: soft labels": Lesson(DistilledDPO(BETA), gamma=posterior),
+        "p_flip: drop-worst": Lesson(dpo, keep=~wrong),
+        "p_flip: flip-worst": Lesson(dpo, turn=wrong),
+        OURS: Lesson(DistilledDPO(BETA), gamma=noise.gap),
+        "random-drop control": Lesson(dpo, keep=told),
+        ORACLE: Lesson(dpo, keep=~flipped),
+    }
+
+
+def learn(material: Material, split: Split, noise: Noisy, lesson: Lesson) -> tuple[Float, int]:
+    """Right answers on clean test pairs under every penalty, [n test, Q], and the tuned one."""
+    on, held, flipped = split.train, split.validation, noise.flipped
+    turned = flipped[on] ^ (False if lesson.turn is None else lesson.turn)
+    keep = np.ones(len(on), bool) if lesson.keep is None else lesson.keep
+    chosen = np.where(turned, material.rejected[on], material.chosen[on])[keep]
+    rejected = np.where(turned, material.chosen[on], material.rejected[on])[keep]
+    theta = train(split, (chosen, rejected), lesson, noise.annotator[keep])
+    chosen = np.where(flipped, material.rejected, material.chosen)[held]
+    rejected = np.where(flipped, material.chosen, material.rejected)[held]
+    best = int(right(split, theta, chosen, rejected).mean(axis=0).argmax())
+    return right(split, theta, material.chosen[split.test], material.rejected[split.test]), best

@@ -1,0 +1,1 @@
+"""Kills, stops and concurrent processes: interrupted commands end like uninterrupted ones."""

@@ -1,0 +1,269 @@
+"""Commands killed or stopped at seeded points, typed again, and compared with an unbroken run.
+
+    case = Case("flip", (("flip", "pairs.jsonl", "--out", "copy"),), ("copy",))
+    outcome = trial(case, start, place, random.Random(0), whole)
+
+Each command runs in a process of its own, forked from one that has imported everything, and is
+sent a signal either by its parent after a random time, or at its n-th write by itself: an audit
+hook counts the files opened for writing and the renames, and signals before the n-th is done.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults.leftovers import IGNORED, Case, Outcome, Whole, compare, contents, rows
+
+
+def prepare() -> None:
+    """Import what commands import, so that a fork of this process starts in no time."""
+    import duckdb
+    import peft
+    import pyarrow.compute
+    import pyarrow.dataset
+    import pyarrow.parquet
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import noisescope.auditing
+    import noisescope.cli
+    import noisescope.verdicts
+
+    del duckdb, peft, pyarrow, transformers, AutoModelForCausalLM, AutoTokenizer, noisescope
+    torch.set_num_threads(1)
+
+
+def run_forked(
+    arguments: Sequence[str],
+    place: Path,
+    *,
+    after: float | None = None,
+    at_write: int | None = None,
+    number: signal.Signals = signal.SIGKILL,
+    jumps: bool = False,
+    log: str = "log.txt",
+) -> tuple[int | None, float, int]:
+    """Run one command in a forked process in `place`: (exit code, seconds, writes begun).
+
+    It is sent the signal by us `after` seconds from when it hears signals, or by itself at its
+    n-th write. The code is None where that killed it; writes are counted only for commands that
+    end. `jumps`: under a clock that leaps back and forth by years.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    counted, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(counted)
+        _become(arguments, place, at_write, number, told, jumps, log)
+    os.close(told)
+    os.read(counted, 1)  # from now on it is a command
+    began = time.monotonic()
+    timer = threading.Timer(after, os.kill, (child, number)) if after is not None else None
+    if timer is not None:
+        timer.start()
+    with os.fdopen(counted, "rb") as stream:
+        writes = int(stream.read() or b"0")
+    _, status = os.waitpid(child, 0)
+    if timer is not None:
+        timer.cancel()
+    code = os.waitstatus_to_exitcode(status)
+    return (None if code == -signal.SIGKILL else code), time.monotonic() - began, writes
+
+
+def _become(
+    arguments: Sequence[str],
+    place: Path,
+    at_write: int | None,
+    number: signal.Signals,
+    told: int,
+    jumps: bool,
+    log: str,
+) -> None:
+    """In the child: be a noisescope command, and never return."""
+    code = 70
+    try:
+        os.chdir(place)
+        stream = os.open(place / log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(stream, 1)
+        os.dup2(stream, 2)
+        sys.argv = ["noisescope", *arguments]
+        from noisescope import parts
+        from noisescope.cli import run
+        from noisescope.cli.stopping import listen
+
+        listen()
+        if jumps:
+            _let_the_clock_jump()
+        os.write(told, b"+")
+        parts.CHUNK = 600  # small parts, so that there is something between them to be killed at
+        writes = _count_writes(place, at_write, number)
+        code = run(arguments)
+        os.write(told, b"%d" % writes["n"])
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _let_the_clock_jump() -> None:
+    """From now on the wall clock is wrong by up to three years, another way at each look."""
+    real, draw = time.time, random.Random(0)
+    time.time = lambda: real() + draw.uniform(-1e8, 1e8)
+    time.time_ns = lambda: int(time.time() * 1e9)
+
+
+def age(place: Path, draw: random.Random) -> None:
+    """Give every file a random time of change, from 1970 to 2100."""
+    for path in place.rglob("*"):
+        if path.is_file():
+            moment = draw.uniform(0, 4e9)
+            os.utime(path, (moment, moment))
+
+
+def _count_writes(place: Path, at_write: int | None, number: signal.Signals) -> Counter[str]:
+    """Count opens for writing and renames below `place`; signal ourselves at the n-th."""
+    count: Counter[str] = Counter()
+    root = str(place)
+    writing = os.O_WRONLY | os.O_RDWR
+
+    def hook(event: str, details: tuple[Any, ...]) -> None:
+        if event not in ("open", "os.rename", "os.remove", "os.mkdir"):
+            return
+        path = str(details[0])
+        if event == "open" and not (len(details) > 2 and (details[2] or 0) & writing):
+            return
+        if os.path.isabs(path) and not path.startswith(root):  # noqa: PTH117
+            return
+        count["n"] += 1
+        if count["n"] == at_write:
+            os.kill(os.getpid(), number)
+
+    sys.addaudithook(hook)
+    return count
+
+
+def unbroken(case: Case, start: Path, place: Path) -> Whole:
+    """Run a case to its end in a copy of `start`."""
+    shutil.copytree(start, place)
+    taken, wrote = [], []
+    for command in case.commands:
+        code, seconds, writes = run_forked(command, place)
+        if code != 0:
+            raise RuntimeError(f"{case.name}: {command} ended with {code}: {said(place)}")
+        taken.append(seconds)
+        wrote.append(writes)
+    return Whole(contents(place, case), rows(place, case)[0], tuple(taken), tuple(wrote))
+
+
+def trial(
+    case: Case,
+    start: Path,
+    place: Path,
+    draw: random.Random,
+    whole: Whole,
+    *,
+    kills: int = 1,
+    number: signal.Signals = signal.SIGKILL,
+) -> Outcome:
+    """Send each command of a case the signal up to `kills` times, let it end, compare."""
+    shutil.copytree(start, place)
+    found = Outcome()
+    for index, command in enumerate(case.commands):
+        for _ in range(kills):
+            _interrupt(command, place, draw, whole, index, number, found)
+        code, _, _ = run_forked(command, place)
+        if code != 0:
+            found.faults.append(f"{case.name}: typed again it ended with {code}: {said(place)}")
+    compare(case, place, whole, found)
+    shutil.rmtree(place)
+    return found
+
+
+def jumping(case: Case, start: Path, place: Path, draw: random.Random, whole: Whole) -> Outcome:
+    """Kill each command under a jumping clock, age the files at random, let it end, compare."""
+    shutil.copytree(start, place)
+    found = Outcome()
+    for index, command in enumerate(case.commands):
+        for at_write in (draw.randint(1, max(1, whole.writes[index])), None):
+            code, _, _ = run_forked(command, place, at_write=at_write, jumps=True)
+            age(place, draw)
+        if code != 0:
+            found.faults.append(f"{case.name}: clock jumped, ended with {code}: {said(place)}")
+    compare(case, place, whole, found)
+    shutil.rmtree(place)
+    return found
+
+
+def together(case: Case, start: Path, place: Path, whole: Whole) -> Outcome:
+    """Two processes do the same in one place at once: one may be refused, nothing is corrupt."""
+    shutil.copytree(start, place)
+    found = Outcome()
+    for command in case.commands:
+        twin = os.fork()
+        if twin == 0:
+            os._exit(run_forked(command, place, log="twin.txt")[0] or 0)
+        codes = [run_forked(command, place)[0], os.waitstatus_to_exitcode(os.waitpid(twin, 0)[1])]
+        told = [said(place), said(place, "twin.txt")]
+        for code, words in zip(codes, told, strict=True):
+            if code != 0 and not (code == 2 and "another process" in words):
+                found.faults.append(f"{case.name}: of two, one ended with {code}: {words}")
+        found.refused += codes.count(2)
+        code, _, _ = run_forked(command, place)
+        if code != 0:
+            found.faults.append(f"{case.name}: after two it ended with {code}: {said(place)}")
+    compare(case, place, whole, found)
+    shutil.rmtree(place)
+    return found
+
+
+def _interrupt(
+    command: Sequence[str],
+    place: Path,
+    draw: random.Random,
+    whole: Whole,
+    index: int,
+    number: signal.Signals,
+    found: Outcome,
+) -> None:
+    """One run of a command, interrupted at a drawn point; what came of it goes into `found`."""
+    after = at_write = None
+    if draw.random() < 0.5:
+        at_write = draw.randint(1, max(1, whole.writes[index]))
+    else:
+        after = draw.uniform(0.0, whole.seconds[index])
+    code, _, _ = run_forked(command, place, after=after, at_write=at_write, number=number)
+    told = said(place)
+    if code is None:
+        found.kills += 1
+        found.by_write += at_write is not None
+    elif code == 2 and f"stopped by {number.name}" in told:
+        found.stops += 1
+        found.by_write += at_write is not None
+        if f"noisescope {shlex.join(command)}" not in told:
+            found.faults.append(f"{command[0]}: did not say how to continue: {told}")
+        if left := [path.name for path in place.rglob(f"{IGNORED[0]}*")]:
+            found.faults.append(f"{command[0]}: stopped, and left {left}")
+    elif code != 0:
+        found.faults.append(f"{command[0]} {after or at_write}: ended with {code}: {told}")
+
+
+def said(place: Path, log: str = "log.txt") -> str:
+    """The end of what a command told."""
+    return " ".join((place / log).read_text(errors="replace").split())[-300:]

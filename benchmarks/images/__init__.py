@@ -1,0 +1,1 @@
+"""Detection on images, draws per image, and the cost of a diffusion step."""

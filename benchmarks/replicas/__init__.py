@@ -1,0 +1,1 @@
+"""LoRA replicas against TRL DPO runs: speed, memory and what they find."""

@@ -1,0 +1,1 @@
+"""Large datasets: seconds and memory of every step, and counted operations of the passes."""

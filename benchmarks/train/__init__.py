@@ -1,0 +1,1 @@
+"""A step of `noisescope train` against TRL and DiffusionDPO."""

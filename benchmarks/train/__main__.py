@@ -1,0 +1,5 @@
+"""Run `python -m benchmarks.train`."""
+
+from benchmarks.train.compare import main
+
+main()
