@@ -40,7 +40,7 @@ Draws = list[tuple[Int, Int]]
 Row = Callable[[Cells, float, str, Draws], dict[str, str]]
 HEAD = """# Every number of the training benchmarks
 
-What they mean: [docs/downstream.md](../../docs/downstream.md). Written by
+What they mean: [docs/evidence.md](../../docs/evidence.md). Written by
 `python -m benchmarks.downstream.pages` from the results of the three benchmarks. Shares and
 differences have 90 % intervals, from resampled seeds and groups of test pairs. A dash: noise cost
 dpo nothing beyond chance, so there is nothing to recover. The best rival of a cell is chosen after
