@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.harness import Options, Report, main
-from noisescope.margins import write_margins
 from noisescope.pairs import pairs_schema
-from noisescope.run import Plan, open_run
+from noisescope.scoring.margins import write_margins
+from noisescope.storage.run import Plan, open_run
 
 SQL = "SELECT count(*) AS n, avg(u) AS u FROM scores WHERE p_flip > 0.2"
 
@@ -69,7 +69,7 @@ def run(options: Options) -> Report:
         began = time.perf_counter()
         code = (
             "import resource, sys; from pathlib import Path\n"
-            "from noisescope.verdicts import score_run; score_run(Path(sys.argv[1]))\n"
+            "from noisescope.scoring.score import score_run; score_run(Path(sys.argv[1]))\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)"
         )
         done = subprocess.run(

@@ -23,11 +23,11 @@ from benchmarks.data import truth
 from benchmarks.detect import RATES, Bool, Float, Material, prepare, uniform
 from benchmarks.harness import Options, Report, main
 from benchmarks.models import smollm2
-from noisescope.annotators import annotator_table
-from noisescope.flip_rate import fit_flip_rate
-from noisescope.policies.causal_lm import load_causal_lm
-from noisescope.scorecard import deciles, rise_chance
-from noisescope.statistics import calibration
+from noisescope.models.causal_lm import load_causal_lm
+from noisescope.scoring.annotators import annotator_table
+from noisescope.scoring.detection import deciles, rise_chance
+from noisescope.scoring.flip_rate import fit_flip_rate
+from noisescope.scoring.metrics import calibration
 
 REPLICAS = 2
 FEWEST_LABELS = 20

@@ -26,17 +26,24 @@ from benchmarks.data import truth, with_sides_swapped
 from benchmarks.harness import Options, Report, main, peak_memory_mib
 from benchmarks.models import smollm2
 from noisescope.datasets import load
-from noisescope.detectors import Evidence, u
-from noisescope.features import compute_features
-from noisescope.flip_rate import FlipRate, fit_flip_rate
+from noisescope.models.causal_lm import CausalLMPolicy, load_causal_lm
+from noisescope.models.device import matmul_rate
+from noisescope.models.features import compute_features
+from noisescope.models.items import distinct_items, fold_keys
 from noisescope.pairs import PreferenceDataset, digest
-from noisescope.policies.causal_lm import CausalLMPolicy, load_causal_lm
-from noisescope.policies.device import matmul_rate
-from noisescope.policies.items import distinct_items, fold_keys
-from noisescope.ranking import auroc, average_precision, bayes_auroc, bootstrap, precision_at
-from noisescope.ranking import expected_auroc as self_measured
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
-from noisescope.statistics import calibration, held_out_accuracy
+from noisescope.scoring.detectors import Evidence, u
+from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
+from noisescope.scoring.metrics import (
+    auroc,
+    average_precision,
+    bayes_auroc,
+    bootstrap,
+    calibration,
+    held_out_accuracy,
+    precision_at,
+)
+from noisescope.scoring.metrics import expected_auroc as self_measured
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -119,7 +126,7 @@ def scores_of(fit: HeadFit, lengths: Float) -> tuple[dict[str, Float], FlipRate]
     rate = fit_flip_rate(mean)
     l = margins / BETA  # noqa: E741 - the paper's symbol
     evidence = Evidence(margins[:, None], np.ones(margins.shape, bool), BETA, lengths=lengths)
-    from noisescope.detectors import DETECTORS, confidence, stability
+    from noisescope.scoring.detectors import DETECTORS, confidence, stability
 
     return {
         "p_flip": rate.p_flip(mean),

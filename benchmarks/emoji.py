@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.harness import ROOT, shared_data
 from benchmarks.models import cache
-from noisescope.images import StoredImages, image_key
+from noisescope.datasets.images import StoredImages, image_key
 from noisescope.pairs import Facts, Pair, PreferenceDataset, dataset_fingerprint, to_table
 
 sys.path.insert(0, str(ROOT / "sample_data"))  # a folder of scripts, not a package

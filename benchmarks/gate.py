@@ -28,15 +28,15 @@ import pyarrow.parquet as pq
 from benchmarks.data import truth, with_sides_swapped
 from benchmarks.harness import Options, Report, main
 from benchmarks.models import cache, smollm2
-from noisescope.auditing import audit
+from noisescope.auditing.audit import audit
 from noisescope.datasets import load
-from noisescope.gate.evaluation import evaluate
+from noisescope.gate.evaluate import evaluate
+from noisescope.gate.input import Subject
 from noisescope.gate.policy import Policy
-from noisescope.gate.subject import Subject
 from noisescope.gate.verdict import Verdict
+from noisescope.models import Policy as Judge
+from noisescope.models.load import load_policy
 from noisescope.pairs import Facts, PreferenceDataset, dataset_fingerprint
-from noisescope.policies import Policy as Judge
-from noisescope.policies.load import load_policy
 
 RESAMPLES = 20
 SEED = 7

@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from noisescope.storage import write_atomic
+from noisescope.storage.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -20,14 +20,14 @@ from pathlib import Path
 
 from benchmarks.harness import ROOT, Options, Report, main
 from benchmarks.models import smollm2
-from noisescope import parts
-from noisescope.auditing import Silent
+from noisescope.auditing.ranks import joined
+from noisescope.auditing.shards import compute_over_ranks
 from noisescope.datasets import load
-from noisescope.gathering import EvidenceConfig
-from noisescope.launches import compute_over_ranks
-from noisescope.policies.causal_lm import load_causal_lm
-from noisescope.policies.items import distinct_items
-from noisescope.ranks import joined
+from noisescope.models.causal_lm import load_causal_lm
+from noisescope.models.items import distinct_items
+from noisescope.progress import Silent
+from noisescope.replicas.gather import EvidenceConfig
+from noisescope.storage import cache as parts
 
 CHUNK = 1024
 #: Pairs read; they share about 200 and 90 responses.

@@ -22,9 +22,9 @@ from noisescope.errors import (
 )
 
 if TYPE_CHECKING:
-    from noisescope.api import Audited, audit
-    from noisescope.gathering import EvidenceConfig
-    from noisescope.verdicts import ScoreConfig
+    from noisescope.auditing.api import Audited, audit
+    from noisescope.replicas.gather import EvidenceConfig
+    from noisescope.scoring.score import ScoreConfig
 
 __version__ = "0.1.0"
 
@@ -44,10 +44,10 @@ __all__ = [
 
 #: Public names that are loaded when first asked for, and where they live.
 _LATER = {
-    "Audited": "noisescope.api",
-    "audit": "noisescope.api",
-    "EvidenceConfig": "noisescope.gathering",
-    "ScoreConfig": "noisescope.verdicts",
+    "Audited": "noisescope.auditing.api",
+    "audit": "noisescope.auditing.api",
+    "EvidenceConfig": "noisescope.replicas.gather",
+    "ScoreConfig": "noisescope.scoring.score",
 }
 
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Literal, Protocol, final
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
-    from noisescope.images import ImageStore
+    U64 = NDArray[np.uint64]
 
 Modality = Literal["text", "image"]
 
@@ -27,6 +29,17 @@ BATCH_PAIRS = 8192
 
 #: Why a row states no usable preference. Order is the order they are reported in.
 REJECTION_REASONS = ("tie", "identical sides", "empty response", "unlabelled", "unreadable")
+
+
+class ImageStore(Protocol):
+    """Image bytes by content key, and which images the dataset calls a caption's own."""
+
+    @property
+    def references(self) -> Mapping[str, tuple[str, ...]]:
+        """Keys of reference images by `pairs.response_key(prompt, image)`; mostly empty."""
+
+    def get(self, key: str) -> bytes:
+        """The image's bytes. Raises DataError for an unknown key or changed content."""
 
 
 @final
@@ -261,3 +274,24 @@ def dataset_fingerprint(table: pa.Table) -> str:
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             sha.update(digest(*row).encode())
     return sha.hexdigest()[:20]
+
+
+def mix(x: U64) -> U64:
+    """The splitmix64 finaliser (Steele, Lea, Flood 2014): a bijection of uint64 that avalanches."""
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hashed(keys: U64, *salt: int) -> U64:
+    """Hash each key [N] under integer salts (seed, replica, purpose)."""
+    import numpy as np
+
+    state = np.zeros(1, np.uint64)
+    for part in salt:
+        state = mix(state ^ np.array([part % 2**64], np.uint64))
+    return mix(keys.astype(np.uint64) ^ state)

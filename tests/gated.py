@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from noisescope.margins import write_margins
 from noisescope.pairs import Pair, dataset_fingerprint, to_table
-from noisescope.run import Plan, Run, open_run
-from noisescope.verdicts import score_run
+from noisescope.scoring.margins import write_margins
+from noisescope.scoring.score import score_run
+from noisescope.storage.run import Plan, Run, open_run
 
 EVIDENCE = {"kind": "head", "replicas": 2, "folds": 2, "seed": 0, "beta": 0.1, "pool": True}
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from noisescope.margins import write_margins
 from noisescope.pairs import Pair, dataset_fingerprint, to_table
-from noisescope.run import Plan, Run, open_run
-from noisescope.verdicts import score_run
+from noisescope.scoring.margins import write_margins
+from noisescope.scoring.score import score_run
+from noisescope.storage.run import Plan, Run, open_run
 
 #: What a hostile dataset would try on a page or a terminal.
 HOSTILE = (

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from noisescope.agreement import Agreement, agreement, krippendorff
 from noisescope.cli import run
 from noisescope.errors import DataError
 from noisescope.pairs import Pair, to_table
+from noisescope.scoring.agreement import Agreement, agreement, krippendorff
 
 
 def voted(votes: list[tuple[int, str | None, int]]) -> list[Pair]:

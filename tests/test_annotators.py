@@ -8,9 +8,9 @@ import pytest
 from scipy.special import expit
 from scipy.stats import spearmanr
 
-from noisescope.annotators import Annotator, annotator_table, coded
 from noisescope.errors import EvidenceError
-from noisescope.flip_rate import fit_flip_rate
+from noisescope.scoring.annotators import Annotator, annotator_table, coded
+from noisescope.scoring.flip_rate import fit_flip_rate
 
 
 def crowd(rates: dict[str, float], labels: int, seed: int = 0) -> tuple[list[str], np.ndarray]:

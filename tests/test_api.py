@@ -102,7 +102,7 @@ def frames() -> list[Any]:
 
 def test_what_is_loaded_already_takes_no_settings(model: Path, tmp_path: Path) -> None:
     from noisescope.datasets import load
-    from noisescope.policies.load import load_policy
+    from noisescope.models.load import load_policy
 
     path = tmp_path / "frame.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), path)
@@ -155,7 +155,7 @@ def test_audit_stays_the_function_and_loads_nothing_before_the_call() -> None:
         "import sys, noisescope\n"
         "assert callable(noisescope.audit)\n"
         "assert not {'torch', 'pyarrow', 'numpy'} & set(sys.modules)\n"
-        "import noisescope.auditing\n"
-        "assert noisescope.audit.__module__ == 'noisescope.api'\n"
+        "import noisescope.auditing.audit\n"
+        "assert noisescope.audit.__module__ == 'noisescope.auditing.api'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

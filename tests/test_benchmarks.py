@@ -55,9 +55,9 @@ def test_margins_of_adapters_are_those_of_the_run_that_trained_them(tmp_path: Pa
     from benchmarks.replicas.ours import adapter_margins
     from benchmarks.replicas.task import margins_of, task_of
     from noisescope.datasets import load
-    from noisescope.policies.causal_lm import load_causal_lm
-    from noisescope.replicas.lora import train_lora
-    from noisescope.replicas.lora_config import LoraConfig
+    from noisescope.models.causal_lm import load_causal_lm
+    from noisescope.replicas.config import LoraConfig
+    from noisescope.replicas.lora_text import train_lora
 
     policy = load_causal_lm(str(SAMPLES / "models" / "tiny-lm"), device="cpu", dtype="float32")
     dataset = load(SAMPLES / "hh-rlhf", limit=24)

@@ -13,12 +13,18 @@ from hypothesis import strategies as st
 from tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from noisescope.errors import ModelError
+from noisescope.models import Item, ModelIdentity
+from noisescope.models.causal_lm import CausalLMPolicy
+from noisescope.models.forward import (
+    GROUPS,
+    NEAR,
+    check_model,
+    measure,
+    response_logps,
+    token_surprise,
+)
+from noisescope.models.tokenize import Encoder, fold_turns
 from noisescope.pairs import Message, response_key
-from noisescope.policies import Item, ModelIdentity
-from noisescope.policies.causal_lm import CausalLMPolicy
-from noisescope.policies.encoding import Encoder, fold_turns
-from noisescope.policies.forward import NEAR, check_model, measure, response_logps, token_surprise
-from noisescope.policies.trace import GROUPS
 
 TOKENIZER = tiny_tokenizer()
 PLAIN = tiny_tokenizer(None)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from noisescope.datasets import load
-from noisescope.workspace import find_workspace
+from noisescope.storage.workspace import find_workspace
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose
 
-from noisescope.detectors import (
+from noisescope.errors import EvidenceError
+from noisescope.scoring.detectors import (
     DETECTORS,
     Evidence,
     available,
     confidence,
     mean_over,
+    re_po_posterior,
     stability,
     u,
     u_released,
     variance_over,
 )
-from noisescope.errors import EvidenceError
-from noisescope.margins import write_margins
-from noisescope.re_po import re_po_posterior
+from noisescope.scoring.margins import write_margins
 
 logratios = arrays(
     np.float64,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from gated import made_pairs, made_run, margins_of, noisescope, parsed
 
-from noisescope.diffing import Difference, compare
 from noisescope.errors import RunError
-from noisescope.run import Run
+from noisescope.scoring.diff import Difference, compare
+from noisescope.storage.run import Run
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_diffusion import CAPTIONS, items, pictures, save
 
+from noisescope.datasets.images import StoredImages, decode
 from noisescope.errors import DataError, ModelError, UsageError
-from noisescope.images import StoredImages, decode
-from noisescope.policies.denoising import (
+from noisescope.models.denoising import (
     Conditioning,
+    DrawConfig,
     Schedule,
     denoising_errors,
     draw_noise,
@@ -27,11 +28,9 @@ from noisescope.policies.denoising import (
     logratio,
     schedule_of,
 )
-from noisescope.policies.diffusion import DiffusionPolicy
-from noisescope.policies.error_features import caption_evidence, error_statistics
-from noisescope.policies.pipeline import find_pipeline
-from noisescope.policies.reference_images import NEAR
-from noisescope.policies.shared_draws import DrawConfig
+from noisescope.models.diffusion import DiffusionPolicy
+from noisescope.models.image_features import NEAR, caption_evidence, error_statistics
+from noisescope.models.pipeline import find_pipeline
 
 PICTURES = pictures(8)
 KEYS = list(PICTURES)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny_diffusion import CAPTIONS, items, pictures, save
 
+from noisescope.datasets.images import StoredImages
 from noisescope.errors import ModelError
-from noisescope.images import StoredImages
-from noisescope.policies import encodings
-from noisescope.policies.diffusion import DiffusionPolicy
+from noisescope.models import latents as encodings
+from noisescope.models.diffusion import DiffusionPolicy
 
 PICTURES = pictures(6)
 KEYS = list(PICTURES)

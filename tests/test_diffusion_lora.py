@@ -14,22 +14,20 @@ import torch
 from diffusers import UNet2DConditionModel
 from tiny_diffusion import pairs_table, pictures, save
 
+from noisescope.datasets.images import StoredImages
 from noisescope.errors import DataError, RunError, UsageError
-from noisescope.images import StoredImages
-from noisescope.objectives import DPO
-from noisescope.policies.denoising import draw_noise
-from noisescope.policies.diffusion import DiffusionPolicy
-from noisescope.policies.shared_draws import DrawConfig
-from noisescope.policies.unet_halves import decode, encode
-from noisescope.replicas.lora_diffusion import (
+from noisescope.models.denoising import DrawConfig, decode, draw_noise, encode
+from noisescope.models.diffusion import DiffusionPolicy
+from noisescope.replicas.lora_image import (
     DiffusionLoraConfig,
     diffusion_cost,
     diffusion_replicas,
     train_diffusion_lora,
 )
-from noisescope.replicas.packed_diffusion import DiffusionReplicas
+from noisescope.replicas.packed_image import DiffusionReplicas
 from noisescope.replicas.reference_errors import ReferenceErrors
-from noisescope.training import STATE_FILE
+from noisescope.training.loop import STATE_FILE
+from noisescope.training.objectives import DPO
 
 PICTURES = pictures(24)
 TABLE = pairs_table(list(PICTURES))

@@ -16,8 +16,8 @@ from typing import Any, final
 import pytest
 from test_shards import files, manifest, score_line, the_run
 
-from noisescope.locking import hold
-from noisescope.ranks import World, joined
+from noisescope.auditing.ranks import World, joined
+from noisescope.storage.files import hold
 
 #: For each line on stdin, {"port", "place", "ranks": [[argument, ...], ...], "dies": rank, "by": 9,
 #: "after": n} starts one process a rank, as a launcher does; libraries load once. Rank `dies` gets
@@ -25,14 +25,15 @@ from noisescope.ranks import World, joined
 LAUNCHER = """
 import json, os, sys
 import accelerate, datasets, duckdb, scipy.stats, torch, transformers.models.llama.modeling_llama
-import noisescope.auditing, noisescope.datasets, noisescope.shards, noisescope.verdicts
+import noisescope.auditing.audit, noisescope.datasets, noisescope.auditing.shards
+import noisescope.scoring.score
 import noisescope.replicas.head, peft, torch.distributed
-from noisescope import parts
+from noisescope.storage import cache as parts
 from noisescope.cli import run
-from noisescope.cli.stopping import listen
-from noisescope.policies.causal_lm import CausalLMPolicy
+from noisescope.cli.console import listen
+from noisescope.models.causal_lm import CausalLMPolicy
 from noisescope.replicas.packed import PackedReplicas
-from noisescope.replicas.scored import AdapterScores
+from noisescope.replicas.gather_adapters import AdapterScores
 
 parts.CHUNK = 700
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from noisescope.cli import run as command
-from noisescope.doctor import LIBRARIES, Finding, examine
-from noisescope.policies.device import pick_device, pick_dtype
+from noisescope.cli.doctor import LIBRARIES, Finding, examine
+from noisescope.models.device import pick_device, pick_dtype
 
 
 def findings(directory: Path) -> dict[str, Finding]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisescope.objectives import CDPO, DPO, RDPO, ROPO, AdaptiveDPO, DistilledDPO
+from noisescope.training.objectives import CDPO, DPO, RDPO, ROPO, AdaptiveDPO, DistilledDPO
 
 ROOT = Path(__file__).resolve().parent.parent
 

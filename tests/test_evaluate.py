@@ -25,13 +25,13 @@ from transformers import AutoModelForCausalLM
 
 from noisescope.cli import run
 from noisescope.errors import DataError, ModelError, NoisescopeError, RunError, UsageError
-from noisescope.evaluation import Duel, JudgeCard, Prompt, Verdict, by_score
-from noisescope.evaluation.contenders import base_of, find_contender
-from noisescope.evaluation.evaluating import evaluate, judge_duels, results_table
-from noisescope.evaluation.generating import GenerationSettings, open_generator, read
-from noisescope.evaluation.labelled import accuracies, labelled_accuracy
-from noisescope.evaluation.page import page, sentence
-from noisescope.evaluation.prompts import Prompts, read_prompts, sample
+from noisescope.evaluate import Duel, JudgeCard, Prompt, Verdict, by_score
+from noisescope.evaluate.evaluate import evaluate, judge_duels, results_table
+from noisescope.evaluate.generate import GenerationSettings, open_generator, read
+from noisescope.evaluate.labelled import accuracies, labelled_accuracy
+from noisescope.evaluate.models import base_of, find_contender
+from noisescope.evaluate.page import page, sentence
+from noisescope.evaluate.prompts import Prompts, read_prompts, sample
 from noisescope.pairs import Message
 
 ASKED = sample([Prompt(f"How do I bake bread {n}?") for n in range(7)], None, 0, "a list")
@@ -168,7 +168,7 @@ def test_sampling_is_a_function_of_seed_and_prompt_not_of_the_batch(
 
 
 def test_gumbel_noise_draws_from_the_distribution() -> None:
-    from noisescope.evaluation.texts import Gumbel
+    from noisescope.evaluate.text import Gumbel
 
     weights = torch.tensor([0.5, 0.3, 0.2])
     asked = [Prompt(str(n)) for n in range(4000)]

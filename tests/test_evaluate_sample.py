@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from noisescope.datasets import load
-from noisescope.evaluation.judges.house import open_house
-from noisescope.evaluation.prompts import of_dataset
-from noisescope.images import decode
-from noisescope.workspace import find_workspace
+from noisescope.datasets.images import decode
+from noisescope.evaluate.judges.custom import open_house
+from noisescope.evaluate.prompts import of_dataset
+from noisescope.storage.workspace import find_workspace
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "sample_data" / "judges.py"

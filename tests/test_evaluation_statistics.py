@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisescope.errors import EvidenceError
-from noisescope.evaluation import (
+from noisescope.evaluate import (
     JudgeCard,
     Verdict,
     by_order,
@@ -19,7 +19,7 @@ from noisescope.evaluation import (
     paired_difference,
     win_rate,
 )
-from noisescope.statistics import share
+from noisescope.scoring.metrics import share
 
 CARD = JudgeCard("j", "m", "Apache-2.0", "text", "f", is_pairwise=True)
 

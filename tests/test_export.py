@@ -19,17 +19,17 @@ from planted import HOSTILE
 from toy_run import PAIRS, rows, scored_run, toy, write_lines
 
 from noisescope.datasets import load, open_source
+from noisescope.datasets.rewrite import rewrite
 from noisescope.errors import DataError, RunError, UsageError
-from noisescope.exporting.clean import export_clean
-from noisescope.exporting.hub import check_repo, export_hub, push
-from noisescope.exporting.places import KEY, claim, write_directory
-from noisescope.exporting.policy import DROP, FLIP, KEEP, CleanPolicy
-from noisescope.exporting.review import choose, export_review, values
-from noisescope.exporting.scored import Scored
-from noisescope.exporting.trl import export_trl
-from noisescope.exporting.weights import export_weights, weigh
+from noisescope.export.clean import export_clean
+from noisescope.export.hub import check_repo, export_hub, push
+from noisescope.export.removal import DROP, FLIP, KEEP, CleanPolicy
+from noisescope.export.review import choose, export_review, values
+from noisescope.export.run_scores import Scored
+from noisescope.export.trl import export_trl
+from noisescope.export.weights import export_weights, weigh
 from noisescope.pairs import PreferenceDataset
-from noisescope.rewriting import rewrite
+from noisescope.storage.output import KEY, claim, write_directory
 
 
 def talks() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from toy_run import PAIRS, rows, scored_run, toy, write_lines
 from noisescope.cli import run as command
 from noisescope.datasets import load
 from noisescope.errors import NoisescopeError
-from noisescope.exporting.scored import find_scored
+from noisescope.export.run_scores import find_scored
 
 
 def test_the_command_writes_every_format(

@@ -15,14 +15,14 @@ from gated import made_pairs, made_run
 from noisescope.datasets import ADAPTERS
 from noisescope.datasets.readers import Row
 from noisescope.datasets.recognition import recognise
-from noisescope.detectors import DETECTORS, Evidence
-from noisescope.evaluation.duels import Duel, Prompt
-from noisescope.evaluation.judges import JUDGES, JudgeOptions, open_judge
+from noisescope.evaluate.judges import JUDGES, JudgeOptions, open_judge
+from noisescope.evaluate.results import Duel, Prompt
 from noisescope.gate.checks import CHECKS
-from noisescope.gate.evaluation import evaluate
+from noisescope.gate.evaluate import evaluate
+from noisescope.gate.input import Subject
 from noisescope.gate.policy import Policy
-from noisescope.gate.subject import Subject
-from noisescope.objectives import OBJECTIVES, PairValues
+from noisescope.scoring.detectors import DETECTORS, Evidence
+from noisescope.training.objectives import OBJECTIVES, PairValues
 
 ROOT = Path(__file__).parent.parent
 #: What the page registers, in the order of its sections.

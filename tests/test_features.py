@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from noisescope import parts
 from noisescope.errors import RunError
-from noisescope.features import compute_features, estimate_seconds, uncached
+from noisescope.models import Item, ModelIdentity
+from noisescope.models.features import compute_features, estimate_seconds, uncached
 from noisescope.pairs import digest, response_key
-from noisescope.parts import Rows, fill, plan_chunks
-from noisescope.policies import Item, ModelIdentity
+from noisescope.storage import cache as parts
+from noisescope.storage.cache import Rows, fill, plan_chunks
 
 
 class Counting:

@@ -9,11 +9,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from noisescope.annotators import Annotator
-from noisescope.report import bars, curves, dots, scatter
+from noisescope.report import bars, curves, dots
+from noisescope.report import dots as scatter
 from noisescope.report.style import BLUE, DARK, GREEN, INK, ORANGE, VERMILLION, Picture, dark
-from noisescope.scorecard import deciles, rise_chance, u_edges
-from noisescope.statistics import Interval
+from noisescope.scoring.annotators import Annotator
+from noisescope.scoring.detection import deciles, rise_chance, u_edges
+from noisescope.scoring.metrics import Interval
 
 RNG = np.random.default_rng(0)
 WRONG = np.arange(600) % 5 == 0

@@ -20,11 +20,11 @@ from tiny_models import save, tiny_llama, tiny_tokenizer
 from noisescope.cli import run
 from noisescope.cli.options import EvidenceOptions
 from noisescope.errors import NoisescopeError, RunError, UsageError
-from noisescope.gathering import EvidenceConfig
+from noisescope.replicas.config import FLAGS, LoraConfig
 from noisescope.replicas.cost import LoraCost, Meter
-from noisescope.replicas.lora import train_lora
-from noisescope.replicas.lora_config import FLAGS, LoraConfig
-from noisescope.run import Run, find_run
+from noisescope.replicas.gather import EvidenceConfig
+from noisescope.replicas.lora_text import train_lora
+from noisescope.storage.run import Run, find_run
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -33,7 +33,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:Futur
 FORKS = """
 import os, sys
 import accelerate, datasets, duckdb, peft, scipy.stats, transformers.models.llama.modeling_llama
-import noisescope.auditing, noisescope.datasets, noisescope.replicas.lora, noisescope.replicas.cut
+import noisescope.auditing.audit, noisescope.datasets, noisescope.replicas.lora_text
+import noisescope.training.lora.split_model
 from noisescope.cli import run
 for line in sys.stdin:
     child = os.fork()

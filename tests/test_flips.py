@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from tiny_diffusion import picture
 
 from noisescope.datasets import ADAPTERS, Row, load, open_source, read_pairs
+from noisescope.datasets.flip.copy import plant
+from noisescope.datasets.flip.pair_ids import QUICK_IDS
+from noisescope.datasets.flip.plan import KINDS, FlipPlan, Parsed, chance_of, coins, decide
+from noisescope.datasets.rewrite import rewrite
 from noisescope.errors import DataError, NoisescopeError, RunError, UsageError
-from noisescope.flips import KINDS, FlipPlan, Parsed, chance_of, coins, decide
 from noisescope.pairs import Pair, content_id, digest
-from noisescope.planting import plant
-from noisescope.rewriting import rewrite
-from noisescope.stated import QUICK_IDS
 
 
 def rows(count: int = 200) -> list[dict[str, Any]]:

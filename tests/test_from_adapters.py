@@ -19,15 +19,17 @@ from test_fine_tune import command, place
 from test_lora import plain_logps
 from tiny_models import tiny_llama
 
+from noisescope.auditing.validation import validate_truth
 from noisescope.cli import run
 from noisescope.datasets import load
-from noisescope.detectors import u_released
 from noisescope.errors import ModelError
-from noisescope.evidence import read_margins
-from noisescope.policies.causal_lm import load_causal_lm
-from noisescope.policies.packing import corpus_of
-from noisescope.replicas.packed import pair_data
-from noisescope.replicas.peft_files import (
+from noisescope.models.causal_lm import load_causal_lm
+from noisescope.models.packing import corpus_of
+from noisescope.scoring.detectors import u_released
+from noisescope.scoring.margins import read_margins
+from noisescope.scoring.score import u_of_trios
+from noisescope.storage.run import Run
+from noisescope.training.lora.peft_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     adapter_directories,
@@ -35,9 +37,7 @@ from noisescope.replicas.peft_files import (
     read_peft,
     stated_base,
 )
-from noisescope.run import Run
-from noisescope.validation import validate_truth
-from noisescope.verdicts import u_of_trios
+from noisescope.training.pair_data import pair_data
 
 __all__ = ["place"]  # a fixture
 

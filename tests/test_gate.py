@@ -19,16 +19,15 @@ from hypothesis import strategies as st
 
 from noisescope.datasets import load
 from noisescope.errors import RunError, UsageError
-from noisescope.flip_rate import fit_flip_rate
-from noisescope.gate.checks import CHECKS
-from noisescope.gate.evaluation import evaluate
-from noisescope.gate.growth import difference
-from noisescope.gate.near_duplicates import near_duplicate_mask
+from noisescope.gate.checks import CHECKS, difference
+from noisescope.gate.counts import near_duplicate_mask
+from noisescope.gate.evaluate import evaluate
+from noisescope.gate.input import Subject
+from noisescope.gate.label_bias import length_auroc
 from noisescope.gate.policy import CHOICES, KEYS, RANGES, Policy, Rule, read_policy
-from noisescope.gate.sides import length_auroc
-from noisescope.gate.subject import Subject
 from noisescope.gate.verdict import Estimate, Result, Verdict, judge, pairs_to_clear
-from noisescope.run import Run
+from noisescope.scoring.flip_rate import fit_flip_rate
+from noisescope.storage.run import Run
 
 ROOT = Path(__file__).parent.parent
 OFF = Policy(**{key: None for key in RANGES if key not in ("suspect_p", "detect")})

@@ -19,15 +19,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planted import HOSTILE
 
-from noisescope.gate.escaping import clean, command_data, command_property
-from noisescope.gate.escaping import markdown as escaped
-from noisescope.gate.github import SUMMARY_BYTES, commands, write_summary
-from noisescope.gate.junit import junit
-from noisescope.gate.markdown import markdown
-from noisescope.gate.sarif import sarif
-from noisescope.gate.subject import Subject
+from noisescope.gate.formats import (
+    SUMMARY_BYTES,
+    clean,
+    command_data,
+    command_property,
+    commands,
+    escaped,
+    junit,
+    markdown,
+    sarif,
+    write_summary,
+)
+from noisescope.gate.input import Subject
 from noisescope.gate.verdict import Result, Row, Status, Verdict
-from noisescope.run import Run
+from noisescope.storage.run import Run
 
 HOSTILE_ROW = Row("id::error::x", "a b,c:%.jsonl", 4, f"{HOSTILE}\n::error::owned %0A ]]> | @you")
 

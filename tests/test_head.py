@@ -13,10 +13,11 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from noisescope.errors import NoisescopeError
-from noisescope.replicas.folds import bootstrap_weight, fold_of, hashed
+from noisescope.pairs import hashed
 from noisescope.replicas.head import HeadConfig, fit_heads, recurring_responses, replica_weights
 from noisescope.replicas.prior import evaluate, pose, unit_scale
 from noisescope.replicas.solver import solve
+from noisescope.training.batch_order import bootstrap_weight, fold_of
 
 QUICK = HeadConfig(replicas=2, folds=4, search_steps=4)
 
@@ -46,7 +47,7 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
 
 def test_splitmix64_reference_value() -> None:
     # First output of splitmix64 seeded with 0, from Vigna's reference implementation.
-    from noisescope.replicas.folds import mix
+    from noisescope.pairs import mix
 
     assert int(mix(np.zeros(1, np.uint64))[0]) == 0xE220A8397B1DCDAF
 

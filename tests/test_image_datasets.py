@@ -14,10 +14,10 @@ from tiny_diffusion import ROOT, picture
 
 from noisescope.datasets import ADAPTERS, Row, RowFault, load, read_pairs, recognise
 from noisescope.datasets.gallery import Gallery
+from noisescope.datasets.images import image_key
 from noisescope.errors import DataError
-from noisescope.images import image_key
 from noisescope.pairs import Fault, Pair, response_key
-from noisescope.workspace import find_workspace
+from noisescope.storage.workspace import find_workspace
 
 A, B, C = (image_key(picture(n)) for n in range(3))
 

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from noisescope.errors import DataError
-from noisescope.images import (
+from noisescope.datasets.images import (
     Location,
     StoredImages,
     check,
@@ -26,6 +25,7 @@ from noisescope.images import (
     image_key,
     side_by_side,
 )
+from noisescope.errors import DataError
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -20,11 +20,11 @@ HEAVY = (
 LIGHT = (
     "noisescope",
     "noisescope.cli",
-    "noisescope.query",
-    "noisescope.run",
-    "noisescope.doctor",
+    "noisescope.storage.sql",
+    "noisescope.storage.run",
+    "noisescope.cli.doctor",
     "noisescope.gate.policy",
-    "noisescope.diffing",
+    "noisescope.scoring.diff",
 )
 
 

@@ -12,10 +12,9 @@ import pytest
 from chat_stub import Reply, Stub, says, serving
 
 from noisescope.errors import UsageError
-from noisescope.evaluation import Duel, Prompt, Verdict, compare
-from noisescope.evaluation.judges import JudgeOptions, open_judge
-from noisescope.evaluation.judges.endpoint import Endpoint, retry_after
-from noisescope.evaluation.judges.llm import LLMJudge, messages, open_llm, told
+from noisescope.evaluate import Duel, Prompt, Verdict, compare
+from noisescope.evaluate.judges import JudgeOptions, open_judge
+from noisescope.evaluate.judges.llm import Endpoint, LLMJudge, messages, open_llm, retry_after, told
 
 DUELS = [Duel(Prompt(f"question {n}"), f"good {n}", f"bad {n}") for n in range(6)]
 

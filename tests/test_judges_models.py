@@ -23,11 +23,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from noisescope.errors import ModelError, UsageError
-from noisescope.evaluation import Duel, Judge, Prompt, Verdict
-from noisescope.evaluation.judges import JUDGES, JudgeOptions, open_judge
-from noisescope.evaluation.judges.clip import HEAD_FILE
-from noisescope.evaluation.judges.image_reward import CENTRE, LENGTH, SPREAD
-from noisescope.evaluation.judges.models import pixels
+from noisescope.evaluate import Duel, Judge, Prompt, Verdict
+from noisescope.evaluate.judges import JUDGES, JudgeOptions, open_judge
+from noisescope.evaluate.judges.base import pixels
+from noisescope.evaluate.judges.clip import HEAD_FILE
+from noisescope.evaluate.judges.image_reward import CENTRE, LENGTH, SPREAD
 from noisescope.pairs import Message
 
 CPU = JudgeOptions(device="cpu")

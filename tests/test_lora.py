@@ -14,23 +14,24 @@ from hypothesis import strategies as st
 from tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from noisescope.errors import DataError, ModelError, RunError, UsageError
+from noisescope.models import ModelIdentity
+from noisescope.models.packing import PADDING, corpus_of, pack, stack
+from noisescope.models.tokenize import Encoder
 from noisescope.pairs import Pair, to_table
-from noisescope.policies import ModelIdentity
-from noisescope.policies.encoding import Encoder
-from noisescope.policies.packing import PADDING, corpus_of, pack, stack
-from noisescope.replicas.adapters import attach_adapters, linear_names
-from noisescope.replicas.cut import CutModel, token_logps
-from noisescope.replicas.draws import Stream, clusters, held_out_by
-from noisescope.replicas.lora import (
+from noisescope.replicas.config import LoraConfig
+from noisescope.replicas.gather_adapters import scores_of
+from noisescope.replicas.lora_text import (
     make_adapters,
     make_streams,
     train_lora,
 )
-from noisescope.replicas.lora_config import LoraConfig
-from noisescope.replicas.packed import PackedReplicas, pair_data
-from noisescope.replicas.peft_files import save_peft
-from noisescope.replicas.scored import scores_of
-from noisescope.replicas.trunk import Trunk
+from noisescope.replicas.packed import PackedReplicas
+from noisescope.training.batch_order import Stream, clusters, held_out_by
+from noisescope.training.lora.activations import Trunk
+from noisescope.training.lora.adapters import attach_adapters, linear_names
+from noisescope.training.lora.peft_files import save_peft
+from noisescope.training.lora.split_model import CutModel, token_logps
+from noisescope.training.pair_data import pair_data
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

@@ -22,26 +22,27 @@ from tiny_diffusion import pairs_table, pictures
 from tiny_diffusion import save as save_pipeline
 from tiny_models import save, tiny_llama, tiny_tokenizer
 
-from noisescope import gathering_lora, parts
-from noisescope.auditing import Silent, fine_tune
+from noisescope.auditing.audit import fine_tune
+from noisescope.auditing.merge import merge
+from noisescope.auditing.shards import compute_over_ranks, compute_shard
 from noisescope.cli import run as command
 from noisescope.datasets import load
+from noisescope.datasets.images import StoredImages
 from noisescope.errors import RunError
-from noisescope.evidence import read_margins
-from noisescope.gathering import EvidenceConfig
-from noisescope.images import StoredImages
-from noisescope.launches import compute_over_ranks
-from noisescope.members import DONE, FOLDER, conclude, member_directory, read_member
-from noisescope.merging import merge
+from noisescope.models.diffusion import DiffusionPolicy
+from noisescope.models.load import load_policy
 from noisescope.pairs import Facts, PreferenceDataset, dataset_fingerprint
-from noisescope.places import place_of
-from noisescope.policies.diffusion import DiffusionPolicy
-from noisescope.policies.load import load_policy
-from noisescope.replicas.lora import train_lora
-from noisescope.run import Run
-from noisescope.shards import compute_shard
-from noisescope.sharing import Shard
-from noisescope.training_state import STATE_FILE
+from noisescope.progress import Silent
+from noisescope.replicas import gather_lora as gathering_lora
+from noisescope.replicas.gather import EvidenceConfig
+from noisescope.replicas.lora_text import train_lora
+from noisescope.replicas.partition import Shard
+from noisescope.replicas.standalone import DONE, FOLDER, conclude, member_directory, read_member
+from noisescope.scoring.margins import read_margins
+from noisescope.storage import cache as parts
+from noisescope.storage.remote import place_of
+from noisescope.storage.run import Run
+from noisescope.training.state import STATE_FILE
 
 __all__ = ["launch"]  # a fixture
 

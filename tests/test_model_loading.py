@@ -15,9 +15,9 @@ import torch
 from tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from noisescope.errors import ModelError, NoisescopeError, UsageError
+from noisescope.models import Item
+from noisescope.models.causal_lm import load_causal_lm
 from noisescope.pairs import Message, response_key
-from noisescope.policies import Item
-from noisescope.policies.causal_lm import load_causal_lm
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"
 ITEMS = [

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from noisescope.cli import app
 from noisescope.cli import run as command
-from noisescope.cli.evaluation_table import with_limit
+from noisescope.cli.evaluate_table import with_limit
 from noisescope.cli.summary import ceiling
 from noisescope.datasets import load
 

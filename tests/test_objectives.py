@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisescope.errors import UsageError
-from noisescope.objectives import (
+from noisescope.training.objectives import (
     CDPO,
     DPO,
     IPO,

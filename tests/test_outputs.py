@@ -10,21 +10,20 @@ import pytest
 from planted import planted_run
 from toy_run import rows, scored_run, write_lines
 
-from noisescope.auditing import Origin
+from noisescope.auditing.audit import Origin
+from noisescope.auditing.shards import Record, read_record
 from noisescope.cli import run as command
 from noisescope.cli.console import print_lines
+from noisescope.cli.doctor import examine
 from noisescope.datasets import load, open_source
-from noisescope.doctor import examine
+from noisescope.datasets.flip.copy import plant
+from noisescope.datasets.flip.plan import FlipPlan
 from noisescope.errors import RunError
-from noisescope.evaluation.directory import open_directory
-from noisescope.flips import FlipPlan
-from noisescope.learners.trained import TrainPlan, open_trained
-from noisescope.locking import LOCK
-from noisescope.masking import masked, without_secrets
-from noisescope.planting import plant
-from noisescope.shards import Record, read_record
-from noisescope.sharing import Shard
-from noisescope.storage import TEMPORARY_PREFIX
+from noisescope.evaluate.directory import open_directory
+from noisescope.replicas.partition import Shard
+from noisescope.storage.files import LOCK, TEMPORARY_PREFIX
+from noisescope.storage.redact import masked, without_secrets
+from noisescope.training.policy.output import TrainPlan, open_trained
 
 TRAINING = TrainPlan("toy", "d" * 20, "tiny", "m" * 20, "text", "none", "", {"beta": 0.1})
 HUB = "hf_" + "aB3" * 11

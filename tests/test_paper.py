@@ -55,7 +55,7 @@ def test_a_command_with_a_wrong_option_does_not_parse() -> None:
 
 
 def test_presets_of_the_printed_trainings_are_known() -> None:
-    from noisescope.learners.settings import settled
+    from noisescope.training.policy.settings import settled
 
     for name in TABLES:
         for step in paper(name).SCRIPT.full():
@@ -107,7 +107,7 @@ def test_contrasts_are_paired_and_cover() -> None:
     [(0.01, 0.3, "yes"), (-0.3, -0.01, "no, the other way round"), (-0.1, 0.2, "cannot be told")],
 )
 def test_directions_say_no_more_than_their_interval(low: float, high: float, answer: str) -> None:
-    from noisescope.statistics import Interval
+    from noisescope.scoring.metrics import Interval
 
     middle = (low + high) / 2
     assert paper("results").Direction("?", Interval(middle, low, high)).answer == answer
@@ -194,7 +194,7 @@ def test_a_finished_cell_is_not_made_again() -> None:
 
 
 def test_weights_of_the_ablation_come_from_one_audit() -> None:
-    weights = importlib.import_module("noisescope.weights")
+    weights = importlib.import_module("noisescope.scoring.weights")
     one = paper("loglinear").course(miniature(), 0)
     flipped = one.plant(0.2)
     light, heavy = (
@@ -227,7 +227,7 @@ def test_a_script_writes_its_table_and_picture(
     import json
     from dataclasses import replace
 
-    from noisescope.statistics import Interval
+    from noisescope.scoring.metrics import Interval
 
     results, figures, script = paper("results"), paper("figures"), paper("script")
 

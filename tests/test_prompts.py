@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from noisescope.errors import DataError
-from noisescope.evaluation.prompts import read_prompts
+from noisescope.evaluate.prompts import read_prompts
 
 TALK = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
 PAIR = {"prompt": "How?", "chosen": "So.", "rejected": "No.", "annotator": "a"}

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from noisescope import evidence
 from noisescope.errors import RunError, UsageError
-from noisescope.margins import write_margins
-from noisescope.query import connect, describe, query
-from noisescope.run import Run
+from noisescope.scoring import margins as evidence
+from noisescope.scoring.margins import write_margins
+from noisescope.storage.run import Run
+from noisescope.storage.sql import connect, describe, query
 
 
 @pytest.fixture

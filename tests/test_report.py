@@ -23,15 +23,15 @@ import pytest
 from planted import HOSTILE, planted_run
 from rich.console import Console
 
-from noisescope.annotators import Annotator
-from noisescope.cli.report_text import print_report
+from noisescope.cli.report import print_report
 from noisescope.cli.show import find_pair, pair_of_rank
 from noisescope.errors import RunError, UsageError
 from noisescope.report.contents import gather, held_out_losses, write_figures
+from noisescope.report.ground_truth import Known
 from noisescope.report.html import page, printable, verdict
-from noisescope.report.known import Known
-from noisescope.run import Run
-from noisescope.statistics import Interval
+from noisescope.scoring.annotators import Annotator
+from noisescope.scoring.metrics import Interval
+from noisescope.storage.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from noisescope.datasets import open_source, readers
+from noisescope.datasets.flip.copy import plant
+from noisescope.datasets.flip.plan import FlipPlan
+from noisescope.datasets.rewrite import rewrite
+from noisescope.datasets.rewrite.json_lines import Lines, marks_of, swapped_line, text_table
 from noisescope.errors import DataError
-from noisescope.flips import FlipPlan
 from noisescope.pairs import content_id, encoded_content_id
-from noisescope.planting import plant
-from noisescope.rewriting import rewrite
-from noisescope.rewriting_lines import Lines, marks_of, swapped_line, text_table
 
 NAMES = ["prompt", "chosen"]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

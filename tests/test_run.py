@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from noisescope.errors import RunError
-from noisescope.run import FORMAT, LOCK, Plan, find_run, finished_runs, open_run
+from noisescope.storage.run import FORMAT, LOCK, Plan, find_run, finished_runs, open_run
 
 PLAN = Plan("toy", "d" * 20, "tiny", "m" * 20, {"kind": "head", "replicas": 8})
 
@@ -98,7 +98,7 @@ def test_a_damaged_plan_names_the_directory_to_remove(tmp_path: Path) -> None:
 
 HOLDER = (
     "import sys, time; from pathlib import Path\n"
-    "from noisescope.run import Plan, open_run\n"
+    "from noisescope.storage.run import Plan, open_run\n"
     "plan = Plan('toy', 'd' * 20, 'tiny', 'm' * 20, {'kind': 'head', 'replicas': 8})\n"
     "run = open_run(Path(sys.argv[1]), plan); print('held', flush=True); time.sleep(60)"
 )

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from noisescope.cli import app
+from noisescope.cli.sample import sample_root, write_sample
 from noisescope.errors import RunError
-from noisescope.sample import sample_root, write_sample
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,7 +65,7 @@ def test_the_command_says_what_to_type_next(tmp_path: Path) -> None:
 def test_the_wheel_packs_every_part_of_the_sample() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packed = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    from noisescope.sample import CONTENTS
+    from noisescope.cli.sample import CONTENTS
 
     assert packed == {name: f"noisescope/sample/{name}" for name in CONTENTS}
     assert sample_root() == ROOT

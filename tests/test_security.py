@@ -23,11 +23,11 @@ from noisescope.cli import run as command
 from noisescope.cli.console import json_text
 from noisescope.datasets import load, readers
 from noisescope.errors import NoisescopeError
-from noisescope.policies.causal_lm import load_causal_lm
-from noisescope.policies.pipeline import find_pipeline
-from noisescope.query import query
-from noisescope.run import LOCK, Plan, Run, find_run, open_run
-from noisescope.storage import write_atomic
+from noisescope.models.causal_lm import load_causal_lm
+from noisescope.models.pipeline import find_pipeline
+from noisescope.storage.files import write_atomic
+from noisescope.storage.run import LOCK, Plan, Run, find_run, open_run
+from noisescope.storage.sql import query
 
 SECRET = "hunter2"
 PLAN = Plan("toy", "d" * 20, "tiny", "m" * 20, {"kind": "head"})

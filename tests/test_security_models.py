@@ -11,11 +11,11 @@ from PIL import Image
 from tiny_diffusion import save as save_pipeline
 from tiny_models import save, tiny_llama, tiny_tokenizer
 
+from noisescope.datasets.images import crop
 from noisescope.errors import DataError, ModelError
-from noisescope.images import crop
-from noisescope.policies import Item
-from noisescope.policies.causal_lm import load_causal_lm
-from noisescope.policies.pipeline import find_pipeline
+from noisescope.models import Item
+from noisescope.models.causal_lm import load_causal_lm
+from noisescope.models.pipeline import find_pipeline
 
 DEEP = "[" * 200_000
 

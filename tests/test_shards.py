@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noisescope import parts
+from noisescope.auditing.merge import find_shards, merge
 from noisescope.cli import run as command
 from noisescope.cli.merge import merge as merge_command
 from noisescope.cli.score import without_shard
 from noisescope.errors import RunError, UsageError
-from noisescope.evidence import read_margins
-from noisescope.merging import find_shards, merge
+from noisescope.models import Item
 from noisescope.pairs import response_key
-from noisescope.parts import plan_chunks
-from noisescope.policies import Item
-from noisescope.run import Run
-from noisescope.sharing import cut, read_shard, share_of
+from noisescope.replicas.partition import cut, read_shard, share_of
+from noisescope.scoring.margins import read_margins
+from noisescope.storage import cache as parts
+from noisescope.storage.cache import plan_chunks
+from noisescope.storage.run import Run
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"
 MODEL = str(SAMPLES / "models" / "tiny-lm")

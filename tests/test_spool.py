@@ -12,14 +12,13 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from noisescope.errors import RunError, UsageError
-from noisescope.evidence import BLOCK, read_margins
-from noisescope.margins import write_margins
 from noisescope.pairs import pairs_schema
-from noisescope.run import Run
-from noisescope.scores import COLUMNS, in_blocks
-from noisescope.spill import Spill
-from noisescope.spool import spool
-from noisescope.verdicts import ScoreConfig, judge, read_averages, score_run
+from noisescope.scoring.margin_blocks import spool
+from noisescope.scoring.margins import BLOCK, read_margins, write_margins
+from noisescope.scoring.score import ScoreConfig, judge, read_averages, score_run
+from noisescope.scoring.scores import COLUMNS, in_blocks
+from noisescope.storage.run import Run
+from noisescope.storage.sql import Spill
 
 BETA = 0.1
 

@@ -12,21 +12,25 @@ from numpy.testing import assert_allclose
 from scipy.special import expit
 
 from noisescope.errors import EvidenceError
-from noisescope.flip_rate import FlipRate, fit_flip_rate
-from noisescope.ranking import (
+from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
+from noisescope.scoring.metrics import (
+    Interval,
+    at_chance,
     auroc,
     auroc_of_accuracy,
     average_precision,
     bayes_auroc,
     bootstrap,
+    calibration,
     efficiency,
     expected_auroc,
     expected_auroc_interval,
+    held_out_accuracy,
     precision_at,
+    share,
     signed_rank,
     signed_rank_error,
 )
-from noisescope.statistics import Interval, at_chance, calibration, held_out_accuracy, share
 
 Judged = tuple[np.ndarray, np.ndarray]
 

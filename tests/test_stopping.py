@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from noisescope.cli import _explained, stopping
+from noisescope.cli import _explained
+from noisescope.cli import console as stopping
 from noisescope.cli import run as command
-from noisescope.cli.console import Terminal
-from noisescope.cli.stopping import SIGNALS, Stopped, check, listen
+from noisescope.cli.console import SIGNALS, Stopped, Terminal, check, listen
 
 ERRORS = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from noisescope.errors import RunError
-from noisescope.storage import TEMPORARY_PREFIX, unwritten, write_atomic
+from noisescope.storage.files import TEMPORARY_PREFIX, unwritten, write_atomic
 
 
 def test_writes_text_bytes_and_callables(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from rich.console import Console
 import noisescope.cli as cli
 from noisescope.cli import console
 from noisescope.cli.console import ERR, Terminal, duration, finite, json_text, safe, short
-from noisescope.cli.evaluation_table import remarks
-from noisescope.evaluation.comparison import compare
-from noisescope.evaluation.duels import (
+from noisescope.cli.evaluate_table import remarks
+from noisescope.evaluate.comparison import compare
+from noisescope.evaluate.results import (
     FAILED,
     FIRST,
     SECOND,

@@ -30,10 +30,16 @@ from transformers import AutoModelForCausalLM
 
 from noisescope.cli import run as command
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
-from noisescope.learners.fine_tuning import TRACKERS, fine_tune
-from noisescope.objectives import OBJECTIVES
-from noisescope.verdicts import ScoreConfig, score_run
-from noisescope.weighting import PairWeights, WeightRule, file_weights, find_audit, run_weights
+from noisescope.scoring.score import ScoreConfig, score_run
+from noisescope.training.objectives import OBJECTIVES
+from noisescope.training.policy.pair_weights import (
+    PairWeights,
+    WeightRule,
+    file_weights,
+    find_audit,
+    run_weights,
+)
+from noisescope.training.policy.run import TRACKERS, fine_tune
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -362,7 +368,7 @@ import os, signal, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from trainable import Interrupted, quick, read, tiny_policy
-from noisescope.learners.fine_tuning import TRACKERS, fine_tune
+from noisescope.training.policy.run import TRACKERS, fine_tune
 place, output = Path(sys.argv[1]), Path(sys.argv[2])
 die = Interrupted(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
 fine_tune(read(place / "pairs.jsonl"), tiny_policy(place / "model"), quick(), output=output,

@@ -7,8 +7,8 @@ from tiny_models import tiny_gpt2, tiny_llama
 from torch import Tensor
 from trainable import quick, read, tiny_checkpoint, tiny_policy, write_pairs
 
-from noisescope.learners.fine_tuning import fine_tune
-from noisescope.learners.gated import spare_products
+from noisescope.training.policy.memory import spare_products
+from noisescope.training.policy.run import fine_tune
 
 IDS = torch.arange(1, 33)[None]
 

@@ -16,16 +16,16 @@ from diffusers import (
 from tiny_diffusion import pairs_table, pictures, save
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from noisescope.auditing import Silent
-from noisescope.images import StoredImages
-from noisescope.learners.fine_tuning import fine_tune
-from noisescope.learners.images import ImageSpace, image_adapters
-from noisescope.learners.settings import settled
+from noisescope.datasets.images import StoredImages
+from noisescope.models.denoising import generator
+from noisescope.models.diffusion import DiffusionPolicy
 from noisescope.pairs import Facts, PreferenceDataset, dataset_fingerprint
-from noisescope.policies.denoising import generator
-from noisescope.policies.diffusion import DiffusionPolicy
-from noisescope.replicas.packed import pair_data
-from noisescope.weighting import PairWeights
+from noisescope.progress import Silent
+from noisescope.training.pair_data import pair_data
+from noisescope.training.policy.images import ImageSpace, image_adapters
+from noisescope.training.policy.pair_weights import PairWeights
+from noisescope.training.policy.run import fine_tune
+from noisescope.training.policy.settings import settled
 
 PICTURES = pictures(24)
 TABLE = pairs_table(list(PICTURES))

@@ -14,11 +14,10 @@ import torch
 from trainable import quick, read, tiny_checkpoint, tiny_policy, write_pairs
 
 from noisescope.errors import ModelError
-from noisescope.learners import Sides
-from noisescope.learners.fine_tuning import fine_tune
-from noisescope.learners.online import Online, OnlineConfig
-from noisescope.learners.reliability import Reliability
-from noisescope.learners.text import TextAdapters
+from noisescope.training.policy import Sides
+from noisescope.training.policy.adaptive import Online, OnlineConfig, Reliability
+from noisescope.training.policy.run import fine_tune
+from noisescope.training.policy.text import TextAdapters
 
 
 @pytest.fixture(scope="module")

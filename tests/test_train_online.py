@@ -12,16 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trainable import Interrupted, quick, read, tiny_checkpoint, tiny_policy, write_pairs
 
-from noisescope import detectors
 from noisescope.errors import UsageError
-from noisescope.learners.fine_tuning import fine_tune
-from noisescope.learners.online import EMA_DECAYS, Online, OnlineConfig
-from noisescope.learners.reliability import Reliability
-from noisescope.learners.text import TextAdapters, alike, text_space
-from noisescope.replicas.adapters import attach_adapters
-from noisescope.replicas.packed import pair_data
-from noisescope.training import STATE_FILE
-from noisescope.weights import WeightConfig, adaptive_weights
+from noisescope.scoring import detectors
+from noisescope.scoring.weights import WeightConfig, adaptive_weights
+from noisescope.training.loop import STATE_FILE
+from noisescope.training.lora.adapters import attach_adapters
+from noisescope.training.pair_data import pair_data
+from noisescope.training.policy.adaptive import EMA_DECAYS, Online, OnlineConfig, Reliability
+from noisescope.training.policy.run import fine_tune
+from noisescope.training.policy.text import TextAdapters, alike, text_space
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

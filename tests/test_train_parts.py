@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 from tiny_models import tiny_llama
 from trainable import audited, quick, read, write_pairs
 
-from noisescope.cli.training_next import next_command
+from noisescope.cli.train import next_command
 from noisescope.errors import RunError, UsageError
-from noisescope.learners.budget import FEWEST, bytes_per_token, forward_tokens
-from noisescope.learners.precision import precision
-from noisescope.learners.split import split_pairs
-from noisescope.learners.trackers import Tracker
-from noisescope.learners.trained import TrainPlan, open_trained
-from noisescope.locking import LOCK
 from noisescope.pairs import Pair, to_table
-from noisescope.replicas.packed import PairData, pair_data
-from noisescope.training_step import right
-from noisescope.verdicts import ScoreConfig, score_run
-from noisescope.weighting import WeightRule, run_weights
-from noisescope.workspace import find_workspace
+from noisescope.scoring.score import ScoreConfig, score_run
+from noisescope.storage.files import LOCK
+from noisescope.storage.workspace import find_workspace
+from noisescope.training.loop import right
+from noisescope.training.pair_data import PairData, pair_data
+from noisescope.training.policy.distributed import precision
+from noisescope.training.policy.logs import Tracker
+from noisescope.training.policy.memory import FEWEST, bytes_per_token, forward_tokens
+from noisescope.training.policy.output import TrainPlan, open_trained
+from noisescope.training.policy.pair_weights import WeightRule, run_weights
+from noisescope.training.policy.split import split_pairs
 
 NOBODY = np.zeros(0, np.int64)
 PLAN = TrainPlan("toy", "d" * 20, "tiny", "m" * 20, "text", "none", "", {"beta": 0.1})
@@ -62,7 +62,7 @@ def test_few_prompts_are_split_by_pair_and_it_is_said():
 
 HOLDER = (
     "import sys, time; from pathlib import Path\n"
-    "from noisescope.learners.trained import TrainPlan, open_trained\n"
+    "from noisescope.training.policy.output import TrainPlan, open_trained\n"
     "plan = TrainPlan('toy', 'd' * 20, 'tiny', 'm' * 20, 'text', 'none', '', {'beta': 0.1})\n"
     "held = open_trained(plan, Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
 )

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from noisescope.errors import UsageError
-from noisescope.learners.settings import settled
-from noisescope.learners.validation import judged_by
-from noisescope.objectives import CDPO, DPO, AdaptiveDPO, DistilledDPO, PairValues
-from noisescope.presets import PRESETS
-from noisescope.weighting import PairWeights
-from noisescope.weights import WeightConfig, adaptive_weights
+from noisescope.scoring.weights import WeightConfig, adaptive_weights
+from noisescope.training.objectives import CDPO, DPO, AdaptiveDPO, DistilledDPO, PairValues
+from noisescope.training.policy.learner import judged_by
+from noisescope.training.policy.pair_weights import PairWeights
+from noisescope.training.policy.presets import PRESETS
+from noisescope.training.policy.settings import settled
 
 DOC = (Path(__file__).parents[1] / "docs" / "train.md").read_text()
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from trainable import quick, tiny_checkpoint, write_pairs
 
 from noisescope.errors import UsageError
-from noisescope.learners.launching import check_launch
+from noisescope.training.policy.distributed import check_launch
 
 HERE = Path(__file__).parent
 #: Each line on stdin: {"port", "size", "env", "runs": [{"output", "dies", settings}, ...]}. Starts
@@ -28,8 +28,8 @@ from pathlib import Path
 import accelerate, peft, torch, torch.distributed.fsdp, torch.distributed.tensor
 import transformers.models.llama.modeling_llama
 from trainable import Interrupted, quick, read, tiny_policy
-from noisescope.learners import budget
-from noisescope.learners.fine_tuning import fine_tune
+from noisescope.training.policy import memory as budget
+from noisescope.training.policy.run import fine_tune
 
 budget.FEWEST = 1
 budget.MOST = {"cpu": 1}  # a pair a forward, so that two processes have unequal shares

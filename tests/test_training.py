@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from noisescope.errors import EvidenceError, RunError, UsageError
-from noisescope.objectives import DPO, PairValues
-from noisescope.training import Piece, Progress, TrainConfig, clip_norm, train
+from noisescope.training.loop import Piece, Progress, TrainConfig, clip_norm, train
+from noisescope.training.objectives import DPO, PairValues
 
 
 @dataclass

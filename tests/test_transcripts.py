@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from noisescope.datasets.flip.pair_ids import plain_ids, table_ids
 from noisescope.datasets.hh_rlhf import HHRLHF
-from noisescope.stated import table_ids
-from noisescope.transcripts import plain_ids
 
 TURNS = ["\n\nHuman:", "\n\nAssistant:", "\n\nHuman: a", "\n\nAssistant: b c"]
 PIECES = st.sampled_from([*TURNS, "\n", " ", "x", "\u00a0", "é", "\x1c"])

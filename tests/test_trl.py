@@ -17,9 +17,9 @@ from toy_run import toy
 from trl import DPOConfig, DPOTrainer
 
 from noisescope.errors import DataError, UsageError
-from noisescope.exporting.trl import export_trl
-from noisescope.objectives import AdaptiveIPO
-from noisescope.trl import AdaptiveDPOTrainer, WeightedCollator
+from noisescope.export.trl import export_trl
+from noisescope.training.objectives import AdaptiveIPO
+from noisescope.training.trl import AdaptiveDPOTrainer, WeightedCollator
 
 BETA = 0.3
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

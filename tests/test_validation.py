@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from noisescope.auditing import audit
+from noisescope.auditing.audit import audit
+from noisescope.auditing.validation import Planned, validate, validate_truth
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
-from noisescope.evidence import read_margins
-from noisescope.gathering import EvidenceConfig
+from noisescope.models import Item, ModelIdentity
 from noisescope.pairs import Facts, Pair, PreferenceDataset, dataset_fingerprint, to_table
-from noisescope.policies import Item, ModelIdentity
-from noisescope.refits import refitter
+from noisescope.replicas.gather import EvidenceConfig
+from noisescope.replicas.refit import refitter
 from noisescope.report.contents import gather
-from noisescope.run import Run
-from noisescope.validation import Planned, validate, validate_truth
+from noisescope.scoring.margins import read_margins
+from noisescope.storage.run import Run
 
 
 @dataclass

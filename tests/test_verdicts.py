@@ -15,11 +15,10 @@ from numpy.testing import assert_allclose
 from scipy.special import expit
 
 from noisescope.errors import EvidenceError, RunError, UsageError
-from noisescope.evidence import read_margins
-from noisescope.margins import write_margins
 from noisescope.pairs import Pair, to_table
-from noisescope.ranking import auroc
-from noisescope.verdicts import ScoreConfig, score_run
+from noisescope.scoring.margins import read_margins, write_margins
+from noisescope.scoring.metrics import auroc
+from noisescope.scoring.score import ScoreConfig, score_run
 
 BETA = 0.1
 

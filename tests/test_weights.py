@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from noisescope.errors import UsageError
-from noisescope.weights import WeightConfig, adaptive_weights
+from noisescope.scoring.weights import WeightConfig, adaptive_weights
 
 
 def test_worked_example() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from noisescope.datasets import load
 from noisescope.errors import DataError, UsageError
-from noisescope.workspace import HUB_NAMES, find_workspace, read_workspace, resolve
+from noisescope.storage.workspace import HUB_NAMES, find_workspace, read_workspace, resolve
 
 GOOD = """
 [workspace]

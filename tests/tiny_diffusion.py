@@ -12,9 +12,9 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from noisescope.images import image_key
+from noisescope.datasets.images import image_key
+from noisescope.models import Item
 from noisescope.pairs import Pair, to_table
-from noisescope.policies import Item
 
 torch.set_num_threads(1)  # these models are too small to share between threads
 

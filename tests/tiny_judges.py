@@ -20,7 +20,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from noisescope.evaluation import Duel, Prompt
+from noisescope.evaluate import Duel, Prompt
 
 SIDE = 16
 

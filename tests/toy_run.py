@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 from planted import HOSTILE
 
 from noisescope.datasets import load
-from noisescope.exporting.scored import Scored, find_scored
-from noisescope.margins import write_margins
+from noisescope.export.run_scores import Scored, find_scored
 from noisescope.pairs import PreferenceDataset
-from noisescope.run import Plan, open_run
-from noisescope.verdicts import score_run
+from noisescope.scoring.margins import write_margins
+from noisescope.scoring.score import score_run
+from noisescope.storage.run import Plan, open_run
 
 PAIRS = 120
 

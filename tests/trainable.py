@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from tiny_models import save, tiny_llama, tiny_tokenizer
 
 from noisescope.datasets import load
-from noisescope.learners.settings import TrainSettings, settled
-from noisescope.margins import write_margins
+from noisescope.models.causal_lm import CausalLMPolicy, load_causal_lm
 from noisescope.pairs import PreferenceDataset
-from noisescope.policies.causal_lm import CausalLMPolicy, load_causal_lm
-from noisescope.run import Plan, Run, open_run
-from noisescope.verdicts import score_run
+from noisescope.scoring.margins import write_margins
+from noisescope.scoring.score import score_run
+from noisescope.storage.run import Plan, Run, open_run
+from noisescope.training.policy.settings import TrainSettings, settled
 
 WORDS = "bread dough water oven salt no yes why knead wait hot cold".split()  # noqa: SIM905
 QUICK = {"steps": 6, "batch": 8, "lora_r": 4, "save_every": 2, "learning_rate": 5e-3}

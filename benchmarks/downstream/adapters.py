@@ -24,16 +24,16 @@ from benchmarks.downstream.methods import OURS, Noisy, audited, methods
 from benchmarks.downstream.tables import PAPER
 from benchmarks.harness import ROOT
 from benchmarks.models import cache
-from noisescope.learners.preference import PreferenceLearner
-from noisescope.learners.reliability import Reliability
-from noisescope.learners.text import TextAdapters, TextSpace, alike, text_space
-from noisescope.objectives import REPO, Objective
+from noisescope.models.causal_lm import load_causal_lm
 from noisescope.pairs import digest
-from noisescope.policies.causal_lm import load_causal_lm
-from noisescope.replicas.adapters import Adapters, attach_adapters
-from noisescope.replicas.draws import Stream
-from noisescope.replicas.packed import pair_data
-from noisescope.training import TrainConfig, train
+from noisescope.training.batch_order import Stream
+from noisescope.training.loop import TrainConfig, train
+from noisescope.training.lora.adapters import Adapters, attach_adapters
+from noisescope.training.objectives import REPO, Objective
+from noisescope.training.pair_data import pair_data
+from noisescope.training.policy.adaptive import Reliability
+from noisescope.training.policy.learner import PreferenceLearner
+from noisescope.training.policy.text import TextAdapters, TextSpace, alike, text_space
 
 Int = NDArray[np.int64]
 SAMPLE = ROOT / "sample_data"

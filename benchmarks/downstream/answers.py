@@ -23,14 +23,14 @@ from benchmarks.downstream.methods import ORACLE, OURS
 from benchmarks.downstream.tables import drawn, resamples
 from benchmarks.harness import Report
 from benchmarks.models import cache
-from noisescope.evaluation.contenders import Contender, find_contender
-from noisescope.evaluation.duels import Duel
-from noisescope.evaluation.generating import GenerationSettings, fill, open_generator, read
-from noisescope.evaluation.judges import JudgeOptions, open_judge
-from noisescope.evaluation.prompts import Prompts, read_prompts
-from noisescope.learners.text import TextAdapters
+from noisescope.evaluate.generate import GenerationSettings, fill, open_generator, read
+from noisescope.evaluate.judges import JudgeOptions, open_judge
+from noisescope.evaluate.models import Contender, find_contender
+from noisescope.evaluate.prompts import Prompts, read_prompts
+from noisescope.evaluate.results import Duel
 from noisescope.pairs import digest
-from noisescope.replicas.peft_files import ADAPTER_CONFIG
+from noisescope.training.lora.peft_files import ADAPTER_CONFIG
+from noisescope.training.policy.text import TextAdapters
 
 #: Who answers: the flip rate trained at, and the method.
 CLEAN, NOISY = (0.0, "dpo"), (0.3, "dpo")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.downstream.methods import HEADS, ORACLE, OURS
 from benchmarks.downstream.tables import RIVALS, Cells
-from noisescope.storage import write_atomic
+from noisescope.storage.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,9 +22,9 @@ from benchmarks.downstream.topics import FLIPS, REGIMES, by_regime, planted
 from benchmarks.harness import Options, Report, main
 from benchmarks.images.scorers import loaded
 from benchmarks.models import cache
-from noisescope.features import compute_features
+from noisescope.models.features import compute_features
+from noisescope.models.items import distinct_items
 from noisescope.pairs import digest
-from noisescope.policies.items import distinct_items
 
 PAIRS = 1500
 

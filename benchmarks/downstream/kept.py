@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.models import cache
 from noisescope.pairs import digest
-from noisescope.storage import write_atomic
+from noisescope.storage.files import write_atomic
 
 #: By method: accuracies [T, Q] by test group and penalty, and the place of the tuned penalty.
 Kept = dict[str, tuple[NDArray[np.float64], int]]

@@ -5,7 +5,7 @@
 The sample hh-rlhf with its labels as they should be (truth.parquet) and the bundled model, unless
 --model names another. Per seed a fifth of the prompts is for testing; a share of the labels of
 1,000 training pairs is turned round; heads on those pairs alone are the audit;
-`noisescope.training.train` moves rank-16 adapters of the top two blocks for two epochs. Judged:
+`training.loop.train` moves rank-16 adapters of the top two blocks for two epochs. Judged:
 how often the implicit reward prefers the truly better side of test pairs, and what some of the
 trained models answer to new prompts (`downstream.answers`). Methods are those of
 `downstream.methods`, with the losses as `noisescope train` applies them; all take the same steps

@@ -14,9 +14,12 @@ from scipy.special import logit
 
 from benchmarks.detect import BETA, Bool, Float, Material
 from benchmarks.downstream.policies import Lesson, Split, right, train
-from noisescope.detectors import u as instability
-from noisescope.flip_rate import fit_flip_rate
-from noisescope.objectives import (
+from noisescope.models.items import fold_keys
+from noisescope.replicas.head import HeadConfig, fit_heads
+from noisescope.scoring.detectors import u as instability
+from noisescope.scoring.flip_rate import fit_flip_rate
+from noisescope.scoring.weights import WeightConfig, adaptive_weights
+from noisescope.training.objectives import (
     CDPO,
     DPO,
     IPO,
@@ -29,9 +32,6 @@ from noisescope.objectives import (
     DrDPO,
     HolderDPO,
 )
-from noisescope.policies.items import fold_keys
-from noisescope.replicas.head import HeadConfig, fit_heads
-from noisescope.weights import WeightConfig, adaptive_weights
 
 Int = NDArray[np.int64]
 REPLICAS = 4

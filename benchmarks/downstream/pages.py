@@ -30,7 +30,7 @@ from benchmarks.downstream.tables import (
     recovered,
     resamples,
 )
-from noisescope.storage import write_atomic
+from noisescope.storage.files import write_atomic
 
 #: Methods with a column of their own in the summary.
 SHOWN = (OURS, "p_flip: weight 1-2p", *PAPER)

@@ -2,7 +2,7 @@
 
 pi(y|c) ~ exp(theta . phi(c, y)), so l = theta . (phi_chosen - phi_rejected) / beta. All methods:
 full-batch Adam, 400 steps, learning rate .02 falling to 0, loss scaled to DPO's slope at l = 0,
-every L2 penalty at once. Objectives are those of `noisescope.objectives`.
+every L2 penalty at once. Objectives are those of `noisescope.training.objectives`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from benchmarks.detect import BETA, Bool, Float, Material
-from noisescope.objectives import REPO, DistilledDPO, Objective, PairValues
 from noisescope.replicas.prior import unit_scale
+from noisescope.training.objectives import REPO, DistilledDPO, Objective, PairValues
 
 Int = NDArray[np.int64]
 STEPS, RATE = 400, 0.02

@@ -40,8 +40,8 @@ from benchmarks.downstream.policies import PENALTIES, Lesson, Split, split_of
 from benchmarks.downstream.tables import Key, group_means, tabulate
 from benchmarks.harness import Options, Report
 from benchmarks.models import cache, smollm2
-from noisescope.flips import coins
-from noisescope.policies.causal_lm import load_causal_lm
+from noisescope.datasets.flip.plan import coins
+from noisescope.models.causal_lm import load_causal_lm
 
 #: Methods were chosen on seeds 100 and 101; an earlier report used 0 to 2.
 FIRST_SEED = 10

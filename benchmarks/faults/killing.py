@@ -37,9 +37,9 @@ def prepare() -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    import noisescope.auditing
+    import noisescope.auditing.audit
     import noisescope.cli
-    import noisescope.verdicts
+    import noisescope.scoring.score
 
     del duckdb, peft, pyarrow, transformers, AutoModelForCausalLM, AutoTokenizer, noisescope
     torch.set_num_threads(1)
@@ -100,9 +100,9 @@ def _become(
         os.dup2(stream, 1)
         os.dup2(stream, 2)
         sys.argv = ["noisescope", *arguments]
-        from noisescope import parts
         from noisescope.cli import run
-        from noisescope.cli.stopping import listen
+        from noisescope.cli.console import listen
+        from noisescope.storage import cache as parts
 
         listen()
         if jumps:

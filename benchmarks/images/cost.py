@@ -23,18 +23,18 @@ from benchmarks.harness import ROOT, Report
 from benchmarks.images.plain import plain_scores
 from benchmarks.images.steps import MODEL, SAMPLE, silent
 from noisescope.datasets import load
-from noisescope.features import compute_features
-from noisescope.objectives import DPO
+from noisescope.models.diffusion import DiffusionPolicy
+from noisescope.models.features import compute_features
+from noisescope.models.items import distinct_items
 from noisescope.pairs import PreferenceDataset
-from noisescope.policies.diffusion import DiffusionPolicy
-from noisescope.policies.items import distinct_items
-from noisescope.ranking import auroc
-from noisescope.replicas.lora_diffusion import (
+from noisescope.replicas.lora_image import (
     DiffusionLoraConfig,
     DiffusionReplicas,
     diffusion_replicas,
 )
-from noisescope.training import train
+from noisescope.scoring.metrics import auroc
+from noisescope.training.loop import train
+from noisescope.training.objectives import DPO
 
 #: Calls of one pair: trained once (reference 1, forward 1, backward 2, both sides), and scored.
 TRAINED, SCORED = 8, 4

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noisescope.images import crop, decode
+from noisescope.datasets.images import crop, decode
+from noisescope.models.diffusion import DiffusionPolicy
+from noisescope.models.pipeline import Pipeline
 from noisescope.pairs import PreferenceDataset
-from noisescope.policies.diffusion import DiffusionPolicy
-from noisescope.policies.pipeline import Pipeline
 
 BATCH = 16
 

@@ -30,17 +30,17 @@ from benchmarks.harness import Options, Report, peak_memory_mib
 from benchmarks.images.cost import cost_task, equal_task, replica_task, training_task
 from benchmarks.images.steps import MODEL, SAMPLE
 from noisescope.datasets import load
-from noisescope.detectors import confidence, stability, u
-from noisescope.features import compute_features
-from noisescope.flip_rate import FlipRate, fit_flip_rate
-from noisescope.gathering import DEFAULT_BETA
-from noisescope.images import decode, image_key
+from noisescope.datasets.images import decode, image_key
+from noisescope.models.denoising import DrawConfig
+from noisescope.models.diffusion import DiffusionPolicy
+from noisescope.models.features import compute_features
+from noisescope.models.items import distinct_items, fold_keys
 from noisescope.pairs import PreferenceDataset, digest
-from noisescope.policies.diffusion import DiffusionPolicy
-from noisescope.policies.items import distinct_items, fold_keys
-from noisescope.policies.shared_draws import DrawConfig
-from noisescope.ranking import auroc, bayes_auroc
+from noisescope.replicas.gather import DEFAULT_BETA
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
+from noisescope.scoring.detectors import confidence, stability, u
+from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
+from noisescope.scoring.metrics import auroc, bayes_auroc
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]

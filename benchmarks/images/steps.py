@@ -20,9 +20,9 @@ from typing import Any
 from benchmarks.harness import ROOT, peak_memory_mib, reset_peak_memory
 from benchmarks.images.plain import BATCH, plain_steps
 from noisescope.datasets import load
+from noisescope.models.diffusion import DiffusionPolicy
 from noisescope.pairs import PreferenceDataset
-from noisescope.policies.diffusion import DiffusionPolicy
-from noisescope.replicas.lora_diffusion import DiffusionLoraConfig, diffusion_replicas
+from noisescope.replicas.lora_image import DiffusionLoraConfig, diffusion_replicas
 
 SAMPLE = ROOT / "sample_data" / "pick-a-pic"
 MODEL = ROOT / "sample_data" / "models" / "tiny-sd"

@@ -18,8 +18,8 @@ from benchmarks.paper.kept import kept
 from benchmarks.paper.loglinear import REGIMES, Course, course
 from benchmarks.paper.results import Direction, Outcomes, Resampled
 from benchmarks.paper.script import Small
-from noisescope.objectives import DPO
-from noisescope.statistics import Interval
+from noisescope.scoring.metrics import Interval
+from noisescope.training.objectives import DPO
 
 RATES = (0.0, 0.1, 0.2, 0.3)
 #: The labels as collected, in place of a flip rate.

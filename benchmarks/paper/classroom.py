@@ -4,7 +4,7 @@
     flipped = room.plant(0.2)
     right = room.teach(flipped, Lesson("dpo"))   # 0 or 1 a clean pair of a prompt never trained on
 
-The loop is `noisescope.training`, the adapters and losses are those of `noisescope train`; only
+The loop is `training.loop`, the adapters and losses are those of `noisescope train`; only
 the model and its cached latents are shared by all cells. (Text through the same loop:
 `benchmarks.downstream.lora`.)
 """
@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 from benchmarks.data import truth, with_sides_swapped
 from benchmarks.harness import ROOT
 from noisescope.datasets import load
-from noisescope.flips import coins
-from noisescope.learners import Trainee
-from noisescope.learners.online import EMA_DECAYS, Online, OnlineConfig
-from noisescope.learners.preference import PreferenceLearner
-from noisescope.learners.settings import TrainSettings, settled
+from noisescope.datasets.flip.plan import coins
 from noisescope.pairs import PreferenceDataset
-from noisescope.replicas.draws import Stream
-from noisescope.replicas.packed import PairData, pair_data
-from noisescope.training import TrainConfig, train
+from noisescope.training.batch_order import Stream
+from noisescope.training.loop import TrainConfig, train
+from noisescope.training.pair_data import PairData, pair_data
+from noisescope.training.policy import Trainee
+from noisescope.training.policy.adaptive import EMA_DECAYS, Online, OnlineConfig
+from noisescope.training.policy.learner import PreferenceLearner
+from noisescope.training.policy.settings import TrainSettings, settled
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -157,7 +157,7 @@ class Room:
         self, data: PairData, settings: TrainSettings, online: OnlineConfig | None
     ) -> Trainee:
         """Fresh adapters on the shared model."""
-        from noisescope.learners.images import image_adapters
+        from noisescope.training.policy.images import image_adapters
 
         adapters = 1 if online is None else online.adapters
         together = online is not None and online.mode == "ema"
@@ -192,7 +192,7 @@ def deal(dataset: PreferenceDataset, seed: int) -> tuple[Int, Int]:
 
 def image_room(seed: int, *, limit: int | None = None, **settings: Any) -> Room:
     """The sample pick-a-pic and its tiny diffusion pipeline, prompts dealt by `seed`."""
-    from noisescope.learners.images import ImageSpace
+    from noisescope.training.policy.images import ImageSpace
 
     dataset, wrong, policy, data = _opened(limit)
     train_pairs, exam = deal(dataset, seed)
@@ -204,7 +204,7 @@ def image_room(seed: int, *, limit: int | None = None, **settings: Any) -> Room:
 @remembered
 def _opened(limit: int | None) -> tuple[PreferenceDataset, Bool, Any, PairData]:
     """Dataset, wrong labels, pipeline and pairs: the same for every seed, latents cached."""
-    from noisescope.policies.diffusion import DiffusionPolicy
+    from noisescope.models.diffusion import DiffusionPolicy
 
     dataset, wrong = right_labels("pick-a-pic", limit)
     assert dataset.images is not None

@@ -3,7 +3,7 @@
     python -m benchmarks.paper.figure2 --scale tiny|full [--task ukp] [--out DIR] [--json FILE]
 
 The paper's annotators are replicas: here four heads, each of which votes on every training pair it
-did not see. `noisescope.agreement` counts them as it counts people. Their votes are held against
+did not see. `scoring.agreement` counts them as it counts people. Their votes are held against
 the labels they were trained on (flipped ones included) and against the right ones.
 """
 
@@ -23,16 +23,16 @@ from benchmarks.paper.loglinear import Course, course
 from benchmarks.paper.published import PUBLISHED
 from benchmarks.paper.results import Direction, Result, told
 from benchmarks.paper.script import Script, Small, main
-from noisescope.agreement import Agreement, agreement
 from noisescope.report.agreement import agreement_figure
-from noisescope.statistics import Interval, share
+from noisescope.scoring.agreement import Agreement, agreement
+from noisescope.scoring.metrics import Interval, share
 
 TITLE = "Fig. 2: accuracy of and inconsistency among replicas"
 MEASURES = ("accuracy against the labels", "accuracy against the truth", "not unanimous")
 
 
 def votes(one: Course, flipped: Bool, margins: Float) -> pa.Table:
-    """One row a replica and pair: the side it prefers, as `noisescope.agreement` reads votes."""
+    """One row a replica and pair: the side it prefers, as `scoring.agreement` reads votes."""
     ids = [one.ids[i] for i in one.split.train]
     turned = flipped[one.split.train]
     rows: dict[str, list[str]] = {"content_id": [], "annotator": [], "chosen": [], "rejected": []}

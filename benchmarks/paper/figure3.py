@@ -24,11 +24,10 @@ from benchmarks.paper.published import PUBLISHED
 from benchmarks.paper.results import Direction, Result, told
 from benchmarks.paper.script import Script, Small, main
 from noisescope import audit
-from noisescope.ranking import auroc
+from noisescope.auditing.validation import Planned, validate
 from noisescope.report.bars import flips_by_u
-from noisescope.scorecard import u_edges
-from noisescope.statistics import Interval
-from noisescope.validation import Planned, validate
+from noisescope.scoring.detection import u_edges
+from noisescope.scoring.metrics import Interval, auroc
 
 TITLE = "Fig. 3: flipped labels by u, 20 % flips"
 RATE = 0.2

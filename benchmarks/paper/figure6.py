@@ -22,8 +22,8 @@ from benchmarks.paper.loglinear import Course
 from benchmarks.paper.published import PUBLISHED
 from benchmarks.paper.results import Result
 from benchmarks.paper.script import Script, Small, main
-from noisescope.objectives import AdaptiveDPO
-from noisescope.weights import WeightConfig
+from noisescope.scoring.weights import WeightConfig
+from noisescope.training.objectives import AdaptiveDPO
 
 TITLE = "Fig. 6: the margin Gamma"
 RATES = (0.1, 0.2, 0.3)

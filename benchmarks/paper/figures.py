@@ -21,7 +21,7 @@ from noisescope.report.style import (
     legend,
     percent,
 )
-from noisescope.statistics import Interval
+from noisescope.scoring.metrics import Interval
 
 Points = Sequence[tuple[float, Interval]]
 Float = NDArray[np.float64]

@@ -4,7 +4,7 @@
 
 Hours are floating-point operations over (rate x utilisation). Operations are counted, not guessed:
 a denoiser call by torch's FLOP counter on the published architecture without weights (meta
-device), a token of GPT-2 by `noisescope.policies.forward.measure`. Rate and utilisation are
+device), a token of GPT-2 by `noisescope.models.forward.measure`. Rate and utilisation are
 assumed, as in `benchmarks.scale.cost`.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from benchmarks.scale.cost import RATE, UTILISATION
-from noisescope.presets import PRESETS
+from noisescope.training.policy.presets import PRESETS
 
 ASSUMED = (
     f"hours: counted FLOPs over {UTILISATION:.0%} of an H100's {RATE / 1e12:.0f} TFLOP/s "
@@ -114,7 +114,7 @@ def _text_unit() -> float:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from noisescope.policies.forward import measure
+    from noisescope.models.forward import measure
 
     with torch.device("meta"):
         size = measure(GPT2LMHeadModel(GPT2Config()))

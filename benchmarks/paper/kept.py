@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.models import cache
 from noisescope.pairs import digest
-from noisescope.storage import write_atomic
+from noisescope.storage.files import write_atomic
 
 Float = NDArray[np.float64]
 #: Right answers [n] by regime (or an audit's margins).

@@ -31,17 +31,17 @@ from benchmarks.paper.classroom import SAMPLES
 from benchmarks.paper.kept import kept
 from benchmarks.paper.script import Small
 from noisescope.datasets import load
-from noisescope.detectors import u
-from noisescope.features import compute_features
-from noisescope.flip_rate import fit_flip_rate
-from noisescope.flips import coins
-from noisescope.objectives import DPO, AdaptiveDPO, AdaptiveIPO
+from noisescope.datasets.flip.plan import coins
+from noisescope.models.causal_lm import load_causal_lm
+from noisescope.models.features import compute_features
+from noisescope.models.items import distinct_items, fold_keys
 from noisescope.pairs import digest
-from noisescope.policies.causal_lm import load_causal_lm
-from noisescope.policies.items import distinct_items, fold_keys
 from noisescope.replicas.head import HeadConfig, fit_heads
 from noisescope.replicas.prior import unit_scale
-from noisescope.weights import WeightConfig, adaptive_weights
+from noisescope.scoring.detectors import u
+from noisescope.scoring.flip_rate import fit_flip_rate
+from noisescope.scoring.weights import WeightConfig, adaptive_weights
+from noisescope.training.objectives import DPO, AdaptiveDPO, AdaptiveIPO
 
 Int = NDArray[np.int64]
 REPLICAS = 4

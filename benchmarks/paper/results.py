@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.report.style import Picture
-from noisescope.statistics import Interval
+from noisescope.scoring.metrics import Interval
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.harness import machine, shared_data
 from benchmarks.paper.full import Step
 from benchmarks.paper.results import Result, told
-from noisescope.storage import write_atomic
+from noisescope.storage.files import write_atomic
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from benchmarks.paper.loglinear import Course
 from benchmarks.paper.published import PUBLISHED
 from benchmarks.paper.results import Result
 from benchmarks.paper.script import Script, Small, main
-from noisescope.detectors import RHO
-from noisescope.learners.online import OnlineConfig
+from noisescope.scoring.detectors import RHO
+from noisescope.training.policy.adaptive import OnlineConfig
 
 TITLE = "Table 2: Adaptive-DPO against DPO under flipped labels"
 IMAGE_RATES = (0.0, 0.3)

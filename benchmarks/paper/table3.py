@@ -18,8 +18,8 @@ from benchmarks.paper.full import PICK, Step, evaluate, train
 from benchmarks.paper.published import PUBLISHED
 from benchmarks.paper.results import Direction, Result, told
 from benchmarks.paper.script import Script, Small, main
-from noisescope.detectors import RHO
-from noisescope.learners.online import OnlineConfig
+from noisescope.scoring.detectors import RHO
+from noisescope.training.policy.adaptive import OnlineConfig
 
 TITLE = "Table 3: images, labels as collected"
 METHODS = {

@@ -20,7 +20,7 @@ from benchmarks.paper.loglinear import Course
 from benchmarks.paper.published import PUBLISHED
 from benchmarks.paper.results import Direction, Result, told
 from benchmarks.paper.script import Script, Small, main
-from noisescope.objectives import RDPO
+from noisescope.training.objectives import RDPO
 
 TITLE = "Table 4: text, labels as collected"
 METHODS = {

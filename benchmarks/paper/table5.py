@@ -21,10 +21,10 @@ from benchmarks.paper.loglinear import REGIMES, course
 from benchmarks.paper.published import PUBLISHED
 from benchmarks.paper.results import Direction, Outcomes, Result, told
 from benchmarks.paper.script import Script, Small, main
-from noisescope.detectors import u
-from noisescope.objectives import AdaptiveDPO
-from noisescope.ranking import auroc
-from noisescope.weights import WeightConfig
+from noisescope.scoring.detectors import u
+from noisescope.scoring.metrics import auroc
+from noisescope.scoring.weights import WeightConfig
+from noisescope.training.objectives import AdaptiveDPO
 
 TITLE = "Table 5: k1 and rho, 20 % flips"
 RATE = 0.2

@@ -18,7 +18,7 @@ from benchmarks.paper.loglinear import Course
 from benchmarks.paper.published import PUBLISHED
 from benchmarks.paper.results import Direction, Result
 from benchmarks.paper.script import Script, Small, main
-from noisescope.objectives import IPO
+from noisescope.training.objectives import IPO
 
 TITLE = "Table 6: IPO and Adaptive-IPO under flipped labels"
 METHODS = {

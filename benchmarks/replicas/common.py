@@ -19,9 +19,9 @@ from benchmarks.replicas.ours import (
 )
 from benchmarks.replicas.peer import Peer
 from benchmarks.replicas.task import Bool, Float, Task, judged, margins_of
-from noisescope.policies.causal_lm import CausalLMPolicy
-from noisescope.policies.items import fold_keys
-from noisescope.ranking import auroc, bootstrap
+from noisescope.models.causal_lm import CausalLMPolicy
+from noisescope.models.items import fold_keys
+from noisescope.scoring.metrics import auroc, bootstrap
 
 
 def common_problem(

@@ -36,7 +36,7 @@ from benchmarks.replicas.common import common_problem, harmless
 from benchmarks.replicas.ours import CONFIG, SPEED, WHOLE, heads, ours
 from benchmarks.replicas.peer import MAX_LENGTH, PACKAGES, Peer, Rates, linearity
 from benchmarks.replicas.task import Task, hh_harmless, judged, margins_of, ukp_convarg
-from noisescope.policies.causal_lm import CausalLMPolicy, load_causal_lm
+from noisescope.models.causal_lm import CausalLMPolicy, load_causal_lm
 
 #: Shortest pairs of hh-harmless, which comparison 4 draws from.
 HARMLESS = 600

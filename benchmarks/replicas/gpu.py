@@ -29,12 +29,12 @@ import pyarrow as pa
 
 from benchmarks.harness import Options, Report, peak_memory_mib, publish, run_peer
 from benchmarks.replicas.peer import SCRIPT
+from noisescope.models import Item, ModelIdentity
+from noisescope.models.tokenize import Encoded
 from noisescope.pairs import Pair, to_table
-from noisescope.policies import Item, ModelIdentity
-from noisescope.policies.encoding import Encoded
+from noisescope.replicas.config import LoraConfig
 from noisescope.replicas.cost import LoraCost
-from noisescope.replicas.lora import train_lora
-from noisescope.replicas.lora_config import LoraConfig
+from noisescope.replicas.lora_text import train_lora
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """(FLOP/s the device could reach at most, where the figure is from)."""
     import torch
 
-    from noisescope.policies.device import matmul_rate
+    from noisescope.models.device import matmul_rate
 
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
@@ -236,7 +236,7 @@ def trl_row(
 
 def run(device: str, sizes: Sequence[str], tokens: int, steps: int, peer: Path | None) -> Report:
     """Every size on one device, ours and TRL in turn."""
-    from noisescope.policies.device import pick_device, pick_dtype
+    from noisescope.models.device import pick_device, pick_dtype
 
     where = pick_device(device)
     dtype = pick_dtype("auto", where)

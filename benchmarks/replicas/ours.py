@@ -16,15 +16,15 @@ import pyarrow as pa
 
 from benchmarks.harness import peak_memory_mib, reset_peak_memory, stopwatch
 from benchmarks.replicas.task import Float, Task, judged
-from noisescope.features import compute_features
-from noisescope.policies.causal_lm import CausalLMPolicy
-from noisescope.policies.device import matmul_rate
-from noisescope.policies.items import distinct_items, fold_keys
+from noisescope.models.causal_lm import CausalLMPolicy
+from noisescope.models.device import matmul_rate
+from noisescope.models.features import compute_features
+from noisescope.models.items import distinct_items, fold_keys
+from noisescope.replicas.config import LoraConfig
 from noisescope.replicas.cost import LoraCost
+from noisescope.replicas.gather_adapters import scores_of
 from noisescope.replicas.head import HeadConfig, fit_heads
-from noisescope.replicas.lora import train_lora
-from noisescope.replicas.lora_config import LoraConfig
-from noisescope.replicas.scored import scores_of
+from noisescope.replicas.lora_text import train_lora
 
 #: What `noisescope fine-tune --kind lora` makes.
 CONFIG = LoraConfig(replicas=8)

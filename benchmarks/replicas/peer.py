@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import run_peer
 from benchmarks.replicas.task import Task
-from noisescope.replicas.lora_config import LoraConfig
+from noisescope.replicas.config import LoraConfig
 
 SCRIPT = Path(__file__).with_name("trl_run.py")
 PACKAGES = ("torch==2.13.0", "trl==1.16.0", "datasets", "peft", "accelerate")

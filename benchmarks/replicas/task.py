@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from benchmarks.data import truth, with_sides_swapped
 from noisescope.datasets import load
+from noisescope.models.causal_lm import CausalLMPolicy
+from noisescope.models.items import distinct_items, fold_keys
 from noisescope.pairs import PreferenceDataset
-from noisescope.policies.causal_lm import CausalLMPolicy
-from noisescope.policies.items import distinct_items, fold_keys
-from noisescope.ranking import auroc, bootstrap
-from noisescope.replicas.draws import held_out_by
+from noisescope.scoring.metrics import auroc, bootstrap
+from noisescope.training.batch_order import held_out_by
 
 Bool = NDArray[np.bool_]
 Float = NDArray[np.float64]

@@ -78,8 +78,8 @@ def text_costs(options: Options) -> list[dict[str, Any]]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from noisescope.datasets import load
-    from noisescope.gathering import distinct_items
-    from noisescope.policies.causal_lm import load_causal_lm
+    from noisescope.models.causal_lm import load_causal_lm
+    from noisescope.replicas.gather import distinct_items
 
     assert options.model is not None, "--model DIR: whose tokenizer counts"
     pairs = load(options.data / "hh-harmless")

@@ -25,7 +25,7 @@ from benchmarks.scale.cost import (
     UNETS,
     UTILISATION,
 )
-from noisescope.replicas.lora_config import LoraConfig
+from noisescope.replicas.config import LoraConfig
 
 REPLICAS = LoraConfig.replicas
 #: What a slice of ukp-convarg took, measured (docs/replicas.md): SmolLM2-135M, M = 8, top 4.
@@ -40,9 +40,9 @@ def text_costs(options: Options) -> list[dict[str, Any]]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from noisescope.datasets import load
-    from noisescope.policies.causal_lm import load_causal_lm
-    from noisescope.policies.forward import measure
-    from noisescope.policies.items import distinct_items
+    from noisescope.models.causal_lm import load_causal_lm
+    from noisescope.models.forward import measure
+    from noisescope.models.items import distinct_items
 
     assert options.model is not None, "--model DIR: whose tokenizer counts"
     pairs = load(options.data / "hh-harmless")
@@ -120,8 +120,7 @@ def _halves(shape: dict[str, Any], side: int, caption: tuple[int, int]) -> tuple
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from noisescope.policies.denoising import Conditioning
-    from noisescope.policies.unet_halves import decode, encode
+    from noisescope.models.denoising import Conditioning, decode, encode
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(**shape).eval()

@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.flip import BLOCK, blocks, write_parquet
 from benchmarks.harness import Options, Report
-from noisescope.margins import write_margins
 from noisescope.pairs import pairs_schema
-from noisescope.run import Plan, open_run
+from noisescope.scoring.margins import write_margins
+from noisescope.storage.run import Plan, open_run
 
 REPLICAS, ANNOTATORS = 8, 500
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000, 10_000_000), (10_000, 100_000, 1_000_000)
@@ -60,9 +60,9 @@ tell()
 #: Verdicts alone, as `noisescope score` makes them of a run's margins; then the manifest.
 VERDICTS = """
 from pathlib import Path
-from noisescope.auditing import versions
-from noisescope.run import Run
-from noisescope.verdicts import score_run
+from noisescope.storage.run import versions
+from noisescope.storage.run import Run
+from noisescope.scoring.score import score_run
 run = Run(Path(sys.argv[1]))
 summary = score_run(run.directory)
 tell()

@@ -34,8 +34,8 @@ from benchmarks.images.plain import BATCH as IMAGES
 from benchmarks.models import smollm2
 from benchmarks.replicas.peer import PACKAGES, Peer
 from benchmarks.replicas.task import Task, hh_harmless, ukp_convarg
-from noisescope.policies.causal_lm import CausalLMPolicy, load_causal_lm
-from noisescope.replicas.lora_config import LoraConfig
+from noisescope.models.causal_lm import CausalLMPolicy, load_causal_lm
+from noisescope.replicas.config import LoraConfig
 
 CONFIG = LoraConfig(replicas=1, rank=16, alpha=32.0, top_layers=None, batch=8, learning_rate=2e-4)
 IMAGE_RANK = 8

@@ -25,22 +25,22 @@ import numpy as np
 from benchmarks.harness import peak_memory_mib
 from benchmarks.images.plain import plain_steps
 from benchmarks.images.steps import MODEL, SAMPLE
-from noisescope.auditing import Silent
 from noisescope.datasets import load
-from noisescope.learners.preference import PreferenceLearner
-from noisescope.learners.settings import TrainSettings, settled
-from noisescope.learners.trained import Trained
-from noisescope.learners.trainees import make_trainee
+from noisescope.models.diffusion import DiffusionPolicy
 from noisescope.pairs import Pair, to_table
-from noisescope.policies.diffusion import DiffusionPolicy
-from noisescope.replicas.draws import Stream
-from noisescope.replicas.packed import pair_data
-from noisescope.training import Progress, TrainConfig, train
+from noisescope.progress import Silent
+from noisescope.training.batch_order import Stream
+from noisescope.training.loop import Progress, TrainConfig, train
+from noisescope.training.pair_data import pair_data
+from noisescope.training.policy.build import make_trainee
+from noisescope.training.policy.learner import PreferenceLearner
+from noisescope.training.policy.output import Trained
+from noisescope.training.policy.settings import TrainSettings, settled
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from noisescope.policies import Policy
+    from noisescope.models import Policy
 
 
 def now() -> tuple[float, float]:
@@ -98,7 +98,7 @@ def stepped(policy: Policy, table: pa.Table, settings: TrainSettings) -> dict[st
 
 def text(given: dict[str, Any]) -> dict[str, Any]:
     """LoRA on every linear layer of a causal language model."""
-    from noisescope.policies.causal_lm import load_causal_lm
+    from noisescope.models.causal_lm import load_causal_lm
 
     policy = load_causal_lm(
         given["model"],

@@ -1,7 +1,6 @@
-"""The command line: one file a command. Only this package imports typer and rich.
+"""The command line: one file a command, each of which parses, calls one function and prints.
 
-Exit codes: 0 done, or gate passed; 1 gate breached; 2 anything else. Results go to stdout,
-progress and chatter to stderr; a traceback is shown only with `--debug`.
+The only folder that may import typer and rich, and the only one nothing else imports.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from noisescope import __version__
+from noisescope.auditing.ranks import AGAIN
 from noisescope.cli import (
     agreement,
     datasets,
@@ -34,11 +34,10 @@ from noisescope.cli import (
     train,
     validate,
 )
-from noisescope.cli.console import say, say_error
+from noisescope.cli.console import Stopped, listen, say, say_error
 from noisescope.cli.settings import blamed, workspace_settings
-from noisescope.cli.stopping import Stopped, listen
 from noisescope.errors import NoisescopeError, UsageError
-from noisescope.ranks import AGAIN, launched
+from noisescope.models.device import launched
 
 #: Where a context keeps the words that were typed; those that ask for help alone.
 WORDS = "noisescope.words"
@@ -172,7 +171,7 @@ def _explained(error: Exception) -> tuple[str, str]:
         told = f"{error.filename}: {error.strerror}" if error.filename else first
         return told, "Is there room on the disk, and may you read and write there? df -h, ls -l"
     if isinstance(error, MemoryError) or "torch" in sys.modules:
-        from noisescope.policies.memory import HINT, out_of_memory
+        from noisescope.models.memory import HINT, out_of_memory
 
         if out_of_memory(error):
             return f"out of memory: {first}", f"What is finished is kept. {HINT}"

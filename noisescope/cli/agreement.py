@@ -12,8 +12,8 @@ from noisescope.cli.console import OUT, Terminal, print_json, print_lines, short
 from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
-    from noisescope.agreement import Agreement
-    from noisescope.statistics import Interval
+    from noisescope.scoring.agreement import Agreement
+    from noisescope.scoring.metrics import Interval
 
 #: Annotators printed, and judged votes they need for it.
 SHOWN = 8
@@ -47,10 +47,10 @@ def agreement(
         raise UsageError(
             f"--figure {figure}: neither .png nor .svg", hint="Try: --figure agreement.png"
         )
-    from noisescope.agreement import agreement as measure
     from noisescope.cli.resolve import chosen_dataset, model_flag
     from noisescope.datasets import load
-    from noisescope.workspace import find_workspace
+    from noisescope.scoring.agreement import agreement as measure
+    from noisescope.storage.workspace import find_workspace
 
     terminal = Terminal(quiet=json)
     workspace = find_workspace()
@@ -75,7 +75,7 @@ def agreement(
 
 def _draw(found: Agreement, path: Path) -> None:
     from noisescope.report.agreement import agreement_figure
-    from noisescope.storage import write_atomic
+    from noisescope.storage.files import write_atomic
 
     picture = agreement_figure(found)
     write_atomic(path, picture.encode("svg" if path.suffix.lower() == ".svg" else "png"))

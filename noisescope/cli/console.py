@@ -8,20 +8,54 @@ first line is printed: most of the time of `--help` would be spent on it.
 from __future__ import annotations
 
 import json
+import signal
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from types import FrameType
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.cli.stopping import check
-from noisescope.masking import masked
+from noisescope.storage.redact import masked
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from noisescope.features import Progress
+    from noisescope.progress import Progress
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@final
+class Stopped(BaseException):
+    """A signal, `name`, asked the command to stop."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+_asked: list[str] = []
+
+
+def listen() -> None:
+    """From now on the two signals stop this process' command cleanly."""
+    for number in SIGNALS:
+        signal.signal(number, _stop)
+
+
+def check() -> None:
+    """Raise Stopped where a signal asked for it before."""
+    if _asked:
+        raise Stopped(_asked[0])
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    _asked.append(signal.Signals(number).name)
+    check()
 
 
 @final

@@ -41,7 +41,7 @@ def _list(json: bool) -> None:
     from rich.table import Table
 
     from noisescope.datasets import ADAPTERS
-    from noisescope.workspace import HUB_NAMES, find_workspace
+    from noisescope.storage.workspace import HUB_NAMES, find_workspace
 
     workspace = find_workspace()
     local = {key: entry.written for key, entry in workspace.datasets.items()} if workspace else {}
@@ -75,7 +75,7 @@ def _look(name: str, format: str | None, split: str | None, limit: int, json: bo
 
     from noisescope.cli.resolve import model_flag
     from noisescope.datasets import load
-    from noisescope.workspace import find_workspace
+    from noisescope.storage.workspace import find_workspace
 
     workspace = find_workspace()
     dataset = load(name, format=format, split=split, limit=limit, workspace=workspace)

@@ -20,7 +20,7 @@ from noisescope.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from noisescope.diffing import Change, Difference, Group
+    from noisescope.scoring.diff import Change, Difference, Group
 
 #: Rows shown of each kind of change.
 SHOWN = 5
@@ -38,8 +38,8 @@ def diff(
 
     Example: noisescope diff runs/pairs-1a2b3c4d runs/pairs-5e6f7a8b
     """
-    from noisescope.diffing import compare
-    from noisescope.run import find_run
+    from noisescope.scoring.diff import compare
+    from noisescope.storage.run import find_run
 
     found = compare(find_run(run_a, runs_dir), find_run(run_b, runs_dir))
     if json:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisescope.cli.console import Terminal, print_json
-from noisescope.cli.evaluation_table import print_evaluation
+from noisescope.cli.evaluate_table import print_evaluation
 
 if TYPE_CHECKING:
-    from noisescope.evaluation import Judge
-    from noisescope.evaluation.contenders import Contender
-    from noisescope.evaluation.judges import JudgeOptions
-    from noisescope.evaluation.prompts import Prompts
+    from noisescope.evaluate import Judge
+    from noisescope.evaluate.judges import JudgeOptions
+    from noisescope.evaluate.models import Contender
+    from noisescope.evaluate.prompts import Prompts
     from noisescope.pairs import PreferenceDataset
-    from noisescope.workspace import Workspace
+    from noisescope.storage.workspace import Workspace
 
 TEXT, PICTURES, JUDGING = "Generating text", "Generating pictures", "Judging"
 #: Prompts compared where --limit is left out.
@@ -119,11 +119,11 @@ def evaluate(
     Example: noisescope evaluate --policy trained/hh-rlhf-dpo-1a2b3c4d --judge llm=qwen3-8b
     --endpoint http://127.0.0.1:8000/v1
     """
-    from noisescope.evaluation.contenders import base_of, find_contender
-    from noisescope.evaluation.evaluating import check, evaluate
-    from noisescope.evaluation.generating import GenerationSettings
-    from noisescope.evaluation.judges import JudgeOptions
-    from noisescope.workspace import find_workspace
+    from noisescope.evaluate.evaluate import check, evaluate
+    from noisescope.evaluate.generate import GenerationSettings
+    from noisescope.evaluate.judges import JudgeOptions
+    from noisescope.evaluate.models import base_of, find_contender
+    from noisescope.storage.workspace import find_workspace
 
     terminal = Terminal(quiet=json)
     settings = GenerationSettings(
@@ -181,8 +181,8 @@ def _judges(
 ) -> list[Judge]:
     """The judges asked for, else the one that noisescope.toml gives the dataset."""
     from noisescope.errors import UsageError
-    from noisescope.evaluation.judges import JUDGES, open_judge
-    from noisescope.workspace import FILE_NAME
+    from noisescope.evaluate.judges import JUDGES, open_judge
+    from noisescope.storage.workspace import FILE_NAME
 
     entries = workspace.datasets if workspace else {}
     own = [entries[name].judge for name in (source, policy.dataset) if name in entries]
@@ -209,7 +209,7 @@ def _prompts(
     workspace: Workspace | None,
     terminal: Terminal,
 ) -> Prompts:
-    from noisescope.evaluation.prompts import read_prompts
+    from noisescope.evaluate.prompts import read_prompts
 
     found = read_prompts(
         source, modality=policy.modality, limit=limit, seed=seed, split=split, workspace=workspace

@@ -15,9 +15,9 @@ from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
     from noisescope.datasets import Source
-    from noisescope.exporting.policy import CleanPolicy
-    from noisescope.exporting.scored import Scored
-    from noisescope.images import ImageStore
+    from noisescope.export.removal import CleanPolicy
+    from noisescope.export.run_scores import Scored
+    from noisescope.pairs import ImageStore
 
 
 class Format(StrEnum):
@@ -86,8 +86,8 @@ def export(
 
     Example: noisescope export hh-rlhf --format clean --drop-above 0.7
     """
-    from noisescope.exporting.policy import CleanPolicy
-    from noisescope.exporting.scored import find_scored
+    from noisescope.export.removal import CleanPolicy
+    from noisescope.export.run_scores import find_scored
 
     _refuse_unknown(context, format)
     policy = CleanPolicy(drop_above, flip_above, drop_top, flip_top, most, force)
@@ -131,20 +131,20 @@ def _local(
     threshold: float,
 ) -> dict[str, Any]:
     if format is Format.weights:
-        from noisescope.exporting.weights import export_weights
+        from noisescope.export.weights import export_weights
 
         return {"pairs": export_weights(scored, out, weight), "weight": weight}
     if format is Format.trl:
-        from noisescope.exporting.trl import export_trl
+        from noisescope.export.trl import export_trl
 
         counts = export_trl(scored, out, policy, weight)
         return {"counts": counts, "policy": policy.said(), "weight": weight}
     if format is Format.clean:
-        from noisescope.exporting.clean import export_clean
+        from noisescope.export.clean import export_clean
 
         counts = export_clean(scored, _opened(scored, source), policy, out)
         return {"counts": counts, "policy": policy.or_default().said()}
-    from noisescope.exporting.review import export_review
+    from noisescope.export.review import export_review
 
     images = _images(scored, source)
     number = export_review(scored, out, number=count, threshold=threshold, images=images)
@@ -161,7 +161,7 @@ def _hub(
     dry_run: bool,
     public: bool,
 ) -> dict[str, Any]:
-    from noisescope.exporting.hub import check_repo, export_hub, push
+    from noisescope.export.hub import check_repo, export_hub, push
 
     name = check_repo(repo_id)
     opened = _opened(scored, source) if scored.modality == "image" else None
@@ -176,7 +176,7 @@ def _hub(
 def _opened(scored: Scored, source: str | None) -> Source:
     """The source of a run: the one named, else where the manifest says it was."""
     from noisescope.datasets import open_source
-    from noisescope.workspace import find_workspace
+    from noisescope.storage.workspace import find_workspace
 
     opened = open_source(source or str(scored.manifest["resolved"]), workspace=find_workspace())
     say(safe(opened.said))
@@ -188,7 +188,7 @@ def _images(scored: Scored, source: str | None) -> ImageStore | None:
     if scored.modality != "image":
         return None
     from noisescope.datasets import load
-    from noisescope.workspace import find_workspace
+    from noisescope.storage.workspace import find_workspace
 
     target = source or str(scored.manifest["resolved"])
     return load(target, format=scored.manifest["adapter"], workspace=find_workspace()).images
@@ -222,7 +222,7 @@ def _following(
     if format is Format.trl:
         given = f"model, train_dataset={_reading(out)}"
         given += ", objective=DistilledDPO(beta)" if believed else ""
-        trainer = f"noisescope.trl.AdaptiveDPOTrainer({given})"
+        trainer = f"noisescope.training.trl.AdaptiveDPOTrainer({given})"
         return {"in TRL": trainer, "next": f"noisescope datasets {where}"}
     if format is Format.review:
         return {

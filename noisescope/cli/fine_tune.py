@@ -13,11 +13,10 @@ import typer
 
 from noisescope.cli.console import Terminal, duration, print_json, print_lines
 from noisescope.cli.launch import begin
-from noisescope.cli.options import EvidenceOptions, SourceOptions
-from noisescope.cli.spread import spread
+from noisescope.cli.options import EvidenceOptions, SourceOptions, spread
 
 if TYPE_CHECKING:
-    from noisescope.run import Run
+    from noisescope.storage.run import Run
 
 
 @spread
@@ -33,7 +32,7 @@ def fine_tune(
 
     Example: noisescope fine-tune hh-rlhf --kind lora --replicas 4 --layers top-2
     """
-    from noisescope.auditing import fine_tune as make_replicas
+    from noisescope.auditing.audit import fine_tune as make_replicas
 
     terminal = Terminal(quiet=json)
     began = time.monotonic()

@@ -43,11 +43,11 @@ def flip(
     """
     from noisescope.cli.resolve import chosen_dataset, model_flag
     from noisescope.datasets import open_source
-    from noisescope.flips import FlipPlan, margin_gaps
-    from noisescope.planting import plant
-    from noisescope.run import find_run
-    from noisescope.storage import slug
-    from noisescope.workspace import find_workspace
+    from noisescope.datasets.flip.copy import plant
+    from noisescope.datasets.flip.plan import FlipPlan, margin_gaps
+    from noisescope.storage.files import slug
+    from noisescope.storage.run import find_run
+    from noisescope.storage.workspace import find_workspace
 
     plan = FlipPlan(rate, kind, seed)
     terminal = Terminal(quiet=json)

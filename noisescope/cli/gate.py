@@ -5,24 +5,96 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.audited import audited
-from noisescope.cli.console import Terminal, print_json
-from noisescope.cli.gate_table import print_verdict
+from noisescope.cli.console import (
+    ERR,
+    OUT,
+    Terminal,
+    print_json,
+    print_lines,
+    print_row_note,
+    safe,
+    short,
+)
+from noisescope.cli.launch import audited
 from noisescope.gate.policy import CHOICES, KEYS, RANGES
 
 if TYPE_CHECKING:
+    from noisescope.gate.input import Subject
     from noisescope.gate.policy import Policy
-    from noisescope.gate.subject import Subject
-    from noisescope.gate.verdict import Verdict
-    from noisescope.run import Run
-    from noisescope.workspace import Workspace
+    from noisescope.gate.verdict import Result, Verdict
+    from noisescope.storage.run import Run
+    from noisescope.storage.workspace import Workspace
+
+STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "skipped": "dim"}
+#: Rows shown below the table for each breach.
+SHOWN = 5
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Every check in a table, the rows behind each breach, and the verdict in one line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("check", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("allowed", justify="right", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for result in verdict.results:
+        status = Text(result.status, style=STYLES[result.status])
+        table.add_row(Text(safe(result.check)), status, allowed(result), Text(_found(result)))
+    OUT.print(table)
+    _print_rows([result for result in verdict.results if result.rows])
+    if verdict.exit_code:
+        print_lines(next=_next(verdict))
+    style = STYLES["fail" if verdict.exit_code else "pass"]
+    OUT.print(Text(safe(verdict.said), style=style), soft_wrap=True)
+    if verdict.exit_code == 2:
+        ERR.print("inconclusive is exit 2; --inconclusive pass or fail decides otherwise")
+
+
+def _next(verdict: Verdict) -> str:
+    """What to type where it is not green: the first bad pair in full, else the whole run."""
+    run = shlex.quote(verdict.run)
+    bad = [row.pair_id for result in verdict.of("fail") for row in result.rows if row.pair_id]
+    return (
+        f"noisescope show {shlex.quote(bad[0])} --run {run}" if bad else f"noisescope report {run}"
+    )
+
+
+def allowed(result: Result) -> str:
+    """A threshold with its direction, as it was set."""
+    if result.threshold is None:
+        return ""
+    floor = result.check in ("accuracy", "reliability", "labels")
+    return f"{'≥' if floor else '≤'} {result.threshold:g}"
+
+
+def _found(result: Result) -> str:
+    needed = result.pairs_needed
+    more = f"; about {needed:,} pairs are needed" if needed is not None else ""
+    return safe(result.said) + more
+
+
+def _print_rows(results: Sequence[Result]) -> None:
+    from rich.text import Text
+
+    for result in results:
+        OUT.print(Text(f"\n{safe(result.check)}", style="bold"))
+        for row in result.rows[:SHOWN]:
+            place = f"  {short(row.source, 60)}:{row.row}  " if row.source else "  "
+            text = Text(place, style="dim") + Text(short(row.detail, 200))
+            OUT.print(text, no_wrap=True, overflow="ellipsis")
+    if any(row.source for result in results for row in result.rows[:SHOWN]):
+        print_row_note()
 
 
 def _number(name: str) -> Any:
@@ -104,10 +176,10 @@ def gate(
 
     Example: noisescope gate hh-rlhf --max-flip-rate 0.1 --junit gate.xml --sarif gate.sarif
     """
-    from noisescope.gate.evaluation import evaluate
+    from noisescope.gate.evaluate import evaluate
+    from noisescope.gate.input import Subject
     from noisescope.gate.policy import read_policy
-    from noisescope.gate.subject import Subject
-    from noisescope.workspace import find_workspace
+    from noisescope.storage.workspace import find_workspace
 
     workspace = find_workspace()
     settings = read_policy(
@@ -140,7 +212,7 @@ def gate(
 def _refuse_vain_baseline(baseline: str, settings: Policy, runs_dir: Path) -> None:
     """Raise, before anything is audited, where the baseline is missing or no check asks it."""
     from noisescope.errors import UsageError
-    from noisescope.run import find_run
+    from noisescope.storage.run import find_run
 
     if settings.max_growth is None:
         raise UsageError(
@@ -156,7 +228,7 @@ def _baseline(baseline: str, run: Run, runs_dir: Path) -> Run:
     Else a gate typed twice would compare its own run with itself, and pass.
     """
     from noisescope.errors import RunError
-    from noisescope.run import Run, find_run, finished_runs
+    from noisescope.storage.run import Run, find_run, finished_runs
 
     found = find_run(baseline, runs_dir)
     named = (Path(baseline) / "plan.json").is_file() or found.directory.name == baseline
@@ -194,8 +266,8 @@ def _finished(target: str | None, workspace: Workspace | None, runs_dir: Path) -
     A dataset's name comes before a run's: its audit finds the run again where nothing changed.
     """
     from noisescope.errors import DataError
-    from noisescope.run import find_run, finished_runs
-    from noisescope.workspace import resolve
+    from noisescope.storage.run import find_run, finished_runs
+    from noisescope.storage.workspace import resolve
 
     if target is None:
         return None if workspace and workspace.dataset else find_run(None, runs_dir)
@@ -220,10 +292,10 @@ def _write_files(
     markdown: Path | None,
 ) -> None:
     """The files asked for, whole or not at all."""
-    from noisescope.gate.junit import junit as as_junit
-    from noisescope.gate.markdown import markdown as as_markdown
-    from noisescope.gate.sarif import sarif as as_sarif
-    from noisescope.storage import write_atomic
+    from noisescope.gate.formats import junit as as_junit
+    from noisescope.gate.formats import markdown as as_markdown
+    from noisescope.gate.formats import sarif as as_sarif
+    from noisescope.storage.files import write_atomic
 
     if junit is not None:
         write_atomic(junit, as_junit(verdict))
@@ -235,7 +307,7 @@ def _write_files(
 
 def _tell_github(verdict: Verdict, subject: Subject, *, to_stderr: bool) -> None:
     """Annotations as workflow commands, and the step summary where there is a file for it."""
-    from noisescope.gate.github import commands, write_summary
+    from noisescope.gate.formats import commands, write_summary
 
     stream = sys.stderr if to_stderr else sys.stdout
     for line in commands(verdict, subject.place_of):

@@ -1,19 +1,40 @@
-"""How `score` and `fine-tune` begin, in one process or in each of those a launcher started."""
+"""The audit that a command needs of a dataset: found, or made as `noisescope score` makes it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
 
 from noisescope.cli.console import Terminal
 from noisescope.cli.options import EvidenceOptions, SourceOptions
 
 if TYPE_CHECKING:
-    from noisescope.gathering import EvidenceConfig
+    from noisescope.models import Policy
     from noisescope.pairs import PreferenceDataset
-    from noisescope.policies import Policy
-    from noisescope.run import Run
-    from noisescope.sharing import Shard
+    from noisescope.replicas.gather import EvidenceConfig
+    from noisescope.replicas.partition import Shard
+    from noisescope.storage.run import Run
+
+
+def other_caches(runs_directory: Path, fingerprint: str) -> list[str]:
+    """A remark for each cache beside the runs that another model, or other settings, made.
+
+    Features are kept by the content of a response under the fingerprint of their model; a cache
+    under another fingerprint never matches. Nothing is said where the right one is there too.
+    """
+    caches = runs_directory / ".cache" / "features"
+    if (caches / fingerprint).is_dir() or not caches.is_dir():
+        return []
+    return [
+        f"ignored: the cached features {path.name} are of another model or other settings "
+        f"(this one is {fingerprint})"
+        for path in sorted(caches.iterdir())
+        if path.is_dir()
+    ]
 
 
 @final
@@ -39,8 +60,8 @@ def begin(
     Only rank 0 goes on from here: None in the others. Raises what `SourceOptions.read` does, and
     UsageError for what cannot be shared.
     """
-    from noisescope.launches import compute_over_ranks, require_alone
-    from noisescope.ranks import joined
+    from noisescope.auditing.ranks import joined
+    from noisescope.auditing.shards import compute_over_ranks, require_alone
 
     run = None
     with joined() as world:
@@ -58,3 +79,40 @@ def begin(
                 reporter=terminal,
             )
     return Ready(pairs, policy, config, run) if world.first else None
+
+
+def audited(
+    dataset: str | None, typed: Mapping[str, Any], runs_dir: Path, terminal: Terminal
+) -> Run:
+    """The dataset's run, made if missing: the one that `score` makes with the same [score].
+
+    `typed` are options of `score` by name; those that are None are left to [score].
+    """
+    from noisescope.auditing.audit import audit
+    from noisescope.cli.options import EvidenceOptions, SourceOptions
+    from noisescope.storage.workspace import find_workspace
+
+    workspace = find_workspace()
+    stated: dict[str, Any] = dict(workspace.sections.get("score", {})) if workspace else {}
+    stated |= {name: value for name, value in typed.items() if value is not None}
+    stated |= {"runs_dir": runs_dir}
+    if "from_adapters" in stated:
+        stated["from_adapters"] = [Path(path) for path in stated["from_adapters"]]
+    source = SourceOptions(**_of_group(SourceOptions, stated))
+    config = EvidenceOptions(**_of_group(EvidenceOptions, stated)).config()
+    pairs, judge = source.read(dataset, terminal, lambda pairs: config.check(pairs.modality))
+    for remark in other_caches(runs_dir, judge.identity.fingerprint):
+        terminal.note(remark)
+    return audit(
+        pairs,
+        judge,
+        evidence=config,
+        runs_directory=runs_dir,
+        command=shlex.join(["noisescope", *sys.argv[1:]]),
+        reporter=terminal,
+    ).run
+
+
+def _of_group(group: type[Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are options of this group."""
+    return {field.name: stated[field.name] for field in fields(group) if field.name in stated}

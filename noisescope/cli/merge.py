@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from noisescope.cli.console import Terminal, duration
-from noisescope.cli.options import ConstantOptions
-from noisescope.cli.spread import spread
+from noisescope.cli.options import ConstantOptions, spread
 
 
 @spread
@@ -36,9 +35,9 @@ def merge(
 
     Example: noisescope merge from-a/runs from-b/runs
     """
+    from noisescope.auditing.merge import merge as run_merge
     from noisescope.cli.score import finish
-    from noisescope.merging import merge as run_merge
-    from noisescope.verdicts import ScoreConfig
+    from noisescope.scoring.score import ScoreConfig
 
     terminal = Terminal(quiet=json)
     began = time.monotonic()

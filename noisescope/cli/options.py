@@ -5,21 +5,56 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, final, get_type_hints
 
 import typer
 
 from noisescope.cli.console import Terminal
 from noisescope.errors import UsageError
-from noisescope.gathering import EvidenceConfig
-from noisescope.replicas.lora_config import FLAGS, LoraConfig
+from noisescope.replicas.config import FLAGS, LoraConfig
+from noisescope.replicas.gather import EvidenceConfig
 
 if TYPE_CHECKING:
+    from noisescope.models import Policy
     from noisescope.pairs import PreferenceDataset
-    from noisescope.policies import Policy
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with each dataclass parameter replaced by one parameter a field."""
+    groups: dict[str, type[Any]] = {}
+    parameters: list[inspect.Parameter] = []
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = hints[name]
+        if not is_dataclass(kind):
+            parameters.append(_keyword(name, kind, parameter.default))
+            continue
+        assert isinstance(kind, type)
+        groups[name] = kind
+        inner = get_type_hints(kind, include_extras=True)
+        parameters += [_keyword(f.name, inner[f.name], f.default) for f in fields(kind)]
+
+    def run(**values: Any) -> None:
+        whole = {
+            name: kind(**{f.name: values.pop(f.name) for f in fields(kind) if f.name in values})
+            for name, kind in groups.items()
+        }
+        command(**whole, **values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
+    )
 
 
 @final
@@ -57,9 +92,9 @@ class SourceOptions:
         """The pairs and the policy that judges them; `check` sees the pairs before it is loaded."""
         from noisescope.cli.resolve import chosen_dataset, chosen_model
         from noisescope.datasets import load
-        from noisescope.policies.load import load_policy
-        from noisescope.ranks import own_device
-        from noisescope.workspace import find_workspace, resolve
+        from noisescope.models.device import own_device
+        from noisescope.models.load import load_policy
+        from noisescope.storage.workspace import find_workspace, resolve
 
         workspace = find_workspace()
         target = chosen_dataset(dataset, workspace)
@@ -217,7 +252,7 @@ class EvidenceOptions:
             "held_out": self.held_out,
         }
         if kind == "adapters":
-            from noisescope.replicas.peft_files import adapter_directories
+            from noisescope.training.lora.peft_files import adapter_directories
 
             found = adapter_directories(self.from_adapters or [])
             given |= {"adapters": tuple(found), "replicas": len(found)}

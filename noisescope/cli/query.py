@@ -45,10 +45,10 @@ def query(
     Example: noisescope query "SELECT pair_id, p_flip, u FROM scores ORDER BY rank LIMIT 20"
     """
     from noisescope.cli.resolve import run_flag
-    from noisescope.places import Place, place_of
-    from noisescope.query import describe
-    from noisescope.query import query as run_query
-    from noisescope.run import Run, find_run
+    from noisescope.storage.remote import Place, place_of
+    from noisescope.storage.run import Run, find_run
+    from noisescope.storage.sql import describe
+    from noisescope.storage.sql import query as run_query
 
     found: Run | Place
     place = place_of(run) if run is not None and "://" in run else None
@@ -87,7 +87,7 @@ def _write(table: pa.Table, kind: Format, output: Path | None) -> None:
     """Write the result as text to stdout, or atomically to `output`."""
     import sys
 
-    from noisescope.storage import write_atomic
+    from noisescope.storage.files import write_atomic
 
     content = _encode(table, kind)
     if output is None:

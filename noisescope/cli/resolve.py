@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noisescope.errors import UsageError
-from noisescope.workspace import Workspace
+from noisescope.storage.workspace import Workspace
 
 if TYPE_CHECKING:
     from noisescope.pairs import Modality
@@ -51,7 +51,7 @@ def model_flag(
     modality, that of the dataset's latest run, else a word to be filled in.
     """
     from noisescope.errors import RunError
-    from noisescope.run import find_run
+    from noisescope.storage.run import find_run
 
     if workspace and workspace.models.get(modality):
         return ""

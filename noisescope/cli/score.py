@@ -14,13 +14,12 @@ import typer
 
 from noisescope.cli.console import OUT, Terminal, duration, print_json, safe
 from noisescope.cli.launch import begin
-from noisescope.cli.options import ConstantOptions, EvidenceOptions, SourceOptions
-from noisescope.cli.spread import spread
-from noisescope.spill import Spill
+from noisescope.cli.options import ConstantOptions, EvidenceOptions, SourceOptions, spread
+from noisescope.storage.sql import Spill
 
 if TYPE_CHECKING:
-    from noisescope.auditing import Audit
-    from noisescope.shards import ShardDone
+    from noisescope.auditing.audit import Audit
+    from noisescope.auditing.shards import ShardDone
 
 
 @spread
@@ -49,10 +48,10 @@ def score(
 
     Example: noisescope score hh-rlhf --model models/SmolLM2-135M-Instruct
     """
-    from noisescope.auditing import audit
-    from noisescope.shards import compute_shard
-    from noisescope.sharing import read_shard
-    from noisescope.verdicts import ScoreConfig
+    from noisescope.auditing.audit import audit
+    from noisescope.auditing.shards import compute_shard
+    from noisescope.replicas.partition import read_shard
+    from noisescope.scoring.score import ScoreConfig
 
     judged = ScoreConfig(**vars(constants), spill=Spill(memory, spill_dir))
     share = None if shard is None else read_shard(shard)

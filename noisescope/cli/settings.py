@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from noisescope.errors import NoisescopeError, UsageError
-from noisescope.workspace import FILE_NAME, Section, Workspace, find_workspace
+from noisescope.storage.workspace import FILE_NAME, Section, Workspace, find_workspace
 
 #: What an option's value is read as, how that is called, and how noisescope.toml may write it.
 KINDS: tuple[tuple[type, str, tuple[type, ...]], ...] = (

@@ -33,7 +33,7 @@ def show(
     Example: noisescope show --rank 1
     """
     from noisescope.cli.resolve import run_flag
-    from noisescope.run import find_run
+    from noisescope.storage.run import find_run
 
     found = find_run(run, runs_dir)
     if (pair_id is None) == (rank is None):
@@ -124,8 +124,8 @@ def _print(pair: dict[str, Any]) -> None:
 
 def _write_picture(run: Any, pair: dict[str, Any], path: Path) -> None:
     from noisescope.cli.report import images_of
-    from noisescope.images import side_by_side
-    from noisescope.storage import write_atomic
+    from noisescope.datasets.images import side_by_side
+    from noisescope.storage.files import write_atomic
 
     images = images_of(run)
     if images is None:

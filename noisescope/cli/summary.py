@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from noisescope.auditing import Audit
+from noisescope.auditing.audit import Audit
 from noisescope.cli.console import OUT, duration, print_lines, safe, short
 
 #: Width of the longest histogram bar, in characters.

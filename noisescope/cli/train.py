@@ -12,21 +12,92 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import Terminal, duration, print_json
-from noisescope.cli.spread import spread
-from noisescope.cli.training_next import next_command
-from noisescope.cli.training_options import (
+from noisescope.cli.console import OUT, Terminal, duration, print_json, print_lines, safe, short
+from noisescope.cli.options import spread
+from noisescope.cli.train_options import (
     AdapterOptions,
     LoopOptions,
     ReadingOptions,
     WeightOptions,
 )
-from noisescope.cli.training_result import print_result
-from noisescope.cli.training_weights import chosen_weights, refuse_idle
-from noisescope.presets import describe
+from noisescope.cli.train_weights import chosen_weights, refuse_idle
+from noisescope.training.policy.presets import describe
 
 if TYPE_CHECKING:
-    from noisescope.policies import Policy
+    from noisescope.models import Policy
+    from noisescope.pairs import Modality
+    from noisescope.storage.workspace import Workspace
+    from noisescope.training.policy.output import Trained
+
+
+def next_command(
+    directory: Path, dataset: str, modality: Modality, workspace: Workspace | None
+) -> str:
+    """`noisescope evaluate` of a result: by the judge that the workspace gives the dataset, else
+    by the labels themselves (text) or PickScore (pictures)."""
+    words = ["noisescope", "evaluate", "--policy", str(directory)]
+    entries = workspace.datasets if workspace else {}
+    if dataset in entries and entries[dataset].judge:
+        return shlex.join([*words, "--prompts", dataset])
+    if modality == "image":
+        return shlex.join([*words, "--prompts", dataset, "--judge", "pickscore"])
+    return shlex.join([*words, "--prompts", dataset, "--labelled", dataset])
+
+
+def print_result(done: Trained, follow: str) -> None:
+    """What was trained, on what, how its first and last steps compare, and what to type next."""
+    from rich import box
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    manifest = done.manifest()
+    plan, result = manifest["plan"], manifest["result"]
+    settings = plan["settings"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    counts = f"{result['trained_pairs']:,} trained on, {result['validation_pairs']:,} validated on"
+    for reason, number in result["set_aside"].items():
+        counts += f", {number:,} set aside ({reason})"
+    kind = "every weight" if settings["full"] else f"LoRA, rank {settings['lora_r']}"
+    rate = f"learning rate {settings['learning_rate']:g}, batch {settings['batch']}"
+    facts.add_row("model", Text(f"{safe(plan['model'])} ({kind})"))
+    facts.add_row("pairs", Text(counts))
+    facts.add_row("objective", f"{settings['objective']}, beta {settings['beta']:g}, {rate}")
+    facts.add_row("weights", Text(safe(plan["weights"])))
+    facts.add_row("time", f"{result['steps']:,} steps in {duration(manifest['seconds'])}")
+    title = Text(f"noisescope train · {short(str(plan['dataset']), 50)}", style="bold")
+    body = Group(facts, Text(), _measures(result))
+    OUT.print(Panel(body, title=title, box=box.ROUNDED, padding=(1, 2)))
+    files = ", ".join(manifest["files"][:4])
+    print_lines(
+        result=f"{done.directory}: {files}, README.md, history.jsonl",
+        next=follow,
+    )
+
+
+def _measures(result: dict[str, Any]) -> Any:
+    """First and last steps side by side, and validation."""
+    from rich.table import Table
+
+    first, last, held = result["first"], result["last"], result["validation"]
+    table = Table(box=None, padding=(0, 2), pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in ("first steps", "last steps", "validation"):
+        table.add_column(name, justify="right")
+    shown = {"loss": ".4f", "margin": "+.4f", "accuracy": ".1%"}
+    for name, form in shown.items():
+        table.add_row(
+            name,
+            f"{first[name]:{form}}",
+            f"{last[name]:{form}}",
+            f"{held[name]:{form}}" if held else "-",
+        )
+    table.add_row("mean W", f"{first['weight']:.3f}", f"{last['weight']:.3f}", "")
+    table.add_row("W below ½", f"{first['light']:.1%}", f"{last['light']:.1%}", "")
+    return table
 
 
 @spread
@@ -72,15 +143,13 @@ def train(
     """
     from noisescope.cli.resolve import chosen_dataset, chosen_model
     from noisescope.datasets import load
-    from noisescope.learners.fine_tuning import check_settings, fine_tune
-    from noisescope.learners.launching import sharding
-    from noisescope.learners.precision import precision
-    from noisescope.learners.settings import find_objective, settled
-    from noisescope.policies.device import pick_device, pick_dtype
-    from noisescope.policies.load import load_policy
-    from noisescope.ranks import own_device
-    from noisescope.weighting import WeightRule
-    from noisescope.workspace import find_workspace, resolve
+    from noisescope.models.device import own_device, pick_device, pick_dtype
+    from noisescope.models.load import load_policy
+    from noisescope.storage.workspace import find_workspace, resolve
+    from noisescope.training.policy.distributed import precision, sharding
+    from noisescope.training.policy.pair_weights import WeightRule
+    from noisescope.training.policy.run import check_settings, fine_tune
+    from noisescope.training.policy.settings import find_objective, settled
 
     find_objective(objective)
     rank = int(os.environ.get("RANK", "0"))
@@ -171,7 +240,7 @@ def _asked(weight: WeightOptions, loop: LoopOptions, adapter: AdapterOptions) ->
 
 
 def _is_xl(policy: Policy) -> bool:
-    from noisescope.policies.diffusion import DiffusionPolicy
+    from noisescope.models.diffusion import DiffusionPolicy
 
     return isinstance(policy, DiffusionPolicy) and policy.pipeline.is_xl
 

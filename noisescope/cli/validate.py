@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from noisescope.cli.audited import audited
 from noisescope.cli.console import OUT, Terminal, print_json, print_lines, safe
+from noisescope.cli.launch import audited
 from noisescope.errors import UsageError
 
 
@@ -43,10 +43,10 @@ def validate(
 
     Example: noisescope validate hh-rlhf --rates 0.1,0.2,0.3 --seeds 3
     """
+    from noisescope.auditing.validation import Planned, validate_truth
+    from noisescope.auditing.validation import validate as plant_and_find
     from noisescope.report.contents import gather, write_figures
-    from noisescope.run import find_run
-    from noisescope.validation import Planned, validate_truth
-    from noisescope.validation import validate as plant_and_find
+    from noisescope.storage.run import find_run
 
     planned = Planned(_rates(rates, rate), kind, seeds)
     terminal = Terminal(quiet=json)

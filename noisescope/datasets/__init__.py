@@ -1,9 +1,9 @@
-"""Datasets: readers turn files or Hub streams into rows, adapters turn rows into pairs.
+"""Datasets: any preference file or Hub dataset -> pairs, and back (`flip/`, `rewrite/`).
 
     dataset = load("hh-rlhf", workspace=find_workspace())
     dataset = load("pairs.jsonl.gz", format="trl", limit=500)
 
-A new format is one file with a frozen adapter and one line in `ADAPTERS`.
+May import `storage` and below.
 """
 
 from __future__ import annotations

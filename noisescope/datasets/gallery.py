@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, final
 
 from noisescope.datasets.adapter import RowFault, kind
+from noisescope.datasets.images import MAX_BYTES, Location, StoredImages, check, image_key
 from noisescope.datasets.readers import Row
 from noisescope.errors import DataError
-from noisescope.images import MAX_BYTES, Location, StoredImages, check, image_key
 from noisescope.pairs import Pair, response_key
 
 #: Bytes of images kept in memory.

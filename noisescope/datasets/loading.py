@@ -24,8 +24,8 @@ from noisescope.pairs import (
     dataset_fingerprint,
     to_table,
 )
-from noisescope.storage import slug
-from noisescope.workspace import Workspace
+from noisescope.storage.files import slug
+from noisescope.storage.workspace import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -22,7 +22,7 @@ from typing import final
 from noisescope.datasets.hub import hub_source
 from noisescope.datasets.readers import READERS, Row, check_suffix, read_file, suffix
 from noisescope.errors import DataError
-from noisescope.workspace import Resolved, Workspace, resolve
+from noisescope.storage.workspace import Resolved, Workspace, resolve
 
 #: Files beside a dataset that state something about it and hold no preferences.
 SIDECARS = (

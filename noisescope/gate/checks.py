@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
 
-from noisescope.gate.facts import (
+from noisescope.gate.counts import (
     contradictions,
     duplicates,
     encoding_faults,
@@ -18,13 +20,69 @@ from noisescope.gate.facts import (
     near_duplicates,
     ties,
 )
-from noisescope.gate.growth import growth
+from noisescope.gate.input import Subject
+from noisescope.gate.label_bias import length_bias, side_order
 from noisescope.gate.policy import Policy
-from noisescope.gate.sides import length_bias, side_order
-from noisescope.gate.subject import Subject
 from noisescope.gate.verdict import Estimate, Result, judge, plural
-from noisescope.statistics import Interval, share
-from noisescope.summary import CONTESTED
+from noisescope.scoring.flip_rate import FEWEST_PAIRS, OVERDISPERSION, FlipRate, fit_flip_rate
+from noisescope.scoring.metrics import Interval, share
+from noisescope.scoring.summary import CONTESTED
+
+Float = NDArray[np.float64]
+
+#: Midpoints of the quadrature over a flip rate in (0, 1).
+RATES = (np.arange(400) + 0.5) / 400
+
+
+def rate_posterior(margins: Float, link: FlipRate) -> Float:
+    """Posterior [400] over RATES of the flip rate of margins [n], given the link."""
+    share = expit(link.gap(margins))
+    log_likelihood = np.array(
+        [np.log(np.maximum((1 - e) * share + e * (1 - share), 1e-300)).sum() for e in RATES]
+    )
+    density = np.exp((log_likelihood - log_likelihood.max()) / OVERDISPERSION)
+    return np.asarray(density / density.sum())
+
+
+def difference(new: Float, old: Float) -> Estimate:
+    """Mean and 90 % interval of e_new - e_old, from margins of new [n] and old pairs."""
+    link = fit_flip_rate(old)
+    density = np.convolve(rate_posterior(new, link), rate_posterior(old, link)[::-1])
+    values = np.linspace(RATES[0] - RATES[-1], RATES[-1] - RATES[0], len(density))
+    cumulative = np.cumsum(density)
+    low, high = (float(np.interp(mass, cumulative, values)) for mass in (0.05, 0.95))
+    return Estimate(float(density @ values), low, high, len(new))
+
+
+def growth(subject: Subject, policy: Policy) -> Result | None:
+    """Flip rate of the pairs new since the baseline above that of the old ones."""
+    if policy.max_growth is None or subject.baseline is None:
+        return None
+    new, margins = subject.new, subject.columns["margin"]
+    count = int(new.sum())
+    against = f"against {subject.baseline.directory.name}"
+    if count == 0:
+        return Result("growth", "pass", f"no pair is new {against}", threshold=policy.max_growth)
+    if len(new) - count < FEWEST_PAIRS:
+        said = f"{count:,} of {plural(len(new), 'pair')} are new {against}: "
+        said += "hardly any old one to compare with; is it a run of this dataset?"
+        return Result("growth", "inconclusive", said, threshold=policy.max_growth)
+    found = difference(margins[new], margins[~new])
+    status, needed = judge(found, policy.max_growth, "lower", policy.detect)
+    return Result(
+        "growth",
+        status,
+        f"the flip rate of {plural(count, 'new pair')} is {found.value * 100:+.1f} points "
+        f"({found.low * 100:+.1f} to {found.high * 100:+.1f}) beside the old ones' {against}",
+        found.value,
+        found.low,
+        found.high,
+        policy.max_growth,
+        "lower",
+        needed,
+        subject.worst(new) if status != "pass" else (),
+    )
+
 
 Check = Callable[[Subject, Policy], Result | None]
 
@@ -151,7 +209,7 @@ def reliability(subject: Subject, policy: Policy) -> Result | None:
     """
     from scipy.special import expit
 
-    from noisescope.annotators import RATES, fit_crowd
+    from noisescope.scoring.annotators import RATES, fit_crowd
 
     if policy.min_reliability is None:
         return None

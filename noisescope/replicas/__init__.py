@@ -1,5 +1,6 @@
-"""Replicas: several fits of one dataset whose disagreement and held-out margins are the evidence.
+"""Replicas: M small fits of one dataset, and the margins of every pair under each of them.
 
-`head` fits log-linear replicas on frozen features in seconds; `folds` decides, by content hash,
-which replica and fold hold a pair out; `solver` is the numerical part.
+Log-linear heads on cached features (`head`, `solver`, `prior`) are the default; LoRA replicas
+(`lora_text`, `lora_image`) train adapters; `gather*` write the margins of each kind into the run.
+May import `training`, `models`, `scoring` and below.
 """

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from noisescope.margins import write_margins
-from noisescope.replicas.packed import Float, PackedReplicas, Report
-from noisescope.training import Progress
+from noisescope.replicas.packed import Float, PackedReplicas
+from noisescope.scoring.margins import write_margins
+from noisescope.training.loop import Progress
+from noisescope.training.pair_data import Report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +113,7 @@ class EvidenceWriter:
 
     def _save(self, progress: Progress) -> list[str]:
         """Write the adapters and their averaged copies; names of their files."""
-        from noisescope.replicas.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_peft
+        from noisescope.training.lora.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_peft
 
         adapters, first, names = self.learner.adapters, self.learner.first, []
         weights = {"": self.learner.trainable()}

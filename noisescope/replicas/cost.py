@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from noisescope.policies.packing import pack
+from noisescope.models.packing import pack
 
 if TYPE_CHECKING:
-    from noisescope.features import Progress
-    from noisescope.policies.forward import Dimensions
-    from noisescope.policies.packing import Packed
+    from noisescope.models.forward import Dimensions
+    from noisescope.models.packing import Packed
+    from noisescope.progress import Progress
     from noisescope.replicas.packed import PackedReplicas
 
 #: Steps whose batches are packed to see how many tokens a step has.

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from scipy.special import log_expit
 
 from noisescope.errors import NoisescopeError
-from noisescope.replicas.folds import bootstrap_weight, fold_of, hashed
+from noisescope.pairs import hashed
 from noisescope.replicas.prior import Candidate, Int, Problem, pose, search, unit_scale
 from noisescope.replicas.solver import Float, solve
+from noisescope.training.batch_order import bootstrap_weight, fold_of
 
 Progress = Callable[[str], None]
 CELLS = 30_000_000  # pairs x problems solved together; bounds memory at about a gigabyte

@@ -7,50 +7,29 @@ learner.margins()  # [M, N], beta * l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from noisescope.objectives import PairValues
-from noisescope.policies import Item
-from noisescope.policies.items import distinct_items, fold_keys
-from noisescope.policies.memory import Halving, Limit
-from noisescope.policies.packing import Corpus, Packed, pack, stack
-from noisescope.replicas.draws import Stream
-from noisescope.replicas.lora_config import LoraConfig
-from noisescope.training import Piece
+from noisescope.models.memory import Halving, Limit
+from noisescope.models.packing import Corpus, Packed, pack, stack
+from noisescope.replicas.config import LoraConfig
+from noisescope.training.batch_order import Stream
+from noisescope.training.loop import Piece
+from noisescope.training.objectives import PairValues
+from noisescope.training.pair_data import PairData, Report
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from noisescope.replicas.adapters import Adapters
-    from noisescope.replicas.trunk import Trunk
+    from noisescope.training.lora.activations import Trunk
+    from noisescope.training.lora.adapters import Adapters
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]
-Report = Callable[[str, int, int], None]  # stage, done, total
-
-
-@final
-@dataclass(frozen=True)
-class PairData:
-    """N pairs over I distinct (prompt, response) items."""
-
-    pair_ids: list[str]
-    fold_key: NDArray[np.uint64]  # [N]
-    chosen: Int  # [N] item
-    rejected: Int  # [N] item
-    items: list[Item]
-
-
-def pair_data(table: pa.Table) -> PairData:
-    """Distinct items and pair incidence of a table in `PAIRS_SCHEMA`."""
-    items, chosen, rejected = distinct_items(table)
-    return PairData(table["pair_id"].to_pylist(), fold_keys(table), chosen, rejected, items)
 
 
 @final

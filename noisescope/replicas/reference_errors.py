@@ -16,11 +16,12 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.models import Item
+from noisescope.models.memory import Halving, Limit
 from noisescope.pairs import digest
-from noisescope.parts import Array, Progress, fill, gather, missing, scan
-from noisescope.policies import Item
-from noisescope.policies.memory import Halving, Limit
-from noisescope.replicas.noised import NoisedPairs, squared_errors
+from noisescope.progress import Progress
+from noisescope.storage.cache import Array, fill, gather, missing, scan
+from noisescope.training.noisy_pairs import NoisedPairs, squared_errors
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float32]

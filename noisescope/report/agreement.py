@@ -18,7 +18,7 @@ from noisescope.report.style import percent as percent_axis
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from noisescope.agreement import Agreement
+    from noisescope.scoring.agreement import Agreement
 
 #: Intervals of 5 % in [0, 1]; the last one holds 100 %.
 BINS = 20

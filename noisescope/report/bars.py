@@ -14,7 +14,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.report.marks import base_line, whisker
 from noisescope.report.style import (
     BLUE,
     FAINT,
@@ -23,11 +22,13 @@ from noisescope.report.style import (
     PAPER,
     VERMILLION,
     Picture,
+    base_line,
     canvas,
     percent,
+    whisker,
 )
-from noisescope.scorecard import U_INTERVALS, deciles, u_edges
-from noisescope.statistics import share
+from noisescope.scoring.detection import U_INTERVALS, deciles, u_edges
+from noisescope.scoring.metrics import share
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]

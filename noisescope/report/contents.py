@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.annotators import Annotator, coded, coded_table
 from noisescope.errors import RunError
-from noisescope.flip_rate import fit_flip_rate
-from noisescope.report import bars, curves, dots, scatter
-from noisescope.report.known import DRAWN, Known, column, known_labels, read_known
+from noisescope.report import bars, curves, dots
+from noisescope.report import dots as scatter
+from noisescope.report.ground_truth import DRAWN, Known, column, known_labels, read_known
 from noisescope.report.style import Picture
-from noisescope.run import Run
-from noisescope.statistics import Interval
+from noisescope.scoring.annotators import Annotator, coded, coded_table
+from noisescope.scoring.flip_rate import fit_flip_rate
+from noisescope.scoring.metrics import Interval
+from noisescope.storage.run import Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,7 +71,7 @@ class Contents:
 
 def gather(run: Run, *, worst: int = WORST) -> Contents:
     """Everything a report shows. Raises RunError for an unfinished or damaged run."""
-    from noisescope.query import query
+    from noisescope.storage.sql import query
 
     manifest = run.manifest()
     if not run.scores_path.is_file():
@@ -184,7 +185,7 @@ def mean_interval(p: Float) -> Interval:
 
 def held_out_losses(run: Run) -> tuple[list[int], Float]:
     """Steps [T] and mean -log sigma(margin) [M, T] of the pairs each replica held out."""
-    from noisescope.query import query
+    from noisescope.storage.sql import query
 
     table = query(
         run,
@@ -201,7 +202,7 @@ def held_out_losses(run: Run) -> tuple[list[int], Float]:
 
 def write_figures(pictures: Sequence[Picture], directory: Path) -> list[Path]:
     """Save every picture as PNG and SVG; the paths written."""
-    from noisescope.storage import write_atomic
+    from noisescope.storage.files import write_atomic
 
     written = []
     for picture in pictures:

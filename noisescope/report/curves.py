@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.report.marks import base_line, whisker
 from noisescope.report.style import (
     BLUE,
     FAINT,
@@ -24,12 +23,14 @@ from noisescope.report.style import (
     SERIES,
     SKY,
     Picture,
+    base_line,
     canvas,
     legend,
     percent,
     thin,
+    whisker,
 )
-from noisescope.statistics import calibration, share
+from noisescope.scoring.metrics import calibration, share
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]

@@ -22,7 +22,7 @@ from noisescope.report.contents import Contents
 from noisescope.report.style import Picture, dark
 
 if TYPE_CHECKING:
-    from noisescope.images import ImageStore
+    from noisescope.pairs import ImageStore
 
 #: Characters of a text shown; the rest is in pairs.parquet.
 LONGEST = 4000
@@ -177,7 +177,7 @@ def _image(key: str, images: ImageStore | None) -> dict[str, Any]:
     """A thumbnail as a data URI, or in words why there is none."""
     if images is None:
         return _text(f"image {key}")
-    from noisescope.images import decode
+    from noisescope.datasets.images import decode
 
     try:
         image = decode(images.get(key))

@@ -22,10 +22,10 @@ from test_from_adapters import adapter
 
 from noisescope.cli import run as command
 from noisescope.errors import ModelError, RunError
-from noisescope.evidence import read_margins
-from noisescope.parts import Part, _serialise, open_part
-from noisescope.replicas.peft_files import ADAPTER_WEIGHTS, read_peft
-from noisescope.run import Run, find_run
+from noisescope.scoring.margins import read_margins
+from noisescope.storage.cache import Part, _serialise, open_part
+from noisescope.storage.run import Run, find_run
+from noisescope.training.lora.peft_files import ADAPTER_WEIGHTS, read_peft
 
 __all__ = ["place"]  # a fixture
 

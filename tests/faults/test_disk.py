@@ -22,7 +22,7 @@ from toy_run import rows, scored_run, write_lines
 from noisescope.cli import run as command
 from noisescope.datasets import load
 from noisescope.errors import RunError
-from noisescope.storage import TEMPORARY_PREFIX, read_sealed, write_atomic, write_sealed
+from noisescope.storage.files import TEMPORARY_PREFIX, read_sealed, write_atomic, write_sealed
 
 JOBS = {
     "flip": ["flip", "toy.jsonl", "--rate", "0.2", "--out", "PLACE/copy"],

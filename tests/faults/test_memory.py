@@ -23,22 +23,23 @@ from tiny_diffusion import pairs_table, pictures
 from tiny_diffusion import save as save_pipeline
 from tiny_models import save, tiny_llama, tiny_tokenizer
 
+from noisescope.datasets.images import StoredImages
 from noisescope.errors import ModelError
-from noisescope.images import StoredImages
+from noisescope.models import Item, causal_lm
+from noisescope.models.causal_lm import load_causal_lm
+from noisescope.models.diffusion import DiffusionPolicy
+from noisescope.models.items import distinct_items
+from noisescope.models.memory import Halving, out_of_memory
+from noisescope.models.packing import corpus_of
 from noisescope.pairs import Pair, response_key, to_table
-from noisescope.policies import Item, causal_lm
-from noisescope.policies.causal_lm import load_causal_lm
-from noisescope.policies.diffusion import DiffusionPolicy
-from noisescope.policies.items import distinct_items
-from noisescope.policies.memory import Halving, out_of_memory
-from noisescope.policies.packing import corpus_of
-from noisescope.replicas.fitting import FittingReplicas
-from noisescope.replicas.lora import train_lora
-from noisescope.replicas.lora_diffusion import DiffusionLoraConfig, train_diffusion_lora
-from noisescope.replicas.noised import NoisedPairs
-from noisescope.replicas.packed import Part, pair_data
+from noisescope.replicas.lora_image import DiffusionLoraConfig, train_diffusion_lora
+from noisescope.replicas.lora_text import train_lora
+from noisescope.replicas.oom import FittingReplicas
+from noisescope.replicas.packed import Part
 from noisescope.replicas.reference_errors import ReferenceErrors
-from noisescope.replicas.trunk import Trunk
+from noisescope.training.lora.activations import Trunk
+from noisescope.training.noisy_pairs import NoisedPairs
+from noisescope.training.pair_data import pair_data
 
 #: Bytes of address space left for one batch.
 ROOM = 24 << 20

@@ -25,19 +25,19 @@ from planted import planted_run
 from safetensors.numpy import save as tensors
 
 from noisescope.datasets import ADAPTERS, load
+from noisescope.datasets.flip.ground_truth import read_truth
+from noisescope.datasets.images import crop, decode
 from noisescope.datasets.loading import read_pairs
 from noisescope.datasets.readers import Row
 from noisescope.errors import NoisescopeError
 from noisescope.gate.policy import read_policy
-from noisescope.images import crop, decode
-from noisescope.parts import _serialise, open_part
-from noisescope.policies.weight_files import read_header, shard_names
-from noisescope.query import query
-from noisescope.replicas.peft_files import ADAPTER_CONFIG, read_peft
-from noisescope.run import Run
-from noisescope.storage import read_sealed, write_sealed
-from noisescope.truth_files import read_truth
-from noisescope.workspace import FILE_NAME, read_workspace, resolve
+from noisescope.models.checkpoint import read_header, shard_names
+from noisescope.storage.cache import _serialise, open_part
+from noisescope.storage.files import read_sealed, write_sealed
+from noisescope.storage.run import Run
+from noisescope.storage.sql import query
+from noisescope.storage.workspace import FILE_NAME, read_workspace, resolve
+from noisescope.training.lora.peft_files import ADAPTER_CONFIG, read_peft
 
 
 class Target(NamedTuple):

@@ -1,0 +1,373 @@
+"""Write a flipped copy of a dataset in its own format, files and schema, and the truth about it.
+
+    done = plant(open_source("hh-rlhf"), FlipPlan(0.2), Path("flipped/hh"))
+    done.flipped, done.directory / "flips.parquet"
+
+`flips.parquet` (pair_id, flipped, source, row) is written last: a copy without it is unfinished
+and the same call makes it again. Rows that state no preference pass through untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.datasets.flip.ground_truth import TRUTH, TruthWriter, decided, next_decisions
+from noisescope.datasets.flip.pair_ids import QUICK_IDS, parse_chunk, survey, table_ids
+from noisescope.datasets.flip.plan import (
+    Chance,
+    FlipPlan,
+    Parsed,
+    chance_of,
+    decide,
+    keys_of,
+    score_gaps,
+)
+from noisescope.datasets.rewrite import rewrite
+from noisescope.datasets.rewrite.tables import Decoded
+from noisescope.errors import RunError, UsageError
+from noisescope.pairs import digest
+from noisescope.storage.files import (
+    LOCK,
+    TEMPORARY_PREFIX,
+    hold,
+    refuse_link,
+    sweep,
+    unwritten,
+    write_atomic,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from noisescope.datasets import Adapter, Source
+    from noisescope.datasets.flip.plan import FlipPlan, Float
+    from noisescope.datasets.rewrite.tables import Decoded
+    from noisescope.pairs import Modality
+
+#: Written first; says which plan an unfinished copy is for. Hidden: no data file.
+MARK = ".flip.json"
+#: Characters of the longest path looked for in a row.
+_LONGEST = 1024
+
+
+@contextmanager
+def claimed(out: Path, source: Source, plan: FlipPlan) -> Iterator[None]:
+    """`out` made this plan's directory, which no other process writes meanwhile.
+
+    Raises where it is the source, holds anything else or a link, or is being written.
+    """
+    refuse_link(out, "--out")
+    there = out.resolve()
+    taken = {file.resolve() for file in source.files} | {
+        file.resolve().parent for file in source.files
+    }
+    if there in taken or (source.root is not None and there == source.root.resolve()):
+        raise UsageError(
+            f"{out} holds the source: flip never writes over it", hint="Name another --out."
+        )
+    if out.exists() and not out.is_dir():
+        raise _other(out)
+    _make(out)
+    mark = json.dumps(asdict(plan) | {"source": source.resolved}) + "\n"
+    _require_own(out, mark)  # before anything is written into it, or all of it looked through
+    _refuse_links(out)
+    owner = _Owner()
+    hold(owner, out, elsewhere="--out")
+    _require_own(out, mark)
+    sweep(out)
+    write_atomic(out / MARK, mark)
+    try:
+        yield
+    finally:
+        del owner
+
+
+def _refuse_links(out: Path) -> None:
+    """The lock file is truncated, and files below are written: a link's target with them."""
+    for path in sorted(out.rglob("*")):
+        refuse_link(path, "--out")
+
+
+class _Owner:
+    """Holds a directory while it lives."""
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritten(out, error) from error
+
+
+def _require_own(out: Path, mark: str) -> None:
+    """Raise RunError where a directory holds anything but the copy that `mark` tells of."""
+    if any(map(_stays, out.iterdir())):
+        known = out / MARK
+        if not (known.is_file() and known.read_bytes() == mark.encode()):
+            raise _other(out)
+
+
+def _other(out: Path) -> RunError:
+    return RunError(
+        f"{out} is not empty and no copy of this plan",
+        hint="Choose a new or empty directory with --out.",
+    )
+
+
+def _stays(path: Path) -> bool:
+    """Whether a file is more than a lock and what a killed write left."""
+    return path.name != LOCK and not path.name.startswith(TEMPORARY_PREFIX)
+
+
+def copy_metadata(source: Source, root: Path, out: Path, plan: FlipPlan) -> None:
+    """What a saved dataset's directory says about itself, under a fingerprint of its own.
+
+    Caches of `datasets` go by that fingerprint: with the source's own they would be mixed up.
+    """
+    for folder in sorted({file.parent for file in source.files}):
+        state = folder / "state.json"
+        if not state.is_file():
+            continue
+        target = out / (folder.relative_to(root) if folder.is_relative_to(root) else "")
+        content = json.loads(state.read_text("utf-8"))
+        content["_fingerprint"] = digest(
+            "flip", str(content.get("_fingerprint")), json.dumps(asdict(plan))
+        )[:16]
+        write_atomic(target / "state.json", json.dumps(content, indent=2) + "\n")
+        for name in ("dataset_info.json",):
+            if (folder / name).is_file():
+                write_atomic(target / name, (folder / name).read_bytes())
+        if target != out:
+            write_atomic(out / "dataset_dict.json", json.dumps({"splits": [folder.name]}) + "\n")
+
+
+def copy_images(rows: Sequence[Decoded], folder: Path, target: Path) -> None:
+    """Give the copy the image files that rows name by a path relative to their own `folder`.
+
+    They are linked (one file under two names) where the file system can, else copied; paths
+    that leave the folder are not followed, as no reader follows them either.
+    """
+    inside = folder.resolve()
+    for _, values, _ in rows:
+        for name in _names(values):
+            source, copy = folder / name, target / name
+            if copy.exists() or not source.is_file():
+                continue
+            if not source.resolve().is_relative_to(inside) or ".." in Path(name).parts:
+                continue
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source.resolve(), copy)
+            except OSError:
+                write_atomic(copy, partial(shutil.copyfile, source))
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Texts in a value that may be paths."""
+    if isinstance(value, str):
+        if 0 < len(value) <= _LONGEST and value.isprintable() and not Path(value).is_absolute():
+            yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _names(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _names(part)
+
+
+Int = NDArray[np.int64]
+
+
+@final
+@dataclass(frozen=True)
+class Planted:
+    """What a flip did: pairs seen and flipped, and rows passed through untouched by reason."""
+
+    directory: Path
+    pairs: int
+    flipped: int
+    untouched: dict[str, int] = field(default_factory=dict)
+    undone: bool = False
+    modality: Modality = "text"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object of `noisescope flip --json`."""
+        return asdict(self) | {"directory": str(self.directory), "truth": str(self.truth)}
+
+    @property
+    def truth(self) -> Path:
+        return self.directory / TRUTH
+
+
+def plant(
+    source: Source,
+    plan: FlipPlan,
+    out: Path,
+    *,
+    format: str | None = None,
+    gaps: Callable[[Parsed], Float] | None = None,
+) -> Planted:
+    """Write the flipped copy of `source` under `out`.
+
+    `gaps` says how far apart the sides of a pair are, for `hard` flips of a source without
+    scores. Raises UsageError or RunError where `out` is the source or holds something else,
+    DataError where the source cannot be read; the source is never written to.
+    """
+    from noisescope.datasets import recognise
+
+    if not source.files or source.root is None:
+        raise UsageError(
+            f"{source.resolved} is on the Hub: flip copies files",
+            hint="Save it first: datasets.load_dataset(...).to_parquet('data.parquet').",
+        )
+    adapter, _ = recognise(source.rows(), format=format or source.format, said=source.resolved)
+    with claimed(out, source, plan):
+        earlier = decided(source.root / TRUTH, plan)
+        if earlier is None:
+            chance = chance_of(plan, lambda: survey(source, adapter), gaps or _gaps(adapter))
+            planter = Planter(adapter, plan, chance)
+        else:
+            planter = Planter(
+                adapter, plan, lambda chunk: next_decisions(earlier, chunk), undo=True
+            )
+        return planter.run(source, source.root, out)
+
+
+def _gaps(adapter: Adapter) -> Callable[[Parsed], Float] | None:
+    from noisescope.datasets.ultrafeedback import UltraFeedback
+
+    return score_gaps(adapter.scores) if isinstance(adapter, UltraFeedback) else None
+
+
+@final
+class Planter:
+    """One pass over a source's files: decides, rewrites, and keeps the truth."""
+
+    def __init__(
+        self, adapter: Adapter, plan: FlipPlan, chance: Chance, *, undo: bool = False
+    ) -> None:
+        self.adapter = adapter
+        self.plan = plan
+        self.chance = chance
+        self.undo = undo
+        self.untouched: Counter[str] = Counter()
+        self.pairs = self.flipped = 0
+        #: Whether a pair's id is all that decides.
+        self.by_id = undo or plan.kind == "uniform"
+
+    def run(self, source: Source, root: Path, out: Path) -> Planted:
+        """Copy every file of `source`, then write the truth."""
+        with TruthWriter(out, self.plan) as truth:
+            for file in source.files:
+                self._copy(file, root, out, truth)
+            copy_metadata(source, root, out, self.plan)
+        untouched = dict(self.untouched)
+        modality = self.adapter.modality
+        return Planted(out, self.pairs, self.flipped, untouched, self.undo, modality)
+
+    def _copy(self, file: Path, root: Path, out: Path, truth: TruthWriter) -> None:
+        name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+        target = out / name
+
+        def change(rows: Sequence[Decoded]) -> Mapping[int, Mapping[str, Any]]:
+            if self.adapter.modality == "image":
+                copy_images(rows, file.parent, target.parent)
+            return self._change(rows, name, file.parent, truth)
+
+        def change_table(table: pa.Table, number: int) -> pa.Table | None:
+            return self._change_table(table, number, name, truth)
+
+        def swap_texts(table: pa.Table, number: int) -> list[int] | None:
+            flipped = self._flipped(table, number, name, truth)
+            return None if flipped is None else np.flatnonzero(flipped).tolist()
+
+        write_atomic(target, lambda path: rewrite(file, path, change, change_table, swap_texts))
+
+    def _change(
+        self, rows: Sequence[Decoded], name: str, folder: Path, truth: TruthWriter
+    ) -> dict[int, dict[str, Any]]:
+        """New values of the rows to flip. A row of several pairs follows its first."""
+        parsed, at = self._read(rows, name, folder)
+        if not parsed.ids:
+            return {}
+        first: dict[int, int] = {}
+        leaders = np.array([first.setdefault(row, index) for index, row in enumerate(at)])
+        numbers = np.array([rows[index][0] for index in at])
+        flipped = self._record(parsed, leaders, numbers, name, truth)
+        return {
+            at[index]: self.adapter.flip(rows[at[index]][1] or {})
+            for index in np.flatnonzero(flipped).tolist()
+            if leaders[index] == index
+        }
+
+    def _read(
+        self, rows: Sequence[Decoded], name: str, folder: Path
+    ) -> tuple[Parsed, Sequence[int]]:
+        """The pairs of some rows, and each one's index in them; only ids where those decide."""
+        from noisescope.datasets import Row
+
+        quick = QUICK_IDS.get(self.adapter.name) if self.by_id else None
+        if quick is None:
+            chunk = [Row(name, number, values, why, folder) for number, values, why in rows]
+            return parse_chunk(chunk, self.adapter, self.untouched)
+        ids: list[str] = []
+        at: list[int] = []
+        for index, (number, values, why) in enumerate(rows):
+            found = quick(values) if values is not None else None
+            if found is None:
+                row = Row(name, number, values, why, folder)
+                told = parse_chunk([row], self.adapter, self.untouched)[0].ids
+            else:
+                told = (found,)
+            ids += told
+            at += [index] * len(told)
+        return Parsed((), ids), at
+
+    def _record(
+        self, parsed: Parsed, leaders: Int, numbers: Int, name: str, truth: TruthWriter
+    ) -> NDArray[np.bool_]:
+        """Decide about some pairs, each as its leader, [n], and write down what was decided."""
+        keys = keys_of(parsed.ids)
+        flipped = decide(parsed, self.plan, self.chance, keys)[leaders]
+        self.pairs += len(flipped)
+        self.flipped += int(flipped.sum())
+        truth.add(parsed.ids, keys, flipped, name, numbers)
+        return flipped
+
+    def _change_table(
+        self, table: pa.Table, number: int, name: str, truth: TruthWriter
+    ) -> pa.Table | None:
+        """A slice of text columns at once, with the same decisions; None where it is not that."""
+        import pyarrow.compute as pc
+
+        flipped = self._flipped(table, number, name, truth)
+        if flipped is None:
+            return None
+        chosen, rejected = table.column("chosen"), table.column("rejected")
+        for side, kept, other in (("chosen", chosen, rejected), ("rejected", rejected, chosen)):
+            at = table.schema.get_field_index(side)
+            column = pc.if_else(flipped, other, kept)
+            table = table.set_column(at, table.schema.field(at), column)
+        return table
+
+    def _flipped(
+        self, table: pa.Table, number: int, name: str, truth: TruthWriter
+    ) -> NDArray[np.bool_] | None:
+        """Which rows of a slice of text columns are flipped, recorded; None where it is not that"""
+        ids = table_ids(table, self.adapter) if self.by_id else None
+        if ids is None:
+            return None
+        every = np.arange(len(ids))
+        return self._record(Parsed((), ids), every, every + number, name, truth)

@@ -1,0 +1,240 @@
+"""flips.parquet: which pairs of a planted copy are flipped, and by which plan.
+
+It lies beside the copy; its schema metadata holds the plan, so that planting a copy again with
+the same plan takes every decision back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.datasets.flip.plan import U64, FlipPlan, Float, Parsed
+from noisescope.errors import DataError
+from noisescope.pairs import unused
+from noisescope.storage.files import TEMPORARY_PREFIX, unwritten, write_atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Bool = NDArray[np.bool_]
+#: Columns that may say it; the first that is there counts.
+LABELS = ("mislabelled", "flipped")
+
+
+def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
+    """(mislabelled, known) [N] of the pairs from a Parquet, CSV or JSON-lines file.
+
+    Raises DataError where the file cannot be read, lacks a column, or names no pair of the run.
+    """
+    import pyarrow as pa
+
+    try:
+        stated = _truth_table(path)
+        columns = stated.schema.names
+        lists = {name: column.to_pylist() for name, column in _wanted(stated).items()}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as truth ({error})") from error
+    label = next((name for name in LABELS if name in columns), None)
+    if label is None or "pair_id" not in columns:
+        raise DataError(
+            f"{path}: a truth file needs pair_id and mislabelled, and has {', '.join(columns)}",
+            hint="flips.parquet, which noisescope flip writes, is one.",
+        )
+    values = dict(zip(map(str, lists["pair_id"]), lists[label], strict=True))
+    told = [values.get(name) for name in table.column("pair_id").to_pylist()]
+    known = np.array([value is not None for value in told])
+    if not known.any():
+        raise DataError(f"{path}: names none of the run's pairs", hint="Is it another dataset's?")
+    return np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in told]), known
+
+
+def _wanted(table: pa.Table) -> dict[str, Any]:
+    """Columns that are used, by name."""
+    return {name: table.column(name) for name in ("pair_id", *LABELS) if name in table.schema.names}
+
+
+def _truth_table(path: Path) -> pa.Table:
+    name = path.name.lower()
+    if name.endswith((".csv", ".csv.gz")):
+        import pyarrow.csv
+
+        return pyarrow.csv.read_csv(path)
+    if name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
+        import pyarrow.json
+
+        return pyarrow.json.read_json(path)
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
+
+
+#: The truth, beside the copy; its schema metadata holds the plan under this key.
+TRUTH = "flips.parquet"
+PLAN_KEY = b"noisescope.flip"
+#: Rows of the truth written at once.
+TRUTH_ROWS = 1 << 15
+
+Int = NDArray[np.int64]
+
+
+def truth_schema(plan: FlipPlan) -> pa.Schema:
+    """Columns of `flips.parquet`, with the plan in the metadata."""
+    import pyarrow as pa
+
+    fields = [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("flipped", pa.bool_(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+    ]
+    return pa.schema(fields, metadata={PLAN_KEY: json.dumps(asdict(plan)).encode()})
+
+
+def decided(truth: Path, plan: FlipPlan) -> Iterator[tuple[str, bool]] | None:
+    """Decisions of the same plan, taken when the source was itself planted; else None."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not truth.is_file():
+        return None
+    try:
+        file = pq.ParquetFile(truth)
+        if (file.schema_arrow.metadata or {}).get(PLAN_KEY) != truth_schema(plan).metadata[
+            PLAN_KEY
+        ]:
+            return None
+        return _by_row(file)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{truth}: cannot be read ({error})") from error
+
+
+def _by_row(file: Any) -> Iterator[tuple[str, bool]]:
+    for batch in file.iter_batches(columns=["pair_id", "flipped"]):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def next_decisions(earlier: Iterator[tuple[str, bool]], chunk: Parsed) -> Float:
+    """Chances 0 or 1 of a chunk's pairs, as decided before, in the same order."""
+    told = list(islice(earlier, len(chunk.ids)))
+    for name, (known, _) in zip(chunk.ids, told, strict=False):
+        if known != name and not known.startswith(f"{name}~"):
+            raise DataError(
+                f"{TRUTH} beside the source tells of pair {known}, where {name} stands",
+                hint="Remove it if it belongs to another dataset.",
+            )
+    if len(told) < len(chunk.ids):
+        raise DataError(f"{TRUTH} beside the source tells of fewer pairs than it holds")
+    return np.array([float(flipped) for _, flipped in told])
+
+
+@final
+class TruthWriter:
+    """Writes `flips.parquet` into a directory: whole when left in order, else not at all."""
+
+    def __init__(self, out: Path, plan: FlipPlan) -> None:
+        self.out = out
+        self.schema = truth_schema(plan)
+        self.raw = out / f"{TEMPORARY_PREFIX}{TRUTH}"
+        self.keys: list[U64] = []
+        self.marked = False
+        self.waiting: list[pa.RecordBatch] = []
+
+    def __enter__(self) -> TruthWriter:
+        try:
+            handle, name = tempfile.mkstemp(f"-{TRUTH}", TEMPORARY_PREFIX, self.out)
+            os.close(handle)
+            self.raw = Path(name)
+            self.writer = _writer(self.raw, self.schema)
+        except OSError as error:
+            self.raw.unlink(missing_ok=True)
+            raise unwritten(self.out / TRUTH, error) from error
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self.writer.close()
+                write_atomic(self.out / TRUTH, self._finish)
+            else:
+                with contextlib.suppress(OSError):  # of a full disk, which was told before
+                    self.writer.close()
+        except OSError as fault:
+            raise unwritten(self.out / TRUTH, fault) from fault
+        finally:
+            self.raw.unlink(missing_ok=True)
+
+    def add(
+        self, ids: Sequence[str], keys: U64, flipped: NDArray[np.bool_], source: str, rows: Int
+    ) -> None:
+        """Decisions about pairs [n] of one file, with the hash of each id."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        names = pa.array(ids, pa.string())
+        self.marked |= bool(pc.any(pc.match_substring(names, "~")).as_py())
+        self.keys.append(keys)
+        columns = [names, pa.array(flipped), pa.repeat(source, len(ids)), pa.array(rows)]
+        self.waiting.append(pa.RecordBatch.from_arrays(columns, schema=self.schema))
+        if sum(len(batch) for batch in self.waiting) >= TRUTH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self.waiting:
+            try:
+                self.writer.write_table(pa.Table.from_batches(self.waiting), TRUTH_ROWS)
+            except OSError as error:
+                raise unwritten(self.out / TRUTH, error) from error
+        self.waiting.clear()
+
+    def _finish(self, path: Path) -> None:
+        stated = np.concatenate([*self.keys, np.empty(0, np.uint64)])
+        every = np.sort(stated)
+        repeated = np.unique(every[1:][every[1:] == every[:-1]])
+        if len(repeated) or self.marked:
+            _name_repeats(self.raw, path, stated, repeated)
+        else:
+            self.raw.replace(path)
+
+
+def _writer(path: Path, schema: pa.Schema) -> Any:
+    """Ids hardly ever repeat: no dictionary of them."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["source"])
+
+
+def _name_repeats(raw: Path, path: Path, stated: U64, repeated: U64) -> None:
+    """Copy the truth, naming repeats of an id as `pairs.to_table` does; 8 bytes a pair held."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    begin = 0
+    used: dict[str, int] = {}
+    with (
+        pq.ParquetFile(raw, pre_buffer=False) as file,
+        _writer(path, file.schema_arrow) as out,
+    ):
+        for batch in file.iter_batches(TRUTH_ROWS, use_threads=False):
+            names = batch.column(0).to_pylist()
+            clash = np.isin(stated[begin : begin + len(names)], repeated)
+            begin += len(names)
+            names = [
+                unused(name, used) if clash[index] or "~" in name else name
+                for index, name in enumerate(names)
+            ]
+            columns = [pa.array(names), *batch.columns[1:]]
+            out.write_batch(pa.RecordBatch.from_arrays(columns, schema=file.schema_arrow))

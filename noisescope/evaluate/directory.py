@@ -1,0 +1,156 @@
+"""The directory of one evaluation, and the refusal of another's.
+
+evaluations/<policy>-vs-<against>-<fingerprint8>/
+  plan.json                       written first: which models, prompts and settings
+  generations/{policy,against}/   one Parquet part a batch
+  scores/<judge>-<fingerprint8>/  one Parquet part a few duels
+  results.parquet                 one row a prompt, with every judge's verdict
+  report.html
+  manifest.json                   written last
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from noisescope.errors import RunError
+from noisescope.evaluate.generate import GenerationSettings
+from noisescope.evaluate.models import Contender
+from noisescope.evaluate.prompts import Prompts
+from noisescope.evaluate.results import JudgeCard
+from noisescope.pairs import digest
+from noisescope.storage.files import TEMPORARY_PREFIX, refuse_link, write_atomic
+
+PLAN_FILE, MANIFEST_FILE = "plan.json", "manifest.json"
+RESULTS_FILE, REPORT_FILE = "results.parquet", "report.html"
+FORMAT = 1
+#: Flags whose names are not their setting's.
+FLAGS = {"size": "image_size"}
+
+
+@final
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What determines the outputs: change any of it and it is another evaluation.
+
+    Judges are not part of it: more of them judge the same outputs later.
+    """
+
+    policy: Contender
+    against: Contender
+    prompts: Prompts
+    settings: GenerationSettings
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """The settings that matter for this modality."""
+        return self.settings.used(self.policy.modality)
+
+    @property
+    def fingerprint(self) -> str:
+        """20 hex digits over models, prompts and settings."""
+        return digest(
+            "evaluation",
+            self.policy.fingerprint,
+            self.against.fingerprint,
+            self.prompts.fingerprint,
+            json.dumps(self.used, sort_keys=True),
+        )
+
+    @property
+    def default_directory(self) -> Path:
+        name = f"{self.policy.short}-vs-{self.against.short}-{self.fingerprint[:8]}"
+        return Path("evaluations") / name
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object of `plan.json`."""
+        return {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "modality": self.policy.modality,
+            "policy": self.policy.to_json(),
+            "against": self.against.to_json(),
+            "prompts": {
+                "source": self.prompts.source,
+                "count": len(self.prompts.kept),
+                "distinct": self.prompts.distinct,
+                "fingerprint": self.prompts.fingerprint,
+            },
+            "settings": self.used,
+        }
+
+
+@final
+@dataclass(frozen=True)
+class EvaluationDirectory:
+    """Paths of one evaluation."""
+
+    path: Path
+
+    def generations(self, side: str) -> Path:
+        return self.path / "generations" / side
+
+    def scores(self, card: JudgeCard) -> Path:
+        """Where a judge's verdicts lie; another version of the judge has another place."""
+        safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in card.name)[:60]
+        return self.path / "scores" / f"{safe}-{card.fingerprint[:8]}"
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(self.path / name, text)
+
+
+def open_directory(plan: EvaluationPlan, path: Path) -> EvaluationDirectory:
+    """The directory for `plan`, made if missing.
+
+    Raises RunError if it holds something else, is a symbolic link, or cannot be written.
+    """
+    refuse_link(path, "--out")
+    found = EvaluationDirectory(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        occupied = any(not entry.name.startswith(TEMPORARY_PREFIX) for entry in path.iterdir())
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {path}: {error.strerror}",
+            hint="Choose a place you may write to with --out.",
+        ) from error
+    if (path / PLAN_FILE).exists():
+        _refuse_other(path, plan.to_json())
+    elif occupied:
+        raise RunError(
+            f"{path} is not empty and holds no evaluation",
+            hint="Choose a new or empty directory with --out.",
+        )
+    else:
+        found.write_json(PLAN_FILE, plan.to_json())
+    return found
+
+
+def _refuse_other(path: Path, mine: Mapping[str, Any]) -> None:
+    """Raise RunError naming what differs between two plans."""
+    try:
+        theirs = json.loads((path / PLAN_FILE).read_text("utf-8"))
+        same = theirs["fingerprint"] == mine["fingerprint"]
+        parts = ("policy", "against", "prompts")
+        other = [name for name in parts if theirs[name]["fingerprint"] != mine[name]["fingerprint"]]
+        settings = theirs["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path / PLAN_FILE} cannot be read: {error}", hint="Choose another --out."
+        ) from error
+    if same:
+        return
+    other += [
+        f"--{FLAGS.get(name, name).replace('_', '-')} (there {settings.get(name)})"
+        for name, value in mine["settings"].items()
+        if settings.get(name) != value
+    ]
+    raise RunError(
+        f"{path} holds another evaluation: it differs in {', '.join(other) or 'its plan'}",
+        hint="Choose another directory with --out, or leave it out for one by name.",
+    )

@@ -1,0 +1,144 @@
+"""Judges of two models' outputs: one line of JUDGES each, opened by name.
+
+    open_judge("pickscore", "image", JudgeOptions())              # its model from the Hub
+    open_judge("reward=./my-reward-model", "text", JudgeOptions())
+    open_judge("rules.py:quality", "text", JudgeOptions())        # a function of one's own
+
+Opening checks files and fingerprints them; a model is loaded when it first judges.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from noisescope.errors import UsageError
+from noisescope.evaluate.judges.custom import is_house, open_house
+from noisescope.evaluate.results import Judge
+from noisescope.pairs import Modality
+
+
+@final
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What judges are opened with. The key's value is read from the variable, never kept."""
+
+    device: str = "auto"
+    endpoint: str | None = None
+    key_env: str | None = None
+
+    def key(self) -> str | None:
+        """The endpoint's key. Raises UsageError where the variable is not set."""
+        if self.key_env is None:
+            return None
+        value = os.environ.get(self.key_env, "").strip()
+        if not value:
+            raise UsageError(
+                f"--key-env {self.key_env}: this environment variable is not set",
+                hint=f"export {self.key_env}=... first, or leave --key-env out.",
+            )
+        return value
+
+
+@final
+@dataclass(frozen=True)
+class JudgeKind:
+    """A known judge: what it sees, its usual model and that model's licence, how it is opened."""
+
+    modality: Modality
+    model: str | None
+    licence: str
+    about: str
+    open: Callable[[str, str, JudgeOptions], Judge]
+
+
+def _pickscore(model: str, licence: str, options: JudgeOptions) -> Judge:
+    from noisescope.evaluate.judges.clip import open_clip_judge
+
+    return open_clip_judge("pickscore", model, licence, options.device, scaled=True)
+
+
+def _hpsv2(model: str, licence: str, options: JudgeOptions) -> Judge:
+    from noisescope.evaluate.judges.clip import open_clip_judge
+
+    return open_clip_judge("hpsv2", model, licence, options.device, scaled=False)
+
+
+def _aesthetic(model: str, licence: str, options: JudgeOptions) -> Judge:
+    from noisescope.evaluate.judges.clip import open_aesthetic
+
+    return open_aesthetic(model, licence, options.device)
+
+
+def _image_reward(model: str, licence: str, options: JudgeOptions) -> Judge:
+    from noisescope.evaluate.judges.image_reward import open_image_reward
+
+    return open_image_reward(model, licence, options.device)
+
+
+def _reward(model: str, licence: str, options: JudgeOptions) -> Judge:
+    from noisescope.evaluate.judges.reward_model import open_reward
+
+    return open_reward(model, options.device)
+
+
+def _llm(model: str, licence: str, options: JudgeOptions) -> Judge:
+    from noisescope.evaluate.judges.llm import open_llm
+
+    return open_llm(model, options.endpoint, options.key())
+
+
+JUDGES: dict[str, JudgeKind] = {
+    "pickscore": JudgeKind(
+        "image",
+        "yuvalkirstain/PickScore_v1",
+        "none stated with its code; see its card",
+        "CLIP-H on Pick-a-Pic choices",
+        _pickscore,
+    ),
+    "hpsv2": JudgeKind("image", "xswu/HPSv2", "Apache-2.0", "CLIP-H on HPD v2 choices", _hpsv2),
+    "aesthetic": JudgeKind(
+        "image",
+        "openai/clip-vit-large-patch14",
+        "MIT (CLIP), Apache-2.0 (LAION's layers)",
+        "LAION's predictor, the prompt unseen",
+        _aesthetic,
+    ),
+    "image-reward": JudgeKind(
+        "image", "zai-org/ImageReward", "Apache-2.0", "BLIP on ranked pictures", _image_reward
+    ),
+    "reward": JudgeKind(
+        "text", None, "its model card's", "a sequence classifier with one output", _reward
+    ),
+    "llm": JudgeKind(
+        "text", None, "its provider's terms", "a chat model, asked both ways round", _llm
+    ),
+}
+
+
+def open_judge(name: str, modality: Modality, options: JudgeOptions) -> Judge:
+    """The judge NAME, NAME=MODEL or FILE.py:FUNCTION. Raises UsageError, ModelError."""
+    if is_house(name):
+        return open_house(name, modality)
+    kind_name, _, model = name.partition("=")
+    kind = JUDGES.get(kind_name)
+    if kind is None:
+        raise UsageError(
+            f"--judge {name} is unknown",
+            hint=f"One of: {', '.join(JUDGES)}; NAME=MODEL for a model of your own, or "
+            "FILE.py:FUNCTION.",
+        )
+    if kind.modality != modality:
+        fitting = [one for one, other in JUDGES.items() if other.modality == modality]
+        raise UsageError(
+            f"--judge {kind_name} judges {kind.modality}s, these models make {modality}s",
+            hint=f"One of: {', '.join(fitting)}, or FILE.py:FUNCTION.",
+        )
+    if not (model or kind.model):
+        raise UsageError(
+            f"--judge {kind_name}: which model?", hint=f"Such as --judge {kind_name}=NAME."
+        )
+    licence = kind.licence if not model or model == kind.model else "its model card's"
+    return kind.open(model or str(kind.model), licence, options)

@@ -1,0 +1,164 @@
+"""Prompts to compare two models on: a text file, a table with a `prompt` column, or a dataset.
+
+    read_prompts("prompts.txt", modality="text", limit=200, seed=0)
+
+Repeats are dropped. `limit` keeps a sample that is a function of (seed, prompt), so the same
+prompts are kept whatever their order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from noisescope.errors import DataError
+from noisescope.evaluate.results import Prompt
+from noisescope.pairs import Message, Modality, digest
+
+if TYPE_CHECKING:
+    from noisescope.pairs import PreferenceDataset
+    from noisescope.storage.workspace import Workspace
+
+#: Endings of tables that may hold prompts alone.
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+ALONE = "prompt"
+LONGEST = 100_000
+
+
+@final
+@dataclass(frozen=True)
+class Prompts:
+    """The kept prompts, how many distinct ones there were, and where they came from."""
+
+    kept: tuple[Prompt, ...]
+    distinct: int
+    source: str
+
+    @property
+    def fingerprint(self) -> str:
+        """20 hex digits over the kept prompts, in any order."""
+        return digest("prompts", *sorted(prompt.key for prompt in self.kept))
+
+
+def read_prompts(
+    source: str,
+    *,
+    modality: Modality,
+    limit: int | None = None,
+    seed: int = 0,
+    split: str | None = None,
+    workspace: Workspace | None = None,
+) -> Prompts:
+    """Prompts of a file of them, else of a preference dataset. Raises DataError."""
+    path = Path(source).expanduser()
+    found = _alone(path) if path.is_file() else None
+    said = str(path)
+    if found is None:
+        from noisescope.datasets import load
+
+        dataset = load(source, split=split, workspace=workspace)
+        if dataset.modality != modality:
+            raise DataError(
+                f"{source} holds {dataset.modality} pairs, and the models make {modality}s",
+                hint="Name prompts of the models' own kind with --prompts.",
+            )
+        found, said = of_dataset(dataset), dataset.resolved
+    return sample(found, limit, seed, said)
+
+
+def sample(prompts: Iterable[Prompt], limit: int | None, seed: int, source: str) -> Prompts:
+    """At most `limit` distinct prompts, chosen by (seed, prompt). Raises DataError for none."""
+    distinct = list({prompt.key: prompt for prompt in prompts if prompt.text.strip()}.values())
+    if not distinct:
+        raise DataError(f"{source} holds no prompt", hint="One prompt a line, or a prompt column.")
+    order = sorted(distinct, key=lambda prompt: digest("sample", str(seed), prompt.key))
+    return Prompts(tuple(order[:limit]), len(distinct), source)
+
+
+def of_dataset(dataset: PreferenceDataset) -> list[Prompt]:
+    """The prompts of a preference dataset, its labels left aside."""
+    columns = (dataset.table.column(name).to_pylist() for name in ("prompt", "turns"))
+    return [_prompt(text, turns) for text, turns in zip(*columns, strict=True)]
+
+
+def _prompt(text: str, turns: Sequence[dict[str, str]] | None) -> Prompt:
+    told = tuple(Message(turn["role"], turn["content"]) for turn in turns or ())
+    return Prompt(text, told or None)
+
+
+def _alone(path: Path) -> list[Prompt] | None:
+    """Prompts of a .txt, or of a table whose only preference column is `prompt`; else None."""
+    if path.suffix == ".txt":
+        try:
+            text = path.read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read: {error}", hint="Save it as UTF-8.") from error
+        return [Prompt(line.strip()[:LONGEST]) for line in text.splitlines()]
+    if path.suffix not in TABLES:
+        return None
+    rows = _rows(path)
+    if rows is None:
+        return None
+    bad = [number for number, row in enumerate(rows) if not _readable(row.get(ALONE))]
+    if bad:
+        raise DataError(
+            f"{path}: {len(bad):,} rows have no readable prompt, first row {bad[0]}",
+            hint="A prompt is text, or a list of messages with role and content.",
+        )
+    return [_of_value(row[ALONE]) for row in rows]
+
+
+def _readable(value: object) -> bool:
+    if isinstance(value, str):
+        return True
+    turns = value if isinstance(value, list) else []
+    return bool(turns) and all(
+        isinstance(turn, dict) and isinstance(turn.get("content"), str) and turn.get("role")
+        for turn in turns
+    )
+
+
+def _of_value(value: Any) -> Prompt:
+    if isinstance(value, str):
+        return Prompt(value)
+    from noisescope.datasets.conversations import rendered
+
+    turns = tuple(Message(str(turn["role"]), turn["content"]) for turn in value)
+    return Prompt(rendered(turns), turns)
+
+
+def _rows(path: Path) -> list[dict[str, Any]] | None:
+    """Rows of a table that has `prompt` and neither `chosen` nor `rejected`; else None."""
+    try:
+        if path.suffix in (".jsonl", ".ndjson"):
+            lines = path.read_text("utf-8-sig").splitlines()
+            rows = [json.loads(line) for line in lines if line.strip()]
+        elif path.suffix == ".json":
+            value = json.loads(path.read_text("utf-8-sig"))
+            rows = value if isinstance(value, list) else []
+        elif path.suffix == ".csv":
+            import csv
+
+            with path.open(encoding="utf-8-sig", newline="") as stream:
+                rows = list(csv.DictReader(stream))
+        else:
+            import pyarrow.parquet as pq
+
+            if ALONE not in pq.read_schema(path).names:
+                return None
+            rows = pq.read_table(path, columns=[ALONE]).to_pylist() if _is_alone(path) else []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}", hint="Check the file.") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    own = set().union(*(row.keys() for row in rows))
+    return rows if ALONE in own and not own & {"chosen", "rejected"} else None
+
+
+def _is_alone(path: Path) -> bool:
+    import pyarrow.parquet as pq
+
+    return not set(pq.read_schema(path).names) & {"chosen", "rejected"}

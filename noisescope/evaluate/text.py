@@ -1,0 +1,186 @@
+"""Responses of a causal language model: batched, greedy or sampled, the same noise for both models.
+
+Sampling is exact: argmax of (log-probabilities + Gumbel noise) draws from them (Gumbel 1954), and
+the noise is a function of (seed, prompt, position). Two models that agree on a token's
+probabilities draw the same token, so differences are theirs and not the dice's.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, final
+
+from noisescope.errors import ModelError
+from noisescope.evaluate.models import Contender
+from noisescope.evaluate.results import Output, Prompt
+from noisescope.models import Item
+
+if TYPE_CHECKING:
+    import torch
+
+    from noisescope.evaluate.generate import GenerationSettings
+    from noisescope.models.causal_lm import CausalLMPolicy
+
+#: Prompts generated together by device type.
+BATCH = {"cpu": 16, "cuda": 32}
+#: What ends a response where a model without a chat template goes on with the next turn.
+NEXT_TURN = "\n\nHuman:"
+#: Tokens made to see how long more of them take.
+PROBED = 6
+
+
+@final
+@dataclass(frozen=True)
+class TextGenerator:
+    """`generating.Generator` of text; the model is loaded when first asked."""
+
+    contender: Contender
+    settings: GenerationSettings
+    device: str
+    fingerprint: str
+
+    @cached_property
+    def policy(self) -> CausalLMPolicy:
+        """The model with its adapter merged in."""
+        return load_policy(self.contender, self.device)
+
+    @property
+    def batch(self) -> int:
+        from noisescope.models.device import pick_device
+
+        return self.settings.batch or BATCH.get(pick_device(self.device).type, 16)
+
+    def outputs(self, prompts: Sequence[Prompt]) -> list[Output]:
+        return list(self._generate(prompts, self.settings.max_new_tokens))
+
+    def probe(self, prompts: Sequence[Prompt]) -> float:
+        began = time.perf_counter()
+        self._generate(prompts, 1)
+        first = time.perf_counter() - began
+        began = time.perf_counter()
+        self._generate(prompts, 1 + PROBED)
+        more = max(0.0, time.perf_counter() - began - first)
+        return first + more / PROBED * (self.settings.max_new_tokens - 1)
+
+    def _generate(self, prompts: Sequence[Prompt], tokens: int) -> list[str]:
+        """Responses of one batch, prompts padded on the left."""
+        import torch
+
+        model, tokenizer = self.policy.model, self.policy.tokenizer
+        items = [Item(p.key, p.text, p.turns, "-") for p in prompts]
+        leads = [encoded.prompt for encoded in self.policy.encode(items)]
+        width = max(map(len, leads))
+        ids, seen = torch.zeros(len(leads), width, dtype=torch.long), torch.zeros(len(leads), width)
+        for row, lead in enumerate(leads):
+            ids[row, width - len(lead) :] = torch.tensor(lead)
+            seen[row, width - len(lead) :] = 1
+        where = self.policy.device
+        ends = ending_tokens(model, tokenizer)
+        with torch.inference_mode():
+            whole = model.generate(
+                input_ids=ids.to(where),
+                attention_mask=seen.long().to(where),
+                generation_config=_config(tokens, ends, tokenizer),
+                logits_processor=self._processors(prompts, width),
+            )
+        made = whole[:, width:].tolist()
+        return [self._text(row, ends) for row in made]
+
+    def _text(self, ids: list[int], ends: list[int]) -> str:
+        """Tokens before the first that ends the turn, as text."""
+        stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        text = str(self.policy.tokenizer.decode(ids[:stop], skip_special_tokens=True))
+        if not self.policy.encoder.template:
+            text = text.partition(NEXT_TURN)[0]
+        return text.strip()
+
+    def _processors(self, prompts: Sequence[Prompt], width: int) -> Any:
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+        steps = LogitsProcessorList()
+        if not self.settings.temperature:
+            return steps
+        steps.append(TemperatureLogitsWarper(self.settings.temperature))
+        if self.settings.top_p < 1:
+            steps.append(TopPLogitsWarper(self.settings.top_p))
+        steps.append(Gumbel(self.settings.seed, prompts, width))
+        return steps
+
+
+@final
+class Gumbel:
+    """Adds Gumbel noise to scores [B, V], so that their argmax is a draw from softmax(scores)."""
+
+    def __init__(self, seed: int, prompts: Sequence[Prompt], width: int) -> None:
+        self.seeds = [noise_seed(seed, prompt) for prompt in prompts]
+        self.width = width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores plus the noise of this position."""
+        import torch
+
+        position = input_ids.shape[1] - self.width
+        rows = []
+        for seed in self.seeds:
+            source = torch.Generator().manual_seed((seed + position) % (1 << 63))
+            uniform = torch.rand(scores.shape[1], generator=source, dtype=torch.float64)
+            rows.append(-torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16))))
+        return scores + torch.stack(rows).to(scores)
+
+
+def noise_seed(seed: int, prompt: Prompt) -> int:
+    """63 bits of (seed, prompt): where the noise of a prompt starts."""
+    from noisescope.pairs import digest
+
+    return int(digest("noise", str(seed), prompt.key)[:15], 16)
+
+
+def ending_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a response: the tokenizer's and those of the model's own settings."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return sorted({token for token in (*own, tokenizer.eos_token_id) if token is not None})
+
+
+def _config(tokens: int, ends: list[int], tokenizer: Any) -> Any:
+    """Greedy search over (noised) scores; what a checkpoint asks beyond that is left aside."""
+    from transformers import GenerationConfig
+
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=ends or None,
+        pad_token_id=pad if pad is not None else (ends[0] if ends else 0),
+    )
+
+
+def load_policy(contender: Contender, device: str) -> CausalLMPolicy:
+    """The contender's base with its adapter merged into the weights. Raises ModelError."""
+    from noisescope.models.causal_lm import load_causal_lm
+
+    policy = load_causal_lm(contender.base, device=device, dtype="auto")
+    if contender.place is not None:
+        policy.model = _merged(policy.model, contender)
+    return policy
+
+
+def _merged(model: Any, contender: Contender) -> Any:
+    """The model with a PEFT adapter merged in, whatever PEFT kind can be merged."""
+    from peft import PeftModel
+
+    assert contender.place is not None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+            return PeftModel.from_pretrained(model, contender.place).merge_and_unload().eval()
+    except Exception as error:  # peft raises many kinds; all mean "does not fit"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{contender.name} does not fit {contender.base}: {reason}",
+            hint="Name the model it was trained from: --base PATH_OR_NAME.",
+        ) from error

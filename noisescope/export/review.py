@@ -1,0 +1,262 @@
+"""`--format review`: the pairs most worth a human's time, for Argilla and Label Studio.
+
+    review/
+      argilla/records.json, argilla/.argilla/     rg.Dataset.from_disk("review/argilla")
+      label-studio/tasks.json, config.xml         import the tasks, paste the labelling interface
+      images/                                     the pictures, for image pairs
+      key.parquet                                 pair_id, labelled_better, p_flip, value, reason
+
+A look settles a pair. Without one the best guess drops it at p >= t, and is wrong with the
+expected cost value = min(p (1 - t), (1 - p) t), largest at the decision threshold t: that is what a
+look is worth. Most of the queue are the pairs of highest value (`unsure`), most valuable first; the
+rest are the highest p_flip that remain (`worst`): how many of them really are wrong is what to know
+before dropping such pairs unseen. Reviewers are blind: the sides stand in an order drawn by hash,
+and only key.parquet, which they do not see, says which one the label prefers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from noisescope.datasets.flip.plan import Float, coins
+from noisescope.errors import UsageError
+from noisescope.export.run_scores import Scored
+from noisescope.export.weights import facts_of, metadata_of
+from noisescope.storage.files import write_atomic
+from noisescope.storage.output import write_directory
+
+if TYPE_CHECKING:
+    from noisescope.pairs import ImageStore
+
+#: Share of the queue that checks the worst pairs.
+WORST_SHARE = 0.2
+#: Salt of the order of sides.
+_ORDER = 13
+UNSURE, WORST = "unsure", "worst"
+KEY = "key.parquet"
+ANSWERS = {"a": "A is better", "b": "B is better", "equal": "equally good", "unclear": "unclear"}
+GUIDELINES = (
+    "Which of the two responses answers the prompt better? Judge for yourself: they stand in a "
+    "random order, and what an earlier label said is not shown."
+)
+
+
+@final
+@dataclass(frozen=True)
+class Reviewed:
+    """One pair of the queue; `labelled_better` is "a" or "b"."""
+
+    pair_id: str
+    prompt: str
+    a: str
+    b: str
+    labelled_better: str
+    p_flip: float
+    value: float
+    reason: str
+
+
+def values(p_flip: Float, threshold: float) -> Float:
+    """Expected cost of deciding without a look, min(p (1 - t), (1 - p) t), [N]; NaN counts 0."""
+    p = np.nan_to_num(p_flip)
+    return np.minimum(p * (1 - threshold), (1 - p) * threshold)
+
+
+def choose(columns: Mapping[str, Float], number: int, threshold: float) -> dict[int, str]:
+    """Places of the pairs to review, most valuable first, and why each was chosen."""
+    value, rank = values(columns["p_flip"], threshold), columns["rank"]
+    unsure = number - int(number * WORST_SHARE)
+    chosen = dict.fromkeys(np.lexsort((rank, -value))[:unsure].tolist(), UNSURE)
+    rest = [place for place in np.argsort(rank)[:number].tolist() if place not in chosen]
+    return chosen | dict.fromkeys(rest[: number - len(chosen)], WORST)
+
+
+def export_review(
+    scored: Scored,
+    out: Path,
+    *,
+    number: int = 200,
+    threshold: float = 0.5,
+    images: ImageStore | None = None,
+) -> int:
+    """Write the queue; how many pairs it holds. `images` is needed for image runs.
+
+    Raises UsageError for a threshold outside (0, 1) or where `out` is not an export's.
+    """
+    if not 0 < threshold < 1:
+        raise UsageError(f"--threshold {threshold:g}: between 0 and 1", hint="Try 0.5.")
+    queue = _queue(scored, choose(scored.columns, number, threshold), threshold)
+    facts = facts_of(scored, "review", threshold=threshold, reviewed=len(queue))
+
+    def fill(folder: Path) -> None:
+        pictures = _write_images(queue, folder / "images", images)
+        _write_argilla(queue, folder / "argilla", pictures, out)
+        _write_label_studio(queue, folder / "label-studio", pictures)
+        _write_key(queue, folder / KEY, facts)
+
+    write_directory(out, facts, fill)
+    return len(queue)
+
+
+def _queue(scored: Scored, chosen: Mapping[int, str], threshold: float) -> list[Reviewed]:
+    """The chosen pairs with their texts, in the order of `chosen`."""
+    found: dict[int, Reviewed] = {}
+    p_flip = scored.columns["p_flip"]
+    value = values(p_flip, threshold)
+    for batch, at in scored.pairs(["prompt", "chosen", "rejected"]):
+        here = [index for index, place in enumerate(at.tolist()) if place in chosen]
+        for index in here:
+            pair_id, prompt, better, worse = (c[index].as_py() for c in batch.columns)
+            place = int(at[index])
+            turned = coins([pair_id], 0, _ORDER)[0] < 0.5
+            sides = (worse, better) if turned else (better, worse)
+            found[place] = Reviewed(
+                pair_id,
+                prompt,
+                *sides,
+                labelled_better="b" if turned else "a",
+                p_flip=float(p_flip[place]),
+                value=float(value[place]),
+                reason=chosen[place],
+            )
+    return [found[place] for place in chosen]
+
+
+def _write_images(
+    queue: list[Reviewed], folder: Path, images: ImageStore | None
+) -> dict[str, str] | None:
+    """Write the pictures of the queue once each; file name by content key, None for text."""
+    if images is None:
+        return None
+    folder.mkdir()
+    names: dict[str, str] = {}
+    for key in dict.fromkeys(key for pair in queue for key in (pair.a, pair.b)):
+        data = images.get(key)
+        names[key] = f"{key}.{_ending(data)}"
+        (folder / names[key]).write_bytes(data)
+    return names
+
+
+def _ending(data: bytes) -> str:
+    """File ending of a picture's format."""
+    starts = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"BM": "bmp", b"RIFF": "webp"}
+    return next((ending for start, ending in starts.items() if data.startswith(start)), "png")
+
+
+def _dump(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def _write_argilla(
+    queue: list[Reviewed], folder: Path, pictures: Mapping[str, str] | None, out: Path
+) -> None:
+    """What `rg.Dataset.from_disk` reads (Argilla 2): records, settings, and the dataset's name."""
+    kind = "text" if pictures is None else "image"
+
+    def shown(side: str) -> str:
+        return side if pictures is None else str(out.resolve() / "images" / pictures[side])
+
+    records = [
+        {
+            "id": pair.pair_id,
+            "fields": {"prompt": pair.prompt, "a": shown(pair.a), "b": shown(pair.b)},
+            "metadata": {"value": pair.value},
+            "suggestions": {},
+            "responses": {},
+            "vectors": {},
+        }
+        for pair in queue
+    ]
+    fields = [("prompt", "Prompt", "text"), ("a", "A", kind), ("b", "B", kind)]
+    options = [{"value": value, "text": text} for value, text in ANSWERS.items()]
+    settings = {
+        "guidelines": GUIDELINES,
+        "allow_extra_metadata": True,
+        "distribution": {"strategy": "overlap", "min_submitted": 1},
+        "vectors": [],
+        "fields": [_field(name, title, kind) for name, title, kind in fields],
+        "questions": [
+            {
+                "name": "better",
+                "title": "Which is better?",
+                "description": None,
+                "required": True,
+                "settings": {
+                    "type": "label_selection",
+                    "options": options,
+                    "visible_options": len(options),
+                },
+            },
+        ],
+        "metadata": [
+            {
+                "name": "value",
+                "title": "Value of a look",
+                "visible_for_annotators": False,
+                "settings": {"type": "float", "min": None, "max": None},
+            }
+        ],
+    }
+    _dump(folder / "records.json", records)
+    _dump(folder / ".argilla" / "settings.json", settings)
+    dataset = {"name": "noisescope-review", "guidelines": GUIDELINES, "allow_extra_metadata": True}
+    _dump(folder / ".argilla" / "dataset.json", dataset)
+
+
+def _field(name: str, title: str, kind: str) -> dict[str, Any]:
+    settings = {"type": kind} | ({"use_markdown": False} if kind == "text" else {})
+    return {"name": name, "title": title, "required": True, "settings": settings}
+
+
+def _write_label_studio(
+    queue: list[Reviewed], folder: Path, pictures: Mapping[str, str] | None
+) -> None:
+    """Tasks in Label Studio's basic JSON, and the labelling interface that shows them.
+
+    Pictures are named as Label Studio's local files: it serves those below its document root.
+    """
+
+    def shown(side: str) -> str:
+        return side if pictures is None else f"/data/local-files/?d=images/{pictures[side]}"
+
+    tasks = [
+        {"data": {"pair_id": p.pair_id, "prompt": p.prompt, "a": shown(p.a), "b": shown(p.b)}}
+        for p in queue
+    ]
+    _dump(folder / "tasks.json", tasks)
+    text = '<Text name="{0}" value="${0}" valueType="text"/>'
+    side = text if pictures is None else '<Image name="{0}" value="${0}"/>'
+    shown_sides = "\n    ".join(
+        f'<View style="flex: 1"><Header value="{name.upper()}"/>{side.format(name)}</View>'
+        for name in ("a", "b")
+    )
+    choices = "".join(f'<Choice value="{answer}"/>' for answer in ANSWERS.values())
+    config = f"""<View>
+  <Header value="Prompt"/>
+  {text.format("prompt")}
+  <View style="display: flex; gap: 2em">
+    {shown_sides}
+  </View>
+  <Header value="{GUIDELINES.partition("?")[0]}?"/>
+  <Choices name="better" toName="prompt" choice="single" required="true">{choices}</Choices>
+</View>
+"""
+    write_atomic(folder / "config.xml", config)
+
+
+def _write_key(queue: list[Reviewed], path: Path, facts: Mapping[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [pa.field(name, pa.string()) for name in ("pair_id", "labelled_better")]
+    fields += [pa.field(name, pa.float64()) for name in ("p_flip", "value")]
+    schema = pa.schema([*fields, pa.field("reason", pa.string())], metadata=metadata_of(facts))
+    rows = [{name: getattr(pair, name) for name in schema.names} for pair in queue]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")

@@ -1,0 +1,144 @@
+"""A scored run, ready to be looked up by pair: 8 bytes a pair and column, no text held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.datasets.flip.plan import U64, Float, keys_of
+from noisescope.errors import EvidenceError, NoisescopeError, RunError, first_five
+from noisescope.storage.run import Run, find_run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Numbers of scores.parquet that exports use.
+NUMBERS = ("p_flip", "u", "W", "gamma", "rank", "margin")
+#: Pairs handled at once.
+BATCH = 8192
+
+
+@final
+@dataclass(frozen=True)
+class Scored:
+    """One finished run and its scores [N], in the order of `keys` (ids hashed, ascending)."""
+
+    run: Run
+    manifest: dict[str, Any]
+    keys: U64
+    columns: dict[str, Float]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The audit's summary, as `noisescope score --json` printed it."""
+        found = self.manifest.get("summary")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def modality(self) -> str:
+        """text or image."""
+        return str(self.manifest.get("modality", "text"))
+
+    def places(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Where the pairs of these ids stand in `columns`. Raises RunError for unscored ones."""
+        wanted = keys_of(ids)
+        at = np.minimum(np.searchsorted(self.keys, wanted), max(len(self.keys) - 1, 0))
+        if len(self.keys):
+            missing = np.flatnonzero(self.keys[at] != wanted).tolist()
+        else:
+            missing = list(range(len(ids)))
+        if missing:
+            names = first_five([ids[index] for index in missing])
+            raise RunError(
+                f"{self.run.directory}: {len(missing):,} pairs have no score: {names}",
+                hint="Type the `noisescope score` command of this run again.",
+            )
+        return at
+
+    def pairs(self, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, NDArray[np.int64]]]:
+        """Batches of pairs.parquet (pair_id first, then `columns`) and their places."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(self.run.pairs_path, pre_buffer=False) as file:
+                names = ["pair_id", *columns]
+                for batch in file.iter_batches(BATCH, columns=names, use_threads=False):
+                    batch = batch.select(names)
+                    yield batch, self.places(batch.column(0).to_pylist())
+        except (pa.ArrowException, FileNotFoundError) as error:
+            raise RunError(f"{self.run.pairs_path} cannot be read: {error}") from error
+
+
+def find_scored(name: str | None, runs_directory: Path, *, force: bool = False) -> Scored:
+    """The run that a user means: its directory or name, its dataset, or None for the latest.
+
+    Raises RunError where there is none or its scores are damaged, EvidenceError (unless `force`)
+    where its replicas were no better than chance, so that its scores carry no verdict.
+    """
+    run = _find(name, runs_directory)
+    manifest = run.manifest()
+    scored = Scored(run, manifest, *_read(run))
+    if scored.summary.get("chance") and not force:
+        raise EvidenceError(
+            f"{run.directory}: its replicas are no better than chance, so its scores say nothing "
+            "about which labels are wrong",
+            hint="Score with a better --model, or add --force to export them all the same.",
+        )
+    return scored
+
+
+def _find(name: str | None, runs_directory: Path) -> Run:
+    try:
+        return find_run(name, runs_directory)
+    except RunError as error:
+        called = name and _dataset_name(name)
+        if not called or called == name:
+            raise
+        try:
+            return find_run(called, runs_directory)
+        except RunError:
+            raise error from None
+
+
+def _dataset_name(name: str) -> str | None:
+    """The short name of what `name` means as a DATASET, or None."""
+    from noisescope.storage.workspace import find_workspace, resolve
+
+    try:
+        return resolve(name, find_workspace()).name
+    except NoisescopeError:
+        return None
+
+
+def _read(run: Run) -> tuple[U64, dict[str, Float]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    hint = "Type the `noisescope score` command of this run again: it makes them anew."
+    if not run.scores_path.is_file():
+        raise RunError(f"{run.directory} has no scores", hint=hint)
+    keys: list[U64] = [np.empty(0, np.uint64)]
+    numbers: dict[str, list[Float]] = {name: [np.empty(0)] for name in NUMBERS}
+    try:
+        with pq.ParquetFile(run.scores_path, pre_buffer=False) as file:
+            for batch in file.iter_batches(1 << 16, columns=["pair_id", *NUMBERS]):
+                keys.append(keys_of(batch.column("pair_id").to_pylist()))
+                for name, parts in numbers.items():
+                    column = batch.column(name).cast(pa.float64())
+                    parts.append(column.to_numpy(zero_copy_only=False))
+    except (pa.ArrowException, KeyError) as error:
+        raise RunError(f"{run.scores_path} cannot be read: {error}", hint=hint) from error
+    every = np.concatenate(keys)
+    order = np.argsort(every, kind="stable")
+    return every[order], {
+        name: np.concatenate(parts)[order].astype(np.float64) for name, parts in numbers.items()
+    }

@@ -1,0 +1,161 @@
+"""`--format trl`: a preference dataset as TRL reads it, with the columns `weight` and `gamma`.
+
+    standard         prompt, chosen, rejected: texts
+    conversational   the same as message lists, where the source's prompts are conversations
+
+beside pair_id, weight, gamma and p_flip. TRL joins prompt and response as they are, so a plain
+prompt that no space separates from its responses gets the empty line the audit judged it with.
+`noisescope.training.trl.AdaptiveDPOTrainer` trains with the weights; TRL's trainer ignores them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from noisescope.datasets.flip.plan import Float
+from noisescope.errors import UsageError
+from noisescope.export.clean import count
+from noisescope.export.removal import DROP, FLIP, Actions, CleanPolicy
+from noisescope.export.run_scores import Scored
+from noisescope.export.weights import facts_of, metadata_of, weigh
+from noisescope.storage.files import write_atomic
+from noisescope.storage.output import claim, write_directory
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Between a plain prompt and its responses where neither brings a space (policies/encoding.py).
+GAP = "\n\n"
+NUMBERS = ("weight", "gamma", "p_flip")
+
+
+def export_trl(
+    scored: Scored, out: Path, policy: CleanPolicy | None = None, scheme: str = "u"
+) -> dict[str, int]:
+    """Write `out`: Parquet where it ends so, else a directory for `datasets.load_from_disk`.
+
+    Without a policy every pair is kept; the counts of keep, drop and flip are returned. Raises
+    UsageError for images (TRL has no such trainer) and where `out` is not an export's.
+    """
+    if scored.modality != "text":
+        raise UsageError(
+            "TRL trains on text, and this run judged images",
+            hint="Use --format clean or --format weights.",
+        )
+    policy = policy or CleanPolicy()
+    actions = policy.decide(scored.columns)
+    counts = count(actions)
+    facts = facts_of(scored, "trl", weight=scheme, policy=policy.said(), counts=counts)
+    if out.suffix == ".parquet":
+        claim(out)
+        write_atomic(out, lambda path: write_trl(path, scored, actions, scheme, facts))
+    else:
+        write_directory(out, facts, lambda path: _save(path, scored, actions, scheme, facts))
+    return counts
+
+
+def write_trl(
+    path: Path, scored: Scored, actions: Actions, scheme: str, facts: Mapping[str, Any]
+) -> None:
+    """The dataset as one Parquet file, streamed."""
+    import pyarrow.parquet as pq
+
+    talks = conversational(scored)
+    schema = trl_schema(talks).with_metadata(metadata_of(facts))
+    weight, gamma = weigh(scored.columns, scheme)
+    if scheme == "margin":  # a belief in the label's direction turns with the label
+        gamma = np.where(actions == FLIP, -gamma, gamma)
+    numbers = {"weight": weight, "gamma": gamma, "p_flip": scored.columns["p_flip"]}
+    with pq.ParquetWriter(path, schema, compression="zstd") as out:
+        for table in _tables(scored, actions, talks, schema, numbers):
+            out.write_table(table)
+
+
+def _save(
+    path: Path, scored: Scored, actions: Actions, scheme: str, facts: Mapping[str, Any]
+) -> None:
+    """The dataset as `datasets.save_to_disk` writes it."""
+    import datasets
+
+    plain = path / ".partial-rows.parquet"
+    write_trl(plain, scored, actions, scheme, facts)
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        cache = path / ".partial-cache"
+        read = datasets.Dataset.from_parquet(str(plain), cache_dir=str(cache))
+        read.save_to_disk(str(path))
+        del read
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+        plain.unlink()
+        _remove(cache)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def conversational(scored: Scored) -> bool:
+    """Whether any prompt is a conversation; all are then written as one."""
+    return any(batch.column(1).null_count < batch.num_rows for batch, _ in scored.pairs(["turns"]))
+
+
+def trl_schema(talks: bool) -> pa.Schema:
+    """Columns of a TRL export."""
+    import pyarrow as pa
+
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    side = pa.list_(turn) if talks else pa.string()
+    fields = [pa.field(name, side) for name in ("prompt", "chosen", "rejected")]
+    fields += [pa.field("pair_id", pa.string())]
+    return pa.schema(fields + [pa.field(name, pa.float64()) for name in NUMBERS])
+
+
+def _tables(
+    scored: Scored, actions: Actions, talks: bool, schema: pa.Schema, numbers: Mapping[str, Float]
+) -> Iterator[pa.Table]:
+    """Batches of the pairs that are kept or flipped."""
+    import pyarrow as pa
+
+    for batch, at in scored.pairs(["prompt", "chosen", "rejected", "turns"]):
+        kept = np.flatnonzero(actions[at] != DROP)
+        if not len(kept):
+            continue
+        part = batch.take(pa.array(kept))
+        flips = (actions[at[kept]] == FLIP).tolist()
+        ids, prompts, chosen, rejected, turns = (c.to_pylist() for c in part.columns)
+        for index, flip in enumerate(flips):
+            if flip:
+                chosen[index], rejected[index] = rejected[index], chosen[index]
+        columns: list[Any]
+        if talks:
+            heard = [t or [_message("user", p)] for t, p in zip(turns, prompts, strict=True)]
+            columns = [
+                heard,
+                *([[_message("assistant", r)] for r in s] for s in (chosen, rejected)),
+            ]
+        else:
+            columns = [list(map(_spaced, prompts, chosen, rejected)), chosen, rejected]
+        arrays = [
+            pa.array(values, schema.field(i).type) for i, values in enumerate([*columns, ids])
+        ]
+        arrays += [pa.array(numbers[name][at[kept]], from_pandas=True) for name in NUMBERS]
+        yield pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _spaced(prompt: str, chosen: str, rejected: str) -> str:
+    """The prompt with the gap that it needs before both responses."""
+    apart = prompt[-1:].isspace() or (chosen[:1].isspace() and rejected[:1].isspace())
+    return prompt if apart or not prompt else prompt + GAP

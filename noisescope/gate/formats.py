@@ -1,0 +1,253 @@
+"""A verdict as SARIF 2.1.0: a rule a check, one result for each that is breached or inconclusive.
+
+The worst pair is the result's location (without one, the whole dataset is: GitHub wants a
+location), the others are related locations. Rows of line-based
+files (JSONL) are given as lines; elsewhere the row is only named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree as ET
+
+from noisescope import __version__
+from noisescope.errors import RunError
+from noisescope.gate.verdict import Result, Row, Verdict
+
+#: Written in place of a control, format or surrogate character, and of what XML forbids.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+#: What means something in Markdown, HTML, or GitHub's automatic links and mentions.
+_MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+\-!|~&@:/.\"'$^=]")
+_NONCHARACTER = re.compile("[\ufffe\uffff]")
+
+
+def clean(text: str) -> str:
+    """One line without control, format, surrogate or XML-forbidden characters."""
+    line = " ".join(text.split())
+    kept = "".join(
+        REPLACEMENT if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character
+        for character in line
+    )
+    return _NONCHARACTER.sub(REPLACEMENT, kept)
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown and HTML show as it is: markup characters as numeric entities."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", clean(text))
+
+
+def command_data(text: str) -> str:
+    """The message of a GitHub workflow command; line breaks are kept, escaped."""
+    lines = "\n".join(clean(line) for line in text.splitlines())
+    return lines.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def command_property(text: str) -> str:
+    """A property (file, title) of a GitHub workflow command."""
+    return command_data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+_SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "skipped": "➖"}
+
+
+def markdown(verdict: Verdict, limit: int | None = None) -> str:
+    """The document; at most `limit` bytes of UTF-8, whole lines, the rest counted in a note."""
+    lines = [
+        f"## noisescope {escaped(verdict.said)}",
+        "",
+        f"{verdict.pairs:,} pairs of {escaped(verdict.dataset)}"
+        + (f", against {escaped(verdict.baseline)}" if verdict.baseline else ""),
+        "",
+        "| | check | allowed | found |",
+        "|---|---|---|---|",
+        *(_line(result) for result in verdict.results),
+    ]
+    for result in verdict.results:
+        if result.rows:
+            lines += [
+                "",
+                f"### {escaped(result.check)}",
+                "",
+                "| row, from 0 | pair | |",
+                "|---|---|---|",
+            ]
+            lines += [
+                f"| {escaped(f'{row.source}:{row.row}')} | {escaped(row.pair_id)} "
+                f"| {escaped(row.detail)} |"
+                for row in result.rows
+            ]
+    return _cut(lines, limit)
+
+
+def _line(result: Result) -> str:
+    allowed = "" if result.threshold is None else f"{result.threshold:g}"
+    more = f"; about {result.pairs_needed:,} pairs are needed" if result.pairs_needed else ""
+    found = escaped(result.said) + more
+    return f"| {_SIGNS[result.status]} | {escaped(result.check)} | {allowed} | {found} |"
+
+
+def _cut(lines: list[str], limit: int | None) -> str:
+    """Lines joined, as many as fit with the note about those that do not."""
+    sizes = [len(line.encode()) + 1 for line in lines]
+    if limit is None or sum(sizes) <= limit:
+        return "\n".join(lines) + "\n"
+    note = "\n… and {:,} more lines, left out for size.\n"
+    room = limit - len(note.format(len(lines)).encode())
+    kept = 0
+    while kept < len(lines) and sizes[kept] <= room:
+        room -= sizes[kept]
+        kept += 1
+    return "".join(f"{line}\n" for line in lines[:kept]) + note.format(len(lines) - kept)
+
+
+MOST_ANNOTATIONS = 10
+SUMMARY_BYTES = 1 << 20
+_COMMANDS = {"fail": "error", "inconclusive": "warning"}
+
+
+def commands(verdict: Verdict, place_of: Callable[[str], str]) -> list[str]:
+    """Workflow commands, breaches first; the last one counts what does not fit."""
+    shown = verdict.of("fail") + verdict.of("inconclusive")
+    lines = [_annotation(result, place_of) for result in shown]
+    if len(lines) > MOST_ANNOTATIONS:
+        more = len(lines) - MOST_ANNOTATIONS + 1
+        lines = lines[: MOST_ANNOTATIONS - 1]
+        lines.append(f"::error title=noisescope gate::and {more} more checks; see the summary")
+    return lines
+
+
+def _annotation(result: Result, place_of: Callable[[str], str]) -> str:
+    properties = {"title": f"noisescope gate: {result.check}"}
+    text = result.said
+    if result.pairs_needed is not None:
+        text += f"; about {result.pairs_needed:,} pairs are needed"
+    if result.rows:
+        worst = result.rows[0]
+        properties["file"] = place_of(worst.source)
+        text += "\nrows, counted from 0:" if worst.source else ""
+        text += "".join(f"\n{row.source}:{row.row} {row.detail}" for row in result.rows[:5])
+    stated = ",".join(f"{key}={command_property(value)}" for key, value in properties.items())
+    return f"::{_COMMANDS[result.status]} {stated}::{command_data(text)}"
+
+
+def write_summary(verdict: Verdict, path: Path) -> None:
+    """Append the Markdown to the step's summary file, cut to what the limit leaves."""
+    try:
+        used = path.stat().st_size if path.exists() else 0
+        text = markdown(verdict, max(SUMMARY_BYTES - used, 0))
+        if len(text.encode()) <= SUMMARY_BYTES - used:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise RunError(f"{path}: the step summary cannot be written ({error.strerror})") from error
+
+
+#: Element of each status but pass.
+_ELEMENTS = {"fail": "failure", "inconclusive": "error", "skipped": "skipped"}
+
+
+def junit(verdict: Verdict) -> str:
+    """The XML document."""
+    counts = {
+        "tests": len(verdict.results),
+        "failures": len(verdict.of("fail")),
+        "errors": len(verdict.of("inconclusive")),
+        "skipped": len(verdict.of("skipped")),
+    }
+    attributes = {name: str(count) for name, count in counts.items()}
+    root = ET.Element("testsuites", {"name": "noisescope gate", **attributes})
+    suite = ET.SubElement(root, "testsuite", {"name": clean(verdict.dataset), **attributes})
+    for result in verdict.results:
+        name = {"classname": f"noisescope.{clean(verdict.dataset)}", "name": clean(result.check)}
+        case = ET.SubElement(suite, "testcase", {**name, "time": "0"})
+        if result.status in _ELEMENTS:
+            said = {"message": clean(result.said)}
+            element = ET.SubElement(case, _ELEMENTS[result.status], said)
+            if result.status != "skipped":
+                element.set("type", result.status)
+                element.text = _text(result)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _text(result: Result) -> str:
+    """What was found, then the worst rows, a line each."""
+    lines = [clean(result.said)]
+    if result.threshold is not None:
+        lines.append(f"threshold {result.threshold:g}, compared: {result.bound}")
+    if result.pairs_needed is not None:
+        lines.append(f"about {result.pairs_needed:,} pairs are needed")
+    lines += ["rows, counted from 0:"] if any(row.source for row in result.rows) else []
+    lines += [clean(f"{row.source}:{row.row} {row.pair_id} {row.detail}") for row in result.rows]
+    return "\n".join(lines)
+
+
+SCHEMA = (
+    "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+)
+_LEVELS = {"fail": "error", "inconclusive": "warning"}
+_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$")
+
+
+def sarif(verdict: Verdict, place_of: Callable[[str], str]) -> str:
+    """The JSON document; `place_of` gives the path of a pair's source."""
+    rules = [
+        {"id": clean(result.check), "shortDescription": {"text": clean(result.said)}}
+        for result in verdict.results
+    ]
+    results = [
+        _result(result, index, place_of, quote(clean(verdict.resolved) or "dataset", safe="/"))
+        for index, result in enumerate(verdict.results)
+        if result.status in _LEVELS
+    ]
+    driver = {"name": "noisescope", "version": __version__, "rules": rules}
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "results": results,
+        "properties": {"dataset": clean(verdict.dataset), "verdict": verdict.word},
+    }
+    content = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _result(
+    result: Result, index: int, place_of: Callable[[str], str], whole: str
+) -> dict[str, Any]:
+    text = clean(result.said)
+    if result.pairs_needed is not None:
+        text += f"; about {result.pairs_needed:,} pairs are needed"
+    content: dict[str, Any] = {
+        "ruleId": clean(result.check),
+        "ruleIndex": index,
+        "level": _LEVELS[result.status],
+        "message": {"text": text},
+        "partialFingerprints": {"noisescopeCheck/v1": clean(result.check)},
+    }
+    places = [_location(row, place_of) for row in result.rows]
+    first = places[0] if places else {"physicalLocation": {"artifactLocation": {"uri": whole}}}
+    content["locations"] = [{key: value for key, value in first.items() if key != "message"}]
+    if places:
+        content["relatedLocations"] = [
+            {"id": number, **place} for number, place in enumerate(places, 1)
+        ]
+    return content
+
+
+def _location(row: Row, place_of: Callable[[str], str]) -> dict[str, Any]:
+    place = clean(place_of(row.source)) or "dataset"
+    physical: dict[str, Any] = {"artifactLocation": {"uri": quote(place, safe="/")}}
+    if _LINES.search(place):
+        physical["region"] = {"startLine": row.row + 1}
+    name = clean(f"row {row.row} {row.pair_id}")
+    return {
+        "physicalLocation": physical,
+        "logicalLocations": [{"name": name, "kind": "element"}],
+        "message": {"text": clean(f"{name}: {row.detail}")},
+    }

@@ -1,0 +1,198 @@
+"""What a gate looks at: a finished run, read from its files, and the baseline beside it.
+
+    subject = Subject(Run(Path("runs/pairs-1a2b3c4d")), baseline=Run(Path("runs/pairs-0f0f0f0f")))
+    subject.columns["p_flip"]       # [N], in the order of pairs.parquet
+
+Everything is read when first asked for; texts stay on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import RunError
+from noisescope.gate.verdict import Row
+from noisescope.scoring.annotators import coded
+from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
+from noisescope.scoring.metrics import Interval, at_chance, held_out_accuracy
+from noisescope.storage.run import Run
+
+Array = NDArray[Any]
+
+#: Characters of a prompt kept with a row.
+DETAIL = 160
+
+_COLUMNS = """
+SELECT length(p.chosen) AS chosen_length, length(p.rejected) AS rejected_length,
+       s.margin, s.p_flip, s.contested
+FROM read_parquet($pairs, file_row_number = true) AS p
+LEFT JOIN read_parquet($scores) AS s USING (pair_id)
+ORDER BY p.file_row_number
+"""
+_HELD_OUT = "SELECT bool_or(held_out) FROM read_parquet($parts)"
+_NEW = """
+SELECT (content_id, chosen < rejected) NOT IN (
+         SELECT (content_id, chosen < rejected) FROM read_parquet($old)) AS is_new
+FROM read_parquet($pairs, file_row_number = true)
+ORDER BY file_row_number
+"""
+_ROWS = """
+SELECT file_row_number, pair_id, source, row, prompt
+FROM read_parquet($pairs, file_row_number = true)
+WHERE list_contains($rows, file_row_number)
+"""
+
+
+@final
+class Subject:
+    """A finished run and what can be asked of it. Raises RunError where its files are damaged."""
+
+    def __init__(self, run: Run, baseline: Run | None = None) -> None:
+        self.run = run
+        self.baseline = baseline
+        for each in (run, baseline):
+            if each is not None:
+                each.plan()  # refuses a run in another format
+        self.manifest: Mapping[str, Any] = run.manifest()
+        facts = self.manifest.get("facts")
+        if not isinstance(facts, Mapping) or "rows" not in facts:
+            raise RunError(
+                f"{run.manifest_path} does not say what was read from the dataset",
+                hint="Make the run with this version: noisescope score DATASET",
+            )
+        self.facts: Mapping[str, Any] = facts
+
+    @property
+    def modality(self) -> str:
+        return str(self.manifest.get("modality", "text"))
+
+    def rows_of(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Rows of our own SQL over $pairs (bound where it is named) and `parameters`."""
+        with _connection() as connection:
+            rows: list[tuple[Any, ...]] = self._execute(connection, sql, parameters).fetchall()
+            return rows
+
+    def _execute(self, connection: Any, sql: str, parameters: Mapping[str, Any]) -> Any:
+        import duckdb
+
+        ours = {"pairs": str(self.run.pairs_path)} if "$pairs" in sql else {}
+        bound = {**ours, **parameters}
+        try:
+            return connection.execute(sql, bound)
+        except duckdb.Error as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> RunError:
+        return RunError(
+            f"{self.run.directory} cannot be read: {str(error).splitlines()[0]}",
+            hint="Score its dataset again: noisescope score DATASET",
+        )
+
+    @cached_property
+    def columns(self) -> dict[str, Array]:
+        """Lengths of both sides, margin, p_flip, contested, all [N]."""
+        with _connection() as connection:
+            found = self._execute(connection, _COLUMNS, {"scores": str(self.run.scores_path)})
+            columns: dict[str, Array] = found.fetchnumpy()
+        result = {name: _plain(values) for name, values in columns.items()}
+        missing = int(np.isnan(result["margin"]).sum())
+        if missing:
+            raise RunError(
+                f"{missing:,} pairs of {self.run.directory} have no score",
+                hint="Score its dataset again: noisescope score DATASET",
+            )
+        return result
+
+    def __len__(self) -> int:
+        return len(self.columns["margin"])
+
+    @cached_property
+    def annotators(self) -> tuple[list[str], Array]:
+        """The annotators' names, sorted, and each pair's place among them [N], -1 unknown."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            names = pq.read_table(self.run.pairs_path, columns=["annotator"]).column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from error
+        return coded(names)
+
+    @cached_property
+    def rate(self) -> FlipRate:
+        """The flip rate of all pairs. Raises EvidenceError with too few of them."""
+        return fit_flip_rate(self.columns["margin"])
+
+    @cached_property
+    def accuracy(self) -> Interval:
+        """Held-out accuracy of the replicas."""
+        return held_out_accuracy(self.columns["margin"])
+
+    @cached_property
+    def in_sample(self) -> bool:
+        """Whether no margin is held out: adapters that may have trained on these very pairs."""
+        parts = [str(part) for part in self.run.margin_parts()]
+        ((held_out,),) = self.rows_of(_HELD_OUT, parts=parts)
+        return not held_out
+
+    @property
+    def chance(self) -> bool:
+        """Whether the replicas are no better than a coin: nothing they say is a verdict."""
+        return at_chance(self.accuracy)
+
+    @cached_property
+    def new(self) -> Array:
+        """Whether each pair, in its direction, is absent from the baseline, bool [N]."""
+        if self.baseline is None:
+            return np.zeros(len(self), bool)
+        old = str(self.baseline.pairs_path)
+        return np.array([row[0] for row in self.rows_of(_NEW, old=old)], dtype=bool)
+
+    def worst(self, among: Array | None = None, count: int = 10) -> tuple[Row, ...]:
+        """The `count` pairs with the highest p_flip (among a mask [N]), worst first."""
+        order = np.argsort(self.columns["margin"], kind="stable")
+        chosen = order if among is None else order[among[order]]
+        return self.shown(chosen[:count])
+
+    def shown(self, numbers: Array) -> tuple[Row, ...]:
+        """The pairs at these rows of pairs.parquet, in that order, with p_flip and prompt."""
+        found = self.rows_of(_ROWS, rows=[int(number) for number in numbers])
+        texts = {number: rest for number, *rest in found}
+        p_flip = self.columns["p_flip"]
+        return tuple(
+            Row(pair_id, source, row, f"p_flip {p_flip[n]:.2f}: {prompt[:DETAIL]}")
+            for n, (pair_id, source, row, prompt) in ((n, texts[n]) for n in map(int, numbers))
+        )
+
+    def place_of(self, source: str) -> str:
+        """Path of a pair's source as a user of this working directory would write it."""
+        resolved = Path(str(self.manifest.get("resolved", "")))
+        if resolved.is_absolute() and resolved.is_relative_to(Path.cwd()):
+            resolved = resolved.relative_to(Path.cwd())
+        if resolved.is_file():
+            return resolved.as_posix()
+        inside = resolved / source
+        return inside.as_posix() if inside.is_file() else source
+
+
+def _connection() -> Any:
+    from noisescope.scoring.margins import connect
+
+    return connect()
+
+
+def _plain(values: Array) -> Array:
+    """A column without a mask: nulls become NaN, or None among objects."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return np.asarray(values)
+    if values.dtype == object:
+        filled = np.asarray(values.data, dtype=object).copy()
+        filled[np.ma.getmaskarray(values)] = None
+        return filled
+    return np.where(np.ma.getmaskarray(values), np.nan, values.data.astype(np.float64))

@@ -1,0 +1,97 @@
+"""Checks of the two sides of a pair: does length alone, or the place, decide the label?"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.gate.input import Subject
+from noisescope.gate.policy import Policy
+from noisescope.gate.verdict import Estimate, Result, judge
+from noisescope.scoring.metrics import share
+
+Float = NDArray[np.float64]
+
+#: Standard normal quantile of a one-sided 5 % test.
+Z = 1.6449
+
+
+def length_auroc(difference: Float) -> Estimate:
+    """AUROC of length alone for the label, from length(chosen) - length(rejected) [N].
+
+    Each pair is one positive (d) and one negative (-d): AUROC = P(d_i + d_j > 0) + P(= 0) / 2,
+    a U-statistic with first projection h(i) = P(d_i + d > 0) and standard error
+    2 sd(h) / sqrt(N) (Hoeffding 1948). N pairs without a single contrary one show no more than
+    N / (N + z^2), Wilson's bound: the standard error is 0 there.
+    """
+    ordered = np.sort(difference)
+    count = len(ordered)
+    above = count - np.searchsorted(ordered, -difference, side="right")
+    equal = np.searchsorted(ordered, -difference, side="right") - np.searchsorted(
+        ordered, -difference, side="left"
+    )
+    projection = (above + equal / 2) / count
+    value = float(projection.mean())
+    half = Z * 2 * float(projection.std()) / np.sqrt(count)
+    most = count / (count + Z * Z)
+    low, high = min(value - half, most), max(value + half, 1 - most)
+    return Estimate(value, max(0.0, low), min(1.0, high), count)
+
+
+def length_bias(subject: Subject, policy: Policy) -> Result | None:
+    """How well length in characters predicts the label, in either direction."""
+    if policy.max_length_auroc is None:
+        return None
+    if subject.modality != "text":
+        return Result("length_bias", "skipped", "images have no length")
+    columns = subject.columns
+    difference = (columns["chosen_length"] - columns["rejected_length"]).astype(np.float64)
+    found = length_auroc(difference)
+    shorter = found.value < 0.5
+    if shorter:
+        found = Estimate(1 - found.value, 1 - found.high, 1 - found.low, found.pairs)
+    status, needed = judge(found, policy.max_length_auroc, "lower", policy.detect)
+    taste = "shorter" if shorter else "longer"
+    return Result(
+        "length_bias",
+        status,
+        f"AUROC of the {taste} side for the label is {found.value:.3f} "
+        f"({found.low:.3f} to {found.high:.3f})",
+        found.value,
+        found.low,
+        found.high,
+        policy.max_length_auroc,
+        "lower",
+        needed,
+    )
+
+
+def side_order(subject: Subject, policy: Policy) -> Result | None:
+    """How far the share of labels for the source's first side is from one half."""
+    if policy.max_side_imbalance is None:
+        return None
+    first, known = (int(subject.facts.get(name, 0)) for name in ("first_chosen", "ordered"))
+    if not known:
+        return Result("side_order", "skipped", "the source has no order of sides")
+    if first in (0, known):
+        return Result(
+            "side_order", "skipped", "the source's label never changes: no order of sides"
+        )
+    interval = share(first, known)
+    low, high = interval.low - 0.5, interval.high - 0.5
+    ends = sorted((abs(low), abs(high)))
+    distance = abs(interval.estimate - 0.5)
+    found = Estimate(distance, 0.0 if low < 0 < high else ends[0], ends[1], known)
+    status, needed = judge(found, policy.max_side_imbalance, "lower", policy.detect)
+    return Result(
+        "side_order",
+        status,
+        f"the first side is preferred in {interval.estimate:.1%} "
+        f"({interval.low:.1%} to {interval.high:.1%}) of {known:,} pairs",
+        found.value,
+        found.low,
+        found.high,
+        policy.max_side_imbalance,
+        "lower",
+        needed,
+    )

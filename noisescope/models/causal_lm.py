@@ -1,0 +1,266 @@
+"""Any transformers causal language model as a policy: features and log-probabilities of text.
+
+    policy = load_causal_lm("HuggingFaceTB/SmolLM2-135M-Instruct")
+    policy.features(items)  # group -> [n, D_g]
+
+One forward pass a distinct (prompt, response), the prompt computed once for all its responses:
+prompt and responses stand packed in one row, where a response sees its prompt and itself alone.
+The vocabulary head runs at response positions only, a few at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import UsageError
+from noisescope.models import Item, ModelIdentity
+from noisescope.models.forward import (
+    FEATURES_VERSION,
+    GROUPS,
+    Batch,
+    Dimensions,
+    check_model,
+    measure,
+    run_batch,
+    setting,
+    to_batch,
+)
+from noisescope.models.memory import Halving, Limit
+from noisescope.models.packing import Corpus, corpus_of, pack, stack
+from noisescope.models.tokenize import Encoded, Encoder
+from noisescope.pairs import Modality
+
+if TYPE_CHECKING:
+    import torch
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+
+DEFAULT_MAX_LENGTH = 1024
+#: Tokens of a packed row, and of all rows of a batch, by device: a row's attention is dense.
+ROW_TOKENS = {"cpu": 512}
+BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+
+
+@final
+class CausalLMPolicy:
+    """A loaded model, its encoder and its identity; see `load_causal_lm`."""
+
+    modality: Modality = "text"
+
+    def __init__(
+        self, model: Any, encoder: Encoder, identity: ModelIdentity, groups: Sequence[str]
+    ) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.identity = identity
+        self.groups = tuple(groups)
+        self.limit = Limit()
+        # A packed row's mask stands for every layer, so no layer may see less than a whole item.
+        window = setting(model, "sliding_window") or encoder.max_length
+        self.shares_prompts = check_model(model) and window >= encoder.max_length
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.encoder.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        import torch
+
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the weights and of the pass."""
+        import torch
+
+        kind = self.model.dtype
+        assert isinstance(kind, torch.dtype)
+        return kind
+
+    def encode(self, items: Sequence[Item]) -> list[Encoded]:
+        """Token ids of each item."""
+        return self.encoder.encode(items)
+
+    def sizes(self, items: Sequence[Item]) -> Int:
+        """Tokens of each item, prompt included, [n]."""
+        return np.array([len(item.tokens) for item in self.encode(items)], np.int64)
+
+    def truncated(self, items: Sequence[Item]) -> dict[str, int]:
+        """How many items lost prompt or response tokens to max_length, and how many tokens."""
+        encoded = self.encode(items)
+        return {
+            "prompts": sum(item.cut_prompt > 0 for item in encoded),
+            "responses": sum(item.cut_response > 0 for item in encoded),
+            "tokens": sum(item.cut_prompt + item.cut_response for item in encoded),
+        }
+
+    def remarks(self, items: Sequence[Item]) -> list[str]:
+        """How much was cut to max_length, where anything was."""
+        cut = self.truncated(items)
+        if not cut["tokens"]:
+            return []
+        return [
+            f"cut to --max-length {self.encoder.max_length}: {cut['prompts']:,} prompts (from the "
+            f"left) and {cut['responses']:,} responses (from the right), {cut['tokens']:,} tokens"
+        ]
+
+    def flops(self, items: Sequence[Item]) -> float:
+        """Useful FLOPs of one pass: no padding, a shared prompt once.
+
+        2 x (parameters outside embeddings and head) a token, 4 x layers x heads x head size for
+        each pair of a token and one it sees, 2 x D x vocabulary a response token. A mixture of
+        experts counts all of its experts.
+        """
+        corpus = self._corpus(items)
+        asked = corpus.prompt_sizes[corpus.prompt_of]
+        prompts = corpus.prompt_sizes if self.shares_prompts else asked
+        answers = corpus.response_sizes
+        pairs = _triangle(prompts).sum() + (_triangle(answers) + asked * answers).sum()
+        tokens = prompts.sum() + answers.sum()
+        size = self._dimensions
+        return float(
+            2 * size.body * tokens + 4 * size.attention * pairs + 2 * size.head * answers.sum()
+        )
+
+    def features(self, items: Sequence[Item]) -> dict[str, Float]:
+        """Feature groups in the order of `items`: group -> [n, D_g] float32.
+
+        A batch that does not fit into memory is halved. Raises ModelError naming an item that
+        does not fit alone.
+        """
+        import torch
+
+        corpus = self._corpus(items)
+
+        def rows_of(part: Sequence[int]) -> dict[str, Float]:
+            trace = run_batch(self.model, self._batch(corpus, part))
+            return {name: GROUPS[name](trace).float().cpu().numpy() for name in self.groups}
+
+        def name_of(item: int) -> str:
+            size = len(corpus.prompts[corpus.prompt_of[item]]) + len(corpus.responses[item])
+            return f"response {items[item].key} to {items[item].prompt[:40]!r}: {size:,} tokens"
+
+        halving = Halving("responses", name_of, self.limit)
+        rows: dict[str, list[Float]] = {name: [] for name in self.groups}
+        order: list[int] = []
+        with torch.inference_mode():
+            for batch in self._batches(corpus):
+                for part, found in halving.run(rows_of, batch):
+                    order += part
+                    for name in self.groups:
+                        rows[name].append(found[name])
+        back = np.argsort(np.array(order, np.int64))
+        return {name: np.concatenate(parts)[back] for name, parts in rows.items() if parts}
+
+    def batches(self, items: Sequence[Item]) -> Iterator[Batch]:
+        """Batches that cover `items` once, packed where the model allows it."""
+        corpus = self._corpus(items)
+        for part in self._batches(corpus):
+            yield self._batch(corpus, part)
+
+    def _batches(self, corpus: Corpus) -> Iterator[list[int]]:
+        """Items of each batch."""
+        budget = BATCH_TOKENS.get(self.device.type, 4096)
+        return (_by_prompt if self.shares_prompts else _by_length)(corpus, budget)
+
+    def _batch(self, corpus: Corpus, part: Sequence[int]) -> Batch:
+        """Tensors of some items."""
+        if self.shares_prompts:
+            row = ROW_TOKENS.get(self.device.type, 1024)
+            return to_batch(corpus, pack(corpus, part, row), self.device, self.dtype)
+        packed, _ = stack([pack(corpus, [item], 1) for item in part])
+        return to_batch(corpus, packed, self.device, None)
+
+    @cached_property
+    def _dimensions(self) -> Dimensions:
+        return measure(self.model)
+
+    def _corpus(self, items: Sequence[Item]) -> Corpus:
+        return corpus_of([(item.prompt, item.response) for item in self.encode(items)])
+
+
+def load_causal_lm(
+    name: str,
+    *,
+    max_length: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    chat_template: str = "auto",
+    groups: Sequence[str] = tuple(GROUPS),
+) -> CausalLMPolicy:
+    """Load a directory, a Hub name or a GGUF file.
+
+    `max_length` is 1024 tokens or the model's own limit where that is less. `chat_template` is
+    "auto" (used where the tokenizer has one) or "never". Raises ModelError for a model that
+    cannot be used, UsageError for a setting that cannot be.
+    """
+    from noisescope.models.checkpoint import find_checkpoint, fingerprint, load_model
+    from noisescope.models.device import pick_device, pick_dtype
+
+    if chat_template not in ("auto", "never"):
+        raise UsageError(f"--chat-template {chat_template} is unknown", hint="One of: auto, never.")
+    found = find_checkpoint(name)
+    where = pick_device(device)
+    kind = pick_dtype(dtype, where)
+    model, tokenizer = load_model(found, where, kind)
+    limit = setting(model, "max_position_embeddings")
+    length = max_length or min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
+    if not 16 <= length <= (limit or length):
+        raise UsageError(
+            f"--max-length {length}: {name} takes 16 to {limit}",
+            hint="Leave it out, or lower it.",
+        )
+    template = chat_template == "auto" and tokenizer.chat_template is not None
+    settings: dict[str, object] = {
+        "version": FEATURES_VERSION,
+        "max_length": length,
+        "template": template,
+        "groups": list(groups),
+        "dtype": str(kind),
+    }
+    identity = ModelIdentity(name, found.revision, fingerprint(found, settings))
+    return CausalLMPolicy(model, Encoder(tokenizer, length, template), identity, groups)
+
+
+def _by_prompt(corpus: Corpus, budget: int) -> Iterator[list[int]]:
+    """Items in order of their prompts, in parts of at most `budget` tokens (or one item)."""
+    part: list[int] = []
+    used, before = 0, -1
+    for item in np.argsort(corpus.prompt_of, kind="stable").tolist():
+        prompt = int(corpus.prompt_of[item])
+        lead, own = int(corpus.prompt_sizes[prompt]), int(corpus.response_sizes[item])
+        cost = own + (lead if prompt != before else 0)
+        if part and used + cost > budget:
+            yield part
+            part, used, cost = [], 0, own + lead
+        part.append(item)
+        used, before = used + cost, prompt
+    if part:
+        yield part
+
+
+def _by_length(corpus: Corpus, budget: int) -> Iterator[list[int]]:
+    """Items by length, in parts that stay within `budget` tokens when padded (or one item)."""
+    sizes = corpus.prompt_sizes[corpus.prompt_of] + corpus.response_sizes
+    part: list[int] = []
+    for item in np.argsort(sizes, kind="stable").tolist():
+        if part and (len(part) + 1) * sizes[item] > budget:
+            yield part
+            part = []
+        part.append(item)
+    if part:
+        yield part
+
+
+def _triangle(lengths: Int) -> Int:
+    """Pairs of a token and itself or an earlier one, by sequence length."""
+    return lengths * (lengths + 1) // 2

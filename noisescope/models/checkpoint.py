@@ -1,0 +1,326 @@
+"""Find, check, fingerprint and load a causal language model: directory, Hub name or GGUF file.
+
+    found = find_checkpoint("HuggingFaceTB/SmolLM2-135M-Instruct")
+    model, tokenizer = load_model(found, device, dtype)
+
+Checkpoints are untrusted: only safetensors and GGUF weights are read, a checkpoint that brings
+its own code is refused, and every fault is a ModelError raised before a weight is touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from noisescope.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Bytes of each block, and blocks of each weight file, that the fingerprint reads.
+BLOCK, BLOCKS = 4096, 64
+
+CONVERT_HINT = (
+    'Convert it once, where you trust it: python -c "from transformers import AutoModelForCausalLM'
+    " as M; M.from_pretrained('{0}').save_pretrained('{0}-safe')\", and copy its tokenizer files."
+)
+
+
+@final
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint: its directory, the GGUF file in it if it is one, where it came from."""
+
+    name: str
+    directory: Path
+    revision: str | None = None
+    gguf: str | None = None
+
+    @property
+    def weights(self) -> list[Path]:
+        """Weight files, sorted by name."""
+        if self.gguf is not None:
+            return [self.directory / self.gguf]
+        return sorted(self.directory.glob("*.safetensors"))
+
+
+def shard_names(index: Mapping[str, Any], name: str) -> list[str]:
+    """Files of a weight index. Raises ModelError for any but safetensors files beside it."""
+    listed = index.get("weight_map")
+    names = sorted({str(file) for file in listed.values()}) if isinstance(listed, dict) else []
+    for file in names:
+        if Path(file).name != file or Path(file).suffix != ".safetensors":
+            raise ModelError(
+                f"{name}: its weight index names {file!r}, refused: safetensors files of the same "
+                "directory are all it may name",
+                hint=CONVERT_HINT.format(name),
+            )
+    return names
+
+
+def read_header(path: Path) -> bytes:
+    """The safetensors header of `path`; ModelError where header and file size disagree."""
+    broken = ModelError(
+        f"{path} is broken or cut short", hint="Download it again: its size and header disagree."
+    )
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if 8 + length > size:
+            raise broken
+        header = stream.read(length)
+    try:
+        tensors = json.loads(header)
+        ends = [entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise broken from error
+    if 8 + length + max(ends, default=0) != size:
+        raise broken
+    return header
+
+
+def fingerprint(found: Checkpoint, settings: dict[str, object]) -> str:
+    """20 hex digits over config, tokenizer, weights (sizes, headers, sampled blocks), settings."""
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    if found.gguf is None:
+        for path in sorted(found.directory.iterdir()):
+            if path.suffix in (".json", ".jinja", ".model", ".txt") and path.is_file():
+                _feed(sha, path.name.encode(), path.read_bytes())
+    for path in found.weights:
+        head = read_header(path) if found.gguf is None else b""
+        _feed(sha, path.name.encode(), head, str(path.stat().st_size).encode(), _sample(path))
+    return sha.hexdigest()[:20]
+
+
+def _feed(sha: hashlib._Hash, *parts: bytes) -> None:
+    """Hash length-prefixed parts."""
+    for part in parts:
+        sha.update(len(part).to_bytes(8, "little") + part)
+
+
+def _sample(path: Path) -> bytes:
+    """BLOCKS blocks evenly spread over a file, its first and last included."""
+    size = path.stat().st_size
+    last = max(0, size - BLOCK)
+    with path.open("rb") as stream:
+        blocks = []
+        for index in range(BLOCKS):
+            stream.seek(last * index // (BLOCKS - 1))
+            blocks.append(stream.read(BLOCK))
+    return b"".join(blocks)
+
+
+#: Files of a Hub repository worth downloading; nothing pickled, nothing in sub-folders.
+WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+UNWANTED = ("*/*", "consolidated*", "training_args*")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: Sends transformers to the model (directory or Hub name) that it names.
+ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+BROKEN_HINT = "Its files do not fit together, or this transformers is too old: download it again."
+OFFLINE_HINT = "Give a local directory instead: --model path/to/model"
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """Resolve `name` and check the files there. Raises ModelError saying what is wrong."""
+    try:
+        path = Path(name).expanduser()
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"no such model directory: {name}", hint="Check the path.") from error
+    if path.suffix == ".gguf":
+        return _find_gguf(name, path)
+    found = Checkpoint(name, path) if path.is_dir() else _download(name)
+    check_files(found)
+    return found
+
+
+def _find_gguf(name: str, path: Path) -> Checkpoint:
+    """A GGUF file, which transformers reads through the `gguf` package."""
+    if not path.is_file():
+        raise ModelError(f"no such file: {name}", hint="Check the path of the GGUF file.")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(
+            f"{name}: reading GGUF needs the gguf package",
+            hint="pip install 'noisescope[gguf]'",
+        )
+    with path.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise ModelError(f"{name} is not a GGUF file", hint="Download it again.")
+    return Checkpoint(name, path.parent, gguf=path.name)
+
+
+def _download(name: str) -> Checkpoint:
+    """Fetch a Hub repository (or find it in the local Hub cache); the revision is its commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"no such model directory: {name}", hint="Check the path.")
+    try:
+        directory = snapshot_download(
+            name, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
+        )
+    except HFValidationError as error:
+        raise ModelError(f"{name} is no model directory nor Hub name", hint=OFFLINE_HINT) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{name} is no directory here, and the Hugging Face Hub did not give it: {reason}",
+            hint=OFFLINE_HINT,
+        ) from error
+    return Checkpoint(name, Path(directory), revision=Path(directory).name)
+
+
+def check_files(found: Checkpoint) -> None:
+    """Raise ModelError unless the directory holds a config, safe whole weights and a tokenizer."""
+    config = _read_config(found)
+    settings = _read_json(found.directory / "tokenizer_config.json", default={})
+    if "auto_map" in config or "auto_map" in settings:
+        raise ModelError(
+            f"{found.name} wants to run code of its own (auto_map): refused",
+            hint="Use a model whose architecture transformers itself has.",
+        )
+    _check_weights(found)
+    names = {path.name for path in found.directory.iterdir()}
+    if not names.intersection(TOKENIZER_FILES) and not any(n.endswith(".model") for n in names):
+        raise ModelError(
+            f"{found.name} has no tokenizer ({', '.join(TOKENIZER_FILES)} or *.model)",
+            hint="Copy the tokenizer files of the model it was made from.",
+        )
+
+
+def _read_config(found: Checkpoint) -> dict[str, Any]:
+    """config.json as a dict, or a ModelError that says what stands there instead."""
+    whole = (found.directory / "config.json").is_file()
+    adapter = (found.directory / ADAPTER_CONFIG).is_file()
+    if whole and adapter:
+        raise ModelError(
+            f"{found.name} holds {ADAPTER_CONFIG} beside its config.json, which would load another "
+            "model in its place: refused",
+            hint="Remove that file where the adapter is merged into the weights already.",
+        )
+    if whole:
+        return _read_json(found.directory / "config.json", default={})
+    if adapter:
+        raise ModelError(
+            f"{found.name} is an adapter, not a whole model",
+            hint="Merge it into its base model first, or name the base model.",
+        )
+    raise ModelError(
+        f"{found.name} has no config.json: not a transformers model",
+        hint="Name the directory that save_pretrained wrote, or a .gguf file.",
+    )
+
+
+def _read_json(path: Path, default: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object from `path`, `default` where there is no file."""
+    if not path.is_file():
+        return default
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON: {error}", hint="Download it again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object", hint="Download it again.")
+    return value
+
+
+def _check_weights(found: Checkpoint) -> None:
+    """Whole safetensors files, all that the index names; pickles are refused."""
+    index = _read_json(found.directory / "model.safetensors.index.json", default={})
+    named = {found.directory / name for name in shard_names(index, found.name)}
+    absent = sorted(path.name for path in named if not path.is_file())
+    if absent:
+        raise ModelError(
+            f"{found.name} lacks the weight files {', '.join(absent)}", hint="Download them again."
+        )
+    if not found.weights:
+        pickles = sorted(p.name for p in found.directory.iterdir() if p.suffix in PICKLES)
+        if pickles:
+            raise ModelError(
+                f"{found.name} has only pickled weights ({pickles[0]}): refused",
+                hint=CONVERT_HINT.format(found.name),
+            )
+        raise ModelError(
+            f"{found.name} holds no weights (*.safetensors)",
+            hint="Download them again; where a repository has only pickled weights, which are "
+            "refused, choose a conversion of it to safetensors.",
+        )
+    for path in found.weights:
+        read_header(path)
+
+
+def load_model(found: Checkpoint, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """(transformers model in evaluation mode, tokenizer). Raises ModelError."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    _check_causal(found)
+    source: dict[str, Any] = {} if found.gguf is None else {"gguf_file": found.gguf}
+    tokenizer = _load_tokenizer(found, source)
+    if found.gguf is None:
+        source["use_safetensors"] = True
+    try:
+        model, notes = AutoModelForCausalLM.from_pretrained(
+            found.directory, dtype=dtype, output_loading_info=True, **source
+        )
+    except Exception as error:  # transformers raises many kinds; all mean "does not load"
+        raise ModelError(
+            f"{found.name} does not load: {_reason(error)}", hint=BROKEN_HINT
+        ) from error
+    lacking = sorted(notes["missing_keys"])
+    if lacking:
+        raise ModelError(
+            f"{found.name} lacks the weights of {len(lacking)} tensors, first {lacking[0]}",
+            hint=BROKEN_HINT,
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def _check_causal(found: Checkpoint) -> None:
+    """Raise ModelError unless the config names a causal language model transformers knows."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if found.gguf is not None:
+        return
+    try:
+        config = AutoConfig.from_pretrained(found.directory)
+    except Exception as error:  # unknown model types, malformed fields, ...
+        raise ModelError(
+            f"{found.name}: config.json is not understood: {_reason(error)}",
+            hint="A newer transformers may know this architecture.",
+        ) from error
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    named = config.architectures or []
+    if config.is_encoder_decoder or (named and not known.intersection(named)):
+        raise ModelError(
+            f"{found.name} is not a causal language model ({', '.join(named) or 'unnamed'})",
+            hint="Name a decoder-only model, such as HuggingFaceTB/SmolLM2-135M-Instruct.",
+        )
+
+
+def _load_tokenizer(found: Checkpoint, source: dict[str, Any]) -> Any:
+    """The checkpoint's tokenizer, or a ModelError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(found.directory, **source)
+    except Exception as error:  # one of many kinds, by tokenizer family
+        raise ModelError(
+            f"{found.name}: the tokenizer does not load: {_reason(error)}",
+            hint="Copy the tokenizer files of the model it was made from.",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """First line of an error's text, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,116 @@
+"""Which device and number type a forward pass runs in, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import cache
+from typing import TYPE_CHECKING
+
+from noisescope.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+#: Products timed at the least, unless they take long.
+FEWEST = 5
+#: Side of the square matrices the speed test multiplies.
+SIDE = 1024
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, else mps, else cpu. Raises UsageError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"--device {name} cannot be used: {reason}", hint="`noisescope doctor` lists devices."
+        ) from error
+    return device
+
+
+@cache
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a square matrix product, measured once (< 0.5 s).
+
+    The best of several products, so that other work on the machine counts little; a small one
+    first, so that a type the machine only emulates does not cost seconds.
+    """
+    import torch
+
+    rate = 0.0
+    for side in (256, SIDE):
+        left = torch.ones(side, side, device=device, dtype=dtype)
+        left @ left
+        best, began, repeats = float("inf"), time.perf_counter(), 0
+        while time.perf_counter() - began < (0.1 if repeats >= FEWEST else 0.4):
+            repeats += 1
+            _wait(device)
+            start = time.perf_counter()
+            left @ left
+            _wait(device)
+            best = min(best, time.perf_counter() - start)
+        rate = 2 * side**3 / best
+        if rate < 2e9:
+            break
+    return rate
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is the fastest of bfloat16 and float32 here; else the type named.
+
+    bfloat16 must win by a quarter: it is less exact.
+    """
+    import torch
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name == "auto":
+        fast = matmul_rate(device, torch.bfloat16)
+        return torch.bfloat16 if fast > 1.25 * matmul_rate(device, torch.float32) else torch.float32
+    if name not in kinds:
+        raise UsageError(f"--dtype {name} is unknown", hint=f"One of: auto, {', '.join(kinds)}.")
+    return kinds[name]
+
+
+def _wait(device: torch.device) -> None:
+    """Wait for the device's queue to drain."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def launched() -> bool:
+    """Whether this process is one of several that a launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
+
+
+def alone() -> Accelerator:
+    """What drives a training of this process alone, whatever launch it is one of."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import patch_environment
+
+    sizes = ("world_size", "pmi_size", "ompi_comm_world_size", "mv2_comm_world_size")
+    with patch_environment(local_rank=-1, **dict.fromkeys(sizes, 1)):
+        return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def own_device(device: str) -> str:
+    """This process' own GPU, where several processes share a host and `device` leaves it open."""
+    if device not in ("auto", "cuda") or not launched():
+        return device
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else device

@@ -1,0 +1,73 @@
+"""Features of every distinct response, computed once, cached, resumable after a kill.
+
+    features = compute_features(policy, items, cache_directory, progress)  # group -> [n, D_g]
+
+The cache is `<cache_directory>/<policy fingerprint>/`, in parts (`parts.py`). Values are float32,
+as computed: half the size would overflow on the middle layers of some models, and a part is
+small beside the model that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import RunError
+from noisescope.models import Policy
+from noisescope.pairs import Item
+from noisescope.progress import Progress as Progress
+from noisescope.storage.cache import Part, fill, gather, missing, scan
+
+Float = NDArray[np.float32]
+#: Share of the machine's matrix product rate that a feature pass reaches, for estimates.
+EFFICIENCY = 0.6
+
+
+def compute_features(
+    policy: Policy, items: Sequence[Item], cache_directory: Path, progress: Progress
+) -> dict[str, Float]:
+    """Feature groups of `items`, in their order: group -> [n, D_g] float32.
+
+    Only keys that no sound part holds are computed. A damaged part is computed again, which
+    `progress` is told. Raises RunError where the cache cannot be written.
+    """
+    parts = fill_cache(policy, items, cache_directory, progress)
+    return gather(parts, [item.key for item in items])
+
+
+def fill_cache(
+    policy: Policy, items: Sequence[Item], cache_directory: Path, progress: Progress
+) -> list[Part]:
+    """`compute_features` without reading them: what a process does that has a share of them."""
+    model = policy.identity.fingerprint
+    return fill(policy, items, cache_directory / model, progress, "feature", model)
+
+
+def cached_features(
+    items: Sequence[Item], cache_directory: Path, fingerprint: str
+) -> dict[str, Float]:
+    """The same where all of them are cached under the policy's `fingerprint`; no policy needed.
+
+    Raises RunError where any is not.
+    """
+    parts = scan(cache_directory / fingerprint, fingerprint)[0]
+    if lost := missing(items, parts):
+        raise RunError(
+            f"features of {len(lost):,} responses are no longer cached",
+            hint="Type the command that made the run again; it fills the cache.",
+        )
+    return gather(parts, [item.key for item in items])
+
+
+def uncached(policy: Policy, items: Sequence[Item], cache_directory: Path) -> list[Item]:
+    """The distinct items that `compute_features` would have to compute."""
+    model = policy.identity.fingerprint
+    return missing(items, scan(cache_directory / model, model)[0])
+
+
+def estimate_seconds(policy: Policy, items: Sequence[Item], rate: float) -> float:
+    """Seconds a feature pass over `items` should take at `rate`, FLOP/s of matrix products."""
+    return policy.flops(items) / (EFFICIENCY * rate)

@@ -1,0 +1,322 @@
+"""What a denoiser is given: latents of images and embeddings of captions, each computed once.
+
+    encodings = Encodings(pipeline, images, 512)
+    encodings.open(directory)            # what lies on disk from now on counts as computed
+    encodings.keep(items, progress)      # compute the rest into parts, resumable after a kill
+    latents, framings = encodings.latents(keys)
+    told = encodings.conditioning(prompts, framings)
+
+Both are held in half precision, in memory as on disk: a run that finds them computes the same
+bits as the run that made them. Latents are the encoder's mode, scaled.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.datasets.images import Framing, crop, decode
+from noisescope.errors import DataError, ModelError
+from noisescope.models import Item
+from noisescope.models.denoising import Conditioning
+from noisescope.models.memory import Halving, Limit
+from noisescope.models.pipeline import Pipeline
+from noisescope.pairs import ImageStore, digest
+from noisescope.progress import Progress
+from noisescope.storage.cache import Array, Part, Rows, Source, fill, scan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def embed(pipeline: Pipeline, prompt: str) -> tuple[Tensor, Tensor | None]:
+    """Text embedding [L, D] and pooled embedding [P] or None, as the pipeline's class makes them.
+
+    SD1.5 takes the encoder's last hidden states; SDXL joins both encoders' last but one and pools
+    the second. SDXL's empty prompt is all zeros where its index says so.
+    """
+    import torch
+
+    states: list[Tensor] = []
+    pooled_text: Tensor | None = None
+    for tokenizer, encoder in pipeline.text:
+        tokens = tokenizer(
+            [prompt],
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(encoder.device)
+        answer = encoder(tokens, output_hidden_states=pipeline.is_xl)
+        states.append(answer.hidden_states[-2] if pipeline.is_xl else answer.last_hidden_state)
+        pooled_text = answer[0] if pipeline.is_xl else None
+    text = torch.cat(states, dim=-1)[0]
+    if pooled_text is None:
+        return text, None
+    if not prompt and pipeline.empty_is_zero:
+        return torch.zeros_like(text), torch.zeros_like(pooled_text[0])
+    return text, pooled_text[0]
+
+
+#: Bumped whenever the same pipeline would give other latents or embeddings.
+ENCODINGS_VERSION = 1
+#: Rows of latents, and of embeddings, kept in memory.
+KEPT = 512
+#: Bytes that all latents and embeddings of one directory may take on disk.
+DISK_BYTES = 64 << 30
+#: Share of the free disk they may take, too.
+DISK_SHARE = 0.5
+#: Pixels of one encoder pass.
+BATCH_PIXELS = 8 * 512 * 512
+#: Pixels, and captions, to one unit of work.
+WORK_PIXELS, WORK_CAPTIONS = 4096, 16
+
+
+@final
+@dataclass(frozen=True)
+class Latents:
+    """Source of latents: an item's response is an image key."""
+
+    pipeline: Pipeline
+    images: ImageStore
+    image_size: int
+    limit: Limit = field(default_factory=Limit)
+
+    def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
+        """Work of each image, [n]."""
+        return np.full(len(items), max(1, self.image_size**2 // WORK_PIXELS), np.int64)
+
+    def features(self, items: Sequence[Item]) -> dict[str, Array]:
+        """`latent` [n, C, h, w] float16 and `framing` [n, 6] int32.
+
+        Raises DataError naming an image that is lost or does not decode, ModelError for latents
+        that are not finite.
+        """
+        import torch
+
+        squares, framings = zip(*(self.square(item.response) for item in items), strict=True)
+        step = max(1, BATCH_PIXELS // self.image_size**2)
+        halving: Halving[int] = Halving(
+            "images", lambda place: f"image {items[place].response}", self.limit
+        )
+
+        def encoded(places: Sequence[int]) -> Array:
+            latents = self.encode(torch.stack([squares[place] for place in places]))
+            rows: Array = latents.half().cpu().numpy()
+            return rows
+
+        parts = [
+            rows
+            for start in range(0, len(squares), step)
+            for _, rows in halving.run(encoded, range(len(squares))[start : start + step])
+        ]
+        frames = [(*frame.original, *frame.corner, *frame.target) for frame in framings]
+        found = {"latent": np.concatenate(parts), "framing": np.array(frames, np.int32)}
+        _check_finite(found["latent"], [f"image {item.response}" for item in items])
+        return found
+
+    def square(self, key: str) -> tuple[Tensor, Framing]:
+        """An image as [3, S, S] in -1..1, and how it was cropped."""
+        import torch
+
+        try:
+            square, framing = crop(decode(self.images.get(key)), self.image_size)
+        except DataError as error:
+            raise DataError(f"image {key}: {error.message}", hint=error.hint) from error
+        pixels = torch.from_numpy(np.asarray(square, np.float32).transpose(2, 0, 1).copy())
+        return pixels / 127.5 - 1, framing
+
+    def encode(self, squares: Tensor) -> Tensor:
+        """Scaled latent modes [B, C, h, w] float32 of squares [B, 3, S, S]."""
+        import torch
+
+        vae = self.pipeline.vae
+        with torch.inference_mode():
+            mode = vae.encode(squares.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        shift = vae.config.shift_factor or 0.0
+        scaled: Tensor = (mode - shift) * vae.config.scaling_factor
+        return scaled
+
+
+@final
+@dataclass(frozen=True)
+class Captions:
+    """Source of text embeddings: an item's prompt is the caption."""
+
+    pipeline: Pipeline
+
+    def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
+        """Work of each caption, [n]."""
+        return np.full(len(items), WORK_CAPTIONS, np.int64)
+
+    def features(self, items: Sequence[Item]) -> dict[str, Array]:
+        """`text` [n, L, D] float16 and, for SDXL, `pooled` [n, P]; one by one, so that a
+        caption's bits do not depend on its neighbours. Raises ModelError where not finite."""
+        import torch
+
+        with torch.inference_mode():
+            rows = [embed(self.pipeline, item.prompt) for item in items]
+        found = {"text": _stacked([text for text, _ in rows])}
+        if self.pipeline.is_xl:
+            found["pooled"] = _stacked([pooled for _, pooled in rows if pooled is not None])
+        for group in found.values():
+            _check_finite(group, [f"caption {item.prompt[:60]!r}" for item in items])
+        return found
+
+
+@final
+class Encodings:
+    """Latents and embeddings by key: from memory, else from disk, else computed."""
+
+    def __init__(self, pipeline: Pipeline, images: ImageStore, image_size: int) -> None:
+        self.pipeline, self.images = pipeline, images
+        self.latents_of = Latents(pipeline, images, image_size)
+        self._sources: tuple[Source, Source] = self.latents_of, Captions(pipeline)
+        self.fingerprint = digest(pipeline.encoders, str(image_size), str(ENCODINGS_VERSION))
+        self._memory: tuple[OrderedDict[str, dict[str, Tensor]], ...] = (
+            OrderedDict(),
+            OrderedDict(),
+        )
+        self._disk = (Rows([]), Rows([]))
+        self._directory: Path | None = None
+
+    def open(self, directory: Path) -> None:
+        """Use what lies under `directory`/<fingerprint>, and keep there what `keep` computes."""
+        self._directory = directory / self.fingerprint
+        latents, captions = (Rows(scan(place)[0]) for place in self._places())
+        self._disk = (latents, captions)
+
+    def keep(self, items: Iterable[Item], progress: Progress) -> None:
+        """Compute the images and captions of `items`, and the empty caption, into parts on disk.
+
+        What the disk has no room for (DISK_BYTES, DISK_SHARE) is computed when asked for, which
+        `progress` is told, as it is of damaged parts. Raises RunError where the directory cannot
+        be written, DataError or ModelError as the sources do. Nothing happens before `open`.
+        """
+        if self._directory is None:
+            return
+        kept: list[list[Part]] = []
+        for source, place, disk, distinct in zip(
+            self._sources, self._places(), self._disk, self._distinct(list(items)), strict=True
+        ):
+            absent = [item for item in distinct if item.key not in disk]
+            fitting = _fitting(source, absent, place)
+            if left := len(absent) - len(fitting):
+                progress(0, 0, f"no room on disk for {left:,} {place.name}: computed when needed")
+            kept.append(fill(source, fitting, place, progress, place.name))
+        self._disk = (Rows(kept[0]), Rows(kept[1]))
+
+    def unknown_images(self, items: Iterable[Item]) -> int:
+        """How many distinct images of `items` the disk does not hold."""
+        return sum(item.key not in self._disk[0] for item in self._distinct(list(items))[0])
+
+    def latents(self, keys: Sequence[str]) -> tuple[Tensor, list[Framing]]:
+        """Scaled latent modes [B, C, h, w] float32 of images by key, and how each was cropped."""
+        import torch
+
+        rows = self._rows(0, [_image(key) for key in keys])
+        frames = [row["framing"].tolist() for row in rows]
+        framings = [Framing((a, b), (c, d), (e, f)) for a, b, c, d, e, f in frames]
+        return torch.stack([row["latent"] for row in rows]).float(), framings
+
+    def conditioning(self, prompts: Sequence[str], framings: Sequence[Framing]) -> Conditioning:
+        """What the denoiser is told of each row: text [B, L, D], for SDXL pooled text and ids."""
+        import torch
+
+        rows = self._rows(1, [_caption(prompt) for prompt in prompts])
+        kind = self.pipeline.unet.dtype
+        text = torch.stack([row["text"] for row in rows]).to(kind)
+        if not self.pipeline.is_xl:
+            return Conditioning(text)
+        pooled = torch.stack([row["pooled"] for row in rows]).to(kind)
+        ids = [(*frame.original, *frame.corner, *frame.target) for frame in framings]
+        time_ids = torch.tensor(ids, dtype=kind, device=text.device)
+        return Conditioning(text, {"text_embeds": pooled, "time_ids": time_ids})
+
+    def _rows(self, which: int, items: Sequence[Item]) -> list[dict[str, Tensor]]:
+        """Rows of items from memory, disk or the source; the last KEPT stay in memory."""
+        import torch
+
+        memory, device = self._memory[which], self.pipeline.unet.device
+        found = {item.key: memory[item.key] for item in items if item.key in memory}
+        absent = []
+        for item in {item.key: item for item in items if item.key not in found}.values():
+            row = self._disk[which].get(item.key)
+            if row is None:
+                absent.append(item)
+            else:
+                found[item.key] = {
+                    name: torch.from_numpy(value).to(device) for name, value in row.items()
+                }
+        if absent:
+            groups = self._sources[which].features(absent)
+            tensors = {name: torch.from_numpy(value).to(device) for name, value in groups.items()}
+            for place, item in enumerate(absent):
+                found[item.key] = {name: value[place] for name, value in tensors.items()}
+        for item in items:
+            memory[item.key] = found[item.key]
+            memory.move_to_end(item.key)
+        while len(memory) > KEPT:
+            memory.popitem(last=False)
+        return [found[item.key] for item in items]
+
+    def _distinct(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+        """Images (their references, too) and captions of items, once each."""
+        keys = dict.fromkeys(item.response for item in items)
+        for item in items:
+            keys |= dict.fromkeys(self.images.references.get(item.key, ()))
+        prompts = dict.fromkeys(item.prompt for item in items) | {"": None}
+        return [_image(key) for key in keys], [_caption(prompt) for prompt in prompts]
+
+    def _places(self) -> tuple[Path, Path]:
+        """Where latents and embeddings lie."""
+        assert self._directory is not None
+        return self._directory / "latents", self._directory / "captions"
+
+
+def _fitting(source: Source, items: list[Item], place: Path) -> list[Item]:
+    """As many of the items as the disk has room for, in order of their keys."""
+    if not items:
+        return []
+    root = place.parent.parent
+    anchor = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    used = sum(file.stat().st_size for file in root.rglob("*.safetensors"))
+    room = min(DISK_BYTES - used, int(shutil.disk_usage(anchor).free * DISK_SHARE))
+    row = sum(values.nbytes for values in source.features(items[:1]).values())
+    return sorted(items, key=lambda item: item.key)[: max(0, room // row)]
+
+
+def _image(key: str) -> Item:
+    """An image as an item: ordered by its key."""
+    return Item(key, key, None, key)
+
+
+def _caption(prompt: str) -> Item:
+    """A caption as an item."""
+    return Item(digest(prompt), prompt, None, "")
+
+
+def _stacked(rows: Sequence[Tensor]) -> Array:
+    """Tensors [...] as one array [n, ...] in half precision."""
+    import torch
+
+    stacked: Array = torch.stack(list(rows)).half().cpu().numpy()
+    return stacked
+
+
+def _check_finite(rows: Array, names: Sequence[str]) -> None:
+    """Raise ModelError naming the first row that does not fit half precision."""
+    bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
+    if len(bad):
+        raise ModelError(
+            f"{names[bad[0]]} and {len(bad) - 1} more of {len(rows)} encode to values that are "
+            "not finite",
+            hint="Try --dtype float32, or another pipeline.",
+        )

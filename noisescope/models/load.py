@@ -1,0 +1,70 @@
+"""From a model's name to a Policy: one loader a modality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from noisescope.errors import UsageError
+from noisescope.models import Policy
+from noisescope.pairs import PreferenceDataset
+
+
+def _causal_lm(
+    model: str,
+    dataset: PreferenceDataset,
+    *,
+    image_size: int | None = None,
+    draws: int | None = None,
+    **settings: Any,
+) -> Policy:
+    from noisescope.models.causal_lm import load_causal_lm
+
+    if image_size is not None or draws is not None:
+        flags = {"--image-size": image_size, "--draws": draws}
+        given = [name for name, value in flags.items() if value is not None]
+        raise UsageError(
+            f"{' and '.join(given)}: about images, and {dataset.name} holds text",
+            hint=f"Leave {' and '.join(given)} out.",
+        )
+    return load_causal_lm(model, **settings)
+
+
+def _diffusion(
+    model: str,
+    dataset: PreferenceDataset,
+    *,
+    max_length: int | None = None,
+    draws: int | None = None,
+    **settings: Any,
+) -> Policy:
+    from noisescope.models.denoising import DrawConfig
+    from noisescope.models.diffusion import DiffusionPolicy
+
+    if max_length is not None:
+        raise UsageError(
+            "--max-length: about text models, and a pipeline has a length of its own",
+            hint="Leave --max-length out.",
+        )
+    if dataset.images is None:
+        raise UsageError(
+            f"{dataset.name} carries no images",
+            hint="Read it with its own format: `noisescope datasets` lists them.",
+        )
+    chosen = None if draws is None else DrawConfig.spread(draws)
+    return DiffusionPolicy.load(model, dataset.images, draws=chosen, **settings)
+
+
+#: Modality -> loader(model, dataset, **settings).
+LOADERS: dict[str, Callable[..., Policy]] = {"text": _causal_lm, "image": _diffusion}
+
+
+def load_policy(model: str | None, dataset: PreferenceDataset, **settings: Any) -> Policy:
+    """The policy that judges `dataset`. Raises UsageError without a model, ModelError if broken."""
+    if model is None:
+        raise UsageError(
+            f"no model to judge {dataset.modality} pairs with",
+            hint="Name one with --model PATH_OR_NAME, or in noisescope.toml: "
+            f'[models] {dataset.modality} = "..."; `noisescope sample` writes a tiny one to try.',
+        )
+    return LOADERS[dataset.modality](model, dataset, **settings)

@@ -1,0 +1,84 @@
+"""Head replicas again under other labels, from the features that an audit has cached.
+
+    refit = refitter(run, table)
+    first = refit(flipped, None)
+    refit(other, first.variance).margins    # of the replicas that see those labels turned round
+
+A flip only swaps a pair's two rows among the features, so nothing is read or computed anew but
+the heads. Most of their cost is the search for how far each group of features may move a margin:
+it may begin at what was found for labels with as many flips (`variance`), and then ends sooner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import RunError
+from noisescope.models.items import distinct_items, fold_keys
+from noisescope.replicas.gather import cache_directory
+from noisescope.scoring.margins import RunMargins
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from noisescope.storage.run import Run
+
+Bool = NDArray[np.bool_]
+
+
+@final
+@dataclass(frozen=True)
+class Refitted:
+    """Margins of the refitted replicas, and the prior variances their search came to."""
+
+    margins: RunMargins
+    variance: Mapping[str, float]
+
+
+#: (which labels are flipped [N], where the search begins or None) -> the refitted replicas.
+Refit = Callable[[Bool, "Mapping[str, float] | None"], Refitted]
+
+
+def refitter(run: Run, table: pa.Table) -> Refit:
+    """A function that refits the run's replicas to other labels of its pairs.
+
+    Raises RunError where the run is not of head replicas or its features are gone.
+    """
+    from noisescope.models.features import cached_features
+    from noisescope.replicas.head import HeadConfig, fit_heads
+
+    plan = run.plan()
+    evidence = plan["evidence"]
+    if evidence.get("kind") != "head":
+        raise RunError(
+            f"{run.directory} has {evidence.get('kind')} replicas, which planting would retrain",
+            hint="Audit with --kind head, or flip the dataset and score the copy.",
+        )
+    items, chosen, rejected = distinct_items(table)
+    features = cached_features(items, cache_directory(run), plan["model_fingerprint"])
+    config = HeadConfig(
+        replicas=evidence["replicas"],
+        folds=evidence["folds"],
+        seed=evidence["seed"],
+        identity=evidence["pool"],
+    )
+    keys = fold_keys(table)
+
+    def refit(flipped: Bool, start: Mapping[str, float] | None) -> Refitted:
+        one, other = np.where(flipped, rejected, chosen), np.where(flipped, chosen, rejected)
+        fit = fit_heads(features, one, other, keys, config, start=start)
+        margins = RunMargins(
+            table.column("pair_id"),
+            list(range(len(fit.margins))),
+            [1],
+            fit.margins[:, None, :].astype(np.float32),
+            np.ones(fit.margins.shape, bool),
+        )
+        return Refitted(margins, fit.variance)
+
+    return refit

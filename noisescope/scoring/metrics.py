@@ -1,0 +1,267 @@
+"""How well a score ranks mislabelled pairs: AUROC, average precision, precision at a count.
+
+Scores [N] are higher = more suspicious, truth [N] is True for a mislabelled pair. Each metric takes
+optional sample weights [..., N] (bootstrap draws) and broadcasts over them. The last part needs
+no truth: what the margins themselves say about the AUROC to expect (method.md section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, ndtr, ndtri
+from scipy.stats import rankdata
+
+from noisescope.errors import EvidenceError
+
+Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+#: Credible or confidence mass of every interval noisescope prints.
+MASS = 0.90
+#: Bins of a reliability curve.
+BINS = 15
+
+
+@final
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its 90 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        """JSON object {estimate, low, high}."""
+        return {"estimate": self.estimate, "low": self.low, "high": self.high}
+
+
+def share(successes: float, trials: int, mass: float = MASS) -> Interval:
+    """Binomial share with Wilson's score interval (Wilson 1927)."""
+    if trials < 1:
+        raise EvidenceError("a share of nothing has no value")
+    z = float(ndtri((1 + mass) / 2))
+    p = successes / trials
+    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * np.sqrt(p * (1 - p) / trials + (z / (2 * trials)) ** 2)
+    return Interval(
+        p, float(max(0.0, min(p, centre - half))), float(min(1.0, max(p, centre + half)))
+    )
+
+
+def held_out_accuracy(margins: Float) -> Interval:
+    """Share of labels that agree with the sign of their held-out margin [N]; zero counts half."""
+    judged = margins[np.isfinite(margins)]
+    return share(float(((np.sign(judged) + 1) / 2).sum()), len(judged))
+
+
+def at_chance(accuracy: Interval) -> bool:
+    """Whether the replicas do no better than a coin: one half is in (or above) the interval."""
+    return accuracy.low <= 0.5
+
+
+@final
+@dataclass(frozen=True)
+class Calibration:
+    """Reliability curve in B non-empty bins, with its summary numbers.
+
+    `predicted`, `observed` [B] are means, `count` [B]; `ece` = sum_b count_b / N
+    |observed_b - predicted_b|; `brier` = mean squared error of p.
+    """
+
+    predicted: Float
+    observed: Float
+    count: Float
+    ece: float
+    brier: float
+
+
+def calibration(
+    p: Float, truth: Bool, *, bins: Literal["mass", "width"] = "mass", count: int = BINS
+) -> Calibration:
+    """How far probabilities p [N] are from the truth [N].
+
+    `bins`: "mass" (the default, and what noisescope reports as ECE) puts as nearly as possible
+    N / 15 pairs in each bin in the order of p; "width" cuts [0, 1] into 15 equal intervals.
+    """
+    if not len(p):
+        raise EvidenceError("no probability to check")
+    wrong = np.asarray(truth, dtype=np.float64)
+    if bins == "mass":
+        order = np.argsort(p, kind="stable")
+        where = np.empty(len(p), dtype=np.int64)
+        where[order] = np.arange(len(p)) * count // len(p)
+    else:
+        where = np.minimum((p * count).astype(np.int64), count - 1)
+    size = np.bincount(where, minlength=count).astype(np.float64)
+    full = size > 0
+    predicted = np.bincount(where, p, count)[full] / size[full]
+    observed = np.bincount(where, wrong, count)[full] / size[full]
+    ece = float((size[full] * np.abs(observed - predicted)).sum() / len(p))
+    brier = float(np.square(p - wrong).mean())
+    return Calibration(predicted, observed, size[full], ece, brier)
+
+
+#: Elements of one block of bootstrap weights: bounds memory at about 64 MB.
+BLOCK = 1 << 23
+
+
+class Metric(Protocol):
+    """A ranking metric of score [N] and truth [N] under weights [..., N] -> [...]."""
+
+    def __call__(self, score: Float, truth: Bool, weights: Float | None = None) -> Float: ...
+
+
+def _tied(score: Float, truth: Bool, weights: Float | None) -> tuple[Float, Float]:
+    """Weights [..., G] of mislabelled and of other pairs in groups of equal scores, ascending."""
+    if np.isnan(score).any():
+        raise EvidenceError(f"{int(np.isnan(score).sum()):,} of {len(score):,} scores are missing")
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(score[order]) > 0))
+    weight = np.ones(len(score)) if weights is None else weights
+    wrong = np.asarray(truth, dtype=bool)[order]
+    ordered = weight[..., order]
+    positive = np.add.reduceat(ordered * wrong, starts, axis=-1)
+    return positive, np.add.reduceat(ordered * ~wrong, starts, axis=-1)
+
+
+def auroc(score: Float, truth: Bool, weights: Float | None = None) -> Float:
+    """P(a mislabelled pair scores above another) + P(tie) / 2; NaN where one kind is absent."""
+    positive, negative = _tied(score, truth, weights)
+    below = np.cumsum(negative, axis=-1) - negative
+    wins = (positive * (below + negative / 2)).sum(axis=-1)
+    total = positive.sum(axis=-1) * negative.sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(wins / np.where(total > 0, total, np.nan))
+
+
+def average_precision(score: Float, truth: Bool, weights: Float | None = None) -> Float:
+    """sum_k (R_k - R_{k-1}) P_k over distinct thresholds; its base rate is the truth's mean."""
+    positive, negative = (side[..., ::-1] for side in _tied(score, truth, weights))
+    found = np.cumsum(positive, axis=-1)
+    taken = found + np.cumsum(negative, axis=-1)
+    precision = found / np.maximum(taken, np.finfo(np.float64).tiny)
+    total = found[..., -1]
+    return np.asarray(
+        (positive * precision).sum(axis=-1) / np.where(total > 0, total, np.nan), dtype=np.float64
+    )
+
+
+def precision_at(score: Float, truth: Bool, share: float, weights: Float | None = None) -> Float:
+    """Share of mislabelled among the top `share` of the pairs; a tie at the edge counts in part."""
+    positive, negative = (side[..., ::-1] for side in _tied(score, truth, weights))
+    group = positive + negative
+    budget = share * group.sum(axis=-1, keepdims=True)
+    before = np.cumsum(group, axis=-1) - group
+    part = np.clip((budget - before) / np.maximum(group, np.finfo(np.float64).tiny), 0, 1)
+    return np.asarray((positive * part).sum(axis=-1) / budget[..., 0], dtype=np.float64)
+
+
+def bootstrap(
+    metric: Metric | Callable[[Float, Bool, Float], Float],
+    score: Float,
+    truth: Bool,
+    *,
+    draws: int = 1000,
+    mass: float = 0.9,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of `metric` over `draws` resamples of the pairs (Poisson bootstrap).
+
+    The same seed gives the same interval. The estimate is the metric of the sample itself.
+    """
+    rng = np.random.default_rng(seed)
+    count, block = len(score), max(1, BLOCK // max(len(score), 1))
+    values = [
+        metric(score, truth, rng.poisson(1.0, (min(block, draws - done), count)).astype(np.float64))
+        for done in range(0, draws, block)
+    ]
+    low, high = np.nanquantile(np.concatenate(values), [(1 - mass) / 2, (1 + mass) / 2])
+    estimate = float(metric(score, truth, np.ones(count)))
+    return Interval(estimate, min(float(low), estimate), max(float(high), estimate))
+
+
+def signed_rank(margins: Float) -> float:
+    """W = P(M_i + M_j > 0): Wilcoxon's signed-rank statistic / (n (n + 1) / 2), in [0, 1].
+
+    The AUROC of -margin against uniform flips of these labels, were they all right. Zero
+    margins count half.
+    """
+    m = np.asarray(margins, dtype=np.float64)
+    m = m[np.isfinite(m)]
+    if not len(m):
+        raise EvidenceError("no held-out margin to rank")
+    ranks = rankdata(np.abs(m))
+    return float((ranks * (np.sign(m) + 1) / 2).sum() / (len(m) * (len(m) + 1) / 2))
+
+
+def expected_auroc(margins: Float, flip_rate: float) -> float:
+    """A = (W - e) / (1 - 2 e) in [0, 1]: the AUROC to expect of -margin, no truth needed.
+
+    W is measured on noisy labels, of which a share e is flipped.
+    """
+    return _corrected(signed_rank(margins), flip_rate)
+
+
+def _corrected(w: float, flip_rate: float) -> float:
+    if not 0 <= flip_rate < 0.5:
+        raise EvidenceError(f"a flip rate must be in [0, 0.5), not {flip_rate:g}")
+    return float(np.clip((w - flip_rate) / (1 - 2 * flip_rate), 0, 1))
+
+
+def signed_rank_error(margins: Float) -> float:
+    """Standard error of `signed_rank` over samples of pairs (Hoeffding's projection).
+
+    W is a U-statistic of degree 2 with the kernel [M_i + M_j > 0], so its variance is about
+    4 Var(h(M)) / n with h(m) = P(M + m > 0).
+    """
+    m = np.asarray(margins, dtype=np.float64)
+    m = np.sort(m[np.isfinite(m)])
+    if len(m) < 2:
+        raise EvidenceError("fewer than two held-out margins have no standard error")
+    below = (np.searchsorted(m, -m, "left") + np.searchsorted(m, -m, "right")) / 2
+    return float(2 * (1 - below / len(m)).std(ddof=1) / np.sqrt(len(m)))
+
+
+def expected_auroc_interval(margins: Float, flip_rate: Interval) -> Interval:
+    """`expected_auroc` with its 90 % interval: W's own error and that of the flip rate together.
+
+    Each side is the root of the squared distances to A at that end of the flip rate's interval
+    and to A at 1.64 standard errors of W. (Errors of W and e are of opposite sign and cancel in
+    part, so this is wide rather than narrow.)
+    """
+    ends = (flip_rate.estimate, flip_rate.low, flip_rate.high)
+    w = signed_rank(margins)
+    middle, *others = (_corrected(w, e) for e in ends)
+    spread = float(ndtri((1 + MASS) / 2)) * signed_rank_error(margins)
+    spread /= 1 - 2 * flip_rate.estimate
+    low = middle - np.hypot(middle - min(middle, *others), spread)
+    high = middle + np.hypot(max(middle, *others) - middle, spread)
+    return Interval(middle, max(0.0, float(low)), min(1.0, float(high)))
+
+
+def bayes_auroc(gaps: Float) -> float:
+    """AUROC* = E[sigma(max(R, R'))], R, R' independent draws of |gap| [N] in log odds.
+
+    The best any detector of uniform flips can do if these are the true gaps; free of the rate.
+    """
+    size = np.sort(np.abs(gaps[np.isfinite(gaps)]))
+    if not len(size):
+        raise EvidenceError("no gap to compute a ceiling from")
+    weight = (2 * np.arange(len(size)) + 1) / len(size) ** 2  # P(max is the i-th)
+    return float((weight * expit(size)).sum())
+
+
+def auroc_of_accuracy(accuracy: float) -> float:
+    """Phi(sqrt(2) Phi^-1(q)): AUROC of a scorer that is right on a share q of correct labels."""
+    return float(ndtr(np.sqrt(2) * ndtri(accuracy)))
+
+
+def efficiency(measured: float, ceiling: float) -> float:
+    """(AUROC - 1/2) / (AUROC* - 1/2); NaN where the ceiling is chance."""
+    return (measured - 0.5) / (ceiling - 0.5) if ceiling > 0.5 else float("nan")

@@ -1,0 +1,271 @@
+"""From a run's margins to scores.parquet and its summary. No torch; seconds for a million pairs.
+
+Usage: `summary = score_run(Path("runs/hh-rlhf-1a2b3c4d"), ScoreConfig())`. Verdicts are cheap and
+never touch the evidence: call it again with another rho or k1. Margins are read in blocks of
+pairs, and what must be sorted is sorted on disk: beside DuckDB's memory some 70 bytes a pair are
+held, whatever M is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import RunError, UsageError
+from noisescope.scoring.detectors import RHO, confidence, mean_over, stability, u_released
+from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
+from noisescope.scoring.margin_blocks import Spool, failure, spool
+from noisescope.scoring.margins import RunMargins, connect, read_margins
+from noisescope.scoring.scores import COLUMNS, ranks, write_scores
+from noisescope.scoring.summary import Summary, Totals, summarise
+from noisescope.scoring.weights import WeightConfig, adaptive_weights
+from noisescope.storage.run import Run
+from noisescope.storage.sql import Spill
+
+Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+SUSPECTS = 10
+#: What a reader must know of adapters that nobody said were kept from these pairs.
+IN_SAMPLE = (
+    "These adapters may have trained on the very pairs they judge. The margins are in-sample: "
+    "held-out accuracy, flip rate and expected AUROC are too good, and learned errors look right. "
+    "Score with --held-out if they never saw these pairs."
+)
+
+
+@final
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Constants of Eq. 11 (rho: 1 for text, 15 for images) and Eq. 14-15 (k1, k2, c2).
+
+    `rho` None stands for the modality's; see `weights` for k2 and c2.
+    `released` takes W and Gamma from `u_released` instead of u. `spill` decides no number.
+    """
+
+    rho: float | None = None
+    k1: float = 10.0
+    k2: float = -1.0
+    c2: float = 0.0
+    released: bool = False
+    spill: Spill = field(default_factory=Spill)
+
+    def __post_init__(self) -> None:
+        if self.rho is not None and not (np.isfinite(self.rho) and self.rho > 0):
+            raise UsageError(
+                f"--rho must be above 0, not {self.rho:g}",
+                hint="The paper has 1 for text and 15 for images.",
+            )
+        _ = self.weights
+
+    @property
+    def weights(self) -> WeightConfig:
+        """The constants of W and Gamma. Raises UsageError where they make no sense."""
+        return WeightConfig(self.k1, self.k2, self.c2)
+
+
+class Margins(Protocol):
+    """Margins [M, N] to be read as often as it takes, a block of pairs at a time."""
+
+    @property
+    def replicas(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def blocks(self) -> Iterator[tuple[slice, Float, Bool]]:
+        """(pairs, margins [M, n], which of them verdicts rest on [M, n]) of each block."""
+        ...
+
+
+def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
+    """Judge every pair of the run in `directory`, write scores.parquet, return the summary.
+
+    Needs plan.json (beta), pairs.parquet and margins/part-*.parquet. Raises RunError where they
+    are missing, damaged or incomplete, EvidenceError with fewer than ten pairs.
+    """
+    import duckdb
+    import pyarrow as pa
+
+    config, run = config or ScoreConfig(), Run(directory)
+    beta, modality = _plan_facts(run)
+    rho = RHO[modality] if config.rho is None else config.rho
+    with config.spill.folder(directory) as folder:
+        found = spool(directory, "margins", folder, config.spill)
+        averages = None
+        if has_averages(run):
+            averages = spool(directory, run.averages_directory.name, folder, config.spill)
+        _check_replicas(run, len(found.replicas))
+        seen = survey(found, averages, beta)
+        try:
+            totals = _write(run, found, averages, seen, rho, config, folder)
+        except (duckdb.Error, pa.ArrowException) as error:
+            raise failure(error, directory, folder, [run.pairs_path]) from error
+    summary = summarise(run, len(found.replicas), seen.margins, totals, seen.rate, SUSPECTS)
+    return replace(summary, notes=(IN_SAMPLE, *summary.notes)) if found.in_sample else summary
+
+
+def _write(
+    run: Run,
+    found: Spool,
+    averages: Spool | None,
+    seen: Survey,
+    rho: float,
+    config: ScoreConfig,
+    folder: Path,
+) -> Totals:
+    """Write scores.parquet; what its summary adds up."""
+    parts: list[Totals] = []
+
+    def counted() -> Iterator[tuple[slice, dict[str, Float]]]:
+        for block, columns in judged_blocks(found, averages, seen, rho=rho, config=config):
+            parts.append(Totals.of(columns))
+            yield block, columns
+
+    with connect(config.spill.memory, folder) as connection:
+        rank = ranks(seen.margins)
+        write_scores(run.scores_path, run.pairs_path, counted(), rank, connection)
+    return Totals.together(parts)
+
+
+def has_averages(run: Run) -> bool:
+    """Whether a run holds margins of its replicas' averaged copies (`--ema`)."""
+    return any(run.averages_directory.glob("part-*.parquet"))
+
+
+def read_averages(run: Run) -> RunMargins | None:
+    """Margins of the replicas' averaged copies (`--ema`), None where the run has none."""
+    if not has_averages(run):
+        return None
+    return read_margins(run.directory, folder=run.averages_directory.name)
+
+
+def _check_replicas(run: Run, found: int) -> None:
+    """Raise RunError where margins of some of the planned replicas are gone."""
+    planned = run.plan()["evidence"].get("replicas")
+    if isinstance(planned, int) and found != planned:
+        raise RunError(
+            f"{run.margins_directory} holds margins of {found} replicas, planned were {planned}",
+            hint=f"Remove {run.directory} and type the command again: features stay cached.",
+        )
+
+
+def _plan_facts(run: Run) -> tuple[float, str]:
+    """beta and modality of a run's evidence, from its plan."""
+    plan = run.plan()
+    evidence = plan.get("evidence")
+    beta = evidence.get("beta") if isinstance(evidence, Mapping) else None
+    if not isinstance(beta, int | float) or not beta > 0:
+        raise RunError(
+            f"{run.plan_path} states no beta: margins cannot be read as beta * l",
+            hint="Remove the run and make it again: noisescope score DATASET",
+        )
+    modality = plan.get("modality", "text")
+    return float(beta), modality if modality in RHO else "text"
+
+
+@final
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over all pairs finds: each one's mean margin [N] over the replicas that count,
+    the root mean square l of each replica [M, 1] and averaged copy [2M, 1], and the flip rate.
+    """
+
+    beta: float
+    margins: Float
+    scale: Float
+    copies_scale: Float
+    rate: FlipRate
+
+
+def survey(found: Margins, averages: Margins | None, beta: float) -> Survey:
+    """One pass over the margins. Raises EvidenceError with fewer than ten pairs."""
+    margins = np.empty(len(found))
+    for block, values, counted in found.blocks():
+        margins[block] = mean_over(np.where(counted, values, np.nan))
+    scale = _scale(found) / beta
+    copies_scale = scale if averages is None else _scale(averages) / beta
+    return Survey(beta, margins, scale, copies_scale, fit_flip_rate(margins))
+
+
+def judge(
+    found: RunMargins,
+    *,
+    beta: float,
+    rho: float,
+    config: ScoreConfig,
+    averages: RunMargins | None = None,
+) -> tuple[dict[str, Float], FlipRate]:
+    """All of `COLUMNS` [N] and the fitted flip rate.
+
+    `averages` are two averaged copies a replica, of which `u_released` is then made.
+    """
+    seen = survey(found, averages, beta)
+    columns = {name: np.empty(len(found)) for name in COLUMNS}
+    for block, values in judged_blocks(found, averages, seen, rho=rho, config=config):
+        for name in COLUMNS:
+            columns[name][block] = values[name]
+    return columns, seen.rate
+
+
+def judged_blocks(
+    found: Margins, averages: Margins | None, seen: Survey, *, rho: float, config: ScoreConfig
+) -> Iterator[tuple[slice, dict[str, Float]]]:
+    """All of `COLUMNS` [n] of each block of pairs."""
+    copies = None if averages is None else averages.blocks()
+    for block, margins, counted in found.blocks():
+        logratios, held_out = margins / seen.beta, np.where(counted, margins, np.nan)
+        columns = {"margin": seen.margins[block]}
+        columns["confidence"] = confidence(logratios, rho)
+        columns["stability"] = stability(logratios)
+        columns["u"] = columns["stability"] * columns["confidence"]
+        if copies is None:
+            columns["u_released"] = u_released(logratios, rho, seen.scale)
+        else:
+            averaged = next(copies)[1] / seen.beta
+            scales = seen.scale, seen.copies_scale
+            columns["u_released"] = u_of_trios(logratios, averaged, counted, rho, scales)
+        columns["contested"] = seen.rate.contested(held_out)
+        columns["p_flip"] = seen.rate.p_flip(columns["margin"])
+        columns["p_mislabelled"] = seen.rate.p_mislabelled(columns["margin"])
+        columns["W"], columns["gamma"] = adaptive_weights(
+            columns["u_released" if config.released else "u"],
+            config.weights,
+        )
+        yield block, columns
+
+
+def u_of_trios(
+    live: Float,
+    copies: Float,
+    counted: NDArray[np.bool_],
+    rho: float,
+    scales: tuple[Float, Float],
+) -> Float:
+    """`u_released` of each run and its two averaged copies, mean over the runs that count.
+
+    live [M, N], copies [2M, N] (rows 2m and 2m + 1 are run m's), counted [M, N], scales of both
+    ([M, 1], [2M, 1]) -> u [N] in [0, 1]: the released trio is one run, live and two averages.
+    """
+    values = []
+    for m in range(len(live)):
+        both = slice(2 * m, 2 * m + 2)
+        trio = np.concatenate([live[m : m + 1], copies[both]])
+        scale = np.concatenate([scales[0][m : m + 1], scales[1][both]])
+        values.append(u_released(trio, rho, scale))
+    return mean_over(np.where(counted, np.stack(values), np.nan))
+
+
+def _scale(found: Margins) -> Float:
+    """Root mean square margin of each replica over the dataset, [M, 1]; 1 for all-zero ones."""
+    squares = np.zeros((len(found.replicas), 1))
+    judged = np.zeros((len(found.replicas), 1), np.int64)
+    for _, margins, _ in found.blocks():
+        squares += np.nansum(np.square(margins), axis=1, keepdims=True)
+        judged += np.isfinite(margins).sum(axis=1, keepdims=True)
+    scale = np.sqrt(squares / np.maximum(judged, 1))
+    return np.where(scale > 0, scale, 1.0)

@@ -1,0 +1,204 @@
+"""SQL over a run: tables pairs, margins, scores (and flips where the truth is known).
+
+    noisescope query "SELECT prompt, p_flip FROM scores JOIN pairs USING (pair_id) LIMIT 5"
+
+DuckDB may open the run's own Parquet files and nothing else, its configuration is locked, and
+only one SELECT is run: SQL can neither read other files, nor write any, nor reach a network.
+A run may lie on object storage: its files are then read through fsspec, by ranges, unchecked.
+(EXPLAIN is refused with the rest: EXPLAIN ANALYZE would run what it explains, a COPY included.)
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from noisescope.errors import RunError, UsageError
+from noisescope.storage.checksums import require_sound
+from noisescope.storage.files import TEMPORARY_PREFIX
+from noisescope.storage.remote import Place
+from noisescope.storage.run import Run
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([KMGT])i?B", re.IGNORECASE)
+_POWER = {"K": 1, "M": 2, "G": 3, "T": 4}
+#: DuckDB sorts nothing within less.
+LEAST = 128 << 20
+_PREFIX = f"{TEMPORARY_PREFIX}spill-"
+
+
+@final
+@dataclass(frozen=True)
+class Spill:
+    """DuckDB's own working memory, and the directory that holds what exceeds it.
+
+    `directory` None stands for the run's own. Raises UsageError for a size that is none.
+    """
+
+    memory: str = "1GB"
+    directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        found = _SIZE.fullmatch(self.memory.strip())
+        size = float(found[1]) * 1024 ** _POWER[found[2].upper()] if found else 0
+        if size < LEAST:
+            raise UsageError(
+                f"--memory {self.memory}: a size of {LEAST >> 20}MB or more is needed",
+                hint="Such as --memory 2GB.",
+            )
+
+    @contextmanager
+    def folder(self, beside: Path) -> Iterator[Path]:
+        """A new folder under `directory`, or in `beside`; what a killed process left there goes.
+
+        Raises RunError where none can be made, or its disk is full.
+        """
+        place = self.directory or beside
+        for old in beside.glob(f"{_PREFIX}*") if self.directory is None else ():
+            shutil.rmtree(old, ignore_errors=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        except OSError as error:
+            raise spill_failed(place, error.strerror or str(error)) from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def fresh(folder: Path | None = None) -> str:
+    """A directory that is not there yet: DuckDB makes it when it must, and removes it.
+
+    Left to itself it would be `.tmp` where the user stands.
+    """
+    return str((folder or Path(tempfile.gettempdir())) / f"noisescope-{secrets.token_hex(8)}")
+
+
+def spill_failed(place: Path, why: str) -> RunError:
+    """The error of a spill directory that takes no more."""
+    return RunError(
+        f"cannot spill to {place}: {why}",
+        hint="Name a place with more room: --spill-dir DIR.",
+    )
+
+
+#: The kind of statement that only reads.
+READING = "SELECT"
+#: DuckDB before 2.0 takes some pragmas for a SELECT; comments may stand before one.
+PRAGMA = re.compile(r"(?>\s+|--[^\n]*|/\*(?>.*?\*/))*+pragma\b", re.IGNORECASE | re.DOTALL)
+#: Files of margins, on storage that is listed and not globbed.
+MARGINS = re.compile(r"part-[\w-]+\.parquet")
+
+
+def tables(run: Run) -> dict[str, list[Path]]:
+    """Table name -> Parquet files, for those that exist."""
+    candidates = {
+        "pairs": [run.pairs_path],
+        "margins": run.margin_parts(),
+        "scores": [run.scores_path],
+        "flips": [run.directory / "flips.parquet"],
+    }
+    existing = {name: [p for p in paths if p.is_file()] for name, paths in candidates.items()}
+    return {name: paths for name, paths in existing.items() if paths}
+
+
+def stored_tables(place: Place) -> dict[str, list[Place]]:
+    """`tables` of a run on object storage. Raises RunError where there is no finished run."""
+    if not (place / "manifest.json").is_file():
+        raise RunError(
+            f"{place} is not a finished run (it has no manifest.json)",
+            hint="Name the run's own directory, such as s3://bucket/runs/hh-rlhf-1a2b3c4d.",
+        )
+    names = ("pairs", "scores", "flips")
+    found = {name: [place / f"{name}.parquet"] for name in names}
+    found = {name: paths for name, paths in found.items() if paths[0].is_file()}
+    parts = [path for path in (place / "margins").files() if MARGINS.fullmatch(path.name)]
+    return found | ({"margins": parts} if parts else {})
+
+
+def connect(run: Run | Place) -> duckdb.DuckDBPyConnection:
+    """Connection with one view a table. Raises RunError for a damaged file."""
+    import duckdb
+
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET enable_progress_bar = false")  # it would be drawn on stdout
+    connection.execute("SET temp_directory = $spill", {"spill": fresh()})
+    if isinstance(run, Run):
+        found = {name: [str(p.resolve()) for p in paths] for name, paths in tables(run).items()}
+    else:
+        connection.register_filesystem(run.system)
+        found = {name: [p.url for p in paths] for name, paths in stored_tables(run).items()}
+    for name, paths in found.items():
+        try:
+            connection.read_parquet(paths).create_view(name)
+        except duckdb.Error as error:
+            where = run.directory if isinstance(run, Run) else run
+            raise RunError(
+                f"{where}: table {name} cannot be read: {error}",
+                hint="Remove the damaged file and run `noisescope score` again.",
+            ) from error
+    readable = [spelling for paths in found.values() for path in paths for spelling in _both(path)]
+    connection.execute("SET allowed_paths = $paths", {"paths": readable})
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def _both(path: str) -> tuple[str, ...]:
+    """A path, and a URL in either spelling (fsspec has memory:///a, DuckDB asks memory://a)."""
+    protocol, separator, rest = path.partition("://")
+    return (path, f"{protocol}://{rest.lstrip('/')}") if separator else (path,)
+
+
+def query(run: Run | Place, sql: str) -> pa.Table:
+    """Result of one reading statement as an Arrow table.
+
+    Raises UsageError when the SQL is wrong, does more than read, or is several statements, and
+    RunError when a file of a table it names is not the one that was written.
+    """
+    import duckdb
+
+    connection = connect(run)
+    try:
+        statements = connection.extract_statements(sql)
+        kinds = ["PRAGMA"] if PRAGMA.match(sql) else [one.type.name for one in statements]
+        if len(statements) != 1 or kinds[0] != READING:
+            raise UsageError(
+                f"query takes one SELECT, not {' then '.join(kinds) or 'nothing'}",
+                hint="Reading is all it does; save results with --format parquet --output FILE.",
+            )
+        if isinstance(run, Run) and run.complete:
+            named = [name for name in tables(run) if name in sql.lower()]
+            require_sound(run.directory, run.evidence_manifest(), named)
+        return connection.sql(sql).to_arrow_table()
+    except duckdb.Error as error:
+        raise UsageError(
+            f"SQL: {error}", hint=f"Tables here: {', '.join(describe(run))}."
+        ) from error
+    finally:
+        connection.close()
+
+
+def describe(run: Run | Place) -> list[str]:
+    """`name(column, ...)` for every table of the run."""
+    import pyarrow.parquet as pq
+
+    if isinstance(run, Run):
+        columns = {name: pq.read_schema(paths[0]).names for name, paths in tables(run).items()}
+    else:
+        columns = {}
+        for name, paths in stored_tables(run).items():
+            with run.system.open(paths[0].path) as stream:
+                columns[name] = pq.read_schema(stream).names
+    return [f"{name}({', '.join(names)})" for name, names in columns.items()]

@@ -1,0 +1,1 @@
+"""LoRA: adapters, models split at the first adapted block, cached activations, PEFT files."""

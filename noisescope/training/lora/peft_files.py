@@ -1,0 +1,292 @@
+"""LoRA adapters as PEFT keeps them: a directory with a safetensors file and a JSON file.
+
+    save_peft(adapters, replica, directory, base="models/tiny-lm", weights=adapters.stacked())
+    attach_peft(model, [Path("theirs/0"), Path("theirs/1")])   # one replica a directory
+
+Files of others are read only where every setting is one we know: a setting that changes what the
+matrices mean is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from noisescope.errors import ModelError, first_five
+from noisescope.storage.checksums import require_written
+from noisescope.storage.files import write_atomic, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from noisescope.training.lora.adapters import Adapters
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+PICKLED_WEIGHTS = "adapter_model.bin"
+PEFT_PREFIX = "base_model.model."
+
+#: Settings of adapter_config.json that change what A and B mean, or add weights beside them.
+FOREIGN = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "modules_to_save",
+    "lora_bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "megatron_config",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+#: Ways to begin training that also change the base's weights.
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+ONLY = "Only the A and B matrices of plain LoRA on linear layers can be scored."
+
+
+@final
+@dataclass(frozen=True)
+class PeftAdapter:
+    """One directory read: A [r, I], B [O, r] and scale by layer name, and the base it names."""
+
+    layers: dict[str, tuple[Tensor, Tensor]]
+    scales: dict[str, float]
+    base: str | None
+
+
+def adapter_directories(places: Sequence[Path]) -> list[Path]:
+    """The adapter directories among `places`: each is one, or holds some as `replicas/<m>/`.
+
+    Raises ModelError for a place that holds none, and for weights that are pickled.
+    """
+    found: list[Path] = []
+    for place in places:
+        inner = [path.parent for path in place.glob(f"*/{ADAPTER_CONFIG}")]
+        if (place / ADAPTER_CONFIG).is_file() or not inner:
+            _require_files(place)
+            found.append(place)
+        else:
+            inner.sort(key=lambda path: (len(path.name), path.name))  # 2 before 10
+            for path in inner:
+                _require_files(path)
+            found += inner
+    same = [path.resolve() for path in found]
+    twice = sorted({str(path) for path in same if same.count(path) > 1})
+    if twice:
+        raise ModelError(f"named twice: {first_five(twice)}", hint="A replica counts once.")
+    return found
+
+
+def _require_files(directory: Path) -> None:
+    """Raise ModelError naming what is missing, or a pickle in its place; RunError for a file of
+    a finished run that is not as it was written."""
+    if not directory.is_dir():
+        raise ModelError(
+            f"{directory} is no directory",
+            hint="Name a PEFT adapter's directory, or one that holds several of them.",
+        )
+    missing = [n for n in (ADAPTER_WEIGHTS, ADAPTER_CONFIG) if not (directory / n).is_file()]
+    if ADAPTER_WEIGHTS in missing and (directory / PICKLED_WEIGHTS).is_file():
+        raise ModelError(
+            f"{directory} holds {PICKLED_WEIGHTS}, a pickle, which is never opened",
+            hint="Save it anew with model.save_pretrained(DIR, safe_serialization=True).",
+        )
+    if missing:
+        raise ModelError(
+            f"{directory} lacks {' and '.join(missing)}",
+            hint="PEFT writes both with model.save_pretrained(DIR).",
+        )
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        require_written(directory / name)
+
+
+def adapter_fingerprint(directory: Path) -> str:
+    """20 hex digits over the bytes of both files of an adapter directory."""
+    _require_files(directory)
+    state = hashlib.sha256()
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        with (directory / name).open("rb") as stream:
+            state.update(hashlib.file_digest(stream, "sha256").digest())
+    return state.hexdigest()[:20]
+
+
+def read_peft(directory: Path) -> PeftAdapter:
+    """Matrices and scales of a PEFT LoRA directory.
+
+    Scale = alpha / r, or alpha / sqrt(r) with rsLoRA (2312.03732); both patterns apply. Raises
+    ModelError for what is no plain safetensors LoRA (pickle, DoRA, full modules), by name.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    _require_files(directory)
+    facts = _read_config(directory / ADAPTER_CONFIG)
+    special = _special(facts)
+    halves: dict[str, dict[str, Tensor]] = {}
+    try:
+        tensors = load_file(directory / ADAPTER_WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{directory / ADAPTER_WEIGHTS} cannot be read: {error}",
+            hint="Copy the adapter again from where it was trained.",
+        ) from error
+    for key, tensor in tensors.items():
+        name, found, part = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
+        part = part.removesuffix(".weight").removesuffix(".default")
+        if not found or part not in ("A", "B") or tensor.ndim != 2:
+            special.append(key)
+            continue
+        halves.setdefault(name, {})[part] = tensor.float()
+    special += [f"{name} without its other half" for name, h in halves.items() if len(h) != 2]
+    if special or not halves:
+        raise ModelError(
+            f"{directory} is no plain LoRA adapter: {first_five(special) or 'it is empty'}",
+            hint=ONLY,
+        )
+    odd = [n for n, h in halves.items() if not all(bool(t.isfinite().all()) for t in h.values())]
+    if odd:
+        raise ModelError(f"{directory} holds numbers that are not finite: {first_five(odd)}")
+    layers = {name: (h["A"], h["B"]) for name, h in halves.items()}
+    try:
+        scales = {name: _scale(facts, name, len(a)) for name, (a, _) in layers.items()}
+    except (KeyError, TypeError, ValueError, re.error) as error:
+        raise ModelError(f"{directory / ADAPTER_CONFIG}: no usable lora_alpha ({error})") from error
+    base = facts.get("base_model_name_or_path")
+    return PeftAdapter(layers, scales, base if isinstance(base, str) and base else None)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(facts, dict):
+        raise ModelError(f"{path} is no JSON object")
+    return facts
+
+
+def _special(facts: Mapping[str, Any]) -> list[str]:
+    """Settings that make an adapter more than plain LoRA, in words."""
+    kind = facts.get("peft_type")
+    found = [] if kind == "LORA" else [f"peft_type {kind}"]
+    found += [name for name in FOREIGN if facts.get(name)]
+    if facts.get("bias", "none") != "none":
+        found.append(f"bias {facts['bias']}")
+    begun = facts.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(BASE_CHANGING):
+        found.append(f"init_lora_weights {begun}, which changes the base")
+    return found
+
+
+def _scale(facts: Mapping[str, Any], layer: str, rank: int) -> float:
+    """alpha / r of one layer; a pattern's key counts where it ends the layer's name, as in PEFT."""
+    alpha = facts["lora_alpha"]
+    for key, value in (facts.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({key})", layer):
+            alpha = value
+            break
+    return float(alpha) / (math.sqrt(rank) if facts.get("use_rslora") else rank)
+
+
+def stated_base(directories: Sequence[Path]) -> str | None:
+    """The base model that the directories name, if any. Raises ModelError where they disagree."""
+    named = {
+        str(d): _read_config(d / ADAPTER_CONFIG).get("base_model_name_or_path") for d in directories
+    }
+    bases = sorted({str(base) for base in named.values() if base})
+    if len(bases) > 1:
+        raise ModelError(
+            f"the adapters were trained on different models: {first_five(bases)}",
+            hint="Score those of one base at a time.",
+        )
+    return bases[0] if bases else None
+
+
+def attach_peft(model: PreTrainedModel, directories: Sequence[Path]) -> Adapters:
+    """Adapters holding somebody else's LoRA directories, one a replica, ranks padded by zeros.
+
+    Raises ModelError where they do not fit `model`, layer by layer.
+    """
+    import torch
+
+    from noisescope.training.lora.adapters import Adapters, block_list, linear_names
+
+    read = [read_peft(directory) for directory in directories]
+    names = sorted({name for one in read for name in one.layers})
+    prefix = next(name for name, m in model.named_modules() if m is block_list(model)) + "."
+    known = set(linear_names(model, 0, ()))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ModelError(
+            f"the adapters adapt layers this model's blocks lack: {first_five(unknown)}",
+            hint="Give --model the base the adapters were trained on.",
+        )
+    rank = max(len(a) for one in read for a, _ in one.layers.values())
+    first = min(int(name[len(prefix) :].split(".")[0]) for name in names)
+    model.requires_grad_(False)
+    model.eval()
+    adapters = Adapters(model, len(read), rank, first)
+    adapters.attach(names)
+    try:
+        for m, one in enumerate(read):
+            for name, (a, b) in one.layers.items():
+                layer = adapters.layers[name]
+                if a.shape[1] != layer.inputs or b.shape[0] != layer.outputs:
+                    raise ModelError(
+                        f"{directories[m]}: {name} has another shape than this model's layer",
+                        hint="Give --model the base the adapters were trained on.",
+                    )
+                with torch.no_grad():
+                    layer.a[m, : len(a)] = a.to(layer.a.device)
+                    layer.b[m, :, : b.shape[1]] = b.to(layer.b.device)
+        for name, layer in adapters.layers.items():
+            layer.scales = tuple(one.scales.get(name, 0.0) for one in read)
+    except ModelError:
+        adapters.detach()
+        raise
+    return adapters
+
+
+def save_peft(
+    adapters: Adapters, replica: int, directory: Path, *, base: str, weights: Mapping[str, Tensor]
+) -> None:
+    """Write one replica as a directory that `peft.PeftModel.from_pretrained` loads.
+
+    `weights` are stacked tensors by the names of `Adapters.parameters` (live ones or averages).
+    """
+    from peft import LoraConfig
+
+    layers = adapters.layers
+    one = next(iter(layers.values()))
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=adapters.rank,
+        lora_alpha=one.scales[replica] * adapters.rank,
+        target_modules=sorted(layers),
+        fan_in_fan_out=one.transposed,
+        inference_mode=True,
+    ).to_dict()
+    settings["target_modules"] = sorted(layers)
+    tensors = {}
+    for name in layers:
+        for part in "ab":
+            key = f"{PEFT_PREFIX}{name}.lora_{part.upper()}.weight"
+            tensors[key] = weights[f"{name}.{part}"][replica]
+    write_tensors(directory / ADAPTER_WEIGHTS, tensors)
+    text = json.dumps(settings, indent=2, sort_keys=True, default=_jsonable) + "\n"
+    write_atomic(directory / ADAPTER_CONFIG, text)
+
+
+def _jsonable(value: object) -> object:
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

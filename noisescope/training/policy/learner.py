@@ -1,0 +1,282 @@
+"""Loss, margin and accuracy on held-out pairs, over all processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import ModelError
+from noisescope.models.memory import HINT, Halving, free
+from noisescope.training.batch_order import Stream
+from noisescope.training.loop import Piece, right
+from noisescope.training.objectives import DPO, REPO, DistilledDPO, DrDPO, Objective, PairValues
+from noisescope.training.policy import Int, Sides, Trainee
+from noisescope.training.policy.adaptive import Online, Reliability
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+Float = NDArray[np.float64]
+
+
+@final
+@dataclass(frozen=True)
+class Micro:
+    """Some pairs of optimiser step `step`, and their share of its loss."""
+
+    step: int
+    pairs: Int
+    share: float
+
+
+@final
+@dataclass
+class PreferenceLearner:
+    """`training.Learner` of a policy: `batch` pairs an optimiser step, over all processes.
+
+    A step is computed in `accumulation` micro-batches; None: as few as the trainee's budget
+    allows. `weight` and `gamma` [N] are fixed (an audit's) or made online.
+    """
+
+    trainee: Trainee
+    stream: Stream
+    objective: Objective
+    batch: int
+    accumulation: int | None = None
+    processes: int = 1
+    weight: Float | None = None
+    gamma: Float | None = None
+    online: Online | None = None
+    reliability: Reliability | None = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    limit: int | None = None  # most work of a forward, once one was too large
+
+    def __post_init__(self) -> None:
+        for part in (self.online, self.reliability):
+            if part is not None:
+                self.buffers |= part.buffers
+
+    def trainable(self) -> Mapping[str, Tensor]:
+        return self.trainee.trainable()
+
+    def clip(self, max_norm: float | None) -> float:
+        norm = self.trainee.clip(max_norm)
+        if self.online is None:
+            return norm
+        return norm * self.online.config.adapters / len(self.online.trained)  # mean of those
+
+    def batches(self, step: int) -> list[Micro]:
+        """The step's pairs in micro-batches, at least one a process where there are so many."""
+        pairs = self.stream.batch(step, self.batch)
+        if self.accumulation is not None:
+            count = max(self.accumulation, self.processes)
+            parts = np.array_split(pairs, min(count, len(pairs)))
+        else:
+            parts = _within(pairs, self.trainee.work[pairs], self.trainee.budget)
+            if len(parts) < min(self.processes, len(pairs)):
+                parts = np.array_split(pairs, min(self.processes, len(pairs)))
+        return [Micro(step, part, len(part) / len(pairs)) for part in parts]
+
+    def pieces(self, batch: Micro) -> Iterator[Piece]:
+        """Pair values of a micro-batch; one piece a replica that trains."""
+        pairs, online = batch.pairs, self.online
+        if online is None:
+            sides = self.trainee.sides(pairs, batch.step)
+            yield Piece(self._values(sides, pairs), batch.share)
+            return
+        sides = self.trainee.sides(pairs, batch.step, online.trained, online.watched)
+        weight, gamma = online.weigh(sides.logratios.detach())
+        for replica in range(len(online.trained)):
+            yield Piece(sides.values(replica, weight=weight, gamma=gamma), batch.share)
+
+    @property
+    def together(self) -> bool:
+        return self.trainee.together
+
+    def parts(self, batch: Micro) -> list[Micro]:
+        work = self.trainee.work[batch.pairs]
+        if self.limit is None or work.sum() <= self.limit:
+            return [batch]
+        whole = len(batch.pairs)
+        return [
+            replace(batch, pairs=part, share=batch.share * len(part) / whole)
+            for part in _within(batch.pairs, work, self.limit)
+        ]
+
+    def halve(self, batch: Micro) -> None:
+        """Lower the limit below `batch`, and say so the first time (`training.Fitting`).
+
+        Raises ModelError for one pair, for a loss of the whole micro-batch, and where weights
+        are cut among processes.
+        """
+        self._check_divisible(batch)
+        if self.limit is None:
+            logging.getLogger("noisescope").warning(
+                "%d pairs at once do not fit into memory: going on in smaller micro-batches, whose "
+                "sum is the same step",
+                len(batch.pairs),
+            )
+        self.limit = int(self.trainee.work[batch.pairs].sum()) // 2
+        for part in (self.online, self.reliability):
+            if part is not None:
+                part.forget()
+        free()
+
+    def _check_divisible(self, batch: Micro) -> None:
+        """Raise ModelError where a micro-batch cannot be taken in parts."""
+        alone = len(batch.pairs) == 1
+        if alone:
+            which = self.trainee.data.pair_ids[batch.pairs[0]]
+            what = f"pair {which} does not fit into memory, even alone in a forward"
+        else:
+            what = f"{len(batch.pairs)} pairs at once do not fit into memory"
+        if alone:
+            raise ModelError(what, hint=f"--gradient-checkpointing keeps less. {HINT}")
+        if isinstance(self.objective, DrDPO):
+            raise ModelError(
+                f"{what}, and dr-dpo is a loss of the whole micro-batch: smaller ones would be "
+                "another loss",
+                hint="Set --accumulation to how many micro-batches a step is made of.",
+            )
+        if self.together:
+            raise ModelError(
+                f"{what}, and processes that share their weights cannot split a forward alone",
+                hint="Set --accumulation to more micro-batches, or give --gradient-checkpointing.",
+            )
+
+    def idle(self, batch: Micro) -> Tensor:
+        """0, by a forward with gradient as `pieces` runs it, that nothing remembers."""
+        chosen = () if self.online is None else (self.online.trained, self.online.watched)
+        sides = self.trainee.sides(batch.pairs, batch.step, *chosen)
+        return 0.0 * (sides.chosen.sum() + sides.rejected.sum())
+
+    def judge(self, pairs: Int, draws: int) -> PairValues:
+        """Values of `pairs` under the first replica without gradient, W = 1 and Gamma = 0: what
+        validation measures. Images: the mean over `draws` draws that training never meets."""
+        import torch
+
+        with torch.no_grad():
+            found = [self.trainee.sides(pairs, -1 - draw) for draw in range(draws)]
+            ones = torch.ones_like(found[0].chosen_tokens, dtype=torch.float32)
+            mean = Sides(
+                torch.stack([one.chosen for one in found]).mean(0),
+                torch.stack([one.rejected for one in found]).mean(0),
+                torch.stack([one.chosen_reference for one in found]).mean(0),
+                torch.stack([one.rejected_reference for one in found]).mean(0),
+                found[0].chosen_tokens,
+                found[0].rejected_tokens,
+            )
+            return mean.values(0, weight=ones, gamma=torch.zeros_like(ones))
+
+    def finish(
+        self, averages: Mapping[float, Mapping[str, Tensor]], total: Callable[[Tensor], Tensor]
+    ) -> None:
+        """After an optimiser step: averaged copies, running scales and annotators catch up.
+
+        `total` sums a tensor over processes.
+        """
+        if self.online is not None:
+            for replica, copies in zip(self.online.watched, averages.values(), strict=False):
+                self.trainee.average(replica, copies)
+            self.online.finish(total)
+        if self.reliability is not None:
+            self.reliability.finish(total)
+
+    def _values(self, sides: Sides, pairs: Int) -> PairValues:
+        """Values with the pairs' fixed weights, and RE-PO's two half steps."""
+        import torch
+
+        device = sides.chosen.device
+
+        def column(values: Float | None) -> Tensor | None:
+            if values is None:
+                return None
+            return torch.from_numpy(values[pairs]).float().to(device)
+
+        known = None if self.reliability is None else self.reliability.of(pairs).float().to(device)
+        values = sides.values(
+            0, weight=column(self.weight), gamma=column(self.gamma), reliability=known
+        )
+        if self.reliability is not None and isinstance(self.objective, REPO):
+            self.reliability.note(pairs, self.objective.posterior(values))
+        return values
+
+
+def _within(pairs: Int, work: Int, budget: int) -> list[Int]:
+    """Pairs in order, in parts of at most `budget` work (or one pair)."""
+    parts: list[list[int]] = [[]]
+    used = 0
+    for pair, cost in zip(pairs.tolist(), work.tolist(), strict=True):
+        if parts[-1] and used + cost > budget:
+            parts.append([])
+            used = 0
+        parts[-1].append(pair)
+        used += cost
+    return [np.array(part, np.int64) for part in parts]
+
+
+#: Draws that validation averages over: images are noised, text is not.
+VALIDATION_DRAWS = {"text": 1, "image": 4}
+
+
+def total_over(tensor: Tensor, accelerator: Accelerator) -> Tensor:
+    """Sum of a tensor over processes."""
+    if accelerator.num_processes == 1:
+        return tensor
+    summed: Tensor = accelerator.reduce(tensor.to(accelerator.device), "sum").cpu()
+    return summed
+
+
+def judged_by(objective: Objective) -> Objective:
+    """What measures labels as they are: the objective, or dpo where it knows only beliefs."""
+    return DPO(objective.beta) if isinstance(objective, DistilledDPO) else objective
+
+
+def validate(
+    learner: PreferenceLearner,
+    objective: Objective,
+    pairs: Int,
+    modality: str,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """Unweighted loss, margin and accuracy of held-out `pairs`, every process a share of them; a
+    margin of 0 counts as half right."""
+    import torch
+
+    objective = judged_by(objective)
+
+    def measured(part: Sequence[int]) -> Tensor:
+        with accelerator.autocast():
+            values = learner.judge(np.asarray(part, np.int64), VALIDATION_DRAWS[modality])
+        margin, loss = objective.margin(values), objective(values)
+        found = (loss.sum(), margin.sum(), right(margin), len(margin))
+        return torch.tensor([float(value) for value in found], dtype=torch.float64)
+
+    totals = torch.zeros(4, dtype=torch.float64)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    mine = pairs[rank::processes].tolist()
+    size = max(1, learner.trainee.budget // int(learner.trainee.work[pairs].max()))
+    halving: Halving[int] = Halving(
+        "pairs", lambda pair: f"pair {learner.trainee.data.pair_ids[pair]}"
+    )
+    for start in range(0, -(-len(pairs) // processes), size):
+        part = mine[start : start + size]
+        if (
+            learner.together
+        ):  # as many forwards as the others, one that counts for nothing if need be
+            totals += measured(part) if part else 0.0 * measured(pairs[:1].tolist())
+            continue
+        for _, found in halving.run(measured, part):
+            totals += found
+    loss_sum, margin_sum, agreed, count = total_over(totals, accelerator).tolist()
+    return {
+        "validation_loss": loss_sum / count,
+        "validation_margin": margin_sum / count,
+        "validation_accuracy": agreed / count,
+    }

@@ -1,0 +1,306 @@
+"""The directory that `noisescope train` writes, and refuses to write over another run's.
+
+trained/<dataset>-<objective>-<fingerprint8>/
+  plan.json          written first: what this directory is for
+  state.safetensors  the last checkpoint, until training ends
+  history.jsonl      one record a step
+  adapter_model.safetensors, ...   the trained policy, in its library's own format
+  README.md          the model card
+  .lock              held by the one process that writes here, gone once it is done
+  manifest.json      written last: its existence means complete
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from noisescope.errors import RunError
+from noisescope.pairs import digest
+from noisescope.storage.checksums import refuse_links
+from noisescope.storage.files import LOCK, TEMPORARY_PREFIX, hold, refuse_link, sweep, write_atomic
+from noisescope.storage.redact import without_secrets
+from noisescope.training.loop import STATE_FILE
+
+LOADING = {
+    ("text", False): (
+        "from peft import AutoPeftModelForCausalLM\n\n"
+        'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/directory")'
+    ),
+    ("text", True): (
+        "from transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")'
+    ),
+    ("image", False): (
+        "from diffusers import AutoPipelineForText2Image\n\n"
+        "pipeline = AutoPipelineForText2Image.from_pretrained({base})\n"
+        'pipeline.load_lora_weights("path/to/this/directory")'
+    ),
+    ("image", True): (
+        "from diffusers import AutoPipelineForText2Image, UNet2DConditionModel\n\n"
+        'unet = UNet2DConditionModel.from_pretrained("path/to/this/directory", subfolder="unet")\n'
+        "pipeline = AutoPipelineForText2Image.from_pretrained({base}, unet=unet)"
+    ),
+}
+
+
+def model_card(manifest: Mapping[str, Any]) -> str:
+    """Markdown with the YAML header that the Hugging Face Hub reads."""
+    plan, result = manifest["plan"], manifest["result"]
+    settings = plan["settings"]
+    kind = (plan["modality"], bool(settings["full"]))
+    tags = ["noisescope", settings["objective"], *([] if settings["full"] else ["lora"])]
+    head = {
+        "base_model": plan["model"],
+        "library_name": {
+            ("text", False): "peft",
+            ("text", True): "transformers",
+        }.get(kind, "diffusers"),
+        "tags": tags,
+    }
+    loading = LOADING[kind].format(base=json.dumps(plan["model"]))
+    return "\n".join(
+        [
+            "---",
+            *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in head.items()),
+            "---",
+            "",
+            f"# {_text(plan['model'])}, trained on {_text(plan['dataset'])} "
+            f"with {settings['objective']}",
+            "",
+            f"{'Every weight' if settings['full'] else 'A LoRA adapter'} trained by noisescope "
+            f"{manifest['versions']['noisescope']} on preference pairs.",
+            "",
+            "## Data",
+            "",
+            f"- {_text(plan['dataset'])} ({_text(str(manifest['resolved']))}), fingerprint "
+            f"`{plan['dataset_fingerprint']}`",
+            f"- {result['trained_pairs']:,} pairs trained on, {result['validation_pairs']:,} held "
+            f"out for validation, {result['set_aside_pairs']:,} set aside",
+            f"- weights: {_text(plan['weights'])}",
+            "",
+            "## Result",
+            "",
+            *_table(("", "first steps", "last steps"), _compared(result)),
+            "",
+            "Validation losses are unweighted (W = 1, Gamma = 0). Accuracy is the share of pairs "
+            "whose labelled side the policy prefers, measured against the labels as they are, "
+            "wrong ones included.",
+            "",
+            "## Use",
+            "",
+            "```python",
+            loading,
+            "```",
+            "",
+            "## Settings",
+            "",
+            *_table(
+                ("setting", "value"),
+                [(name, json.dumps(value)) for name, value in settings.items()],
+            ),
+            "",
+        ]
+    )
+
+
+def _compared(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        (name, f"{result['first'][name]:.4f}", f"{result['last'][name]:.4f}")
+        for name in ("loss", "margin", "accuracy", "weight")
+    ]
+    if result["validation"]:
+        rows += [
+            (f"validation {name}", "", f"{value:.4f}")
+            for name, value in result["validation"].items()
+        ]
+    return rows
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _text(value: str) -> str:
+    """One line without Markdown's or HTML's special characters taking effect."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in " ".join(value.split()))
+
+
+PLAN_FILE, HISTORY_FILE, MANIFEST_FILE, CARD_FILE = (
+    "plan.json",
+    "history.jsonl",
+    "manifest.json",
+    "README.md",
+)
+#: Reference log-probabilities, kept until training ends.
+REFERENCE_DIRECTORY = "reference"
+FORMAT = 1
+
+
+@final
+@dataclass(frozen=True)
+class TrainPlan:
+    """What determines the trained weights: change any of it and it is another directory."""
+
+    dataset: str
+    dataset_fingerprint: str
+    model: str
+    model_fingerprint: str
+    modality: str
+    weights: str
+    weights_fingerprint: str
+    settings: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """20 hex digits over data, model, weights and settings."""
+        settings = json.dumps(dict(self.settings), sort_keys=True)
+        return digest(
+            "train",
+            self.dataset_fingerprint,
+            self.model_fingerprint,
+            self.weights_fingerprint,
+            settings,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object of `plan.json`."""
+        return {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "dataset": self.dataset,
+            "dataset_fingerprint": self.dataset_fingerprint,
+            "model": self.model,
+            "model_fingerprint": self.model_fingerprint,
+            "modality": self.modality,
+            "weights": self.weights,
+            "weights_fingerprint": self.weights_fingerprint,
+            "settings": dict(self.settings),
+        }
+
+
+@final
+@dataclass(frozen=True)
+class Trained:
+    """Paths of one result directory."""
+
+    directory: Path
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest, written last, is there."""
+        return (self.directory / MANIFEST_FILE).is_file()
+
+    @property
+    def reference(self) -> Path:
+        return self.directory / REFERENCE_DIRECTORY
+
+    def manifest(self) -> dict[str, Any]:
+        """Contents of `manifest.json`. Raises RunError."""
+        return _read(self.directory / MANIFEST_FILE)
+
+    def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        """One JSON object a step."""
+        lines = "".join(json.dumps(record) + "\n" for record in history)
+        write_atomic(self.directory / HISTORY_FILE, lines)
+
+    def abandon(self) -> None:
+        """Free the directory for another plan, where no checkpoint or result is in it yet."""
+        if self.complete or (self.directory / STATE_FILE).exists():
+            return
+        shutil.rmtree(self.reference, ignore_errors=True)
+        for name in (HISTORY_FILE, PLAN_FILE, LOCK):
+            (self.directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not ours alone
+            self.directory.rmdir()
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write the card, then the manifest; then `tidy`."""
+        manifest = without_secrets(manifest)
+        write_atomic(self.directory / CARD_FILE, model_card(manifest))
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(self.directory / MANIFEST_FILE, text)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what only resuming needed, and what killed writes left, of a finished training."""
+        for name in (STATE_FILE, LOCK):
+            with contextlib.suppress(OSError):  # it is complete with them, too
+                (self.directory / name).unlink(missing_ok=True)
+        shutil.rmtree(self.reference, ignore_errors=True)
+        sweep(self.directory)
+
+
+def open_trained(plan: TrainPlan, directory: Path, *, writes: bool = True) -> Trained:
+    """The directory for `plan`, made if missing; no other process may write it meanwhile.
+
+    Of several processes of one training only the first `writes`. Raises RunError if it holds
+    another plan's training or other files, is a link, cannot be written, or is being written.
+    """
+    found = Trained(directory)
+    refuse_link(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        occupied = any(
+            path.name != LOCK and not path.name.startswith(TEMPORARY_PREFIX)
+            for path in directory.iterdir()
+        )
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {directory}: {error.strerror}",
+            hint="Choose a place you may write to with --output.",
+        ) from error
+    refuse_links(directory, elsewhere="--output")  # the lock file is truncated, a target with it
+    if writes and not found.complete:
+        hold(found, directory, elsewhere="--output")
+    path = directory / PLAN_FILE
+    if path.exists():
+        _refuse_other(directory, plan.to_json(), _read(path))
+        if writes and found.complete:
+            found.tidy()  # killed right after its manifest, it could not
+    elif occupied:
+        raise RunError(
+            f"{directory} is not empty and holds no training",
+            hint="Choose a new or empty directory with --output.",
+        )
+    else:
+        write_atomic(path, json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n")
+    return found
+
+
+def _refuse_other(directory: Path, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raise RunError naming what differs between two plans."""
+    if theirs.get("fingerprint") == mine["fingerprint"]:
+        return
+    names = ("dataset_fingerprint", "model_fingerprint", "weights_fingerprint")
+    different = [
+        name.removesuffix("_fingerprint") for name in names if mine[name] != theirs.get(name)
+    ]
+    settings = theirs.get("settings", {})
+    different += [
+        f"--{name.replace('_', '-')} (there {settings.get(name)})"
+        for name in mine["settings"] | settings
+        if settings.get(name) != mine["settings"].get(name)
+    ]
+    raise RunError(
+        f"{directory} holds another training: it differs in {', '.join(different) or 'its plan'}",
+        hint="Choose another directory with --output, or leave it out for one by name.",
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"{path} cannot be read: {error}", hint=f"Remove {path.parent} to train again."
+        ) from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is damaged: not a JSON object", hint=f"Remove {path.parent}.")
+    return content

@@ -1,0 +1,267 @@
+"""Which weight every pair of a dataset trains with: W and Gamma from a run, a file, or none.
+
+    weights = run_weights(find_run("hh-rlhf", Path("runs")), dataset, WeightRule())
+    weights.weight, weights.gamma   # [N], in the dataset's row order
+
+Weights belong to the labels they were made for: those of another dataset, or of the same pairs
+with a label turned round, are refused by fingerprint, and so are weights that lack a pair.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import DataError, RunError, UsageError, first_five
+from noisescope.pairs import PreferenceDataset, digest
+from noisescope.scoring.score import ScoreConfig
+from noisescope.scoring.weights import adaptive_weights, believed_margin
+from noisescope.storage.run import Run, finished_runs
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Float = NDArray[np.float64]
+
+#: How a pair's scores become its weight: Adaptive-DPO's W and Gamma, max(0, 1 - 2 p_flip), or
+#: W = 1 and Gamma the margin the audit believes in.
+SCHEMES = ("u", "p_flip", "margin")
+#: What a weights file may call W.
+WEIGHT_NAMES = ("W", "weight", "w")
+
+
+@final
+@dataclass(frozen=True)
+class WeightRule:
+    """How scores become weights. `rho` (Eq. 11), k1, k2 and c2 (Eq. 14-15) left None stay as the
+    run was scored with; all None: its W and Gamma as they are."""
+
+    scheme: str = "u"
+    k1: float | None = None
+    k2: float | None = None
+    c2: float | None = None
+    rho: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise UsageError(
+                f"--weighting must be one of {', '.join(SCHEMES)}, not {self.scheme}",
+                hint="u is the paper's W and Gamma, p_flip is max(0, 1 - 2 p_flip), margin is for "
+                "--objective distilled-dpo.",
+            )
+        _ = self.over({})
+
+    @property
+    def restated(self) -> bool:
+        """Whether a constant was asked for."""
+        return any(value is not None for value in (self.k1, self.k2, self.c2, self.rho))
+
+    def over(self, scored: Mapping[str, Any]) -> ScoreConfig:
+        """The constants asked for over those a run was scored with (its manifest's `constants`;
+        the usual ones where an older run states none). Raises UsageError."""
+        given = {"rho": self.rho, "k1": self.k1, "k2": self.k2, "c2": self.c2}
+        known = {field.name for field in fields(ScoreConfig)}
+        return ScoreConfig(
+            **{name: value for name, value in scored.items() if name in known}
+            | {name: value for name, value in given.items() if value is not None}
+        )
+
+
+@final
+@dataclass(frozen=True)
+class PairWeights:
+    """W [N] and Gamma [N] in the dataset's row order, and where they come from."""
+
+    weight: Float
+    gamma: Float
+    said: str
+    scheme: str = ""  # one of `SCHEMES`; empty: a file that does not say
+
+    @property
+    def even(self) -> bool:
+        """Whether all pairs weigh the same, to one in a hundred."""
+        spread = [float(np.ptp(part)) for part in (self.weight, self.gamma)]
+        return max(spread) < 0.01 * max(float(self.weight.max()), 1e-12)
+
+    @property
+    def fingerprint(self) -> str:
+        """20 hex digits over every weight."""
+        return digest(self.weight.tobytes().hex(), self.gamma.tobytes().hex())
+
+
+def find_audit(dataset: PreferenceDataset, runs_directory: Path) -> Run | None:
+    """The latest finished run of exactly this dataset, or None."""
+    found = [
+        run
+        for run in finished_runs(runs_directory)
+        if run.plan().get("dataset_fingerprint") == dataset.fingerprint
+        and run.scores_path.is_file()
+    ]
+    return found[-1] if found else None
+
+
+def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairWeights:
+    """Weights of an audit's scores. Raises RunError for another dataset's, DataError for gaps."""
+    import pyarrow.parquet as pq
+
+    theirs = run.manifest().get("dataset_fingerprint")
+    _check_dataset(str(run.directory), theirs, run.plan().get("dataset"), dataset)
+    if not run.scores_path.is_file():
+        raise RunError(f"{run.directory} has no scores", hint="Make them: noisescope score DATASET")
+    names = ["W", "gamma", "u", "u_released", "p_flip", "margin"]
+    table = pq.read_table(run.scores_path, columns=["pair_id", *names])
+    columns = {name: _numbers(table, name) for name in names}
+    if rule.scheme == "p_flip":
+        made = np.maximum(0.0, 1.0 - 2.0 * columns["p_flip"]), np.zeros(table.num_rows)
+        how = "W = max(0, 1 - 2 p_flip), Gamma = 0"
+    elif rule.scheme == "margin":
+        made = np.ones(table.num_rows), believed_margin(columns["margin"])
+        how = "W = 1, Gamma = the held-out margin, calibrated"
+    elif rule.restated:
+        c = rule.over(run.manifest().get("constants", {}))
+        metric = "u_released" if c.released else "u"
+        u = columns[metric] if rule.rho is None else _at_rho(run, table, c, metric)
+        made = adaptive_weights(u, c.weights)
+        how = f"W = 1/(1 + {c.k1:g} {metric}), Gamma = {c.k2:g} {metric}² + {c.c2:g}"
+        how += "" if rule.rho is None else f", {metric} at rho {rule.rho:g}"
+    else:
+        made = columns["W"], columns["gamma"]
+        how = "W and Gamma as scored"
+    source = f"run {run.directory.name}"
+    found = _matched(dataset, table, *made, source, f"{source}: {how}")
+    return replace(found, scheme=rule.scheme)
+
+
+def _at_rho(run: Run, table: pa.Table, config: ScoreConfig, metric: str) -> Float:
+    """u or u_released at another rho, from the run's margins, in the order of its scores."""
+    from noisescope.scoring.margins import read_margins
+    from noisescope.scoring.score import judge, read_averages
+
+    assert config.rho is not None
+    found, beta = read_margins(run.directory), run.plan()["evidence"]["beta"]
+    columns, _ = judge(found, beta=beta, rho=config.rho, config=config, averages=read_averages(run))
+    made = dict(zip(found.pair_ids.to_pylist(), columns[metric].tolist(), strict=True))
+    return np.array([made.get(name, np.nan) for name in table.column("pair_id").to_pylist()])
+
+
+def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
+    """Weights of a Parquet, CSV or JSONL file: pair_id, W (or weight), gamma (0 where absent).
+
+    Raises RunError for another dataset's, DataError for gaps or missing columns.
+    """
+    table = _read_table(path)
+    facts = _origin(table)
+    said = f"file {path.name}"
+    if "dataset_fingerprint" not in facts:
+        said += " (it names no dataset: matched by pair_id alone)"
+    else:
+        _check_dataset(str(path), facts["dataset_fingerprint"], facts.get("dataset"), dataset)
+    name = next((name for name in WEIGHT_NAMES if name in table.column_names), None)
+    if "pair_id" not in table.column_names or name is None:
+        raise DataError(
+            f"{path} has the columns {', '.join(table.column_names)}; pair_id and W are needed",
+            hint="Make one: noisescope export --format weights",
+        )
+    gamma = _numbers(table, "gamma") if "gamma" in table.column_names else np.zeros(table.num_rows)
+    found = _matched(dataset, table, _numbers(table, name), gamma, path.name, said)
+    return replace(found, scheme=str(facts.get("weight", "")))
+
+
+def _check_dataset(where: str, theirs: Any, name: Any, dataset: PreferenceDataset) -> None:
+    """Refuse weights made for other pairs or labels."""
+    if theirs != dataset.fingerprint:
+        raise RunError(
+            f"{where} holds weights of another dataset ({name}, fingerprint {theirs}); "
+            f"{dataset.name} has {dataset.fingerprint}",
+            hint="Leave --weights out: the dataset's own audit is found, or made first.",
+        )
+
+
+def _read_table(path: Path) -> pa.Table:
+    """A table by its file's ending. Raises DataError."""
+    import pyarrow as pa
+
+    try:
+        if path.suffix == ".csv":
+            from pyarrow import csv
+
+            names = csv.ConvertOptions(column_types={"pair_id": pa.string()})  # 007 is not 7
+            return csv.read_csv(path, convert_options=names)
+        if path.suffix in (".jsonl", ".json"):
+            from pyarrow import json as lines
+
+            return lines.read_json(path)
+        import pyarrow.parquet as pq
+
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}",
+            hint="Weights are a Parquet, CSV or JSONL file with pair_id and W.",
+        ) from error
+
+
+def _origin(table: pa.Table) -> Mapping[str, Any]:
+    """What an exported Parquet file says of the dataset it was made for."""
+    for value in (table.schema.metadata or {}).values():
+        try:
+            facts = json.loads(value)
+        except ValueError:
+            continue
+        if isinstance(facts, dict) and "dataset_fingerprint" in facts:
+            return facts
+    return {}
+
+
+def _numbers(table: pa.Table, name: str) -> Float:
+    """A column as float64; raises DataError where it holds no numbers."""
+    import pyarrow as pa
+
+    try:
+        column = table.column(name).cast(pa.float64()).combine_chunks()
+    except pa.ArrowException as error:
+        raise DataError(
+            f"column {name} of the weights holds no numbers",
+            hint="Make one: noisescope export --format weights",
+        ) from error
+    values: Float = column.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _matched(
+    dataset: PreferenceDataset, table: pa.Table, weight: Float, gamma: Float, source: str, said: str
+) -> PairWeights:
+    """Weights in the dataset's row order. Raises DataError naming pairs without a usable one."""
+    ids = table.column("pair_id").cast("string").to_pylist()
+    rows = {pair_id: row for row, pair_id in enumerate(ids)}
+    if len(rows) < len(ids):
+        twice = [name for row, name in enumerate(ids) if rows[name] != row]
+        raise DataError(
+            f"{len(twice):,} pairs stand more than once in {source}: "
+            f"{first_five([str(name) for name in twice])}",
+            hint="Leave one row of each pair.",
+        )
+    usable = np.isfinite(weight) & (weight >= 0) & np.isfinite(gamma)
+    wanted = dataset.table.column("pair_id").to_pylist()
+    found = np.array([rows.get(pair_id, -1) for pair_id in wanted], np.int64)
+    lacking = [pair_id for pair_id, row in zip(wanted, found, strict=True) if row < 0]
+    broken = [pair_id for pair_id, row in zip(wanted, found, strict=True) if row >= 0]
+    broken = [pair_id for pair_id in broken if not usable[rows[pair_id]]]
+    faults = [
+        f"{len(ids):,} of {len(wanted):,} pairs have {what} in {source}: {first_five(ids)}"
+        for ids, what in ((lacking, "no weight"), (broken, "a weight below 0 or not finite"))
+        if ids
+    ]
+    if faults:
+        raise DataError(
+            "; ".join(faults),
+            hint="Make weights for this dataset: noisescope score DATASET, then leave --weights "
+            "out; or train without: --weights none.",
+        )
+    return PairWeights(weight[found], gamma[found], said)

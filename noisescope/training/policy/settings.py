@@ -1,0 +1,215 @@
+"""What `noisescope train` was asked to do: every setting in one frozen, checked dataclass.
+
+    settings = settled("text", objective="adaptive-dpo", epochs=2.0)   # None: the default
+
+A setting is, first to last: the flag, the preset, the modality's default.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, final
+
+from noisescope.errors import UsageError
+from noisescope.pairs import Modality
+from noisescope.scoring.detectors import RHO
+from noisescope.scoring.weights import WeightConfig
+from noisescope.training.loop import SCHEDULES
+from noisescope.training.objectives import OBJECTIVES, Objective
+from noisescope.training.policy.presets import preset
+
+#: Objectives whose loss has W and Gamma in it: they take an audit's weights by default.
+ADAPTIVE = ("adaptive-dpo", "adaptive-ipo", "distilled-dpo")
+#: Those of them whose W and Gamma can be made while training.
+ONLINE = ("adaptive-dpo", "adaptive-ipo")
+#: The objective whose Gamma is a belief, not a shift, and the weighting that makes one.
+DISTILLED, BELIEF = "distilled-dpo", "margin"
+#: beta of Eq. 6 by whether the pipeline is SDXL (2503.16921, settings).
+IMAGE_BETA = {True: 2500.0, False: 1000.0}
+TEXT_BETA = 0.1
+
+
+@final
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. `batch` pairs an optimiser step over all processes; `accumulation` None
+    splits it as memory asks. `warmup` below 1 is a share of the steps, else a number of steps.
+    `layers` K adapts the last K blocks only. Raises UsageError naming every impossible flag.
+    """
+
+    objective: str = "dpo"
+    beta: float = TEXT_BETA
+    parameters: tuple[tuple[str, float], ...] = ()
+    learning_rate: float = 2e-4
+    epochs: float = 1.0
+    steps: int | None = None
+    batch: int = 32
+    accumulation: int | None = None
+    warmup: float = 0.1
+    schedule: str = "linear"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    lora_r: int = 16
+    lora_alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+    layers: int | None = None
+    full: bool = False
+    checkpointing: bool = False
+    validation: float = 0.05
+    save_every: int = 50
+    seed: int = 0
+    online: str | None = None
+    online_replicas: int = 4
+    rho: float = 1.0
+    k1: float | None = None
+    k2: float | None = None
+    c2: float | None = None
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{flag} must be at least 1, not {value}"
+            for flag, value in (
+                ("--batch", self.batch),
+                ("--steps", 1 if self.steps is None else self.steps),
+                ("--accumulation", 1 if self.accumulation is None else self.accumulation),
+                ("--lora-r", self.lora_r),
+                ("--layers", 1 if self.layers is None else self.layers),
+                ("--save-every", self.save_every),
+            )
+            if value < 1
+        ]
+        faults += [
+            f"{flag} must be above 0 and finite, not {value}"
+            for flag, value in (
+                ("--beta", self.beta),
+                ("--learning-rate", self.learning_rate),
+                ("--epochs", self.epochs),
+                ("--max-grad-norm", self.max_grad_norm),
+                ("--lora-alpha", self.lora_alpha),
+                ("--rho", self.rho),
+            )
+            if not 0 < value < float("inf")
+        ]
+        if not 0 <= self.weight_decay < float("inf"):
+            faults.append(f"--weight-decay must be 0 or more, not {self.weight_decay}")
+        if self.seed < 0:
+            faults.append(f"--seed must be 0 or more, not {self.seed}")
+        if self.full and self.layers is not None:
+            faults.append("--layers is about adapters: leave --full out")
+        if self.full and self.targets:
+            faults.append("--targets is about adapters: leave --full out")
+        if not self.warmup >= 0:
+            faults.append(f"--warmup must be 0 or more, not {self.warmup}")
+        if not 0 <= self.validation < 1:
+            faults.append(f"--validation must be a share in [0, 1), not {self.validation}")
+        if self.schedule not in SCHEDULES:
+            faults.append(f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule}")
+        if self.online is not None and self.objective not in ONLINE:
+            faults.append(f"--online is for {' and '.join(ONLINE)}, not {self.objective}")
+        if self.online is not None and self.full:
+            faults.append("--online needs adapters: leave --full out")
+        if faults:
+            raise UsageError("; ".join(faults), hint="Run `noisescope train --help`.")
+
+    @property
+    def weighting(self) -> str:
+        """How this objective's weights are made of an audit's scores unless it is said."""
+        return BELIEF if self.objective == DISTILLED else "u"
+
+    def check_scheme(self, scheme: str) -> None:
+        """Raise UsageError for weights of a scheme that the objective would misread."""
+        if scheme and (scheme == BELIEF) != (self.objective == DISTILLED):
+            raise UsageError(
+                f"--objective {self.objective} has no use for weights made with {scheme}: Gamma is "
+                f"what the audit believes of a pair with {BELIEF}, which {DISTILLED} learns, and "
+                "a correction with the others",
+                hint=f"Use --objective {DISTILLED} with --weighting {BELIEF}, and others without.",
+            )
+
+    @property
+    def constants(self) -> WeightConfig:
+        """k1, k2 and c2 as asked for, the usual ones elsewhere."""
+        given = {"k1": self.k1, "k2": self.k2, "c2": self.c2}
+        return WeightConfig(**{name: value for name, value in given.items() if value is not None})
+
+    def make_objective(self) -> Objective:
+        """The objective with its parameters. Raises UsageError for one it does not have."""
+        kind = find_objective(self.objective)
+        known = [f.name for f in fields(kind) if f.name != "beta"]
+        unknown = [name for name, _ in self.parameters if name not in known]
+        if unknown:
+            raise UsageError(
+                f"{self.objective} has no parameter {', '.join(unknown)}",
+                hint=f"It has: {', '.join(known) or 'beta alone (--beta)'}.",
+            )
+        return kind(beta=self.beta, **dict(self.parameters))
+
+    def total_steps(self, pairs: int) -> int:
+        """Optimiser steps of a run over `pairs` pairs."""
+        return self.steps or max(1, round(self.epochs * pairs / min(self.batch, pairs)))
+
+    def warmup_share(self, steps: int) -> float:
+        """Warm-up as a share of the steps."""
+        return self.warmup if self.warmup < 1 else min(0.99, self.warmup / steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object of every setting."""
+        return asdict(self) | {"parameters": dict(self.parameters), "targets": list(self.targets)}
+
+
+def find_objective(name: str) -> type[Objective]:
+    """The objective of that name. Raises UsageError that lists all."""
+    if name not in OBJECTIVES:
+        close = difflib.get_close_matches(name, OBJECTIVES, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(
+            f"--objective {name} is unknown{meant}", hint=f"One of: {', '.join(OBJECTIVES)}."
+        )
+    return OBJECTIVES[name]
+
+
+def settled(
+    modality: Modality,
+    *,
+    named: str | None = None,
+    is_xl: bool = False,
+    parameters: Mapping[str, float] | None = None,
+    **given: Any,
+) -> TrainSettings:
+    """Settings of a run: `given` flags (None: not given) over preset `named` over defaults."""
+    asked = {name: value for name, value in given.items() if value is not None}
+    chosen = (preset(named, modality) if named else {}) | asked
+    _refuse_idle(modality, chosen, asked)
+    kind = find_objective(chosen.get("objective", "dpo"))
+    image = modality == "image"
+    own_beta = {f.name: f.default for f in fields(kind)}["beta"]
+    defaults: dict[str, Any] = {
+        "beta": IMAGE_BETA[is_xl] if image else own_beta,
+        "rho": RHO[modality],
+        "learning_rate": (1e-5 if image else 5e-6) if chosen.get("full") else 2e-4,
+    }
+    if image:
+        defaults |= {"lora_r": 8, "lora_alpha": 8.0}
+    elif "lora_r" in chosen:
+        defaults["lora_alpha"] = 2.0 * chosen["lora_r"]
+    return replace(
+        TrainSettings(),
+        **(defaults | chosen | {"parameters": tuple(sorted((parameters or {}).items()))}),
+    )
+
+
+def _refuse_idle(modality: Modality, chosen: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise UsageError naming flags that would change nothing."""
+    idle = [
+        f"--{name.replace('_', '-')} is about adapters, and every weight trains"
+        for name in ("lora_r", "lora_alpha")
+        if chosen.get("full") and name in asked
+    ]
+    if modality == "image" and asked.get("targets"):
+        idle.append("--targets is about text models: a UNet's adapters sit on its attention")
+    if "online_replicas" in asked and chosen.get("online") != "replicas":
+        idle.append("--online-replicas is about --online replicas")
+    if idle:
+        raise UsageError("; ".join(idle), hint="Leave what has no effect out; see --help.")

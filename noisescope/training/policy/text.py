@@ -1,0 +1,255 @@
+"""Causal language models in training: packed LoRA adapters, or every weight.
+
+Chosen and rejected stand in one forward, each prompt once; logits exist at response positions
+only, a few at a time; the reference's log-probabilities are computed once for each distinct
+response, by the same model before (or without) training: no second model is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from noisescope.errors import ModelError
+from noisescope.models.packing import Corpus, Packed, corpus_of, pack, stack
+from noisescope.training.pair_data import PairData
+from noisescope.training.policy import Int, Sides
+from noisescope.training.policy.memory import forward_tokens
+from noisescope.training.policy.models import AdaptedModel, WholeModel, publish
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from noisescope.models.causal_lm import CausalLMPolicy
+    from noisescope.training.lora.activations import Trunk
+    from noisescope.training.policy.distributed import Shards
+
+#: Tokens of a packed row.
+ROW_TOKENS = 256
+
+Report = Callable[[str, int, int], None]
+
+
+@final
+@dataclass(frozen=True)
+class TextSpace:
+    """The tokens of all pairs and the reference's view of them; `shards` where the weights are
+    cut among processes."""
+
+    policy: CausalLMPolicy
+    data: PairData
+    trunk: Trunk
+    shards: Shards | None = None
+    restore: Callable[[], None] | None = None  # undoes what training changed in the model's layers
+
+    def release(self) -> None:
+        """Give the model's layers their own forward back."""
+        if self.restore is not None:
+            self.restore()
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.trunk.corpus
+
+    @property
+    def together(self) -> bool:
+        return self.shards is not None
+
+    @cached_property
+    def budget(self) -> int:
+        cut = self.trunk.cut
+        blocks = len(cut.own) - cut.first
+        return forward_tokens(
+            self.policy.model,
+            blocks,
+            checkpointing=cut.checkpointing,
+            spared=self.restore is not None,
+        )
+
+    @cached_property
+    def work(self) -> Int:
+        """Tokens of each pair, its prompt counted once, [N]."""
+        sizes = self.corpus.response_sizes
+        prompts = self.corpus.prompt_sizes[self.corpus.prompt_of[self.data.chosen]]
+        total: Int = prompts + sizes[self.data.chosen] + sizes[self.data.rejected]
+        return total
+
+    def forward(self, act: Callable[[], Tensor]) -> Tensor:
+        """What a forward through the model gives."""
+        return act() if self.shards is None else self.shards(act)
+
+    def packed(self, pairs: Int) -> Packed:
+        """The distinct items of some pairs, packed."""
+        items = np.unique(np.concatenate([self.data.chosen[pairs], self.data.rejected[pairs]]))
+        return pack(self.corpus, items, ROW_TOKENS)
+
+    def sides(self, pairs: Int, packed: Packed, logps: Tensor) -> Sides:
+        """Sides of pairs from the log-probabilities [K, items] of their packed items."""
+        import torch
+
+        def at(values: Tensor, side: Int) -> Tensor:
+            index = torch.from_numpy(np.searchsorted(packed.items, side[pairs]))
+            return values[..., index.to(values.device)]
+
+        items = torch.from_numpy(packed.items)
+        reference = self.trunk.reference[items].to(logps.device)
+        tokens = torch.from_numpy(self.corpus.response_sizes)[items].to(logps.device)
+        chosen, rejected = self.data.chosen, self.data.rejected
+        return Sides(
+            at(logps, chosen),
+            at(logps, rejected),
+            at(reference, chosen),
+            at(reference, rejected),
+            at(tokens, chosen),
+            at(tokens, rejected),
+        )
+
+
+def alike(policy: CausalLMPolicy, data: PairData) -> tuple[Corpus, Int]:
+    """The corpus of all items, and the pairs whose two sides read the same after truncation.
+
+    Raises ModelError for a model whose attention cannot take packed rows.
+    """
+    if not policy.shares_prompts:
+        raise ModelError(
+            f"{policy.identity.id} has attention of its own kind, which training does not know",
+            hint="Choose a model with ordinary causal attention, or lower --max-length to its "
+            "sliding window.",
+        )
+    corpus = corpus_of([(item.prompt, item.response) for item in policy.encode(data.items)])
+    sides = zip(data.chosen.tolist(), data.rejected.tolist(), strict=True)
+    same = [n for n, (w, r) in enumerate(sides) if corpus.responses[w] == corpus.responses[r]]
+    return corpus, np.array(same, np.int64)
+
+
+@final
+@dataclass
+class TextAdapters(AdaptedModel[TextSpace]):
+    """LoRA on a causal language model (`learners.Trainee`)."""
+
+    def sides(
+        self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
+    ) -> Sides:
+        import torch
+
+        packed = self.space.packed(pairs)
+        with torch.no_grad():
+            seen = [self._forward(packed, watched)] if watched else []
+        logps = torch.cat([self._forward(packed, trained), *seen])
+        return self.space.sides(pairs, packed, logps)
+
+    def _forward(self, packed: Packed, replicas: Sequence[int]) -> Tensor:
+        return self.space.forward(lambda: self._logps(packed, replicas)).view(len(replicas), -1)
+
+    def _logps(self, packed: Packed, replicas: Sequence[int]) -> Tensor:
+        """log pi of every packed item under the given adapters, one after another, [K items]."""
+        cut, count = self.space.trunk.cut, len(replicas)
+        whole, rows = stack([packed] * count)
+        ends = np.cumsum(rows).tolist()
+        self.adapters.placement.segments = tuple(
+            (m, end - size, end) for m, size, end in zip(replicas, rows, ends, strict=True)
+        )
+        try:
+            last = cut.top(whole, self.space.trunk.states(whole))
+            return cut.item_logps(whole, last)
+        finally:
+            if not cut.checkpointing:  # recomputed blocks need it again in the backward pass
+                self.adapters.placement.segments = ()
+
+    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
+        if not writes:
+            return []
+        from noisescope.training.lora.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_peft
+
+        base = self.space.policy.identity.id
+        save_peft(self.adapters, 0, directory, base=base, weights=self.trainable())
+        return [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+
+
+@final
+@dataclass
+class WholeText(WholeModel[TextSpace]):
+    """Full fine-tuning of a causal language model (`learners.Trainee`)."""
+
+    @property
+    def model(self) -> Any:
+        return self.space.policy.model
+
+    def sides(
+        self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
+    ) -> Sides:
+        packed = self.space.packed(pairs)
+
+        def logps() -> Tensor:
+            states = self.space.trunk.cut.top(packed, None).flatten(0, 1)
+            return item_logps(self.model, packed, states)
+
+        return self.space.sides(pairs, packed, self.space.forward(logps)[None])
+
+    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
+        """A transformers directory with its tokenizer."""
+        shards, saved = self.space.shards, self.model.save_pretrained
+        if shards is not None:
+            saved = partial(saved, state_dict=shards.weights())
+        if not writes:
+            return []
+        return publish(directory, saved, self.space.policy.tokenizer.save_pretrained)
+
+
+def item_logps(model: Any, packed: Packed, states: Tensor) -> Tensor:
+    """log pi of each packed item, [items], with gradient to the head too; states [R T, D].
+
+    Logits are computed again in the backward pass, so one chunk of them exists at a time.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    from noisescope.models.forward import LOGITS, token_logps
+
+    device = states.device
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    chunk = max(1, LOGITS.get(device.type, 1 << 24) // vocabulary)
+    targets = torch.from_numpy(packed.targets).to(device)
+    sources = torch.from_numpy(packed.sources).to(device)
+    parts = []
+    for start in range(0, len(targets), chunk):
+        part = slice(start, start + chunk)
+        at = states[sources[part]]
+        parts.append(checkpoint(token_logps, model, at, targets[part], use_reentrant=False))
+    total = torch.zeros(len(packed.items), device=device)
+    owners = torch.from_numpy(packed.owners).to(device)
+    summed: Tensor = total.index_add(0, owners, torch.cat(parts))
+    return summed
+
+
+def text_space(
+    policy: CausalLMPolicy,
+    data: PairData,
+    corpus: Corpus,
+    directory: Path,
+    *,
+    layers: int | None,
+    checkpointing: bool,
+    report: Report | None = None,
+    shards: Shards | None = None,
+    restore: Callable[[], None] | None = None,
+) -> TextSpace:
+    """Reference log-probabilities of every item (kept in `directory` until training ends), and
+    the states below the adapted blocks where only the top `layers` are adapted."""
+    from noisescope.training.lora.activations import Trunk
+
+    depth = policy.model.config.num_hidden_layers
+    first = 0 if layers is None else max(0, depth - layers)
+
+    def filled() -> Trunk:
+        trunk = Trunk(policy.model, first, corpus, checkpointing=checkpointing)
+        trunk.fill(directory, policy.identity.fingerprint, data.items, report)
+        return trunk
+
+    trunk = filled() if shards is None else shards(filled)
+    return TextSpace(policy, data, trunk, shards, restore)

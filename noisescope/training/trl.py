@@ -1,0 +1,187 @@
+"""TRL's DPOTrainer with per-example weights: the one thing it lacks for Adaptive-DPO.
+
+    from datasets import load_dataset
+    from noisescope.training.trl import AdaptiveDPOTrainer
+
+    train = load_dataset("parquet", data_files="trl.parquet", split="train")
+    AdaptiveDPOTrainer(model, args=DPOConfig(beta=0.1), train_dataset=train).train()
+
+where trl.parquet is what `noisescope export --format trl` writes. The loss of a batch is the mean
+of -W log sigma(beta l - Gamma) (2503.16921, Eq. 16), W and Gamma the columns `weight` and `gamma`;
+`objective` takes any other of `training.objectives`. Needs TRL: pip install 'noisescope[trl]'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from noisescope.errors import DataError, UsageError
+from noisescope.training.objectives import AdaptiveDPO, Objective, PairValues
+
+try:
+    from trl import DPOTrainer
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "noisescope.training.trl needs TRL. Type: pip install 'noisescope[trl]'", name="trl"
+    ) from error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Columns of a dataset that reach the loss.
+COLUMNS = ("weight", "gamma")
+#: What a pair without a column gets.
+NEUTRAL = {"weight": 1.0, "gamma": 0.0}
+
+
+@final
+@dataclass(frozen=True)
+class WeightedCollator:
+    """`inner` collator's batch, with `weight` and `gamma` [B] beside it."""
+
+    inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        batch = self.inner(examples)
+        for name in COLUMNS:
+            values = [example.get(name, NEUTRAL[name]) for example in examples]
+            column = torch.tensor(
+                [float("nan") if value is None else float(value) for value in values]
+            )
+            if not column.isfinite().all() or (name == "weight" and (column < 0).any()):
+                raise DataError(
+                    f"the column {name} holds {column.min().item():g} to {column.max().item():g}, "
+                    "nulls or no numbers",
+                    hint="Make it anew: noisescope export --format trl",
+                )
+            batch[name] = column
+        return batch
+
+
+class AdaptiveDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed for us
+    """DPOTrainer whose pairs count by their own W and Gamma.
+
+    Everything else (data, reference, PEFT, precomputed reference log-probabilities, saving) is
+    TRL's. `loss_type` must stay "sigmoid": the loss is `objective`, AdaptiveDPO(args.beta) if
+    left out. Evaluation sets without the columns count every pair once. Raises UsageError where
+    the training set has no column `weight`, or for settings that another loss would need.
+    """
+
+    data_collator: Any
+    _signature_columns: Any
+
+    def __init__(self, *arguments: Any, objective: Objective | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.objective = objective or AdaptiveDPO(beta=self.args.beta)
+        _check(self.args, self.train_dataset)
+        self.data_collator = WeightedCollator(self.data_collator)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        known = self._signature_columns or []
+        self._signature_columns = [*known, *(name for name in COLUMNS if name not in known)]
+
+    def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """TRL's, without our columns: what is left over would go to the model."""
+        rest = {name: value for name, value in inputs.items() if name not in COLUMNS}
+        return super().compute_ref_log_probs(model, rest)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean objective of the batch, and the metrics TRL's trainer logs of it."""
+        chosen, rejected = self._logps(model, inputs)
+        if self.precompute_ref_logps:
+            reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        else:
+            reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        ratios = chosen - reference[0], rejected - reference[1]
+        neutral = {name: chosen.new_full(chosen.shape, value) for name, value in NEUTRAL.items()}
+        weight, gamma = (inputs.get(name, neutral[name]).to(chosen) for name in COLUMNS)
+        values = PairValues(
+            ratios[0] - ratios[1],
+            weight=weight,
+            gamma=gamma,
+            chosen_logps=chosen,
+            rejected_logps=rejected,
+            chosen_ratio=ratios[0],
+            rejected_ratio=ratios[1],
+        )
+        loss = self.objective(values).mean()
+        self._note((chosen, rejected), ratios, weight)
+        if not return_outputs:
+            return loss
+        import torch
+
+        with torch.no_grad():  # the fused head of the training pass keeps no logits
+            return loss, model(**_model_inputs(inputs), use_cache=False)
+
+    def _logps(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """log pi(y|c) of the chosen and the rejected sides, [B] each."""
+        mask = inputs["completion_mask"]
+        labels = inputs["input_ids"].masked_fill(mask == 0, -100)
+        kept = _model_inputs(inputs)
+        outputs = model(**kept, use_cache=False, labels=labels, fused_lm_head=True)
+        logps = outputs.log_probs[:, -(mask.size(1) - 1) :].sum(dim=1)
+        chosen, rejected = logps.chunk(2, dim=0)
+        return chosen, rejected
+
+    def _note(
+        self, logps: tuple[Tensor, Tensor], ratios: tuple[Tensor, Tensor], weight: Tensor
+    ) -> None:
+        """Metrics by TRL's names, and the mean weight."""
+        rewards = [self.args.beta * ratio.detach() for ratio in ratios]
+        margins = rewards[0] - rewards[1]
+        found = {
+            "rewards/chosen": rewards[0],
+            "rewards/rejected": rewards[1],
+            "rewards/margins": margins,
+            "rewards/accuracies": (margins > 0).float(),
+            "logps/chosen": logps[0].detach(),
+            "logps/rejected": logps[1].detach(),
+            "weights/mean": weight,
+        }
+        log = self._metrics["train" if self.model.training else "eval"]
+        for name, values in found.items():
+            log[name].append(self.accelerator.gather(values).mean().item())
+
+
+def _model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    skipped = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", *COLUMNS}
+    return {name: value for name, value in inputs.items() if name not in skipped}
+
+
+def _check(args: Any, train_dataset: Any) -> None:
+    """Raise UsageError for settings the loss would silently ignore."""
+    faults = [
+        f"{name}={value!r}"
+        for name, value, plain in (
+            ("loss_type", args.loss_type, ["sigmoid"]),
+            ("use_weighting", args.use_weighting, False),
+            ("ld_alpha", args.ld_alpha, None),
+            ("label_smoothing", args.label_smoothing, 0.0),
+        )
+        if value != plain
+    ]
+    if str(getattr(args.f_divergence_type, "value", args.f_divergence_type)) != "reverse_kl":
+        faults.append(f"f_divergence_type={args.f_divergence_type!r}")
+    if faults:
+        raise UsageError(
+            f"AdaptiveDPOTrainer ignores {', '.join(faults)}",
+            hint="Remove them. For another loss pass objective=, one of "
+            "noisescope.training.objectives.OBJECTIVES.",
+        )
+    names = getattr(train_dataset, "column_names", None)
+    if names is not None and "weight" not in names:
+        raise UsageError(
+            f"the training set has no column weight (it has {', '.join(names)})",
+            hint="Make one with it: noisescope export --format trl",
+        )
