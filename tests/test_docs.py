@@ -1,9 +1,9 @@
-"""The documentation: its commands and Python run on a small workspace, its links lead somewhere.
+"""The documentation: its commands and Python run on a small workspace, and its links exist.
 
-Every ```sh and ```python block of a page runs, in order, in one workspace a page: the sample with
+Every ```sh and ```python block of a page runs, in order, in one workspace per page: the sample with
 fewer pairs, a policy that a few hundred pairs can pass, and trainings of two steps. A line that
-ends in `# exit 1` must exit so. What cannot run here (another program, a network, a GPU) stands in
-a ```console block under a comment that says why: `<!-- not run: needs Docker -->`.
+ends in `# exit 1` must exit with that code. Blocks that cannot run here (they need a network, a GPU
+or a different program) are ```console blocks under a comment: `<!-- not run: needs Docker -->`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The page's fenced blocks of a language, unindented, in order."""
+    """Return the page's fenced blocks of a language, unindented, in order."""
     found = FENCE.findall(page.read_text(encoding="utf-8"))
     return [
         "\n".join(line.removeprefix(indent) for line in body.splitlines())
@@ -73,13 +73,13 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of the pairs, computed once for all pages."""
+    """Share the features of the pairs among all pages."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small copy of the sample, with the files that the pages speak of."""
+    """Make a small copy of the sample, with the files that the pages use."""
     data = tmp_path / "sample_data"
     (data / "hh-rlhf").mkdir(parents=True)
     with gzip.open(ROOT / "sample_data/hh-rlhf/train.jsonl.gz", "rb") as file:
@@ -105,7 +105,7 @@ def workspace(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def _columnar(line: bytes) -> bytes:
-    """A transcript row as prompt, chosen and rejected."""
+    """Convert a transcript row to prompt, chosen and rejected."""
     row = json.loads(line)
     prompt, _, chosen = row["chosen"].rpartition("\n\nAssistant:")
     _, _, rejected = row["rejected"].rpartition("\n\nAssistant:")
@@ -114,7 +114,7 @@ def _columnar(line: bytes) -> bytes:
 
 
 def _vote(line: bytes, person: int) -> dict[str, str]:
-    """A columnar row by one of three people, of whom the third turns every label round."""
+    """Return a columnar row by one of three people, of whom the third flips every label."""
     row = json.loads(_columnar(line))
     if person == 2:
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
@@ -122,7 +122,7 @@ def _vote(line: bytes, person: int) -> dict[str, str]:
 
 
 def commands(block: str) -> list[tuple[list[str], int]]:
-    """Each line's words and the exit code its comment announces, else 0."""
+    """Return each line's words and its exit code, from a comment or 0."""
     lines = block.replace("\\\n", " ").splitlines()
     parts = [(part, line) for line in lines for part in line.split("&&")]
     return [
@@ -133,7 +133,7 @@ def commands(block: str) -> list[tuple[list[str], int]]:
 
 
 def newest(word: str) -> str:
-    """What stands for a page's example `runs/NAME-1a2b3c4d`: the newest such directory here."""
+    """Replace an example `runs/NAME-1a2b3c4d` by the newest such directory."""
     match = re.fullmatch(r"((?:runs|trained)/[\w-]+-)[0-9a-f]{8}", word)
     found = (
         sorted(Path().glob(f"{match[1]}*"), key=lambda run: run.stat().st_mtime_ns) if match else []
@@ -163,7 +163,7 @@ def test_a_page_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_what_is_not_run_says_why(page: Path) -> None:
+def test_a_block_that_is_not_run_has_a_reason(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert len(re.findall(r"^ *```console", text, re.MULTILINE)) == len(
         re.findall(r"<!-- not run: [^>]+ -->\n+ *```console", text)
@@ -172,7 +172,7 @@ def test_what_is_not_run_says_why(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_exist(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(\s*([^)\s]+)\s*\)", text):
         if target.startswith(("http://", "https://")):
@@ -185,7 +185,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What headings of a page are called in links."""
+    """Return the anchors of a page's headings."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {
@@ -210,6 +210,13 @@ def test_the_site_names_repository_files_instead_of_linking_them() -> None:
     page = "See [the log](../benchmarks/LOG.md) and [gates](gate.md)."
     shown = "See the log (`benchmarks/LOG.md` in the repository) and [gates](gate.md)."
     assert HOOKS["on_page_markdown"](page, page=None) == shown
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "noisescope").rglob("*.py")]
+    named = {name for text in sources for name in re.findall(r"docs/[\w-]+\.md", text)}
+    assert "docs/train.md" in named
+    assert not [name for name in named if not (ROOT / name).is_file()]
 
 
 def test_every_page_is_in_the_site() -> None:

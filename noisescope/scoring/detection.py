@@ -1,4 +1,4 @@
-"""How well an audit did where the truth is known: everything of method.md section 6.
+"""Compare scores with a known truth: ranking, calibration and flip-rate metrics per detector.
 
 card = scorecard(judged, "Planted: ...", base=0.03)
 card["detectors"]["p_flip"]["auroc"], card["deciles"]
@@ -124,7 +124,7 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _numbers(judged: Judged, base: float | None) -> dict[str, Any]:
-    """Everything of method.md section 6 for one planting."""
+    """Compute every metric of one planting."""
     wrong, columns, summary = judged.wrong, judged.columns, judged.summary
     if len(wrong) < FEWEST:
         raise EvidenceError(

@@ -195,7 +195,7 @@ def _length(evidence: Evidence) -> Float:
 
 
 def _p_flip(evidence: Evidence) -> Float:
-    """P(the label is a flip | mean held-out margin) with the fitted flip rate (method.md 2)."""
+    """P(the label is a flip | mean held-out margin), with the flip rate (docs/method.md 3)."""
     return evidence.fitted().p_flip(mean_over(evidence.held_out_margins))
 
 

@@ -68,7 +68,7 @@ class FlipRate:
             return np.asarray(self.temperature * np.sign(margins) * size**self.exponent)
 
     def p_flip(self, margins: Float) -> Float:
-        """P(flip | m) = sigma(logit e - g(m)) in [0, 1]; NaN stays NaN (method.md section 2)."""
+        """P(flip | m) = sigma(logit e - g(m)) in [0, 1]; NaN stays NaN (docs/method.md 3)."""
         if self.estimate <= 0.0:
             return np.where(np.isnan(margins), np.nan, 0.0)
         return np.asarray(expit(logit(self.estimate) - self.gap(margins)), dtype=np.float64)

@@ -2,7 +2,7 @@
 
 Scores [N] are higher = more suspicious, truth [N] is True for a mislabelled pair. Each metric takes
 optional sample weights [..., N] (bootstrap draws) and broadcasts over them. The last part needs
-no truth: what the margins themselves say about the AUROC to expect (method.md section 2).
+no truth: what the margins themselves say about the AUROC to expect (docs/method.md 5).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Preference objectives: frozen callables from what a policy said about [B] pairs to [B] losses.
 
-Notation (method.md): l = logratio, h = beta * l, p = sigma(h). An objective returns one loss a
+Notation (docs/method.md): l = logratio, h = beta * l, p = sigma(h). An objective returns one loss a
 pair, already times `weight` where given; the caller averages. Nothing here knows of models.
 
     loss = OBJECTIVES["adaptive-dpo"](beta=0.1)(PairValues(l, weight=W, gamma=gamma)).mean()
