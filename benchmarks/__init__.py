@@ -1,1 +1,1 @@
-"""Speed, memory and detection quality: `python -m benchmarks.NAME [--quick] [--json FILE]`."""
+"""Measure speed, memory and detection: `python -m benchmarks.NAME [--quick] [--json FILE]`."""

@@ -1,8 +1,8 @@
-"""How quick the commands around an audit are: --help, a query, and verdicts over many pairs.
+"""Time the commands around an audit: --help, a query, and scores of many pairs.
 
     python -m benchmarks.commands [--quick] [--json FILE]
 
-Synthetic margins: a million pairs x 8 replicas (100,000 with --quick for the verdicts).
+Synthetic margins: a million pairs x 8 replicas (100,000 with --quick for the scores).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SQL = "SELECT count(*) AS n, avg(u) AS u FROM scores WHERE p_flip > 0.2"
 
 
 def seconds(command: list[str], cwd: Path, repeats: int) -> float:
-    """Median wall seconds of a command, start of the interpreter included."""
+    """Return the median wall seconds of a command, start of the interpreter included."""
     taken = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -36,7 +36,7 @@ def seconds(command: list[str], cwd: Path, repeats: int) -> float:
 
 
 def synthetic_run(runs: Path, pairs: int, replicas: int) -> Path:
-    """A run of made-up margins: gaps N(1.5, 1.5^2), a fifth of the labels flipped."""
+    """Write a run of synthetic margins: gaps N(1.5, 1.5^2), a fifth of the labels flipped."""
     rng = np.random.default_rng(0)
     plan = Plan("synthetic", "0" * 20, "none", "0" * 20, {"kind": "head", "beta": 0.1})
     run = open_run(runs, plan)
@@ -77,15 +77,15 @@ def run(options: Options) -> Report:
         )
         verdicts, peak = time.perf_counter() - began, float(done.stdout)
         (directory / "manifest.json").write_text("{}")
-        asked = seconds([*tool, "query", SQL, "--json"], place, 5)
+        query = seconds([*tool, "query", SQL, "--json"], place, 5)
         helped = seconds([*tool, "--help"], place, 7)
     report.tables["seconds, interpreter start included"] = [
         {"command": "noisescope --help", "seconds": helped},
-        {"command": f"noisescope query, {pairs:,} scores", "seconds": asked},
+        {"command": f"noisescope query, {pairs:,} scores", "seconds": query},
         {"command": f"margins -> scores, {pairs:,} x 8", "seconds": verdicts, "peak MiB": peak},
     ]
     report.at_most("--help, seconds", helped, 0.3)
-    report.at_most(f"query over {pairs:,} scores, seconds", asked, 1.0)
+    report.at_most(f"query over {pairs:,} scores, seconds", query, 1.0)
     if not options.quick:
         report.at_most("1M x 8 margins -> scores, seconds", verdicts, 10.0)
         report.at_most("1M x 8 margins -> scores, MiB", peak, 2048.0)

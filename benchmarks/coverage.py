@@ -1,12 +1,12 @@
-"""Do flip-rate intervals cover what was planted, and is p_flip calibrated?
+"""Test whether flip-rate intervals cover the planted rate, and whether p_flip is calibrated.
 
     python -m benchmarks.coverage [--quick] [--json FILE] [--model DIR]
 
 ukp-convarg's gold labels with 0, 10, 20 and 30 % planted flips, 20 seeds each (4 with --quick):
-heads are fitted anew on every planting, and the search for their regularisation begins where the
-first one of its rate ended. Widths stand beside the best that any unbiased estimate could have if
-it knew how often the margins' sign is right. Then calibration and the tenths of p_flip, and
-annotator reliability on the natural votes against an independent estimate.
+heads are fitted for every seed, and the search for their regularisation starts from the result of
+the first seed of the rate. Interval widths are compared with the best that an unbiased estimate
+could have if it knew how often the sign of the margin is right. Then calibration and deciles of
+p_flip, and annotator reliability on the natural votes against an independent estimate.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FEWEST_LABELS = 20
 
 
 def run(options: Options) -> Report:
-    """All repetitions."""
+    """Run all repetitions."""
     report = Report("Coverage of flip-rate intervals and calibration of p_flip")
     policy = load_causal_lm(options.model or str(smollm2()))
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,7 +68,7 @@ def coverage(gold: Material, seeds: int, report: Report) -> None:
 
 
 def summarised(planted: float, found: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the repetitions of one rate."""
+    """Return the means over the repetitions of one rate."""
     mean = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
     return {
         "planted": planted,
@@ -88,7 +88,7 @@ def summarised(planted: float, found: list[dict[str, float]]) -> dict[str, float
 def planting(
     gold: Material, rate: float, seed: int, start: Mapping[str, float] | None
 ) -> tuple[dict[str, float], Mapping[str, float]]:
-    """One repetition: what the audit reads, how p_flip meets the truth; the search's result."""
+    """Run one repetition: flip rate, calibration of p_flip, and the result of the search."""
     swap = uniform(len(gold.dataset), rate, seed)
     fit = gold.flipped(swap).fit(replicas=REPLICAS, start=start)
     margins: Float = fit.margins.mean(axis=0, dtype=np.float64)
@@ -110,11 +110,11 @@ def planting(
 
 
 def best_width(margins: Float, rate: float) -> float:
-    """Width of the 90 % interval at the Cramer-Rao bound; `margins` [N] as signed by the truth.
+    """Return the width of the 90 % interval at the Cramer-Rao bound; `margins` [N] by the truth.
 
     With F = P(the margin's sign is right) known for each pair, a label agrees with it with
-    probability a = (1 - e) F + e (1 - F), and tells (2 F - 1)^2 / (a (1 - a)) about e. F is read
-    off the truth itself, in 50 groups of equal size by |margin|.
+    probability a = (1 - e) F + e (1 - F), which has information (2 F - 1)^2 / (a (1 - a)) about e.
+    F is measured on the truth, in 50 groups of equal size by |margin|.
     """
     information = 0.0
     for group in np.array_split(np.argsort(np.abs(margins)), 50):
@@ -125,7 +125,7 @@ def best_width(margins: Float, rate: float) -> float:
 
 
 def natural(ukp: Material, wrong: Bool, competence: Path, report: Report) -> None:
-    """Calibration on natural votes, and annotators against MACE competence."""
+    """Measure calibration on natural votes, and annotators against MACE competence."""
     margins = ukp.fit().margins.mean(axis=0, dtype=np.float64)
     fitted = fit_flip_rate(margins)
     errors = {

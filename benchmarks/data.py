@@ -1,4 +1,4 @@
-"""Shared real datasets with human votes, and their truth; kept outside this repository."""
+"""Load the shared real datasets with human votes and their truth, kept outside this repository."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from noisescope.pairs import PreferenceDataset, dataset_fingerprint
 
 
 def truth(dataset: PreferenceDataset, path: Path) -> NDArray[np.bool_]:
-    """Column `mislabelled` of a truth sidecar, in the order of the dataset's pairs, [N]."""
+    """Return column `mislabelled` of a truth file in the order of the pairs of the dataset, [N]."""
     table = pq.read_table(path, columns=["pair_id", "mislabelled"])
     known = dict(zip(*(table.column(name).to_pylist() for name in table.column_names), strict=True))
     return np.array([known[key] for key in dataset.table.column("pair_id").to_pylist()], bool)
 
 
 def with_sides_swapped(dataset: PreferenceDataset, swap: NDArray[np.bool_]) -> PreferenceDataset:
-    """The dataset with chosen and rejected exchanged where `swap` [N] is true."""
+    """Return the dataset with chosen and rejected exchanged where `swap` [N] is true."""
     from dataclasses import replace
 
     mask = pa.array(swap)

@@ -1,4 +1,4 @@
-"""How well an audit finds wrong labels of real text, and what it costs.
+"""Measure how well an audit finds wrong labels of real text, and its cost.
 
     python -m benchmarks.detect [--quick] [--json FILE] [--model DIR]
 
@@ -6,7 +6,7 @@ ukp-convarg: one crowd vote a pair (14.7 % differ from the gold of five), and it
 with 0 to 30 % planted flips; hh-harmless: 20 % planted flips, three seeds (with --quick one, on
 the first 500 rows).
 Model: SmolLM2-135M-Instruct unless --model names another. Peer: cleanlab's confident learning
-on the same held-out probabilities. Every score is judged against truth it never saw.
+on the same held-out probabilities. No score has seen the truth it is measured against.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Material:
     rejected: NDArray[np.int64]
 
     def flipped(self, swap: Bool) -> Material:
-        """The same pairs with the labels in `swap` [N] reversed."""
+        """Return the same pairs with the labels in `swap` [N] reversed."""
         chosen = np.where(swap, self.rejected, self.chosen)
         rejected = np.where(swap, self.chosen, self.rejected)
         dataset = with_sides_swapped(self.dataset, swap)
@@ -78,7 +78,7 @@ class Material:
         start: Mapping[str, float] | None = None,
         **config: Any,
     ) -> HeadFit:
-        """Head replicas; `held_out_by` a column holds out its values whole (topics)."""
+        """Fit head replicas; `held_out_by` a column holds out its values whole (topics)."""
         keys = fold_keys(self.dataset.table)
         if held_out_by:
             names = self.dataset.table.column(held_out_by).to_pylist()
@@ -88,7 +88,7 @@ class Material:
         return fit_heads(groups, self.chosen, self.rejected, keys, settings, start=start)
 
     def lengths(self) -> Float:
-        """Characters of chosen and rejected, [2, N]."""
+        """Return characters of chosen and rejected, [2, N]."""
         table = self.dataset.table
         return np.stack(
             [pc.utf8_length(table.column(n)).to_numpy() for n in ("chosen", "rejected")]
@@ -98,7 +98,7 @@ class Material:
 def prepare(
     path: Path, policy: CausalLMPolicy, cache: Path, limit: int | None = None
 ) -> tuple[Material, dict[str, Any]]:
-    """Load a dataset and run the feature pass; how fast it went."""
+    """Load a dataset and run the feature pass; return both and the speed."""
     dataset = load(path, limit=limit)
     items, chosen, rejected = distinct_items(dataset.table)
     began = time.perf_counter()
@@ -120,7 +120,7 @@ def prepare(
 
 
 def scores_of(fit: HeadFit, lengths: Float) -> tuple[dict[str, Float], FlipRate]:
-    """Every score that is compared, [N] each, higher = more suspicious; and the flip rate."""
+    """Return every score compared, [N] each, higher = more suspicious, and the flip rate."""
     margins = fit.margins.astype(np.float64)
     mean = margins.mean(axis=0)
     rate = fit_flip_rate(mean)
@@ -139,10 +139,10 @@ def scores_of(fit: HeadFit, lengths: Float) -> tuple[dict[str, Float], FlipRate]
 
 
 def cleanlab_score(margins: Float) -> Float:
-    """cleanlab's label quality of each pair, reversed, with sides in random order.
+    """Return cleanlab's label quality of each pair, reversed, with sides in random order.
 
-    Confident learning needs classes: each pair is shown in a random order of sides and its class
-    is the side that was chosen; probabilities are the same held-out ones that p_flip sees.
+    Confident learning needs classes: each pair is given in a random order of sides and its class
+    is the chosen side; the probabilities are the held-out ones that p_flip is made of.
     """
     from cleanlab.rank import get_label_quality_scores
 
@@ -154,7 +154,7 @@ def cleanlab_score(margins: Float) -> Float:
 
 
 def judge(task: str, scores: Mapping[str, Float], wrong: Bool) -> list[dict[str, Any]]:
-    """One row a score: AUROC with interval, AP beside the base rate, precision at the base rate."""
+    """Return one row a score: AUROC with interval, AP beside the base rate, precision at it."""
     rows = []
     for name, score in scores.items():
         interval = bootstrap(auroc, score, wrong, draws=200)
@@ -176,7 +176,7 @@ def judge(task: str, scores: Mapping[str, Float], wrong: Bool) -> list[dict[str,
 def rates_row(
     task: str, fit: HeadFit, rate: FlipRate, wrong: Bool, planted: float | None
 ) -> dict[str, Any]:
-    """What the audit says of itself beside the truth."""
+    """Return the audit's own estimates beside the truth."""
     mean = fit.margins.mean(axis=0, dtype=np.float64)
     accuracy = held_out_accuracy(mean)
     return {
@@ -198,12 +198,12 @@ def rates_row(
 
 
 def uniform(n: int, rate: float, seed: int) -> Bool:
-    """Flips [n] with probability `rate` each."""
+    """Return flips [n] with probability `rate` each."""
     return np.random.default_rng(1000 + seed).random(n) < rate
 
 
 def run(options: Options) -> Report:
-    """All tasks."""
+    """Run all tasks."""
     report = Report("Detection of wrong labels on real text")
     model = options.model or str(smollm2())
     policy, shorter = load_causal_lm(model), load_causal_lm(model, max_length=HH_LENGTH)
@@ -222,7 +222,7 @@ def run(options: Options) -> Report:
 
 
 def natural(ukp: Material, wrong: Bool, report: Report) -> None:
-    """Natural crowd noise: one vote against the gold of all."""
+    """Measure natural crowd noise: one vote against the gold of all."""
     began = time.perf_counter()
     fit = ukp.fit()
     scores, rate = scores_of(fit, ukp.lengths())
@@ -234,7 +234,7 @@ def natural(ukp: Material, wrong: Bool, report: Report) -> None:
     }
     report.tables["detection"] = judge("ukp natural", {**scores, **controls}, wrong)
     row = rates_row("ukp natural", fit, rate, wrong, None)
-    report.tables["what the audit says of itself"] = [row]
+    report.tables["estimates of the audit itself"] = [row]
     report.tables["after the features"] = [
         {"pairs": len(wrong), "replicas": 8, "seconds": seconds, "peak MiB": peak_memory_mib()}
     ]
@@ -247,7 +247,7 @@ def natural(ukp: Material, wrong: Bool, report: Report) -> None:
 
 
 def planted(ukp: Material, wrong: Bool, report: Report) -> None:
-    """Gold labels with planted flips: does the interval contain what was planted?"""
+    """Measure gold labels with planted flips: does the interval contain the planted rate?"""
     gold = ukp.flipped(wrong)
     for rate in RATES:
         swap = uniform(len(wrong), rate, 0)
@@ -256,14 +256,14 @@ def planted(ukp: Material, wrong: Bool, report: Report) -> None:
         scores, estimate = scores_of(fit, material.lengths())
         task = f"ukp gold + {rate:.0%}"
         row = rates_row(task, fit, estimate, swap, float(swap.mean()))
-        report.tables["what the audit says of itself"].append(row)
+        report.tables["estimates of the audit itself"].append(row)
         report.at_least(f"{task}: interval contains the planted rate", float(row["covered"]), 1)
         if rate == 0.2:
             report.tables["detection"] += judge(task, scores, swap)
 
 
 def harmless(hh: Material, report: Report, seeds: int) -> None:
-    """hh-harmless with 20 % uniform flips."""
+    """Measure hh-harmless with 20 % uniform flips."""
     found, gaps = [], []
     for seed in range(seeds):
         swap = uniform(len(hh.dataset), 0.2, seed)
@@ -273,7 +273,7 @@ def harmless(hh: Material, report: Report, seeds: int) -> None:
         task = f"hh-harmless + 20 %, seed {seed}"
         report.tables["detection"] += judge(task, scores, swap)
         row = rates_row(task, fit, estimate, swap, float(swap.mean()))
-        report.tables["what the audit says of itself"].append(row)
+        report.tables["estimates of the audit itself"].append(row)
         found.append(float(auroc(scores["p_flip"], swap)))
         gaps.append(abs(row["expected AUROC"] - row["true AUROC"]))
     if seeds == 1:  # --quick: too few pairs for targets that are meant for all of them

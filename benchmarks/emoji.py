@@ -1,10 +1,10 @@
-"""Captioned emoji: a tiny pipeline trained on them once, and pairs with a known better side.
+"""Train a tiny pipeline on captioned emoji, once, and make pairs with a known better side.
 
-    python -m benchmarks.emoji        # train (minutes on one thread) and print where it is
+    python -m benchmarks.emoji        # train (minutes on one thread) and print its directory
 
 Pictures are the 32 px emoji of the development data on white, captions their Unicode names.
-Training starts from sample_data/models/tiny-sd and never sees the HELD_OUT share of the emoji,
-so that pairs of unseen captions can be judged apart.
+Training starts from sample_data/models/tiny-sd and never sees the HELD_OUT share of the emoji, so
+that pairs of unseen captions can be measured separately.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Emoji:
 
 
 def read(data: Path) -> list[Emoji]:
-    """All emoji whose code points have names, in file order."""
+    """Read all emoji whose code points have names, in file order."""
     out = []
     with tarfile.open(data / "emoji" / "png32.tar.gz") as archive:
         for entry in archive:
@@ -71,7 +71,7 @@ def read(data: Path) -> list[Emoji]:
 
 
 def _unseen(name: str) -> bool:
-    """Whether an emoji (and all built on it) is kept out of training: a function of its name."""
+    """Return whether an emoji (and all built on it) is held out: a function of its name."""
     return hashlib.sha256(name.encode()).digest()[0] < HELD_OUT * 256
 
 
@@ -82,7 +82,7 @@ def _on_white(data: bytes) -> NDArray[np.uint8]:
 
 
 def pipeline(data: Path) -> Path:
-    """Directory of the trained pipeline; trained if missing."""
+    """Return the directory of the trained pipeline; train it if missing."""
     target = cache() / "tiny-emoji-sd-1"
     if not (target / "model_index.json").is_file():
         print(f"training {target} on emoji (minutes)", file=sys.stderr)
@@ -94,7 +94,7 @@ def pipeline(data: Path) -> Path:
 
 
 def train(emoji: list[Emoji]) -> Any:
-    """A StableDiffusionPipeline fine-tuned from the bundled one on these pictures."""
+    """Fine-tune the bundled StableDiffusionPipeline on these pictures."""
     import make_tiny_sd
     import tiny_pipelines
     import torch
@@ -129,7 +129,7 @@ def _degraded(pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
 
 
 def _fit_autoencoder(vae: Any, images: Any, generator: Any) -> None:
-    """Reconstruction (L1) with the light KL of `make_tiny_sd`, from the trained weights on."""
+    """Train reconstruction (L1) with the light KL of `make_tiny_sd`, from the trained weights."""
     import make_tiny_sd
     import torch
     from torch.nn import functional
@@ -149,7 +149,7 @@ def _fit_autoencoder(vae: Any, images: Any, generator: Any) -> None:
 
 
 def _fit_denoiser(made: Any, latents: Any, captions: list[str], generator: Any) -> None:
-    """Noise prediction, one caption in ten emptied."""
+    """Train noise prediction, one caption in ten emptied."""
     import make_tiny_sd
     import torch
     from torch.nn import functional
@@ -187,7 +187,7 @@ def _step(loss: Any, parameters: Any, adam: Any, cycle: Any) -> None:
 
 @dataclass(frozen=True)
 class EmojiPairs:
-    """Pairs whose chosen side is truly better; what is wrong with the other; unseen captions."""
+    """Pairs whose chosen side is truly better; the fault of the other side; unseen captions."""
 
     dataset: PreferenceDataset
     kinds: NDArray[np.str_]
@@ -195,7 +195,7 @@ class EmojiPairs:
 
 
 def pairs(emoji: list[Emoji], count: int, seed: int = 0) -> EmojiPairs:
-    """`count` pairs of a clean picture against a degraded one, or a clean one of another name."""
+    """Make `count` pairs: a clean picture against a degraded one, or one with another name."""
     import shapes
 
     rng = np.random.default_rng((SEED, 1, seed))

@@ -1,10 +1,10 @@
-"""What planting label errors costs: `noisescope flip` of a million rows, by file format.
+"""Time planting label errors: `noisescope flip` of a million rows, by file format.
 
     python -m benchmarks.flip [--quick] [--json FILE]
 
-Made-up pairs of 10 to 40 words a side: three text columns as Parquet and as JSON lines, and
-HH-RLHF transcripts of three turns as JSON lines (100,000 rows with --quick). Each copy is made as
-typed, in a process of its own, start of the interpreter included; then it is flipped again and
+Synthetic pairs of 10 to 40 words a side: three text columns as Parquet and as JSON lines, and
+HH-RLHF transcripts of three turns as JSON lines (100,000 rows with --quick). Each copy is made by
+the command in its own process, start of the interpreter included; then it is flipped again and
 must equal the source, byte for byte (the table, for Parquet).
 """
 
@@ -28,7 +28,7 @@ from benchmarks.harness import Options, Report, main
 ROWS, QUICK_ROWS = 1_000_000, 100_000
 BLOCK = 20_000
 SECONDS, MEBIBYTES = 10.0, 300.0
-#: `noisescope flip` as typed, then what it took. VmHWM: the process's own peak.
+#: Run `noisescope flip`, then print its cost. VmHWM: the peak of the process itself.
 COMMAND = """
 import json, resource, sys, time
 began = time.perf_counter()
@@ -45,14 +45,14 @@ print(json.dumps({"seconds": time.perf_counter() - began, "MiB": int(peak) / 102
 
 
 def texts(rng: np.random.Generator, low: int, high: int) -> list[str]:
-    """BLOCK sentences of `low` to `high` words."""
-    said = "what one asks of a model and what it says in plain words of some length"
-    words = np.array(said.split(" "))
+    """Make BLOCK sentences of `low` to `high` words."""
+    text = "what one asks of a model and what it says in plain words of some length"
+    words = np.array(text.split(" "))
     return [" ".join(rng.choice(words, n)) for n in rng.integers(low, high, BLOCK)]
 
 
 def blocks(rows: int, seed: int) -> Iterator[dict[str, list[str]]]:
-    """Columns of BLOCK rows at a time; row numbers make every response its own."""
+    """Yield columns of BLOCK rows at a time; row numbers make every response unique."""
     rng = np.random.default_rng(seed)
     prompts, ones, others = texts(rng, 8, 20), texts(rng, 10, 40), texts(rng, 10, 40)
     for start in range(0, rows, BLOCK):
@@ -81,8 +81,8 @@ def write_transcripts(path: Path, rows: int, seed: int) -> None:
     with path.open("w") as out:
         for columns in blocks(rows, seed):
             for prompt, *sides in zip(*columns.values(), strict=True):
-                said = f"\n\nHuman: {prompt}\n\nAssistant: {prompt}\n\nHuman: {prompt}?"
-                chosen, rejected = (f"{said}\n\nAssistant: {side}" for side in sides)
+                dialogue = f"\n\nHuman: {prompt}\n\nAssistant: {prompt}\n\nHuman: {prompt}?"
+                chosen, rejected = (f"{dialogue}\n\nAssistant: {side}" for side in sides)
                 out.write(json.dumps({"chosen": chosen, "rejected": rejected}) + "\n")
 
 
@@ -94,7 +94,7 @@ FORMATS: dict[str, Callable[[Path, int, int], None]] = {
 
 
 def flip(source: Path, out: Path) -> dict[str, Any]:
-    """Flip a file as typed; what it took."""
+    """Flip a file with the command; return its seconds and memory."""
     typed = ["flip", str(source), "--rate", "0.2", "--out", str(out), "--json"]
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, *typed], check=True, capture_output=True, text=True
@@ -103,14 +103,14 @@ def flip(source: Path, out: Path) -> dict[str, Any]:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two copies hold the same bytes, or the same table."""
+    """Return whether two copies hold the same bytes, or the same table."""
     if one.suffix != ".parquet":
         return filecmp.cmp(one, other, shallow=False)
     return bool(pq.read_table(one).equals(pq.read_table(other)))
 
 
 def run(options: Options) -> Report:
-    """Every format, flipped and flipped back."""
+    """Flip every format and flip it back."""
     report = Report("noisescope flip")
     rows = QUICK_ROWS if options.quick else ROWS
     found = report.tables[f"{rows:,} rows, 20 % flipped"] = []

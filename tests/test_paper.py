@@ -1,8 +1,9 @@
-"""The paper's tables: small runs give tables and pictures, full commands parse, intervals hold."""
+"""The paper's tables: published cells, tiny runs, full commands, intervals."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ FIGURES = ("figure2", "figure3", "figure6")
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Benchmarks stand beside the tests; caches stay in this test's own folder."""
+    """Make the benchmarks importable, and keep caches in this test's own folder."""
     monkeypatch.syspath_prepend(ROOT)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -30,6 +31,35 @@ def paper(name: str) -> Any:
 def miniature(**changes: Any) -> Any:
     small = {"seeds": (0,), "pairs": 60, "images": 24, "steps": 1} | changes
     return paper("script").Small(**small)
+
+
+def test_every_published_cell_is_stated_and_agrees_with_its_repetition() -> None:
+    published = paper("published").PUBLISHED
+    cells = {name: len(published[name].select()) for name in TABLES}
+    assert cells == dict(zip(TABLES, (32, 24, 16, 2, 20, 8), strict=True))
+    for name in TABLES[1:]:
+        assert all(0.5 < value < 1 for value in published[name].select())
+    chosen = published["table3"].select(backbone="SD1.5", against="DPO")
+    for parameter, value in (("k1", "10"), ("rho", "15")):
+        where = {"hyper-parameter": parameter, "value": value}
+        assert published["table5"].select(**where) == chosen
+
+
+@pytest.mark.parametrize("name", TABLES + FIGURES)
+def test_the_page_states_what_is_published(name: str) -> None:
+    text = (ROOT / "benchmarks" / "paper" / "README.md").read_text(encoding="utf-8")
+    published = paper("published").PUBLISHED[name]
+    assert published.caption in text.replace("\n", " ")
+    assert "\n".join(published.table()) in text
+    assert f"## {paper(name).TITLE}" in text
+
+
+def test_flips_are_added_to_the_labels_as_collected() -> None:
+    task = paper("text_task").text_task(miniature(), 0)
+    assert task.collected.any()
+    assert (task.plant(0.0) == task.collected).all()
+    added = task.plant(0.3) ^ task.collected
+    assert 0.1 < added.mean() < 0.5
 
 
 @pytest.mark.parametrize("name", TABLES + FIGURES)
@@ -104,30 +134,30 @@ def test_contrasts_are_paired_and_cover() -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "answer"),
-    [(0.01, 0.3, "yes"), (-0.3, -0.01, "no, the other way round"), (-0.1, 0.2, "cannot be told")],
+    [(0.01, 0.3, "yes"), (-0.3, -0.01, "no, the reverse"), (-0.1, 0.2, "inconclusive")],
 )
-def test_directions_say_no_more_than_their_interval(low: float, high: float, answer: str) -> None:
+def test_an_answer_needs_an_interval_without_zero(low: float, high: float, answer: str) -> None:
     from noisescope.scoring.metrics import Interval
 
     middle = (low + high) / 2
     assert paper("results").Direction("?", Interval(middle, low, high)).answer == answer
 
 
-@pytest.mark.parametrize("name", ["table2", "table3"])
+@pytest.mark.parametrize("name", ["table3", "table5", "table6"])
 def test_images_train_through_the_loop(name: str) -> None:
-    classroom = paper("classroom")
-    room = classroom.image_room(0, limit=24, steps=1, batch=4, layers=1)
-    flipped = room.plant(0.3)
-    assert not flipped[room.exam].any()
-    prompts = room.dataset.table.column("prompt").to_pylist()
-    assert not {prompts[i] for i in room.exam} & {prompts[i] for i in room.train}
+    task = paper("image_task").image_task(0, limit=24, steps=1, batch=4, layers=1)
+    wrong = task.plant(0.3)
+    assert not wrong[task.test].any()
+    prompts = task.dataset.table.column("prompt").to_pylist()
+    assert not {prompts[i] for i in task.test} & {prompts[i] for i in task.train_pairs}
     methods = {
-        "table2": paper("table2").IMAGE_METHODS,
         "table3": paper("table3").METHODS,
+        "table5": paper("table5").IMAGE_METHODS,
+        "table6": paper("table6").IMAGE_METHODS,
     }[name]
-    for lesson in methods.values():
-        right = room.teach(flipped, lesson(room, flipped))
-        assert right.shape == room.exam.shape
+    for method in methods.values():
+        right = task.train(wrong, method(task, wrong))
+        assert right.shape == task.test.shape
         assert set(right) <= {0.0, 0.5, 1.0}
 
 
@@ -145,14 +175,16 @@ def test_a_text_table_in_miniature() -> None:
     text = paper("script").markdown(
         script, result, small, {"wall": 1.0, "cpu": 1.0}, {"processor": "x", "load_1min": 0.0}
     )
-    assert script.published in text
-    assert "| question | difference | answer |" in text
+    assert script.published.markdown() in text
+    assert "| question | difference here | answer here | published |" in text
+    assert "| yes, win rate 0.53 |" in text
 
 
 def test_methods_of_the_other_text_tables_train() -> None:
-    methods = {name: paper("table6").METHODS[name] for name in ("ipo", "adaptive-ipo (audit)")}
+    methods = dict(paper("table6").TEXT_METHODS)
     methods["margin"] = paper("figure6").margin_alone
     methods["shuffled"] = paper("table2").TEXT_METHODS[paper("table2").CONTROL]
+    methods["rho 15"] = paper("table5").TEXT_METHODS[paper("table5").named(15, 4)]
     found = paper("cells").text_cells(miniature(), (0.2,), methods)
     for regime in found.values():
         for method in methods:
@@ -161,7 +193,7 @@ def test_methods_of_the_other_text_tables_train() -> None:
 
 def test_replicas_vote_as_annotators_do() -> None:
     figure = paper("figure2")
-    one = paper("loglinear").course(miniature(), 0)
+    one = paper("text_task").text_task(miniature(), 0)
     flipped = one.plant(0.3)
     n = len(one.split.train)
     turned = flipped[one.split.train]
@@ -178,32 +210,56 @@ def test_replicas_vote_as_annotators_do() -> None:
     assert direction.answer == "yes"
 
 
-def test_a_finished_cell_is_not_made_again() -> None:
-    kept = paper("kept").kept
+def test_a_finished_cell_is_not_computed_again() -> None:
+    cached = paper("cache").cached
     made = []
 
     def make() -> Any:
         made.append(1)
         return {"tuned": np.array([1.0, 0.5])}
 
-    first, again = kept(make, "a", "b"), kept(make, "a", "b")
+    first, again = cached(make, "a", "b"), cached(make, "a", "b")
     assert len(made) == 1
-    assert again.rights["tuned"].tolist() == first.rights["tuned"].tolist() == [1.0, 0.5]
-    kept(make, "a", "c")
+    assert again.arrays["tuned"].tolist() == first.arrays["tuned"].tolist() == [1.0, 0.5]
+    cached(make, "a", "c")
     assert len(made) == 2
 
 
 def test_weights_of_the_ablation_come_from_one_audit() -> None:
     weights = importlib.import_module("noisescope.scoring.weights")
-    one = paper("loglinear").course(miniature(), 0)
+    one = paper("text_task").text_task(miniature(), 0)
     flipped = one.plant(0.2)
     light, heavy = (
         one.weights(flipped, weights.WeightConfig(k1=k1))["weight"] for k1 in (4.0, 12.0)
     )
     assert (heavy <= light).all()
     assert len(one.audits) == 1
+
+
+def test_table_5_has_the_choices_of_the_paper() -> None:
     table = paper("table5")
-    assert {table.named(rho, k1) for rho in table.RHO for k1 in table.K1} >= {"rho 1, k1 10"}
+    assert set(table.CELLS) == {(15.0, 4.0), (15.0, 10.0), (15.0, 12.0), (10.0, 10.0)}
+    assert table.published(15.0, 4.0) == "win rates 0.64 to 0.69"
+    assert table.published(10.0, 10.0) == "win rates 0.61 to 0.70"
+
+
+def test_three_people_are_held_against_each_other(tmp_path: Path) -> None:
+    figure = paper("figure2")
+    items = [
+        dict(zip(("annotator1", "annotator2", "annotator3"), row, strict=True))
+        for row in ("111", "112", "220", "012")
+    ]
+    path = tmp_path / "people.json"
+    path.write_text(json.dumps(items))
+    answers = figure.people(path)
+    rows = figure.crowd(answers)
+    assert [row["judged pairs"] for row in rows] == [1, 1, 3]
+    assert [row["accuracy"][:5] for row in rows] == ["1.000", "1.000", "0.333"]
+    assert [row["answers neither"] for row in rows] == [0.25, 0.0, 0.25]
+    found = figure.deviation(answers)
+    expected = np.mean([0, np.std([1, 1, 0]), np.std([0, 0, 0.5]), np.std([0.5, 1, 0])])
+    assert found["mean standard deviation"] == pytest.approx(expected)
+    assert found["all three agree"] == 0.25
 
 
 def test_the_histogram_of_u_comes_from_a_validation() -> None:
@@ -216,7 +272,7 @@ def test_the_histogram_of_u_comes_from_a_validation() -> None:
     result = figure._add(paper("results").Result(), "toy", columns)
     (direction,) = result.directions
     assert direction.answer == "yes"
-    shares = result.tables["toy: flipped share by interval of u, all plantings"]
+    shares = result.tables["toy: flipped share by interval of u, all seeds"]
     assert sum(row["pairs"] for row in shares) == 300
     assert [picture.name for picture in result.pictures] == ["figure3-toy-histogram", "figure3-toy"]
 
@@ -224,7 +280,6 @@ def test_the_histogram_of_u_comes_from_a_validation() -> None:
 def test_a_script_writes_its_table_and_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import json
     from dataclasses import replace
 
     from noisescope.scoring.metrics import Interval
@@ -233,7 +288,7 @@ def test_a_script_writes_its_table_and_picture(
 
     def tiny(small: Any) -> Any:
         value = Interval(0.7, 0.6, 0.8)
-        found = results.Result({"t": [{"method": "dpo", "0%": results.told(value)}]})
+        found = results.Result({"t": [{"method": "dpo", "0%": results.shown(value)}]})
         found.directions.append(results.Direction("does it?", value))
         found.pictures.append(figures.bars("table4", "T", {"dpo": value}, "caption"))
         return found
@@ -243,13 +298,13 @@ def test_a_script_writes_its_table_and_picture(
     script.main(made, ["--out", str(out), "--json", str(copy), "--seeds", "1"])
     assert "0.700 [0.600, 0.800]" in capsys.readouterr().out
     assert json.loads(copy.read_text())["results"]["directions"][0]["answer"] == "yes"
-    assert sorted(path.name for path in out.iterdir()) == [
-        "table4.json", "table4.md", "table4.png",
-    ]  # fmt: skip
+    assert sorted(path.name for path in out.iterdir()) == ["table4.md", "table4.png"]
+    assert "(table4.png)" in (out / "table4.md").read_text()
     script.main(made, ["--scale", "full"])
-    said = capsys.readouterr().out
-    assert "noisescope train Anthropic/hh-rlhf" in said
-    assert "H100 hours in all" in said
+    printed = capsys.readouterr().out
+    assert "noisescope train Anthropic/hh-rlhf" in printed
+    assert "Qwen2.5-72B" in printed
+    assert "H100 hours in all" in printed
 
 
 @pytest.mark.parametrize("words", [["--seeds", "0"], ["--task", "ukp", "--data", "nowhere"]])

@@ -13,7 +13,7 @@ from noisescope.scoring.weights import WeightConfig, adaptive_weights
 from noisescope.training.objectives import CDPO, DPO, AdaptiveDPO, DistilledDPO, PairValues
 from noisescope.training.policy.learner import judged_by
 from noisescope.training.policy.pair_weights import PairWeights
-from noisescope.training.policy.presets import PRESETS
+from noisescope.training.policy.presets import PAPER, PRESETS
 from noisescope.training.policy.settings import settled
 
 DOC = (Path(__file__).parents[1] / "docs" / "train.md").read_text()
@@ -23,6 +23,27 @@ DOC = (Path(__file__).parents[1] / "docs" / "train.md").read_text()
 def test_every_preset_is_documented_with_its_sources(name):
     for flag, (value, source) in PRESETS[name].settings.items():
         assert f"| `{name}` | {flag.replace('_', '-')} | {value} | {source} |" in DOC
+    assert f"| `{name}` | pairs a device | {PRESETS[name].local_batch} | {PAPER}" in DOC
+
+
+def test_presets_state_the_settings_of_the_paper():
+    stated = {
+        name: (
+            one.values["beta"],
+            one.values["rho"],
+            one.values["k1"],
+            one.values["batch"],
+            one.local_batch,
+        )
+        for name, one in PRESETS.items()
+    }
+    assert stated == {
+        "sd15": (1000.0, 15.0, 10.0, 128, 16),
+        "sdxl": (2500.0, 15.0, 10.0, 128, 16),
+        "hh": (0.1, 1.0, 10.0, 32, 4),
+    }
+    ablated = {name: "tried" in one.settings["k1"][1] for name, one in PRESETS.items()}
+    assert ablated == {"sd15": True, "sdxl": False, "hh": False}
 
 
 def test_a_flag_overrides_a_preset_and_a_preset_a_default():
@@ -41,7 +62,7 @@ def test_a_flag_overrides_a_preset_and_a_preset_a_default():
 def test_unfitting_presets_are_refused():
     with pytest.raises(UsageError, match="one of sd15, sdxl, hh"):
         settled("text", named="sd3")
-    with pytest.raises(UsageError, match="about image pairs, these are text"):
+    with pytest.raises(UsageError, match="is for image pairs, these are text"):
         settled("text", named="sdxl")
 
 

@@ -1,11 +1,11 @@
-"""LoRA through the real training loop on planted noise: the scene, what methods learn, judging.
+"""Train LoRA with every method through the real training loop on planted noise, and test it.
 
     scene, cost = stage(model)
     noise = audit(scene, dealt := deal(scene, seed), seed, rate)
     for method, course in courses(dealt, noise, seed):
         right = judged(scene, learn(scene, course, seed), dealt.test)
 
-The sample hh-rlhf with its labels as they should be; `downstream.lora` says what is compared.
+The sample hh-rlhf with right labels; `downstream.lora` describes the comparison.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ PAIRS, LAYERS, RANK, ALPHA, BATCH, EPOCHS, RATE = 1000, 2, 16, 32.0, 32, 2, 1e-3
 TEST_SHARE, TEST_GROUPS, JUDGED = 0.2, 4, 64
 #: Other ways to use p_flip, which only the log-linear benchmarks compare.
 LEFT_OUT = ("p_flip: soft labels", "p_flip: flip-worst")
-#: Methods also trained where no label is turned round: is one better whatever the noise?
+#: Methods also trained without flips: is one better whatever the noise?
 CLEAN = ("dpo", "ipo", "p_flip: weight 1-2p", OURS, *PAPER)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that no planting changes: pairs with right labels, the model and its adapters."""
+    """Everything that no flip changes: pairs with right labels, the model and its adapters."""
 
     gold: Material
     space: TextSpace
@@ -75,7 +75,7 @@ class Deal:
 
 
 def stage(model: str) -> tuple[Scene, dict[str, object]]:
-    """Features, reference log-probabilities and the states below the adapted blocks, once."""
+    """Compute features, reference log-probabilities and the states below the adapted blocks."""
     policy = load_causal_lm(model)
     path = SAMPLE / "hh-rlhf"
     natural, cost = prepare(path, policy, cache().parent / "features")
@@ -89,7 +89,7 @@ def stage(model: str) -> tuple[Scene, dict[str, object]]:
 
 
 def deal(scene: Scene, seed: int) -> Deal:
-    """Prompts dealt out by `seed`."""
+    """Split the prompts by `seed`."""
     prompts = scene.gold.dataset.table.column("prompt").to_pylist()
     dealt = np.array([int(digest(str(seed), text)[:8], 16) / 16**8 for text in prompts])
     test = np.flatnonzero(dealt < TEST_SHARE)
@@ -100,15 +100,15 @@ def deal(scene: Scene, seed: int) -> Deal:
 
 
 def audit(scene: Scene, dealt: Deal, seed: int, rate: float) -> Noisy:
-    """Labels turned round at `rate`, and what heads on the training pairs alone say of them."""
+    """Flip labels at `rate`; return the audit by heads on the training pairs alone."""
     flipped = uniform(len(scene.gold.dataset), rate, seed)
     return audited(scene.gold, dealt.on, flipped, rate)
 
 
 def courses(dealt: Deal, noise: Noisy, seed: int) -> Iterator[tuple[str, Course]]:
-    """Every method, told what the audit says; some of them where no label is turned round.
+    """Return every method with its settings; without flips, only the methods in CLEAN.
 
-    As `noisescope train` does it: pairs of weight 0 are set aside, and all steps are taken.
+    As in `noisescope train`, pairs of weight 0 are not trained on; all methods take all steps.
     """
     on, size = dealt.on, len(noise.flipped)
     for name, lesson in methods(on, noise, seed).items():
@@ -122,7 +122,7 @@ def courses(dealt: Deal, noise: Noisy, seed: int) -> Iterator[tuple[str, Course]
 
 
 def spread(values: Float | None, on: Int, size: int) -> Float | None:
-    """A column [n] of the pairs `on` as one [N] of all pairs."""
+    """Return a column [n] of the pairs `on` as one [N] of all pairs."""
     if values is None:
         return None
     whole = np.zeros(size)
@@ -131,7 +131,7 @@ def spread(values: Float | None, on: Int, size: int) -> Float | None:
 
 
 def learn(scene: Scene, course: Course, seed: int) -> PreferenceLearner:
-    """The learner after its last step."""
+    """Train; return the learner after its last step."""
     data, flipped = scene.space.data, course.flipped
     swapped = replace(
         data,
@@ -163,7 +163,7 @@ def learn(scene: Scene, course: Course, seed: int) -> PreferenceLearner:
 
 
 def judged(scene: Scene, learner: PreferenceLearner, test: Int) -> Float:
-    """1 where the trained reward prefers the better side of a test pair, [n]; a tie is a half."""
+    """Return 1 where the trained reward prefers the better side of a test pair, ties 1/2, [n]."""
     judge = replace(learner, trainee=TextAdapters(scene.space, scene.adapters))
     parts = [test[start : start + JUDGED] for start in range(0, len(test), JUDGED)]
     margins = np.concatenate([judge.judge(part, 1).logratio.numpy() for part in parts])

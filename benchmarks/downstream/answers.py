@@ -1,11 +1,11 @@
-"""What models trained on noisy labels answer: win rates on prompts that no pair has.
+"""Compare the answers of models trained on noisy labels: win rates on new prompts.
 
     answers(scene, model, seeds, report)
 
-Greedy answers to `sample_data/prompts/hh-rlhf.jsonl`, scored by `sample_data/judges.py`, which
-knows what the sample's maker knows. Two questions: does a trained model win against the one it
-started from, and does it win against dpo on the same noisy labels? Ties count half; intervals
-resample seeds (trainings) and prompts.
+Greedy answers to `sample_data/prompts/hh-rlhf.jsonl`, scored by `sample_data/judges.py`, which has
+the rules that the sample was made by. Two questions: does a trained model win against the model it
+was trained from, and against dpo on the same noisy labels? Ties count half; intervals resample
+seeds (trainings) and prompts.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from noisescope.training.policy.text import TextAdapters
 
 #: Who answers: the flip rate trained at, and the method.
 CLEAN, NOISY = (0.0, "dpo"), (0.3, "dpo")
-ASKED = (CLEAN, NOISY, (0.3, "adaptive-dpo (paper)"), (0.3, OURS), (0.3, ORACLE))
+COMPARED = (CLEAN, NOISY, (0.3, "adaptive-dpo (paper)"), (0.3, OURS), (0.3, ORACLE))
 Cell = tuple[float, str]
 
 
 def answers(scene: Scene, model: str, seeds: Sequence[int], report: Report) -> None:
-    """Train who is asked (once: adapters are kept), generate, judge, tabulate."""
+    """Train the compared models (adapters are cached), generate, judge, tabulate."""
     prompts = read_prompts(str(SAMPLE / "prompts" / "hh-rlhf.jsonl"), modality="text")
     base, rows = quality(find_contender(model), prompts), {}
     for seed in seeds:
-        for cell in ASKED:
+        for cell in COMPARED:
             place = trained(scene, seed, *cell)
             rows[seed, cell] = quality(find_contender(str(place), base=model), prompts)
-    found = {cell: np.array([rows[seed, cell] for seed in seeds]) for cell in ASKED}
+    found = {cell: np.array([rows[seed, cell] for seed in seeds]) for cell in COMPARED}
     title = f"answers to {len(prompts.kept)} new prompts, {len(seeds)} trainings a row [90 %]"
     report.tables[title] = table(found, base)
 
 
 def table(found: Mapping[Cell, Float], base: Float) -> list[dict[str, str]]:
-    """Win rates [S, N] against the base's scores [N] and against noisy dpo, mean score gained."""
+    """Return win rates against the base model and noisy dpo, and the mean score gained."""
     draws = resamples(*found[NOISY].shape)
 
-    def told(values: Float) -> str:
+    def shown(values: Float) -> str:
         low, high = np.quantile([drawn(values, draw) for draw in draws], [0.05, 0.95])
         return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
@@ -63,23 +63,23 @@ def table(found: Mapping[Cell, Float], base: Float) -> list[dict[str, str]]:
         {
             "method": method,
             "flips": f"{rate:.0%}",
-            "wins against the model trained from": told(wins(scores, base)),
+            "wins against the model trained from": shown(wins(scores, base)),
             "wins against dpo, 30 % flips": (
-                "-" if (rate, method) == NOISY else told(wins(scores, found[NOISY]))
+                "-" if (rate, method) == NOISY else shown(wins(scores, found[NOISY]))
             ),
-            "score gained on the model trained from": told(scores - base),
+            "score gained on the model trained from": shown(scores - base),
         }
         for (rate, method), scores in found.items()
     ]
 
 
 def wins(one: Float, other: Float) -> Float:
-    """1 where `one` scores higher, 0.5 for a tie, 0 where lower."""
+    """Return 1 where `one` scores higher, 0.5 for a tie, 0 where lower."""
     return (one > other) + 0.5 * (one == other)
 
 
 def quality(contender: Contender, prompts: Prompts) -> Float:
-    """The judge's score of a model's answer to each prompt, [N]; answers are kept."""
+    """Return the judge's score of a model's answer to each prompt, [N]; answers are cached."""
     generator = open_generator(contender, GenerationSettings(), "cpu")
     place = cache().parent / "downstream-answers" / generator.fingerprint
     place.mkdir(parents=True, exist_ok=True)
@@ -91,20 +91,20 @@ def quality(contender: Contender, prompts: Prompts) -> Float:
 
 
 def place_of(scene: Scene, seed: int, rate: float, method: str) -> Path:
-    """Where the adapter that a method ends with is kept."""
+    """Return the cache directory of the final adapter of a method."""
     identity = scene.space.policy.identity.fingerprint, scene.gold.dataset.fingerprint
     name = digest(EDITION, *identity, str(seed), str(rate), method)
     return cache().parent / "downstream-adapters" / name
 
 
 def keep(scene: Scene, place: Path) -> None:
-    """Write the adapters as they are now, the file that makes them complete last."""
+    """Write the adapters; the file that marks them complete is last."""
     place.mkdir(parents=True, exist_ok=True)
     TextAdapters(scene.space, scene.adapters).save(place)
 
 
 def trained(scene: Scene, seed: int, rate: float, method: str) -> Path:
-    """Directory of the adapter that a method ends with; trained if it is not kept."""
+    """Return the directory of the final adapter of a method; train it if it is not cached."""
     place = place_of(scene, seed, rate, method)
     if not (place / ADAPTER_CONFIG).is_file():
         print(f"training for answers: seed {seed}, {rate:.0%}, {method}", file=sys.stderr)

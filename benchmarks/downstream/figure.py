@@ -1,4 +1,4 @@
-"""Accuracy on clean pairs against the share of wrong labels, a panel a task and regime."""
+"""Draw accuracy on clean pairs against the share of wrong labels, a panel a task and regime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from noisescope.storage.files import write_atomic
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Colour (Okabe and Ito's, told apart by the colour-blind), marker and name of each line shown.
+#: Colour (Okabe and Ito's, distinct for the colour-blind), marker and name of each line.
 LINES = {
     ORACLE: ("#009E73", "^", "oracle: dpo without the flipped pairs"),
     OURS: ("#D55E00", "o", "ours: distilled-dpo"),
@@ -28,7 +28,7 @@ COLUMNS = 4
 
 
 def draw(tasks: Mapping[str, Cells], path: Path) -> None:
-    """A row of panels a task that has regimes; a task without takes the end of the first row."""
+    """Draw a row of panels a task with regimes; a task without regimes ends the first row."""
     from io import BytesIO
 
     from matplotlib.figure import Figure
@@ -53,8 +53,8 @@ def draw(tasks: Mapping[str, Cells], path: Path) -> None:
     for row in grid:
         row[0].set_ylabel("accuracy on clean pairs")
     handles = [
-        Line2D([], [], linestyle=style(name), color=colour, marker=mark, label=said)
-        for name, (colour, mark, said) in LINES.items()
+        Line2D([], [], linestyle=style(name), color=colour, marker=mark, label=caption)
+        for name, (colour, mark, caption) in LINES.items()
     ]
     handles.append(Line2D([], [], color=BACKGROUND[0], label=BACKGROUND[1]))
     if len(alone) < rows:
@@ -65,12 +65,12 @@ def draw(tasks: Mapping[str, Cells], path: Path) -> None:
 
 
 def regimes(cells: Cells) -> list[str]:
-    """Regimes in the order they were tabulated."""
+    """Return regimes in the order they were tabulated."""
     return list(dict.fromkeys(key[3] for key in cells))
 
 
 def panel(axis: Axes, cells: Cells, regime: str, title: str) -> None:
-    """Lines of every method; rivals in the background share one colour."""
+    """Draw a line for each method; rivals in the background share one colour."""
     for name in RIVALS[1:]:
         axis.plot(*line(cells, name, regime), color=BACKGROUND[0], linewidth=1, zorder=1)
     for order, (name, (colour, mark, _)) in enumerate(reversed(LINES.items()), start=2):
@@ -84,12 +84,12 @@ def panel(axis: Axes, cells: Cells, regime: str, title: str) -> None:
 
 
 def style(name: str) -> str:
-    """Policies are whole lines; what is no policy is dashed."""
+    """Return the line style: solid for policies, dashed otherwise."""
     return "--" if name == HEADS else "-"
 
 
 def line(cells: Cells, name: str, regime: str) -> tuple[list[float], list[float]]:
-    """Flip rates in percent and mean accuracies of one method under uniform flips."""
+    """Return flip rates in percent and mean accuracies of one method under uniform flips."""
     found = sorted(
         (rate, float(cell.mean()))
         for (kind, rate, method, where), cell in cells.items()

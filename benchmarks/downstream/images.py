@@ -1,11 +1,11 @@
-"""The same question on images: which emoji picture is better, told from a diffusion model's errors.
+"""Compare the methods on images: which emoji picture is better, by a diffusion model's errors.
 
     python -m benchmarks.downstream.images [--quick] [--json FILE] [--data DIR]
 
-Pairs of `benchmarks.emoji` (a clean picture against a degraded one or one of another caption, the
-truth known), features of the tiny pipeline trained on emoji, policies and methods of
-`benchmarks.downstream`. Captions are dealt out: a third for testing, a fifth for (noisy)
-validation, the rest for training.
+Pairs of `benchmarks.emoji` (a clean picture against a degraded one or one with a different caption,
+the truth known), features of the tiny pipeline trained on emoji, policies and methods of
+`benchmarks.downstream`. Captions are split: a third for testing, a fifth for (noisy) validation,
+the rest for training.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAIRS = 1500
 
 
 def run(options: Options) -> Report:
-    """All plantings of all seeds."""
+    """Run all rates of all seeds."""
     torch.set_num_threads(1)
     made = emoji.pairs(emoji.read(options.data), PAIRS)
     policy = loaded(emoji.pipeline(options.data), made.dataset)

@@ -1,4 +1,4 @@
-"""What finished parts of the training benchmarks came to, kept so that a stopped run goes on."""
+"""Cache finished parts of the training benchmarks, so that a stopped run continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EDITION = "1"
 
 
 def kept(make: Callable[[], Kept], *what: str) -> Kept:
-    """`make()`, or what it came to before for `what` (model, data, seed, planting)."""
+    """Return `make()`, or its cached result for `what` (model, data, seed, flips)."""
     path = cache().parent / "downstream" / f"{digest(EDITION, *what)}.json"
     if not path.is_file():
         rows = {name: [groups.tolist(), best] for name, (groups, best) in make().items()}

@@ -1,17 +1,16 @@
-"""The same question through the real training loop: LoRA on a language model.
+"""Compare the methods through the real training loop: LoRA on a language model.
 
     python -m benchmarks.downstream.lora [--quick] [--json FILE] [--model DIR] [--seed N]
 
-The sample hh-rlhf with its labels as they should be (truth.parquet) and the bundled model, unless
---model names another. Per seed a fifth of the prompts is for testing; a share of the labels of
-1,000 training pairs is turned round; heads on those pairs alone are the audit;
-`training.loop.train` moves rank-16 adapters of the top two blocks for two epochs. Judged:
-how often the implicit reward prefers the truly better side of test pairs, and what some of the
-trained models answer to new prompts (`downstream.answers`). Methods are those of
-`downstream.methods`, with the losses as `noisescope train` applies them; all take the same steps
-from the same adapters; settings were fixed on seed 50. cdpo and rdpo are told the true rate, the
-audit nothing. --quick: one seed, 30 % only, dpo alone without flips. What a finished training came
-to is kept in the cache.
+The sample hh-rlhf with right labels (truth.parquet) and the bundled model, unless --model names
+another. For each seed a fifth of the prompts is for testing; a share of the labels of 1,000
+training pairs is flipped; heads on those pairs alone are the audit; `noisescope.training.loop`
+trains rank-16 adapters of the top two blocks for two epochs. Measured: how often the implicit
+reward prefers the truly better side of test pairs, and the answers of some trained models to new
+prompts (`downstream.answers`). Methods are those of `downstream.methods`, with the losses as
+`noisescope train` applies them; all take the same steps from the same adapters; settings were
+fixed on seed 50. cdpo and rdpo are given the true rate, the audit is not. --quick: one seed, 30 %
+only, dpo alone without flips. Finished trainings are cached.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from benchmarks.downstream.adapters import (
     learn,
     stage,
 )
-from benchmarks.downstream.answers import ASKED, answers, keep, place_of
+from benchmarks.downstream.answers import COMPARED, answers, keep, place_of
 from benchmarks.downstream.kept import Kept, kept
 from benchmarks.downstream.methods import HEADS, OURS, heads_right
 from benchmarks.downstream.tables import Key, group_means, tabulate
@@ -46,7 +45,7 @@ FLIPS = (0.0, 0.3, 0.2)
 
 
 def run(options: Options) -> Report:
-    """All plantings of all seeds."""
+    """Run all rates of all seeds."""
     torch.set_num_threads(1)
     report = Report("LoRA on noisy labels, judged on clean pairs of new prompts")
     model = options.model or str(SAMPLE / "models" / "tiny-lm")
@@ -66,7 +65,7 @@ def run(options: Options) -> Report:
 
 
 def planted(scene: Scene, seed: int, rate: float, quick: bool) -> Kept:
-    """Turn labels round, audit, train every method: accuracy by test group [T, 1], by method."""
+    """Flip labels, audit, train every method; return accuracy by test group [T, 1], by method."""
     dealt = deal(scene, seed)
     identity = scene.space.policy.identity.fingerprint, scene.gold.dataset.fingerprint
     noise = audit(scene, dealt, seed, rate)
@@ -83,10 +82,10 @@ def planted(scene: Scene, seed: int, rate: float, quick: bool) -> Kept:
         def make(method: str = method, course: Course = course) -> Kept:
             began = time.perf_counter()
             right = judged(scene, learn(scene, course, seed), dealt.test)
-            if (rate, method) in ASKED:
+            if (rate, method) in COMPARED:
                 keep(scene, place_of(scene, seed, rate, method))
-            said = f"{right.mean():.4f}, {time.perf_counter() - began:.0f} s"
-            print(f"seed {seed}, {rate:.0%}, {method}: {said}", file=sys.stderr)
+            outcome = f"{right.mean():.4f}, {time.perf_counter() - began:.0f} s"
+            print(f"seed {seed}, {rate:.0%}, {method}: {outcome}", file=sys.stderr)
             return {method: (group_means(right, dealt.group)[:, None], 0)}
 
         out |= kept(make, "lora", *identity, str(seed), str(rate), method)

@@ -1,7 +1,7 @@
-"""Every method that `benchmarks.downstream` compares: what it trains on, and the audit behind ours.
+"""Define every method that `benchmarks.downstream` compares, and the audit behind ours.
 
-The audit is head replicas cross-fitted on the training pairs alone; it is told no flip rate.
-cdpo and rdpo are told the true one.
+The audit is head replicas cross-fitted on the training pairs alone; it is given no flip rate.
+cdpo and rdpo are given the true one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HEADS = "the audit's own heads"
 
 @dataclass(frozen=True)
 class Noisy:
-    """One planting: which pairs are turned round, and what an audit of the training pairs says."""
+    """Which pairs are flipped, and the results of an audit of the training pairs."""
 
     flipped: Bool  # [N] of all pairs; test ones are never used
     rate: float
@@ -57,7 +57,7 @@ class Noisy:
 
 
 def audited(material: Material, on: Int, flipped: Bool, rate: float) -> Noisy:
-    """Turn labels round where `flipped` [N] and audit the n training pairs `on`."""
+    """Flip labels where `flipped` [N] and audit the n training pairs `on`."""
     noisy = material.flipped(flipped)
     chosen, rejected = noisy.chosen, noisy.rejected
     keys = fold_keys(noisy.dataset.table)[on]
@@ -82,16 +82,16 @@ def audited(material: Material, on: Int, flipped: Bool, rate: float) -> Noisy:
 
 
 def heads_right(material: Material, noise: Noisy, test: Int) -> Float:
-    """1 where the audit's heads prefer the better side of a test pair, [n]; a tie is a half."""
+    """Return 1 where the audit's heads prefer the better side of a test pair, ties 1/2, [n]."""
     gap = noise.rewards[material.chosen[test]] - noise.rewards[material.rejected[test]]
     return ((gap > 0) + 0.5 * (gap == 0)).astype(np.float64)
 
 
 def methods(on: Int, noise: Noisy, seed: int) -> dict[str, Lesson]:
-    """Every method compared: the objective and what it is told of the n training pairs `on`."""
+    """Return every method: its objective, and its settings for the n training pairs `on`."""
     e, p, n = min(noise.rate, 0.45), noise.p_flip, len(noise.p_flip)
     wrong, flipped = p >= 0.5, noise.flipped[on]
-    told = np.random.default_rng(seed).permutation(n) >= int(wrong.sum())
+    random = np.random.default_rng(seed).permutation(n) >= int(wrong.sum())
     dpo, paper = DPO(BETA), {"weight": noise.weight, "gamma": noise.gamma}
     posterior = np.clip(-logit(p), -12, 12)
     return {
@@ -110,13 +110,13 @@ def methods(on: Int, noise: Noisy, seed: int) -> dict[str, Lesson]:
         "p_flip: drop-worst": Lesson(dpo, keep=~wrong),
         "p_flip: flip-worst": Lesson(dpo, turn=wrong),
         OURS: Lesson(DistilledDPO(BETA), gamma=noise.gap),
-        "random-drop control": Lesson(dpo, keep=told),
+        "random-drop control": Lesson(dpo, keep=random),
         ORACLE: Lesson(dpo, keep=~flipped),
     }
 
 
 def learn(material: Material, split: Split, noise: Noisy, lesson: Lesson) -> tuple[Float, int]:
-    """Right answers on clean test pairs under every penalty, [n test, Q], and the tuned one."""
+    """Return right answers on clean test pairs under every penalty, [n, Q], and the tuned one."""
     on, held, flipped = split.train, split.validation, noise.flipped
     turned = flipped[on] ^ (False if lesson.turn is None else lesson.turn)
     keep = np.ones(len(on), bool) if lesson.keep is None else lesson.keep

@@ -1,4 +1,4 @@
-"""The documentation's tables and figure of the training benchmarks, from what --json wrote.
+"""Write the tables and the figure of the training benchmarks from their JSON results.
 
     python -m benchmarks.downstream.pages RESULT.json ... [--tables FILE.md] [--figure FILE.png]
 
@@ -49,7 +49,7 @@ the fact, ours is not.
 
 
 def main() -> None:
-    """Read results, write what was asked for, print the summary."""
+    """Read results, write tables and figure, print the summary."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def cells_of(result: Mapping[str, Any]) -> dict[str, Cells]:
-    """Accuracies [S, T] by (kind, rate, method, regime), by task, as `tabulate` left them."""
+    """Return accuracies [S, T] by (kind, rate, method, regime), by task, as tabulated."""
     begin = "accuracies: "
     found: dict[str, Cells] = {}
     for name, rows in result["facts"].items():
@@ -80,14 +80,14 @@ def cells_of(result: Mapping[str, Any]) -> dict[str, Cells]:
 
 
 def key_of(text: str) -> Key:
-    """("uniform", 0.3, "p_flip: weight 1-2p", "tuned") of its text."""
+    """Parse ("uniform", 0.3, "p_flip: weight 1-2p", "tuned") from its text."""
     kind, rate, rest = text.split(" ", 2)
     method, _, regime = rest.rpartition(" ")
     return kind, float(rate), method, regime
 
 
 def summary(tasks: Mapping[str, Cells], row: Row) -> list[dict[str, str]]:
-    """One row a task, regime and rate."""
+    """Return one row a task, regime and rate."""
     rows = []
     for task, cells in tasks.items():
         draws = resamples(*next(iter(cells.values())).shape)
@@ -102,7 +102,7 @@ def summary(tasks: Mapping[str, Cells], row: Row) -> list[dict[str, str]]:
 
 
 def shares(cells: Cells, rate: float, regime: str, draws: Draws) -> dict[str, str]:
-    """Who recovers how much of what uniform flips at `rate` cost dpo."""
+    """Return the share that each method recovers of the loss of dpo by uniform flips at `rate`."""
     where = "uniform", rate
     clean, noisy = cells["uniform", 0.0, "dpo", regime], cells[*where, "dpo", regime]
     rival = best_rival(cells, where, regime, WITHOUT)
@@ -121,11 +121,11 @@ def shares(cells: Cells, rate: float, regime: str, draws: Draws) -> dict[str, st
 
 
 def points(cells: Cells, rate: float, regime: str, draws: Draws) -> dict[str, str]:
-    """Points of accuracy: what noise cost dpo, and what others have more than noisy dpo."""
+    """Return points of accuracy: the loss of dpo by noise, and gains over noisy dpo."""
     where = "uniform", rate
     clean, noisy = cells["uniform", 0.0, "dpo", regime], cells[*where, "dpo", regime]
 
-    def told(one: Float, other: Float) -> str:
+    def points_of(one: Float, other: Float) -> str:
         found = difference(one, other, draws, "more").values()
         return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in found))
 
@@ -133,15 +133,15 @@ def points(cells: Cells, rate: float, regime: str, draws: Draws) -> dict[str, st
     mine = cells[*where, OURS, regime]
     heads = cells.get((*where, HEADS, regime))
     return {
-        "lost by dpo": told(clean, noisy),
-        "heads less dpo": "not run" if heads is None else told(heads, noisy),
-        "ours less dpo": told(mine, noisy),
-        f"ours less the {WITHOUT_BEST}": f"{told(mine, cells[*where, rival, regime])} {rival}",
+        "lost by dpo": points_of(clean, noisy),
+        "heads less dpo": "not run" if heads is None else points_of(heads, noisy),
+        "ours less dpo": points_of(mine, noisy),
+        f"ours less the {WITHOUT_BEST}": f"{points_of(mine, cells[*where, rival, regime])} {rival}",
     }
 
 
 def full(result: Mapping[str, Any]) -> str:
-    """Every table of one benchmark."""
+    """Return every table of one benchmark."""
     tables = {k: v for k, v in result["results"].items() if k != "feature pass"}
     tables[f"targets: {next(iter(cells_of(result)))}"] = result["targets"]
     return "".join(
@@ -150,7 +150,7 @@ def full(result: Mapping[str, Any]) -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table; numbers with three decimals."""
+    """Return a table; numbers with three decimals."""
     if not rows:
         return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -163,7 +163,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def shown(value: Any) -> str:
-    """One value as text."""
+    """Return one value as text."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Log-linear policies on frozen features: every objective trains in about a second.
+"""Train log-linear policies on frozen features: every objective in about a second.
 
 pi(y|c) ~ exp(theta . phi(c, y)), so l = theta . (phi_chosen - phi_rejected) / beta. All methods:
 full-batch Adam, 400 steps, learning rate .02 falling to 0, loss scaled to DPO's slope at l = 0,
@@ -46,7 +46,7 @@ class Lesson:
 
 
 def split_of(material: Material, test: Bool, validation: Bool) -> Split:
-    """Features scaled by the training pairs' differences and rotated to their axes."""
+    """Scale features by the differences of the training pairs and rotate them to their axes."""
     train = np.flatnonzero(~test & ~validation)
     ends = material.chosen[train], material.rejected[train]
     scaled = [x * unit_scale(x, *ends) for x in material.features.values()]
@@ -59,10 +59,10 @@ def split_of(material: Material, test: Bool, validation: Bool) -> Split:
 
 
 def train(split: Split, ends: tuple[Int, Int], lesson: Lesson, annotator: Int) -> torch.Tensor:
-    """theta * beta of every penalty at once, [K, Q].
+    """Return theta * beta of every penalty at once, [K, Q].
 
     l = A rows theta / beta, A [n, R] the incidence of pairs: the objective gives dL/dl by autograd,
-    the rest of the chain is two products over the responses that stand in a pair.
+    the rest of the chain is two products over the responses of the pairs.
     """
     used, places = np.unique(np.stack(ends, axis=1), return_inverse=True)
     n, rows = len(ends[0]), split.rows.numpy()[used]  # numpy: thin products, twice as fast
@@ -95,7 +95,7 @@ def train(split: Split, ends: tuple[Int, Int], lesson: Lesson, annotator: Int) -
 
 
 def slope_at_zero(objective: Objective) -> float:
-    """|dL/dh| at l = 0 over DPO's 1/2, for a pair of weight 1 that is trusted."""
+    """Return |dL/dh| at l = 0 over DPO's 1/2, for a trusted pair of weight 1."""
     logratio = torch.zeros(2, requires_grad=True)
     ones = torch.ones(2)
     gamma = (12.0 if isinstance(objective, DistilledDPO) else 0.0) * ones
@@ -105,7 +105,7 @@ def slope_at_zero(objective: Objective) -> float:
 
 
 def by_annotator(posterior: torch.Tensor, annotator: Int) -> torch.Tensor:
-    """RE-PO's M step: each annotator's mean posterior, for each of their pairs, [n, Q]."""
+    """Compute RE-PO's M step: each annotator's mean posterior, for each of their pairs, [n, Q]."""
     who = torch.tensor(annotator)
     size = int(who.max()) + 1
     total = torch.zeros(size, posterior.shape[1]).index_add_(0, who, posterior)
@@ -113,7 +113,7 @@ def by_annotator(posterior: torch.Tensor, annotator: Int) -> torch.Tensor:
 
 
 def right(split: Split, theta: torch.Tensor, chosen: Int, rejected: Int) -> Float:
-    """1 where the reward prefers `chosen`, [n, Q]; ties count a half."""
+    """Return 1 where the reward prefers `chosen`, ties 1/2, [n, Q]."""
     rewards = (split.rows @ theta).numpy()
     gap = rewards[chosen] - rewards[rejected]
     return ((gap > 0) + 0.5 * (gap == 0)).astype(np.float64)

@@ -1,9 +1,9 @@
-"""Tables and targets of the training benchmarks, from accuracies by seed and test group.
+"""Tabulate the training benchmarks from accuracies by seed and test group, and check targets.
 
 cells[kind, rate, method, regime] is [S, T]: mean accuracy of every seed on each of its T groups of
 test pairs (topics). Share of the loss recovered = (method - noisy dpo) / (clean dpo - noisy dpo),
-seeds pooled; its interval resamples seeds and groups together for all methods. Where the interval
-of the cost reaches 0 there is nothing to recover, and a dash stands instead.
+seeds pooled; its interval resamples seeds and groups together for all methods. A dash: the interval
+of the cost reaches 0, so there is nothing to recover.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GROUPS = {"losses without an audit": RIVALS, "the paper's": PAPER}
 
 
 def tabulate(cells: Cells, ours: str, regimes: Sequence[str], report: Report, task: str) -> None:
-    """Accuracies, shares recovered with intervals, what noise costs, and the targets."""
+    """Add accuracies, shares recovered with intervals, the cost of noise, and the targets."""
     names = list(dict.fromkeys(key[2] for key in cells))
     groups = next(iter(cells.values())).shape
     draws = resamples(*groups)
@@ -77,17 +77,17 @@ def tabulate(cells: Cells, ours: str, regimes: Sequence[str], report: Report, ta
 
 
 def label(kind: str, rate: float) -> str:
-    """Column of a planting."""
+    """Return the column of a kind and rate of flips."""
     return f"{rate:.0%}" if kind == "uniform" else f"{kind} {rate:.0%}"
 
 
 def group_means(right: Float, group: Int) -> Float:
-    """Mean of `right` [n] within each group, [T]."""
+    """Return the mean of `right` [n] within each group, [T]."""
     return np.array([right[group == one].mean() for one in np.unique(group)])
 
 
 def resamples(seeds: int, groups: int) -> list[tuple[Int, Int]]:
-    """Bootstrap draws of seeds [S] and, within each, of groups [S, T]; the same for all methods."""
+    """Return bootstrap draws of seeds [S] and of groups within each [S, T], for all methods."""
     rng = np.random.default_rng(0)
     return [
         (rng.integers(0, seeds, seeds), rng.integers(0, groups, (seeds, groups)))
@@ -96,23 +96,23 @@ def resamples(seeds: int, groups: int) -> list[tuple[Int, Int]]:
 
 
 def drawn(cell: Float, draw: tuple[Int, Int]) -> float:
-    """Mean of a resample of seeds and groups."""
+    """Return the mean of a resample of seeds and groups."""
     seeds, groups = draw
     return float(cell[seeds[:, None], groups].mean())
 
 
 def share(method: float, clean: float, noisy: float) -> float:
-    """(method - noisy) / (clean - noisy); NaN where noise cost nothing."""
+    """Return (method - noisy) / (clean - noisy); NaN where noise cost nothing."""
     return (method - noisy) / (clean - noisy) if clean > noisy else float("nan")
 
 
 def is_lost(clean: Float, noisy: Float, draws: list[tuple[Int, Int]]) -> bool:
-    """Whether noise cost accuracy by more than chance: the interval lies above 0."""
+    """Return whether noise cost accuracy beyond chance: the interval is above 0."""
     return difference(clean, noisy, draws, "cost")["low"] > 0
 
 
 def recovered(method: Float, clean: Float, noisy: Float, draws: list[tuple[Int, Int]]) -> str:
-    """Share of the loss recovered with its interval, as text; a dash where none was lost.
+    """Return the share of the loss recovered with its interval, as text; a dash if none was lost.
 
     At most one draw in twenty then has no cost; the quantiles are those of the others.
     """
@@ -125,7 +125,7 @@ def recovered(method: Float, clean: Float, noisy: Float, draws: list[tuple[Int, 
 
 
 def cost_row(noisy: Float, clean: Float, draws: list[tuple[Int, Int]], name: str) -> dict[str, Any]:
-    """How much accuracy noise took, and whether that is more than chance."""
+    """Return the accuracy that noise cost, and whether that is beyond chance."""
     return {"flips": name} | difference(clean, noisy, draws, "cost")
 
 
@@ -137,7 +137,7 @@ def ahead_row(
     group: str,
     draws: list[tuple[Int, Int]],
 ) -> dict[str, Any]:
-    """Ours less the rival that came out best in this cell (chosen after the fact)."""
+    """Return ours minus the best rival of this cell (chosen after the fact)."""
     rival = best_rival(cells, where, regime, group)
     mine, theirs = cells[*where, ours, regime], cells[*where, rival, regime]
     row = {"flips": label(*where), "among": group, "best": rival}
@@ -147,25 +147,25 @@ def ahead_row(
 def difference(
     one: Float, other: Float, draws: list[tuple[Int, Int]], name: str
 ) -> dict[str, float]:
-    """Mean of `one` less that of `other`, with the 90 % interval."""
+    """Return the mean of `one` minus that of `other`, with the 90 % interval."""
     found = [drawn(one, draw) - drawn(other, draw) for draw in draws]
     low, high = np.quantile(found, [0.05, 0.95])
     return {name: float(one.mean() - other.mean()), "low": float(low), "high": float(high)}
 
 
 def present(cells: Cells, where: tuple[str, float], regime: str, group: str) -> list[str]:
-    """The rivals of a group that were run in a cell."""
+    """Return the rivals of a group that were run in a cell."""
     return [name for name in GROUPS[group] if (*where, name, regime) in cells]
 
 
 def best_rival(cells: Cells, where: tuple[str, float], regime: str, group: str) -> str:
-    """The rival of a group with the best accuracy in a cell."""
+    """Return the rival of a group with the best accuracy in a cell."""
     names = present(cells, where, regime, group)
     return max(names, key=lambda name: cells[*where, name, regime].mean())
 
 
 def targets(cells: Cells, ours: str, regime: str, report: Report, title: str) -> None:
-    """Ours recovers 80 % at 20 and 30 % flips and beats every rival of both groups.
+    """Record the targets: ours recovers 80 % at 20 and 30 % flips and beats every rival.
 
     The first is not measured (None) where noise cost dpo nothing beyond chance.
     """

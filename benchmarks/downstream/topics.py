@@ -1,16 +1,16 @@
-"""Does the audit pay off in training? Accuracy on clean pairs of new topics after noisy training.
+"""Does the audit pay off in training? Measure accuracy on new topics after noisy training.
 
     python -m benchmarks.downstream [--quick] [--json FILE] [--model DIR] [--data DIR] [--seed N]
 
-ukp-convarg labelled by the gold of five votes; 0 to 40 % of the training labels are turned round;
-the implicit reward of the trained policy is judged on clean pairs of topics it never saw. Policies
-and optimisation: `downstream.policies`; what is compared: `downstream_methods`.
+ukp-convarg labelled by the gold of five votes; 0 to 40 % of the training labels are flipped; the
+implicit reward of the trained policy is tested on clean pairs of unseen topics. Policies and
+optimisation: `downstream.policies`; the methods: `downstream.methods`.
 
-Per seed: 4 of 16 topics are for testing, 3 for validation, 9 for training. Three regimes: "tuned",
-an L2 penalty chosen per method and rate by accuracy on the NOISY validation labels; "recipe", for
-all of them the penalty chosen so for dpo without planted flips, as one reuses published settings;
-"unregularised", none: fine-tuning for many steps, where noise is memorised. What a finished
-planting came to is kept in the cache, so a stopped run goes on where it was.
+For each seed 4 of 16 topics are for testing, 3 for validation, 9 for training. Three regimes:
+"tuned", an L2 penalty chosen for each method and rate by accuracy on the NOISY validation labels;
+"recipe", for all of them the penalty chosen so for dpo without planted flips, as published settings
+are reused; "unregularised", none: fine-tuning for many steps, where noise is memorised. Finished
+parts are cached, so a stopped run continues.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = ["Lesson", "Noisy", "Split", "learn"]
 
 
 def run(options: Options) -> Report:
-    """All plantings of all seeds."""
+    """Run all rates of all seeds."""
     torch.set_num_threads(1)
     report = Report("Training on noisy labels, judged on clean pairs of new topics")
     policy = load_causal_lm(options.model or str(smollm2()))
@@ -78,7 +78,7 @@ def run(options: Options) -> Report:
 
 
 def deal(gold: Material, seed: int) -> tuple[Split, Int]:
-    """Topics dealt out by `seed`, and the topic of every test pair."""
+    """Split the topics by `seed`; return the split and the topic of every test pair."""
     prompts = gold.dataset.table.column("prompt").to_pylist()
     topics = np.array([prompt.partition(" Argue:")[0] for prompt in prompts])
     names, group = np.unique(topics, return_inverse=True)
@@ -91,15 +91,18 @@ def deal(gold: Material, seed: int) -> tuple[Split, Int]:
 def planted(
     material: Material, split: Split, group: Int, where: Where, seed: int, model: str
 ) -> Kept:
-    """Turn labels round, audit, train every method: accuracies under every penalty by test group
-    [T, Q] and the place of the tuned one, by method."""
+    """Flip labels, audit, train every method.
+
+    Returns accuracies under every penalty by test group [T, Q] and the index of the tuned penalty,
+    by method.
+    """
     what = (model, material.dataset.fingerprint, str(seed), *map(str, where))
 
     kind, rate = where
 
     @once
     def noise() -> Noisy:
-        flipped = turn_round(material, kind, rate, seed)
+        flipped = draw_flips(material, kind, rate, seed)
         return audited(material, split.train, flipped, rate)
 
     def heads() -> Kept:
@@ -124,7 +127,7 @@ def planted(
 
 
 def by_regime(found: Mapping[tuple[int, Where], Kept]) -> dict[Key, Float]:
-    """Accuracies [S, T] by (kind, rate, method, regime)."""
+    """Return accuracies [S, T] by (kind, rate, method, regime)."""
     cells: dict[Key, list[Float]] = {}
     for (seed, (kind, rate)), methods_found in found.items():
         recipe = found[seed, ("uniform", 0.0)]["dpo"][1]
@@ -134,8 +137,8 @@ def by_regime(found: Mapping[tuple[int, Where], Kept]) -> dict[Key, Float]:
     return {key: np.array(value) for key, value in cells.items()}
 
 
-def turn_round(material: Material, kind: str, rate: float, seed: int) -> Bool:
-    """Flips [N]: every pair alike, or half the labels of a share 2 r of annotators."""
+def draw_flips(material: Material, kind: str, rate: float, seed: int) -> Bool:
+    """Return flips [N]: of all pairs alike, or half the labels of a share 2 r of annotators."""
     n = len(material.dataset)
     if kind == "uniform":
         return uniform(n, rate, seed)

@@ -1,11 +1,11 @@
-"""Commands killed or stopped at seeded points, typed again, and compared with an unbroken run.
+"""Kill or stop commands at seeded points, run them again, compare with an uninterrupted run.
 
     case = Case("flip", (("flip", "pairs.jsonl", "--out", "copy"),), ("copy",))
     outcome = trial(case, start, place, random.Random(0), whole)
 
-Each command runs in a process of its own, forked from one that has imported everything, and is
-sent a signal either by its parent after a random time, or at its n-th write by itself: an audit
-hook counts the files opened for writing and the renames, and signals before the n-th is done.
+Each command runs in its own process, forked from one that has imported everything. The signal comes
+from the parent after a random time, or from the process itself at its n-th write: an audit hook
+counts the files opened for writing and the renames, and signals before the n-th is done.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.faults.leftovers import IGNORED, Case, Outcome, Whole, compare, 
 
 
 def prepare() -> None:
-    """Import what commands import, so that a fork of this process starts in no time."""
+    """Import what commands import, so that a fork of this process starts at once."""
     import duckdb
     import peft
     import pyarrow.compute
@@ -55,20 +55,20 @@ def run_forked(
     jumps: bool = False,
     log: str = "log.txt",
 ) -> tuple[int | None, float, int]:
-    """Run one command in a forked process in `place`: (exit code, seconds, writes begun).
+    """Run one command in a forked process in `place`; return (exit code, seconds, writes).
 
-    It is sent the signal by us `after` seconds from when it hears signals, or by itself at its
-    n-th write. The code is None where that killed it; writes are counted only for commands that
-    end. `jumps`: under a clock that leaps back and forth by years.
+    The process receives the signal `after` seconds from when its handlers are installed, or sends
+    it to itself at its n-th write. The code is None if the signal killed it; writes are counted
+    only for commands that end. `jumps`: with a clock that jumps back and forth by years.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    counted, told = os.pipe()
+    counted, counter = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(counted)
-        _become(arguments, place, at_write, number, told, jumps, log)
-    os.close(told)
+        _become(arguments, place, at_write, number, counter, jumps, log)
+    os.close(counter)
     os.read(counted, 1)  # from now on it is a command
     began = time.monotonic()
     timer = threading.Timer(after, os.kill, (child, number)) if after is not None else None
@@ -88,11 +88,11 @@ def _become(
     place: Path,
     at_write: int | None,
     number: signal.Signals,
-    told: int,
+    counter: int,
     jumps: bool,
     log: str,
 ) -> None:
-    """In the child: be a noisescope command, and never return."""
+    """Become a noisescope command, in the child; never return."""
     code = 70
     try:
         os.chdir(place)
@@ -107,11 +107,11 @@ def _become(
         listen()
         if jumps:
             _let_the_clock_jump()
-        os.write(told, b"+")
+        os.write(counter, b"+")
         parts.CHUNK = 600  # small parts, so that there is something between them to be killed at
         writes = _count_writes(place, at_write, number)
         code = run(arguments)
-        os.write(told, b"%d" % writes["n"])
+        os.write(counter, b"%d" % writes["n"])
     except BaseException:
         import traceback
 
@@ -123,14 +123,14 @@ def _become(
 
 
 def _let_the_clock_jump() -> None:
-    """From now on the wall clock is wrong by up to three years, another way at each look."""
+    """Make the wall clock wrong by up to three years, differently at each reading."""
     real, draw = time.time, random.Random(0)
     time.time = lambda: real() + draw.uniform(-1e8, 1e8)
     time.time_ns = lambda: int(time.time() * 1e9)
 
 
 def age(place: Path, draw: random.Random) -> None:
-    """Give every file a random time of change, from 1970 to 2100."""
+    """Give every file a random modification time, from 1970 to 2100."""
     for path in place.rglob("*"):
         if path.is_file():
             moment = draw.uniform(0, 4e9)
@@ -138,7 +138,7 @@ def age(place: Path, draw: random.Random) -> None:
 
 
 def _count_writes(place: Path, at_write: int | None, number: signal.Signals) -> Counter[str]:
-    """Count opens for writing and renames below `place`; signal ourselves at the n-th."""
+    """Count opens for writing and renames below `place`; send the signal at the n-th."""
     count: Counter[str] = Counter()
     root = str(place)
     writing = os.O_WRONLY | os.O_RDWR
@@ -166,7 +166,7 @@ def unbroken(case: Case, start: Path, place: Path) -> Whole:
     for command in case.commands:
         code, seconds, writes = run_forked(command, place)
         if code != 0:
-            raise RuntimeError(f"{case.name}: {command} ended with {code}: {said(place)}")
+            raise RuntimeError(f"{case.name}: {command} ended with {code}: {output_of(place)}")
         taken.append(seconds)
         wrote.append(writes)
     return Whole(contents(place, case), rows(place, case)[0], tuple(taken), tuple(wrote))
@@ -190,7 +190,7 @@ def trial(
             _interrupt(command, place, draw, whole, index, number, found)
         code, _, _ = run_forked(command, place)
         if code != 0:
-            found.faults.append(f"{case.name}: typed again it ended with {code}: {said(place)}")
+            found.faults.append(f"{case.name}: run again it ended with {code}: {output_of(place)}")
     compare(case, place, whole, found)
     shutil.rmtree(place)
     return found
@@ -205,14 +205,14 @@ def jumping(case: Case, start: Path, place: Path, draw: random.Random, whole: Wh
             code, _, _ = run_forked(command, place, at_write=at_write, jumps=True)
             age(place, draw)
         if code != 0:
-            found.faults.append(f"{case.name}: clock jumped, ended with {code}: {said(place)}")
+            found.faults.append(f"{case.name}: clock jumped, ended with {code}: {output_of(place)}")
     compare(case, place, whole, found)
     shutil.rmtree(place)
     return found
 
 
 def together(case: Case, start: Path, place: Path, whole: Whole) -> Outcome:
-    """Two processes do the same in one place at once: one may be refused, nothing is corrupt."""
+    """Run the same command twice at once in one directory: one may be refused, none corrupts."""
     shutil.copytree(start, place)
     found = Outcome()
     for command in case.commands:
@@ -220,14 +220,14 @@ def together(case: Case, start: Path, place: Path, whole: Whole) -> Outcome:
         if twin == 0:
             os._exit(run_forked(command, place, log="twin.txt")[0] or 0)
         codes = [run_forked(command, place)[0], os.waitstatus_to_exitcode(os.waitpid(twin, 0)[1])]
-        told = [said(place), said(place, "twin.txt")]
-        for code, words in zip(codes, told, strict=True):
+        outputs = [output_of(place), output_of(place, "twin.txt")]
+        for code, words in zip(codes, outputs, strict=True):
             if code != 0 and not (code == 2 and "another process" in words):
                 found.faults.append(f"{case.name}: of two, one ended with {code}: {words}")
         found.refused += codes.count(2)
         code, _, _ = run_forked(command, place)
         if code != 0:
-            found.faults.append(f"{case.name}: after two it ended with {code}: {said(place)}")
+            found.faults.append(f"{case.name}: after two it ended with {code}: {output_of(place)}")
     compare(case, place, whole, found)
     shutil.rmtree(place)
     return found
@@ -242,28 +242,28 @@ def _interrupt(
     number: signal.Signals,
     found: Outcome,
 ) -> None:
-    """One run of a command, interrupted at a drawn point; what came of it goes into `found`."""
+    """Run a command once, interrupted at a random point; add the outcome to `found`."""
     after = at_write = None
     if draw.random() < 0.5:
         at_write = draw.randint(1, max(1, whole.writes[index]))
     else:
         after = draw.uniform(0.0, whole.seconds[index])
     code, _, _ = run_forked(command, place, after=after, at_write=at_write, number=number)
-    told = said(place)
+    output = output_of(place)
     if code is None:
         found.kills += 1
         found.by_write += at_write is not None
-    elif code == 2 and f"stopped by {number.name}" in told:
+    elif code == 2 and f"stopped by {number.name}" in output:
         found.stops += 1
         found.by_write += at_write is not None
-        if f"noisescope {shlex.join(command)}" not in told:
-            found.faults.append(f"{command[0]}: did not say how to continue: {told}")
+        if f"noisescope {shlex.join(command)}" not in output:
+            found.faults.append(f"{command[0]}: printed no command to continue: {output}")
         if left := [path.name for path in place.rglob(f"{IGNORED[0]}*")]:
             found.faults.append(f"{command[0]}: stopped, and left {left}")
     elif code != 0:
-        found.faults.append(f"{command[0]} {after or at_write}: ended with {code}: {told}")
+        found.faults.append(f"{command[0]} {after or at_write}: ended with {code}: {output}")
 
 
-def said(place: Path, log: str = "log.txt") -> str:
-    """The end of what a command told."""
+def output_of(place: Path, log: str = "log.txt") -> str:
+    """Return the end of the output of a command."""
     return " ".join((place / log).read_text(errors="replace").split())[-300:]

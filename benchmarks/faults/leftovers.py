@@ -1,4 +1,4 @@
-"""What two runs left behind, compared: the same bytes but for times, no row lost or twice."""
+"""Compare the results of two runs: the same bytes except for times, no row lost or repeated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 TIMES = frozenset({"finished", "timings", "checksum", "seconds", "created", "elapsed"})
 #: Files that are no result: what an interrupted write leaves, and the lock.
 IGNORED = (".partial-", ".lock")
-#: Columns that together may stand once in a table.
+#: Columns whose values together are unique in a table.
 KEYS = ("pair_id", "replica", "step")
 
 
@@ -28,7 +28,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What came of kills and the runs after them; `faults` are all differences found."""
+    """Counts of kills and of the runs after them; `faults` are all differences found."""
 
     kills: int = 0
     stops: int = 0
@@ -40,7 +40,7 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
 
     def add(self, other: Outcome) -> None:
-        """Add the counts and faults of another one."""
+        """Add the counts and faults of another outcome."""
         self.kills += other.kills
         self.stops += other.stops
         self.by_write += other.by_write
@@ -53,7 +53,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Whole:
-    """What an unbroken run left, and how long each of its commands took and how often it wrote."""
+    """Results of an uninterrupted run, and the seconds and writes of each of its commands."""
 
     files: Mapping[str, str]
     rows: Mapping[str, int]
@@ -62,7 +62,7 @@ class Whole:
 
 
 def compare(case: Case, place: Path, whole: Whole, found: Outcome) -> None:
-    """Add to `found` what differs between `place` and an unbroken run."""
+    """Add to `found` the differences between `place` and an uninterrupted run."""
     mine = contents(place, case)
     for name in sorted(mine.keys() | whole.files.keys()):
         if mine.get(name) != whole.files.get(name):
@@ -75,7 +75,7 @@ def compare(case: Case, place: Path, whole: Whole, found: Outcome) -> None:
 
 
 def contents(place: Path, case: Case) -> dict[str, str]:
-    """SHA-256 of every result file by its name; of JSON files less their times."""
+    """Return the SHA-256 of every result file by its name; of JSON files without their times."""
     found = {}
     for result in case.results:
         top = place / result
@@ -88,7 +88,7 @@ def contents(place: Path, case: Case) -> dict[str, str]:
 
 
 def _timeless(path: Path) -> bytes:
-    """A file's bytes; JSON (and JSON lines of records with times) without its times."""
+    """Return the bytes of a file; JSON (and JSON lines of records with times) without times."""
     content = path.read_bytes()
     if path.suffix == ".json":
         return json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
@@ -102,7 +102,7 @@ def _without_times(value: Any) -> Any:
 
 
 def rows(place: Path, case: Case) -> tuple[dict[str, int], int]:
-    """Rows of every table of results, and how many of them stand there twice."""
+    """Count the rows of every table of results, and how many are repeated."""
     import pyarrow.parquet as pq
 
     counts, repeated = {}, 0

@@ -1,9 +1,9 @@
-"""Kills of score, fine-tune, train, flip and export: nothing lost, nothing twice, the same bytes.
+"""Kill score, fine-tune, train, flip and export: nothing lost, nothing repeated, the same bytes.
 
     python -m benchmarks.faults [--quick] [--json FILE] [--seed N]
 
 A hundred and twenty SIGKILLs at seeded points (24 with --quick), each followed by the same
-command again; a tiny model of our own, one thread. `benchmarks/faults/killing.py` says how.
+command again; a tiny model of our own, one thread. How: `benchmarks/faults/killing.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.killing import jumping, prepare, run_forked, said, together, trial, unbroken
+from benchmarks.faults.killing import (
+    jumping,
+    output_of,
+    prepare,
+    run_forked,
+    together,
+    trial,
+    unbroken,
+)
 from benchmarks.faults.leftovers import Case, Outcome
 from benchmarks.harness import ROOT, Options, Report
 
@@ -51,7 +59,7 @@ PAIRS, MANY = 60, 6000
 
 
 def start(folder: Path) -> Path:
-    """A directory with data, a tiny model and a finished run to export."""
+    """Make a directory with data, a tiny model and a finished run to export."""
     sys.path.insert(0, str(ROOT / "tests"))
     from tiny_models import save, tiny_llama, tiny_tokenizer
 
@@ -73,11 +81,11 @@ def finished(folder: Path) -> None:
     """Score the pairs of a start directory, for the exports."""
     code, _, _ = run_forked(SCORE, folder)
     if code not in (0, 2):  # 2: scores that carry no verdict, which is what noise gives
-        raise RuntimeError(f"score ended with {code}: {said(folder)}")
+        raise RuntimeError(f"score ended with {code}: {output_of(folder)}")
 
 
 def measure(case: Case, kills: int, base: Path, place: Path, seed: int) -> tuple[Outcome, Any]:
-    """Trials of one case until `kills` kills are done; its counts and one unbroken run."""
+    """Run trials of one case until `kills` kills are done; return counts and a whole run."""
     whole = unbroken(case, base, place / "whole")
     draw, found, number = random.Random(f"{seed} {case.name}"), Outcome(), 0
     while found.kills < kills and number < 4 * kills:
@@ -91,7 +99,7 @@ def measure(case: Case, kills: int, base: Path, place: Path, seed: int) -> tuple
 
 
 def few(seed: int, kills: int) -> dict[str, Any]:
-    """All of it for flip, the cheapest command, and one kill of score, for the tests."""
+    """Run everything for flip, the cheapest command, and one kill of score, for the tests."""
     prepare()
     case = {case.name: case for case in CASES}
     with tempfile.TemporaryDirectory() as name:
@@ -104,7 +112,7 @@ def few(seed: int, kills: int) -> dict[str, Any]:
 
 
 def run(options: Options) -> Report:
-    """Trials of every case."""
+    """Run the trials of every case."""
     prepare()
     report, total = Report("kills"), Outcome()
     each = 5 if options.quick else 24

@@ -1,7 +1,7 @@
-"""What an image pair costs, and what the same denoiser calls buy elsewhere: part of `images.py`.
+"""Measure the cost of an image pair, and other uses of the same denoiser calls.
 
-Calls are counted as a plain loop makes them: one for a forward of one image at one draw, two
-more for its backward; the reference apart from the policy.
+Calls are counted as a plain loop makes them: one for a forward of one image at one draw, two more
+for its backward; the reference separately from the policy. Part of `benchmarks.images`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COSTED = 250
 
 
 def opened(dataset: PreferenceDataset, place: Path | None = None) -> DiffusionPolicy:
-    """The sample's pipeline afresh, with latents and embeddings kept at `place`."""
+    """Open the sample's pipeline again, with latents and embeddings cached in `place`."""
     assert dataset.images is not None
     policy = DiffusionPolicy.load(str(MODEL), dataset.images, device="cpu", dtype="float32")
     if place is not None:
@@ -51,7 +51,7 @@ def opened(dataset: PreferenceDataset, place: Path | None = None) -> DiffusionPo
 
 
 def cost_task(report: Report) -> None:
-    """Seconds a pair at K = 4: plainly, and ours with each cache cold and filled."""
+    """Time a pair at K = 4: the plain loop, and ours with each cache cold and filled."""
     full = load(SAMPLE)
     dataset = replace(full, table=full.table.slice(0, COSTED))
     items, _, _ = distinct_items(dataset.table)
@@ -79,7 +79,7 @@ def cost_task(report: Report) -> None:
 
 
 def training_task(report: Report, steps: int) -> None:
-    """Pairs/s and memory of a training step, each loop in a process of its own."""
+    """Measure pairs/s and memory of a training step, each loop in its own process."""
     names = {"plain": "plain loop, whole UNet (DiffusionDPO)", "ours": "ours, eight LoRA replicas"}
     rows = []
     for loop, name in names.items():
@@ -97,7 +97,7 @@ def training_task(report: Report, steps: int) -> None:
 
 
 def trained(dataset: PreferenceDataset, steps: int, draws: int) -> DiffusionReplicas:
-    """Two replicas, each on its half; scores come later."""
+    """Train two replicas, each on its half; scores come later."""
     config = DiffusionLoraConfig(replicas=2, draws=draws, steps=steps)
     learner = diffusion_replicas(opened(dataset), dataset.table, config)
     learner.judge(None, silent)
@@ -106,16 +106,16 @@ def trained(dataset: PreferenceDataset, steps: int, draws: int) -> DiffusionRepl
 
 
 def held_out_auroc(learner: DiffusionReplicas, wrong: NDArray[np.bool_]) -> float:
-    """AUROC of the margin of the one replica that did not train on the pair."""
+    """Return AUROC of the margin of the one replica that did not train on the pair."""
     unseen = np.where(learner.held_out, learner.margins(), 0).sum(0)
     return float(auroc(-unseen, wrong))
 
 
 def equal_task(report: Report, heads: dict[int, float]) -> None:
-    """Shared heads against a replica scored at one draw, for the same denoiser calls.
+    """Compare shared heads with a replica scored at one draw, for the same denoiser calls.
 
-    `heads` is the AUROC of heads without identities by K. The one-draw scorer spends what is
-    left after scoring every pair once on training its two replicas.
+    `heads` is the AUROC of heads without identities by K. The one-draw scorer spends the calls that
+    remain after scoring every pair once on training its two replicas.
     """
     dataset = load(SAMPLE)
     wrong = truth(dataset, SAMPLE / "truth.parquet")
@@ -136,7 +136,7 @@ def equal_task(report: Report, heads: dict[int, float]) -> None:
 
 
 def replica_task(report: Report) -> None:
-    """Two LoRA replicas on the sample, two epochs: AUROC of held-out margins by draws K."""
+    """Train two LoRA replicas on the sample for two epochs; AUROC of held-out margins by K."""
     dataset = load(SAMPLE)
     wrong = truth(dataset, SAMPLE / "truth.parquet")
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""DiffusionDPO's training step, and scoring, plainly: the peer of the images benchmark.
+"""Run DiffusionDPO's training step, and scoring, without caches: the peer of the images benchmark.
 
 Nothing is kept from one batch to the next: pictures are decoded and encoded and captions embedded
 each time; the reference is a second whole UNet.
@@ -23,7 +23,7 @@ BATCH = 16
 
 
 def prepared(policy: DiffusionPolicy, rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """Latents [2B, C, h, w] (chosen, then rejected) and text [2B, L, D] of pairs."""
+    """Return latents [2B, C, h, w] (chosen, then rejected) and text [2B, L, D] of pairs."""
     pipeline = policy.pipeline
     keys = [row[side] for side in ("chosen", "rejected") for row in rows]
     squares = [crop(decode(policy.images.get(key)), policy.image_size)[0] for key in keys]
@@ -43,7 +43,7 @@ def prepared(policy: DiffusionPolicy, rows: list[dict[str, Any]]) -> tuple[Tenso
 
 
 def logratios(tuned: Any, pipeline: Pipeline, z: Tensor, text: Tensor) -> Tensor:
-    """l [B] at one draw of (t, eps), shared by the sides of a pair."""
+    """Return l [B] at one draw of (t, eps), shared by the sides of a pair."""
     count = len(z) // 2
     eps = torch.randn_like(z[:count]).repeat(2, 1, 1, 1)
     t = torch.randint(0, len(pipeline.schedule.alphas), (count,), device=z.device).repeat(2)
@@ -56,7 +56,7 @@ def logratios(tuned: Any, pipeline: Pipeline, z: Tensor, text: Tensor) -> Tensor
 
 
 def with_adapters(unet: Any, rank: int) -> Any:
-    """A copy of a UNet with LoRA on its attention, as diffusers' research DPO script sets it up."""
+    """Copy a UNet with LoRA on its attention, as diffusers' research DPO script sets it up."""
     from peft import LoraConfig
 
     tuned = copy.deepcopy(unet).requires_grad_(False)
@@ -70,7 +70,7 @@ def with_adapters(unet: Any, rank: int) -> Any:
 def plain_steps(
     policy: DiffusionPolicy, dataset: PreferenceDataset, steps: int, rank: int | None = None
 ) -> float:
-    """Pairs/s of full fine-tuning, or of LoRA of a rank."""
+    """Measure pairs/s of full fine-tuning, or of LoRA of a rank."""
     unet = policy.pipeline.unet
     tuned = copy.deepcopy(unet).requires_grad_(True) if rank is None else with_adapters(unet, rank)
     adam = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
@@ -87,7 +87,7 @@ def plain_steps(
 def plain_scores(
     policy: DiffusionPolicy, dataset: PreferenceDataset, pairs: int, draws: int
 ) -> float:
-    """Seconds a pair of scoring one fine-tuned model at `draws` draws."""
+    """Time scoring a pair with one fine-tuned model at `draws` draws."""
     tuned = copy.deepcopy(policy.pipeline.unet)
     began = time.perf_counter()
     with torch.no_grad():

@@ -1,14 +1,14 @@
-"""How well and how fast image pairs are judged: emoji, glyphs, the sample; against a plain loop.
+"""Measure detection and speed on image pairs: emoji, glyphs, the sample; against a plain loop.
 
     python -m benchmarks.images [--quick] [--json FILE] [--data DIR]
 
-Detection, 20 % flips over three seeds, on emoji (clean against degraded or of another caption),
-judged by a tiny pipeline trained on them once and kept; natural human noise on glyphs-latin
-(which of two letters looks more like this one?), beside pixel and perceptual-hash distances and
-identity controls; AUROC by number of draws K, and against a replica scored at one draw for the
-same denoiser calls; cost of a pair with and without caches. Peer: a plain transcription of
-DiffusionDPO's training step (images decoded, VAE and text run each step, a whole second UNet as
-the reference) on the same pipeline.
+Detection, 20 % flips over three seeds, on emoji (clean against degraded or differently captioned),
+with a tiny pipeline trained on them once and cached; natural human noise on glyphs-latin (which of
+two letters looks more like this one?), beside pixel and perceptual-hash distances and identity
+controls; AUROC by number of draws K, and against a replica scored at one draw for the same denoiser
+calls; cost of a pair with and without caches. Peer: a plain transcription of DiffusionDPO's
+training step (images decoded, VAE and text run each step, a whole second UNet as the reference) on
+the same pipeline.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ GLYPH_SIDE = 64
 
 
 def loaded(model: Path, dataset: PreferenceDataset, **settings: Any) -> DiffusionPolicy:
-    """The pipeline over the dataset's images, in float32 on the CPU."""
+    """Load the pipeline over the dataset's images, in float32 on the CPU."""
     assert dataset.images is not None
     return DiffusionPolicy.load(
         str(model), dataset.images, device="cpu", dtype="float32", **settings
@@ -57,7 +57,7 @@ def loaded(model: Path, dataset: PreferenceDataset, **settings: Any) -> Diffusio
 
 
 def material(dataset: PreferenceDataset, policy: DiffusionPolicy) -> tuple[Material, float]:
-    """The dataset with its features, and the seconds they took."""
+    """Return the dataset with its features, and the seconds they took."""
     items, chosen, rejected = distinct_items(dataset.table)
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
@@ -67,7 +67,7 @@ def material(dataset: PreferenceDataset, policy: DiffusionPolicy) -> tuple[Mater
 
 
 def scores_of(fit: HeadFit) -> tuple[dict[str, Float], FlipRate]:
-    """The scores that are compared, [N] each, higher = more suspicious; and the flip rate."""
+    """Return the scores compared, [N] each, higher = more suspicious, and the flip rate."""
     margins = fit.margins.astype(np.float64)
     mean = margins.mean(axis=0)
     rate = fit_flip_rate(mean)
@@ -81,10 +81,10 @@ def scores_of(fit: HeadFit) -> tuple[dict[str, Float], FlipRate]:
 
 
 def run(options: Options) -> Report:
-    """All tasks."""
+    """Run all tasks."""
     report = Report("Detection of wrong labels of image pairs")
     report.tables["detection"] = []
-    report.tables["what the audit says of itself"] = []
+    report.tables["estimates of the audit itself"] = []
     emoji_task(report, options)
     glyphs_task(report, options)
     heads = draws_task(report, options)
@@ -98,12 +98,12 @@ def run(options: Options) -> Report:
 
 
 def emoji_task(report: Report, options: Options) -> None:
-    """Clean against degraded or wrong-caption emoji, 20 % uniform flips, three seeds."""
+    """Measure clean against degraded or wrong-caption emoji, 20 % uniform flips, three seeds."""
     made = emoji.pairs(emoji.read(options.data), EMOJI_PAIRS)
     policy = loaded(emoji.pipeline(options.data), made.dataset)
     base, seconds = material(made.dataset, policy)
     report.facts["emoji features, seconds"] = seconds
-    found, apart = [], []
+    found, seeds = [], []
     for seed in range(3):
         swap = uniform(EMOJI_PAIRS, 0.2, seed)
         fit = base.flipped(swap).fit()
@@ -111,16 +111,16 @@ def emoji_task(report: Report, options: Options) -> None:
         task = f"emoji + 20 %, seed {seed}"
         report.tables["detection"] += judge(task, scores, swap)
         row = rates_row(task, fit, rate, swap, float(swap.mean()))
-        report.tables["what the audit says of itself"].append(row)
+        report.tables["estimates of the audit itself"].append(row)
         found.append(float(auroc(scores["p_flip"], swap)))
-        apart.append((scores["p_flip"], swap))
+        seeds.append((scores["p_flip"], swap))
     groups = {kind: made.kinds == kind for kind in emoji.KINDS}
     groups |= {"captions seen in training": ~made.unseen, "captions never seen": made.unseen}
     report.tables["emoji, AUROC of p_flip by what is wrong"] = [
         {
             "pairs of": name,
             "pairs": int(rows.sum()),
-            "AUROC": float(np.mean([auroc(score[rows], swap[rows]) for score, swap in apart])),
+            "AUROC": float(np.mean([auroc(score[rows], swap[rows]) for score, swap in seeds])),
         }
         for name, rows in groups.items()
     ]
@@ -128,7 +128,7 @@ def emoji_task(report: Report, options: Options) -> None:
 
 
 def glyphs_task(report: Report, options: Options) -> None:
-    """Natural human noise: one vote against the majority of fifty or more."""
+    """Measure natural human noise: one vote against the majority of fifty or more."""
     path = options.data / "glyphs-latin" / "natural.parquet"
     dataset = load(path)
     wrong = truth(dataset, path.with_name("truth.parquet"))
@@ -152,7 +152,7 @@ def glyphs_task(report: Report, options: Options) -> None:
         task = f"glyphs, {name}"
         report.tables["detection"] += judge(task, scores, wrong)
         row = rates_row(task, fit, rate, wrong, None)
-        report.tables["what the audit says of itself"].append(row)
+        report.tables["estimates of the audit itself"].append(row)
         found[name] = float(auroc(scores["p_flip"], wrong))
     controls = reference_distances(raw, dataset)
     controls["identity, random halves"] = identity(base.chosen, base.rejected, pairs, halves)
@@ -171,7 +171,7 @@ def glyphs_task(report: Report, options: Options) -> None:
 
 
 def ours(base: Material, keys: NDArray[np.uint64], config: HeadConfig) -> HeadFit:
-    """Heads on all features."""
+    """Fit heads on all features."""
     return fit_heads(base.features, base.chosen, base.rejected, keys, config)
 
 
@@ -181,7 +181,7 @@ def identity(
     keys: NDArray[np.uint64],
     config: HeadConfig,
 ) -> Float:
-    """Suspicion [N] from who stands in the pair alone."""
+    """Return the suspicion [N] from the identities of the sides alone."""
     nothing = {"nothing": np.zeros((int(max(chosen.max(), rejected.max())) + 1, 1), np.float32)}
     return -fit_heads(nothing, chosen, rejected, keys, config).margins.mean(axis=0)
 
@@ -189,7 +189,7 @@ def identity(
 def letter_rows(
     raw: list[dict[str, Any]], dataset: PreferenceDataset
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of both sides among distinct (caption, letter shown), whatever the typeface."""
+    """Return rows of both sides among distinct (caption, letter), whatever the typeface."""
     known: dict[tuple[str, str], int] = {}
     sides: list[list[int]] = [[], []]
     for pair in dataset.table.select(["row", "chosen"]).to_pylist():
@@ -202,7 +202,7 @@ def letter_rows(
 
 
 def reference_distances(raw: list[dict[str, Any]], dataset: PreferenceDataset) -> dict[str, Float]:
-    """How much farther than the rejected image the chosen one is from the reference, [N]."""
+    """Return how much farther from the reference the chosen image is than the rejected, [N]."""
     grey: dict[str, Float] = {}
 
     def seen(data: bytes) -> str:
@@ -228,7 +228,7 @@ def reference_distances(raw: list[dict[str, Any]], dataset: PreferenceDataset) -
 
 
 def perceptual_hash(image: Float) -> Bool:
-    """pHash: signs of the 8 x 8 lowest cosine coefficients about their median, [64]."""
+    """Compute pHash: signs of the 8 x 8 lowest cosine coefficients about their median, [64]."""
     from scipy.fft import dctn
 
     low = dctn(image, norm="ortho")[:8, :8].ravel()
@@ -236,7 +236,7 @@ def perceptual_hash(image: Float) -> Bool:
 
 
 def draws_task(report: Report, options: Options) -> dict[int, float]:
-    """The sample's simulated users, by number of draws K, without identities and pooled.
+    """Measure the sample's simulated users by number of draws K, without identities and pooled.
 
     Returns the AUROC without identities by K.
     """
@@ -265,7 +265,7 @@ def draws_task(report: Report, options: Options) -> dict[int, float]:
 def draws_row(
     scorer: str, k: int, calls: int, score: Float, wrong: Bool, seconds: float
 ) -> dict[str, Any]:
-    """One row of the draws table; the limit is what its own margins allow."""
+    """Return one row of the draws table; its limit is what its own margins allow."""
     rate = fit_flip_rate(-score) if k else None
     return {
         "scorer": scorer,

@@ -1,10 +1,10 @@
-"""One process, one training loop on the bundled pipeline: its pairs/s and peak memory.
+"""Time one training loop on the bundled pipeline in this process: pairs/s and peak memory.
 
     python -m benchmarks.images.steps plain 10   # DiffusionDPO's step, whole UNet
     python -m benchmarks.images.steps ours 10    # eight LoRA replicas
 
-Prints one JSON object: pairs/s and the process's peak MiB. A separate process
-from `benchmarks.images`, so that the peak memory of each loop is its own.
+Prints one JSON object: pairs/s and the process's peak MiB. A separate process from
+`benchmarks.images`, so that the peak memory of each loop is its own.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ PAIRS = 256
 
 
 def silent(done: float, total: float, note: str | None) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 def our_steps(policy: DiffusionPolicy, dataset: PreferenceDataset, steps: int) -> float:
-    """Pairs/s of eight replicas' training step, latents and reference errors kept on disk."""
+    """Measure pairs/s of eight replicas' training step, latents and reference errors cached."""
     import torch
 
     config = DiffusionLoraConfig(replicas=8, batch=BATCH, draws=4, rows=64)
@@ -67,7 +67,7 @@ LOOPS: dict[str, Callable[[DiffusionPolicy, PreferenceDataset, int], float]] = {
 
 
 def measured(name: str, steps: int) -> dict[str, Any]:
-    """The loop `name`, warmed up by one step, in this process."""
+    """Run the loop `name` in this process after one step of warm-up."""
     dataset = load(SAMPLE)
     assert dataset.images is not None
     policy = DiffusionPolicy.load(str(MODEL), dataset.images, device="cpu", dtype="float32")

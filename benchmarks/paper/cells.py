@@ -1,7 +1,9 @@
-"""Cells of a table: every method at every flip rate, seeds in turn, ready for intervals.
+"""Compute the cells of a table: every method at every flip rate, seed by seed, with resamples.
 
-text_cells(small, RATES, {"dpo": lambda course, flipped: Lesson(DPO(BETA))})["tuned"].value(...)
-image_cells(small, (0.0, 0.3), {"dpo": lambda room, flipped: Lesson("dpo")})
+text_cells(small, RATES, {"dpo": dpo})["tuned"].value((0.2, "dpo"))
+image_cells(small, (0.0, 0.3), {"dpo": image_dpo})
+
+A rate is the share of flips added to the labels as collected, as in the paper: 0 is real data.
 """
 
 from __future__ import annotations
@@ -12,68 +14,96 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.detect import BETA, Bool
-from benchmarks.downstream.topics import Lesson as TextLesson
-from benchmarks.paper.classroom import Lesson, Room, image_room
-from benchmarks.paper.kept import kept
-from benchmarks.paper.loglinear import REGIMES, Course, course
+from benchmarks.downstream.topics import Lesson
+from benchmarks.paper.cache import cached
+from benchmarks.paper.image_task import ImageTask, Training, image_task
+from benchmarks.paper.published import PUBLISHED
 from benchmarks.paper.results import Direction, Outcomes, Resampled
 from benchmarks.paper.script import Small
+from benchmarks.paper.text_task import REGIMES, TextTask, text_task
 from noisescope.scoring.metrics import Interval
+from noisescope.scoring.weights import WeightConfig
 from noisescope.training.objectives import DPO
+from noisescope.training.policy.adaptive import OnlineConfig
 
 RATES = (0.0, 0.1, 0.2, 0.3)
-#: The labels as collected, in place of a flip rate.
-NATURAL = -1.0
-TextMethods = Mapping[str, Callable[[Course, Bool], TextLesson]]
-ImageMethods = Mapping[str, Callable[[Room, Bool], Lesson]]
+TextMethods = Mapping[str, Callable[[TextTask, Bool], Lesson]]
+ImageMethods = Mapping[str, Callable[[ImageTask, Bool], Training]]
+#: Names of methods that several tables share.
+ADAPTIVE, ONLINE = "adaptive-dpo (audit)", "adaptive-dpo (online ema)"
+RIGHT_TEXT, RIGHT_IMAGES = "oracle: dpo on the right labels only", "oracle: dpo on right labels"
+WHISKERS = "Whiskers: 90 % over seeds and prompts."
+
+
+def dpo(task: TextTask, wrong: Bool) -> Lesson:
+    """Return DPO on text that trusts every label."""
+    return Lesson(DPO(BETA))
+
+
+def image_dpo(task: ImageTask, wrong: Bool) -> Training:
+    """Return DPO on images that trusts every label."""
+    return Training("dpo")
+
+
+def online(
+    objective: str = "adaptive-dpo", rho: float = 15.0, k1: float = 10.0
+) -> Callable[[ImageTask, Bool], Training]:
+    """Return a method whose weights are computed while training, as the released code does."""
+    config = OnlineConfig("ema", rho=rho, weights=WeightConfig(k1=k1))
+    return lambda task, wrong: Training(objective, online=config)
+
+
+def image_oracle(task: ImageTask, wrong: Bool) -> Training:
+    """Return DPO on images with every label right."""
+    return Training("dpo", corrected=True)
 
 
 def text_cells(small: Small, rates: Sequence[float], methods: TextMethods) -> dict[str, Resampled]:
-    """Log-linear policies on text, by regime. Rate `NATURAL`: the wrong labels of the source."""
-    courses = [course(small, seed) for seed in small.seeds]
-    found = {regime: Outcomes([one.group for one in courses]) for regime in REGIMES}
+    """Train log-linear policies on text; return the cells by regime."""
+    tasks = [text_task(small, seed) for seed in small.seeds]
+    found = {regime: Outcomes([task.group for task in tasks]) for regime in REGIMES}
     began = time.perf_counter()
-    for one in courses:
+    for task in tasks:
         for rate in rates:
-            flipped = one.natural if rate == NATURAL else one.plant(rate)
-            for name, lesson in methods.items():
-                part = kept(
-                    lambda one=one, flipped=flipped, lesson=lesson: one.learn(
-                        flipped, lesson(one, flipped)
+            wrong = task.plant(rate)
+            for name, method in methods.items():
+                cell = cached(
+                    lambda task=task, wrong=wrong, method=method: task.train(
+                        wrong, method(task, wrong)
                     ),
-                    *("text", small.task, f"{small.pairs} {one.seed} {rate}", name),
+                    *("text", small.task, f"{small.pairs} {task.seed} {rate}", name),
                 )
-                found[REGIMES[0]].seconds += part.seconds
-                for regime, right in part.rights.items():
+                found[REGIMES[0]].seconds += cell.seconds
+                for regime, right in cell.arrays.items():
                     found[regime].add(rate, name, right)
-        say(f"text, seed {one.seed}", began)
+        progress(f"text, seed {task.seed}", began)
     return {regime: outcomes.resampled() for regime, outcomes in found.items()}
 
 
 def image_cells(small: Small, rates: Sequence[float], methods: ImageMethods) -> Resampled:
-    """LoRA on the tiny diffusion pipeline, through the training loop."""
+    """Train LoRA on the tiny diffusion pipeline through the training loop; return the cells."""
     settings = image_settings(small)
-    rooms = [image_room(seed, **settings) for seed in small.seeds]
-    found = Outcomes([room.group for room in rooms])
+    tasks = [image_task(seed, **settings) for seed in small.seeds]
+    found = Outcomes([task.group for task in tasks])
     began = time.perf_counter()
-    for room in rooms:
+    for task in tasks:
         for rate in rates:
-            flipped = room.natural if rate == NATURAL else room.plant(rate)
-            for name, lesson in methods.items():
-                part = kept(
-                    lambda room=room, flipped=flipped, lesson=lesson: {
-                        "lora": room.teach(flipped, lesson(room, flipped))
+            wrong = task.plant(rate)
+            for name, method in methods.items():
+                cell = cached(
+                    lambda task=task, wrong=wrong, method=method: {
+                        "lora": task.train(wrong, method(task, wrong))
                     },
-                    *("images", f"{settings} {room.seed} {rate}", name),
+                    *("images", f"{settings} {task.seed} {rate}", name),
                 )
-                found.seconds += part.seconds
-                found.add(rate, name, part.rights["lora"])
-            say(f"images, seed {room.seed}, {labels(rate)}", began)
+                found.seconds += cell.seconds
+                found.add(rate, name, cell.arrays["lora"])
+            progress(f"images, seed {task.seed}, {labels(rate)}", began)
     return found.resampled()
 
 
 def image_settings(small: Small) -> dict[str, Any]:
-    """Settings of the image trainings: chosen on right labels, one epoch or less."""
+    """Return the settings of the image trainings, chosen on right labels: at most one epoch."""
     return {
         "limit": small.images,
         "steps": small.steps,
@@ -83,54 +113,66 @@ def image_settings(small: Small) -> dict[str, Any]:
     }
 
 
-def say(what: str, began: float) -> None:
-    """One line of progress."""
+def progress(what: str, began: float) -> None:
+    """Print one line of progress."""
     print(f"{what}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
 
-def plain(course: Course, flipped: Bool) -> TextLesson:
-    """DPO that trusts every label."""
-    return TextLesson(DPO(BETA))
-
-
-def costs(found: Resampled, where: str, rates: Sequence[float]) -> list[Direction]:
-    """Does noise hurt DPO? One row a rate."""
+def costs(found: Resampled, where: str, rates: Sequence[float], published: str) -> list[Direction]:
+    """Test whether added flips hurt DPO, one row a rate."""
     return [
         Direction(
             f"Do {rate:.0%} flips hurt DPO? ({where})",
             found.contrast((0.0, "dpo"), (rate, "dpo")),
+            published,
         )
         for rate in rates
         if rate > 0
     ]
 
 
-def helps(
-    found: Resampled, where: str, rates: Sequence[float], method: str, than: str = "dpo"
-) -> list[Direction]:
-    """Does a method do better than another on the same labels? One row a rate."""
-    return [
-        Direction(
-            f"Is {method} better than {than} {labels(rate)}? ({where})",
-            found.contrast((rate, method), (rate, than)),
-        )
-        for rate in rates
-    ]
+def better(
+    found: Resampled,
+    where: str,
+    method: tuple[float, str],
+    than: tuple[float, str],
+    published: str = "",
+) -> Direction:
+    """Test whether one cell is more accurate than another; `published` is the paper's answer."""
+    (rate, name), (other, rival) = method, than
+    mine, theirs = ("", labels(rate)) if rate == other else (f" {labels(rate)}", labels(other))
+    question = f"Is {name}{mine} better than {rival} {theirs}? ({where})"
+    return Direction(question, found.contrast(method, than), published)
+
+
+def above_pretrained(
+    found: Resampled, where: str, method: tuple[float, str], published: str
+) -> Direction:
+    """Test whether a method beats the pretrained model, whose implicit reward is always 0: 1/2."""
+    value = found.value(method)
+    gap = Interval(value.estimate - 0.5, value.low - 0.5, value.high - 0.5)
+    question = f"Is {method[1]} better than the pretrained model, 1/2 by construction? ({where})"
+    return Direction(question, gap, published)
 
 
 def labels(rate: float) -> str:
-    """The labels trained on, in words."""
-    return "on labels as collected" if rate == NATURAL else f"at {rate:.0%} flips"
+    """Return the labels trained on, in words."""
+    return f"at {rate:.0%} flips" if rate else "without flips"
+
+
+def win_rates(name: str, **where: Any) -> str:
+    """Return the paper's win rates for some rows of a table."""
+    return PUBLISHED[name].span(**where)
 
 
 def rows(found: Resampled, rates: Sequence[float]) -> list[dict[str, Any]]:
-    """A table: a line a method, a column a rate."""
+    """Return a table: a line for each method, a column for each rate."""
     return [found.row(name, rates) for name in dict.fromkeys(name for _, name in found.keys)]
 
 
 def series(
     found: Resampled, rates: Sequence[float], prefix: str = ""
 ) -> dict[str, list[tuple[float, Interval]]]:
-    """Points of a line chart."""
+    """Return the points of a line chart."""
     names = dict.fromkeys(name for _, name in found.keys)
     return {prefix + name: [(rate, found.value((rate, name))) for rate in rates] for name in names}

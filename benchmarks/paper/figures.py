@@ -1,4 +1,4 @@
-"""Pictures of the tables: a cell's accuracy with its interval, and two histograms of u.
+"""Draw the tables: accuracies with intervals, and two histograms of u.
 
 picture = lines("table1", "DPO under flipped labels", {"dpo": [(0.0, Interval(...)), ...]}, "...")
 """
@@ -26,13 +26,13 @@ from noisescope.scoring.metrics import Interval
 Points = Sequence[tuple[float, Interval]]
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
-EXAM_AXIS = "right on clean pairs it never saw"
+ACCURACY = "accuracy on right labels of unseen prompts"
 
 
 def lines(
-    name: str, title: str, series: Mapping[str, Points], caption: str, axis: str = EXAM_AXIS
+    name: str, title: str, series: Mapping[str, Points], caption: str, axis: str = ACCURACY
 ) -> Picture:
-    """Accuracy over the flip rate, one line a method, with 90 % intervals."""
+    """Draw accuracy over the flip rate, one line a method, with 90 % intervals."""
     figure, (axes,) = canvas(title)
     spread = 0.006
     for index, (label, points) in enumerate(series.items()):
@@ -48,20 +48,20 @@ def lines(
             x, y, reach, color=colour, linestyle=style, marker=marker, capsize=2.5, linewidth=1.5,
             elinewidth=0.9, label=label,
         )  # fmt: skip
-    axes.set(xlabel="training labels turned round", ylabel=axis)
+    axes.set(xlabel="training labels flipped", ylabel=axis)
     axes.set_xticks(sorted({rate for points in series.values() for rate, _ in points}))
     percent(axes, x=True)
     percent(axes)
     legend(axes, loc="best")
-    told = "; ".join(
+    summary = "; ".join(
         f"{label}: " + ", ".join(f"{found.estimate:.1%} at {rate:.0%}" for rate, found in points)
         for label, points in series.items()
     )
-    return Picture(name, title, caption, f"Line chart. {told}.", figure)
+    return Picture(name, title, caption, f"Line chart. {summary}.", figure)
 
 
 def bars(name: str, title: str, values: Mapping[str, Interval], caption: str) -> Picture:
-    """Accuracy of each method as a dot with its 90 % interval, methods from top to bottom."""
+    """Draw the accuracy of each method as a dot with its 90 % interval, from top to bottom."""
     figure, (axes,) = canvas(title, height=1.2 + 0.34 * len(values))
     for index, found in enumerate(reversed(values.values())):
         reach = [[found.estimate - found.low], [found.high - found.estimate]]
@@ -69,15 +69,15 @@ def bars(name: str, title: str, values: Mapping[str, Interval], caption: str) ->
             found.estimate, index, xerr=reach, color=BLUE, marker="o", capsize=3, linewidth=1.2
         )
     axes.set_yticks(range(len(values)), list(reversed(values)))
-    axes.set(xlabel=EXAM_AXIS, ylim=(-0.6, len(values) - 0.4))
+    axes.set(xlabel=ACCURACY, ylim=(-0.6, len(values) - 0.4))
     axes.grid(axis="x")
     percent(axes, x=True, decimals=1)
-    told = "; ".join(f"{label}: {found.estimate:.1%}" for label, found in values.items())
-    return Picture(name, title, caption, f"Dot chart. {told}.", figure)
+    summary = "; ".join(f"{label}: {found.estimate:.1%}" for label, found in values.items())
+    return Picture(name, title, caption, f"Dot chart. {summary}.", figure)
 
 
 def histogram(name: str, title: str, scores: Float, flipped: Bool, caption: str) -> Picture:
-    """Density of log10 u among flipped and among kept labels; u = 0 stands at the left end."""
+    """Draw the density of log10 u of flipped and of kept labels; u = 0 is at the left end."""
     figure, (axes,) = canvas(title)
     positive = scores[scores > 0]
     floor = float(positive.min()) if len(positive) else 1e-12

@@ -1,11 +1,12 @@
-"""The published settings as noisescope commands, and what they should cost.
+"""State the published settings as noisescope commands, with the GPU hours they should take.
 
     Step("noisescope train ...", units=4e6, preset="sd15").hours
 
-Hours are floating-point operations over (rate x utilisation). Operations are counted, not guessed:
-a denoiser call by torch's FLOP counter on the published architecture without weights (meta
-device), a token of GPT-2 by `noisescope.models.forward.measure`. Rate and utilisation are
-assumed, as in `benchmarks.scale.cost`.
+Hours are floating-point operations over (rate x utilisation). Operations are counted: a denoiser
+call by torch's FLOP counter on the published architecture without weights (meta device), a token
+of GPT-2 by `noisescope.models.forward.measure`. Rate and utilisation are assumed, as in
+`benchmarks.scale.cost`. The paper's batch of 128 images is 16 a device: eight devices, or
+`--accumulation 8` on one. Its judge of text is Qwen2.5-72B, behind an endpoint of your own.
 """
 
 from __future__ import annotations
@@ -30,14 +31,13 @@ MODELS = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
     "hh": "openai-community/gpt2",
 }
-#: Mean tokens of an HH-RLHF transcript pair (prompt and both answers), assumed; not measured here.
+#: Mean tokens of an HH-RLHF transcript pair (prompt and both answers), assumed, not measured.
 TOKENS = 400
 RATES = (0.1, 0.2, 0.3)
-#: The paper's judges: four of images; of text a chat model behind an endpoint, which it is that
-#: the paper asked is not stated: put your own.
+#: The paper's judges.
 JUDGES = {
     "image": "--judge pickscore --judge image-reward --judge aesthetic --judge hpsv2",
-    "text": "--judge llm=MODEL --endpoint http://127.0.0.1:8000/v1",
+    "text": "--judge llm=Qwen/Qwen2.5-72B-Instruct --endpoint http://127.0.0.1:8000/v1",
 }
 #: A denoiser's training call: forward, and backward through frozen weights without their gradient.
 TRAIN_CALLS, REFERENCE_CALLS = 3, 1
@@ -47,7 +47,7 @@ AUDIT_CALLS = 4
 
 @dataclass(frozen=True)
 class Step:
-    """One command; its work in units of `unit(preset)`, 0 where it is not counted."""
+    """One command, and its work in units of `unit(preset)`; 0 is not counted."""
 
     command: str
     units: float = 0.0
@@ -55,29 +55,29 @@ class Step:
 
     @property
     def hours(self) -> float:
-        """GPU hours it should take."""
+        """Return the GPU hours it should take."""
         return self.units * unit(self.preset) / (RATE * UTILISATION) / 3600 if self.units else 0.0
 
     @property
     def words(self) -> list[str]:
-        """The command as a shell would split it."""
+        """Split the command as a shell would."""
         return shlex.split(self.command)
 
 
 def flip(dataset: str, rate: float, out: str) -> Step:
-    """A copy with known flips."""
+    """Write a copy with known flips."""
     return Step(f"noisescope flip {dataset} --split train --rate {rate:g} --seed 0 --out {out}")
 
 
 def score(dataset: str, preset: str) -> Step:
-    """An audit of a copy."""
+    """Audit a dataset."""
     calls = 2 * AUDIT_CALLS if kind(preset) == "image" else 1
     command = f"noisescope score {dataset} --model {MODELS[preset]}"
     return Step(command, PAIRS[kind(preset)] * calls, preset)
 
 
 def train(dataset: str, preset: str, objective: str, out: str, *more: str, extra: int = 0) -> Step:
-    """A training with a preset; `extra` more policy forwards a pair (watched copies)."""
+    """Train with a preset; `extra` counts more policy forwards a pair (averaged copies)."""
     words = (
         f"noisescope train {dataset} --model {MODELS[preset]} --preset {preset} --dtype bfloat16 "
         f"--objective {objective} --output {out}"
@@ -88,7 +88,7 @@ def train(dataset: str, preset: str, objective: str, out: str, *more: str, extra
 
 
 def evaluate(policy: str, preset: str, against: str | None = None) -> Step:
-    """Win rates against another policy, or the model it started from. Not in the hours."""
+    """Judge win rates against another policy, or the pretrained model. Not in the hours."""
     prompts = f"{PICK} --split test_unique" if kind(preset) == "image" else f"{HH} --split test"
     opponent = f" --against {against}" if against else ""
     return Step(
@@ -98,13 +98,13 @@ def evaluate(policy: str, preset: str, against: str | None = None) -> Step:
 
 
 def kind(preset: str) -> str:
-    """image or text."""
+    """Return image or text."""
     return PRESETS[preset].modality
 
 
 @cache
 def unit(preset: str) -> float:
-    """FLOPs of one denoiser call on one image, or of one forward over a text pair."""
+    """Count the FLOPs of one denoiser call on one image, or of one forward over a text pair."""
     if preset == "hh":
         return _text_unit()
     return _image_unit(xl=preset == "sdxl")
@@ -136,7 +136,7 @@ def _image_unit(xl: bool) -> float:
     return float(counted.get_total_flops())
 
 
-#: The published UNets' shapes, from their own config.json (diffusers' defaults left out).
+#: Shapes of the published UNets, from their config.json (without the defaults of diffusers).
 SD15 = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 SDXL = {
     "sample_size": 128,
@@ -154,15 +154,15 @@ SDXL = {
 
 
 def copies(dataset: str, short: str, rates: Sequence[float] = RATES) -> Iterator[Step]:
-    """Flipped copies of a dataset at every rate, under flipped/SHORT-RATE."""
-    yield from (flip(dataset, rate, place(short, rate)) for rate in rates)
+    """Write flipped copies of a dataset at every rate, under flipped/SHORT-RATE."""
+    yield from (flip(dataset, rate, copy_path(short, rate)) for rate in rates)
 
 
-def place(short: str, rate: float) -> str:
-    """Where the copy of a rate lies."""
+def copy_path(short: str, rate: float) -> str:
+    """Return the path of the copy with this flip rate."""
     return f"flipped/{short}-{rate:g}"
 
 
 def source(dataset: str, short: str, rate: float) -> str:
-    """The dataset itself, or its flipped copy."""
-    return place(short, rate) if rate else f"{dataset} --split train"
+    """Return the dataset itself, or its flipped copy."""
+    return copy_path(short, rate) if rate else f"{dataset} --split train"

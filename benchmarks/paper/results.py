@@ -1,10 +1,10 @@
-"""What a script of this folder finds: right answers a cell, intervals, and which way they point.
+"""Collect right answers by cell, and compare cells with intervals.
 
-    found = Outcomes(groups)                       # groups: prompt of each exam pair
-    found.add(0.2, "dpo", right)                   # [n], once a seed
+    found = Outcomes(groups)                       # groups: prompt of each test pair
+    found.add(0.2, "dpo", right)                   # [n], once for each seed
     found.resampled().contrast((0.0, "dpo"), (0.2, "dpo"))
 
-Intervals are 90 %: seeds are drawn, and within each its prompts, the same for every cell.
+Intervals are 90 %: seeds are resampled, and within each seed its prompts, alike for every cell.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class Resampled:
-    """Accuracy of every cell, and the same in each of `DRAWS` resamples."""
+    """Hold the accuracy of every cell, as measured and in each of `DRAWS` resamples."""
 
     keys: list[Key]
     point: Float  # [cells]
@@ -36,35 +36,35 @@ class Resampled:
     seconds: float = 0.0  # CPU seconds of audits and trainings
 
     def value(self, key: Key) -> Interval:
-        """Accuracy of a cell."""
+        """Return the accuracy of a cell."""
         at = self.keys.index(key)
         return _interval(self.point[at], self.draws[:, at])
 
     def contrast(self, better: Key, than: Key) -> Interval:
-        """How much more accurate one cell is than another, paired."""
+        """Return how much more accurate one cell is than another, paired."""
         one, two = self.keys.index(better), self.keys.index(than)
         return _interval(self.point[one] - self.point[two], self.draws[:, one] - self.draws[:, two])
 
     def row(self, method: str, rates: Sequence[float]) -> dict[str, Any]:
-        """A line of a table: the method's accuracy at each flip rate."""
+        """Return a line of a table: the accuracy of a method at each flip rate."""
         cells = {f"{rate:.0%}": self.value((rate, method)) for rate in rates}
-        return {"method": method} | {name: told(cell) for name, cell in cells.items()}
+        return {"method": method} | {name: shown(cell) for name, cell in cells.items()}
 
 
 @dataclass
 class Outcomes:
-    """Right answers by cell: one array [n] a seed, `groups` [n] says which are drawn together."""
+    """Collect right answers by cell, one array [n] a seed; `groups` [n] are resampled together."""
 
     groups: list[Int]
     cells: dict[Key, list[Float]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def add(self, rate: float, method: str, right: Float) -> None:
-        """One seed's answers."""
+        """Add the answers of one seed."""
         self.cells.setdefault((rate, method), []).append(right)
 
     def resampled(self) -> Resampled:
-        """Accuracies with their resamples. A cell lacking in some seed is an error."""
+        """Resample every cell. Raises IndexError if a cell is missing in some seed."""
         keys, random = list(self.cells), np.random.default_rng(0)
         seeds = len(self.groups)
         parts = [self._seed(keys, seed) for seed in range(seeds)]  # sums [cells, G], counts [G]
@@ -91,8 +91,8 @@ def _interval(point: float, draws: Float) -> Interval:
     return Interval(float(point), float(min(low, point)), float(max(high, point)))
 
 
-def told(interval: Interval, digits: int = 3) -> str:
-    """0.712 [0.690, 0.731]"""
+def shown(interval: Interval, digits: int = 3) -> str:
+    """Return an interval as 0.712 [0.690, 0.731]."""
     value, low, high = (
         f"{number:.{digits}f}" for number in (interval.estimate, interval.low, interval.high)
     )
@@ -101,39 +101,42 @@ def told(interval: Interval, digits: int = 3) -> str:
 
 @dataclass(frozen=True)
 class Direction:
-    """A question of the paper, how far the answer is from 0 here, and what that lets one say."""
+    """A question, the difference measured here, and the answer that its interval allows.
+
+    `published`: what the paper reports for it, empty if the paper does not compare it.
+    """
 
     question: str
     difference: Interval
+    published: str = ""
 
     @property
     def answer(self) -> str:
-        """Yes or no where the 90 % interval leaves out 0."""
+        """Return yes or no if the 90 % interval excludes 0."""
         if self.difference.low > 0:
             return "yes"
-        return "no, the other way round" if self.difference.high < 0 else "cannot be told"
+        return "no, the reverse" if self.difference.high < 0 else "inconclusive"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object."""
-        return {"question": self.question, "answer": self.answer} | self.difference.to_json()
+        """Return a JSON object."""
+        facts = {"question": self.question, "answer": self.answer, "published": self.published}
+        return facts | self.difference.to_json()
 
 
 @dataclass
 class Result:
-    """What a tiny run found: tables by title, directions, pictures, free facts."""
+    """Results of a tiny run: tables by title, directions and pictures."""
 
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     directions: list[Direction] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    trained: float = 0.0  # CPU seconds of audits and trainings, kept ones included
+    trained: float = 0.0  # CPU seconds of audits and trainings, cached ones included
 
     def to_json(self) -> dict[str, Any]:
-        """JSON object; pictures by name."""
+        """Return a JSON object; pictures by name."""
         return {
             "tables": self.tables,
             "directions": [direction.to_json() for direction in self.directions],
             "pictures": [picture.name for picture in self.pictures],
-            "facts": self.facts,
             "cpu_seconds_of_trainings": self.trained,
         }

@@ -1,7 +1,7 @@
-"""The command line that every table and figure shares.
+"""Share the command line of every table and figure.
 
 if __name__ == "__main__":
-    main(Script("table1", __doc__, TITLE, PUBLISHED, tiny, full))
+    main(Script("table1", __doc__, TITLE, PUBLISHED["table1"], tiny, full))
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine, shared_data
-from benchmarks.paper.full import Step
-from benchmarks.paper.results import Result, told
+from benchmarks.paper.full import ASSUMED, Step
+from benchmarks.paper.published import Published
+from benchmarks.paper.results import Result, shown
 from noisescope.storage.files import write_atomic
 
 
 @dataclass(frozen=True)
 class Small:
-    """How big a tiny run is: seeds, pairs of text, pairs of images, optimiser steps.
+    """Sizes of a tiny run: seeds, pairs of text, pairs of images, optimiser steps.
 
     `task` "sample" is the sample hh-rlhf with the embedded model; "ukp" is ukp-convarg from `data`
-    with SmolLM2-135M; images are always the sample pick-a-pic, and left out with "ukp" where a
-    table has both.
+    with SmolLM2-135M. Images are always the sample pick-a-pic; "ukp" runs text alone.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -40,14 +40,14 @@ class Small:
 
 @dataclass(frozen=True)
 class Script:
-    """One table or figure: what is published of it, its small run, its full commands."""
+    """One table or figure: what is published of it, its tiny run, its full commands."""
 
     name: str
     description: str
     title: str
-    published: str
+    published: Published
     tiny: Callable[[Small], Result]
-    full: Callable[[], Sequence[Step]]
+    full: Callable[[], Iterable[Step]]
 
 
 def main(script: Script, argv: Sequence[str] | None = None) -> None:
@@ -64,16 +64,15 @@ def main(script: Script, argv: Sequence[str] | None = None) -> None:
     text = markdown(script, result, small, seconds, facts)
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
-    sizes = asdict(small) | {"data": str(small.data)}
-    content = {"machine": facts, "seconds": seconds, "sizes": sizes, "results": result.to_json()}
-    said = json.dumps(content, indent=2, default=float) + "\n"
-    stem = script.name if small.task == "sample" else f"{script.name}-{small.task}"
-    for path in (options.out / f"{stem}.json", *([options.json] if options.json else [])):
-        write_atomic(path, said)
-    write_atomic(options.out / f"{stem}.md", text + "\n")
+    suffix = "" if small.task == "sample" else f"-{small.task}"
+    write_atomic(options.out / f"{script.name}{suffix}.md", text + "\n")
     for picture in result.pictures:
-        name = picture.name if small.task == "sample" else f"{picture.name}-{small.task}"
-        write_atomic(options.out / f"{name}.png", picture.encode("png"))
+        write_atomic(options.out / f"{picture.name}{suffix}.png", picture.encode("png"))
+    if options.json:
+        sizes = asdict(small) | {"data": str(small.data)}
+        content = {"machine": facts, "seconds": seconds, "sizes": sizes}
+        content["results"] = result.to_json()
+        write_atomic(options.json, json.dumps(content, indent=2, default=float) + "\n")
     print(f"written to {options.out}", file=sys.stderr)
 
 
@@ -84,13 +83,15 @@ def _parse(script: Script, argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--scale", choices=("tiny", "full"), default="tiny")
-    parser.add_argument("--out", type=Path, default=Path("paper"), help="folder of the results")
-    parser.add_argument("--json", type=Path, help="another copy of the results as JSON")
-    parser.add_argument("--seeds", type=int, default=3, help="of a tiny run")
+    parser.add_argument("--out", type=Path, default=Path("paper"), help="folder of table, pictures")
+    parser.add_argument("--json", type=Path, help="write the results as JSON too")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of a tiny run")
     parser.add_argument(
         "--task", choices=("sample", "ukp"), default="sample", help="text pairs of a tiny run"
     )
-    parser.add_argument("--data", type=Path, default=shared_data(), help="where ukp-convarg is")
+    parser.add_argument(
+        "--data", type=Path, default=shared_data(), help="folder of ukp-convarg and pandalm"
+    )
     options = parser.parse_args(argv)
     if options.seeds < 1:
         parser.error("--seeds must be at least 1")
@@ -106,33 +107,35 @@ def markdown(
     seconds: dict[str, float],
     facts: dict[str, Any],
 ) -> str:
-    """The table file: what was found, and how."""
-    lines = [f"# {script.title}", "", script.published, ""]
+    """Return the table file: what is published, what was measured here, and how."""
+    lines = [f"# {script.title}", "", script.published.markdown(), ""]
     for title, rows in result.tables.items():
         lines += [f"## {title}", "", *table(rows), ""]
     if result.directions:
         rows = [
             {
                 "question": one.question,
-                "difference": told(one.difference),
-                "answer": one.answer,
+                "difference here": shown(one.difference),
+                "answer here": one.answer,
+                "published": one.published or "not in the paper",
             }
             for one in result.directions
         ]
-        lines += ["## Directions", "", *table(rows), ""]
+        lines += ["## Questions", "", *table(rows), ""]
+    suffix = "" if small.task == "sample" else f"-{small.task}"
     for picture in result.pictures:
-        lines += [f"{picture.title}. {picture.caption}", ""]
+        lines += [f"![{picture.alt}]({picture.name}{suffix}.png)", "", picture.caption, ""]
     lines.append(
         f"{len(small.seeds)} seeds; intervals are 90 %. {seconds['wall']:.0f} s, "
-        f"{seconds['cpu']:.0f} CPU s (trainings, those kept from earlier runs included: "
-        f"{result.trained:.0f} CPU s) on {facts.get('threads', 1)} thread(s) of "
-        f"{facts['processor']}, load {facts['load_1min']:.1f}."
+        f"{seconds['cpu']:.0f} CPU s ({result.trained:.0f} CPU s of trainings, cached ones "
+        f"included) on {facts.get('threads', 1)} thread(s) of {facts['processor']}, load "
+        f"{facts['load_1min']:.1f}."
     )
     return "\n".join(lines)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A Markdown table; floats with three digits."""
+    """Return the lines of a Markdown table; floats have three digits."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, ["---"] * len(names)]
     cells += [[_cell(row.get(name)) for name in names] for row in rows]
@@ -146,13 +149,12 @@ def _cell(value: Any) -> str:
 
 
 def _print_full(script: Script) -> None:
-    """Commands, and the GPU hours they should take."""
+    """Print the commands, and the GPU hours they should take."""
     steps = list(script.full())
-    print(f"# {script.title}\n# {script.published}")
+    print(f"# {script.title}")
+    print("\n".join(f"# {line}".rstrip() for line in script.published.markdown().splitlines()))
     for step in steps:
         hours = f"  # about {step.hours:,.2f} GPU hours" if step.hours else ""
         print(f"{step.command}{hours}")
     print(f"# {sum(step.hours for step in steps):,.1f} H100 hours in all, {len(steps)} commands")
-    from benchmarks.paper.full import ASSUMED
-
     print(f"# {ASSUMED}")

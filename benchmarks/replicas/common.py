@@ -1,4 +1,4 @@
-"""Comparisons 3 and 4 of `benchmarks.replicas`: what one recipe finds, trained by us and by TRL."""
+"""Compare 3 and 4 of `benchmarks.replicas`: one recipe trained by us and by TRL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from noisescope.scoring.metrics import auroc, bootstrap
 def common_problem(
     pool: Task, policy: CausalLMPolicy, peer: Peer, report: Report, count: int, scored: int
 ) -> None:
-    """Comparison 3: one recipe on half of `count` pairs of `pool`, judged on the rest of it.
+    """Run comparison 3: one recipe on half of `count` pairs of `pool`, tested on the rest of it.
 
     Both adapters are scored by us; TRL scores the first `scored` of the rest with its own, which
     is the parity check.
@@ -50,16 +50,16 @@ def common_problem(
     size, judges = len(trained.tokens), len(others.tokens)
     report.tables[f"3. train on {size} short pairs, judge on {judges} others"] = rows
     against(report, "3. our replica and TRL's", mine, theirs, others.wrong)
-    apart = parity(answer, theirs / WHOLE.beta)
-    report.tables["TRL's adapter: our log-ratios against TRL's own"] = [apart]
+    differences = parity(answer, theirs / WHOLE.beta)
+    report.tables["TRL's adapter: our log-ratios against TRL's own"] = [differences]
     name = "log-ratios of TRL's adapter, ours - TRL's over their rms"
-    report.at_most(name, apart["max difference / rms"], 1e-4)
+    report.at_most(name, differences["max difference / rms"], 1e-4)
 
 
 def harmless(task: Task, policy: CausalLMPolicy, peer: Peer, report: Report) -> None:
-    """Comparison 4: eight heads, eight LoRA replicas and one of TRL's on a little of hh-harmless.
+    """Run comparison 4: eight heads, eight LoRA replicas and one of TRL on a little of hh-harmless.
 
-    TRL trains on the pairs of our first replica, and both are judged on the other half.
+    TRL trains on the pairs of our first replica, and both are tested on the other half.
     """
     half = task.halves(2, CONFIG.seed)[0]
     trained, others = (task.take(np.flatnonzero(mask)) for mask in (half, ~half))
@@ -83,7 +83,7 @@ def harmless(task: Task, policy: CausalLMPolicy, peer: Peer, report: Report) -> 
 
 
 def outcome(margins: Float, wrong: Bool) -> dict[str, Any]:
-    """Loss and AUROC of margins on pairs their replica did not see."""
+    """Return loss and AUROC of margins on pairs their replica did not see."""
     return {
         "held-out loss": float(np.logaddexp(0, -margins).mean()),
         "AUROC": judged(margins, wrong),
@@ -103,7 +103,7 @@ def trl_row(answer: dict[str, Any], layers: int | str | None) -> dict[str, Any]:
 
 
 def against(report: Report, name: str, mine: Float, theirs: Float, wrong: Bool) -> None:
-    """Our margins beside TRL's of the same pairs, and the target that ours find no less."""
+    """Compare our margins with TRL's of the same pairs; the target is that ours find no less."""
     gap = bootstrap(
         lambda score, wrong, weights: auroc(score, wrong, weights) - auroc(-theirs, wrong, weights),
         -mine,
@@ -121,7 +121,7 @@ def against(report: Report, name: str, mine: Float, theirs: Float, wrong: Bool) 
 
 
 def parity(answer: dict[str, Any], ours: Float) -> dict[str, Any]:
-    """Differences of our log-ratios of TRL's adapter [N] from TRL's own of the first n pairs."""
+    """Compare our log-ratios of TRL's adapter [N] with TRL's own of the first n pairs."""
     policy, reference = (np.array(answer["logps"][name]) for name in ("policy", "reference"))
     theirs = (policy - reference) @ [1.0, -1.0]  # [n, 2] -> [n]
     gap = np.abs(ours[: len(theirs)] - theirs)

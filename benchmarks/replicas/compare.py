@@ -18,7 +18,7 @@ linear layer of the adapted blocks, pairs of at most 256 tokens. Four comparison
 4. A few short pairs of hh-harmless with 20 % planted flips: AUROC of eight heads, of eight LoRA
    replicas, and of TRL's replica on the half that our first one trained on (top 4 blocks).
 
-Rows say whether their seconds are measured or scaled. Not counted: starting TRL, loading its model,
+Rows are marked measured or scaled. Not counted: starting TRL, loading its model,
 tokenising, its first step. Its reference pass over the scored pairs counts once for all eight runs.
 """
 
@@ -45,7 +45,7 @@ SLICES = "TRL: is a step's cost constant? (seconds per 1,000 padded tokens)"
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """Sizes of the comparisons."""
 
     topics: int  # of the 32, in comparison 2
     sliced: int  # pairs of comparison 1, half of them trained on
@@ -63,7 +63,7 @@ QUICK = Size(topics=1, sliced=24, steps=2, scored=4, short=48, shortest=120, har
 def one_replica(
     task: Task, policy: CausalLMPolicy, peer: Peer, report: Report, size: Size
 ) -> Rates:
-    """Comparison 1: the same epoch, all blocks, measured on both sides."""
+    """Run comparison 1: the same epoch, all blocks, measured on both sides."""
     trained = task.take(np.flatnonzero(task.halves(1, SPEED.seed)[0]))
     with tempfile.TemporaryDirectory() as run:
         lora = ours(task, policy, SPEED, Path(run))
@@ -93,7 +93,7 @@ def one_replica(
 def eight_replicas(
     task: Task, policy: CausalLMPolicy, peer: Peer, report: Report, size: Size, whole: Rates
 ) -> None:
-    """Comparison 2: ours in full, TRL's slice scaled."""
+    """Run comparison 2: ours in full, TRL's slice scaled."""
     rows = [heads(task, policy)]
     with tempfile.TemporaryDirectory() as run:
         lora = ours(task, policy, CONFIG, Path(run))
@@ -125,15 +125,15 @@ def eight_replicas(
     report.tables[f"2. replicas with scores, {len(task.tokens)} pairs"] = rows
     eight, one, every, _ = (row for row in rows if row["kind"] == "TRL")
     name = f"M = {CONFIG.replicas}, top {CONFIG.top_layers}"
-    for said, peer_row in (("faster", eight), ("faster than TRL on all blocks", every)):
+    for claim, peer_row in (("faster", eight), ("faster than TRL on all blocks", every)):
         for clock in ("seconds", "cpu s"):
             ratio = peer_row[clock] / lora[clock]
-            report.at_least(f"{name}, with scores: {said}, {clock}", ratio, 20)
+            report.at_least(f"{name}, with scores: {claim}, {clock}", ratio, 20)
     report.at_most(f"{name}: peak memory over one TRL run's", lora["peak MiB"] / one["peak MiB"], 1)
 
 
 def run(options: Options) -> Report:
-    """All four comparisons, ours and TRL in turn."""
+    """Run all four comparisons, ours and TRL in turn."""
     report = Report("LoRA replicas: noisescope against TRL")
     size = QUICK if options.quick else FULL
     model = options.model or str(smollm2())

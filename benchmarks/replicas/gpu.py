@@ -1,16 +1,16 @@
-"""Packed LoRA replicas of randomly initialised Llamas: throughput, model-FLOP utilisation, memory.
+"""Measure packed LoRA replicas of random Llamas: throughput, FLOP utilisation, memory.
 
     python -m benchmarks.replicas.gpu [--device cuda] [--sizes 1b 3b 7b] [--peer-python VENV]
 
-Random weights cost what trained ones do, so no download is needed; what is learned means nothing
-here. Two runs a size: M = 1 on every block with pairs that share no response (the work of an
-ordinary trainer), and M = 8 on the top four blocks with responses that recur. bfloat16 where the
+Random weights cost the same as trained ones, so no download is needed; the results of training mean
+nothing. Two runs a size: M = 1 on every block with pairs that share no response (the work of an
+ordinary trainer), and M = 8 on the top four blocks with responses that recur. bfloat16 if the
 device is faster with it. With --peer-python (or NOISESCOPE_PEER_VENV) TRL's DPOTrainer runs the
 first of them on the same token ids, at its own default of eight pairs a forward.
 
-Utilisation = FLOPs counted by `noisescope.replicas.cost` / seconds / the device's peak. The peak
-is its data sheet's dense bfloat16 figure where `PEAKS` has the device, else a measured square
-matrix product; the table says which.
+Utilisation = FLOPs counted by `noisescope.replicas.cost` / seconds / the device's peak. The peak is
+the dense bfloat16 figure of its data sheet if `PEAKS` has the device, else a measured square matrix
+product; the table names which.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "A10": 1
 @final
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on: `pairs` over `responses` of `tokens` tokens to one prompt each eight."""
+    """Pairs to train on: `pairs` over `responses` of `tokens` tokens, eight to a prompt."""
 
     pairs: int
     responses: int
@@ -74,7 +74,7 @@ class Workload:
     vocabulary: int
 
     def table(self) -> pa.Table:
-        """Pairs whose texts are token ids in words."""
+        """Make pairs whose texts are token ids in words."""
         random = np.random.default_rng(0)
 
         def text(size: int) -> str:
@@ -103,13 +103,13 @@ class RandomPolicy:
     shares_prompts: bool = True
 
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
-        """Ids of prompt and response."""
+        """Return ids of prompt and response."""
         sides = [(str(item.prompt), str(item.response)) for item in items]
         return [Encoded(*(tuple(map(int, text.split())) for text in side)) for side in sides]
 
 
 def random_llama(size: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """A Llama of `size` with random weights."""
+    """Make a Llama of `size` with random weights."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -123,7 +123,7 @@ def random_llama(size: str, device: torch.device, dtype: torch.dtype) -> PreTrai
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """(FLOP/s the device could reach at most, where the figure is from)."""
+    """Return (highest FLOP/s of the device, source of the figure)."""
     import torch
 
     from noisescope.models.device import matmul_rate
@@ -147,7 +147,7 @@ def forget(device: torch.device) -> None:
 
 
 def peak_mib(device: torch.device) -> float | None:
-    """Highest memory since `forget`: the device's, or the process's where that is the same."""
+    """Return the highest memory since `forget`: of the device, or of the process without one."""
     import torch
 
     if device.type == "cuda":
@@ -158,7 +158,7 @@ def peak_mib(device: torch.device) -> float | None:
 def measured(
     size: str, policy: RandomPolicy, table: pa.Table, config: LoraConfig, where: torch.device
 ) -> dict[str, Any]:
-    """One run of packed replicas after a run of one step that warms up."""
+    """Run packed replicas once, after a run of one step that warms up."""
     costs: list[LoraCost] = []
     with tempfile.TemporaryDirectory() as scratch:
         train_lora(policy, table, replace(config, steps=1), Path(scratch) / "warm")
@@ -185,7 +185,7 @@ def measured(
 def trl_row(
     python: Path, size: str, policy: RandomPolicy, table: pa.Table, config: LoraConfig
 ) -> dict[str, Any]:
-    """TRL's DPOTrainer on the same pairs, model and adapters; its first step is not counted."""
+    """Run TRL's DPOTrainer on the same pairs, model and adapters; its first step is not counted."""
     rows = [
         {
             "prompt_ids": [int(word) for word in row["prompt"].split()],
@@ -235,7 +235,7 @@ def trl_row(
 
 
 def run(device: str, sizes: Sequence[str], tokens: int, steps: int, peer: Path | None) -> Report:
-    """Every size on one device, ours and TRL in turn."""
+    """Run every size on one device, ours and TRL in turn."""
     from noisescope.models.device import pick_device, pick_dtype
 
     where = pick_device(device)

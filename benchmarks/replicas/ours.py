@@ -1,4 +1,4 @@
-"""Our side of `benchmarks.replicas`: packed LoRA replicas and heads, timed, with their memory."""
+"""Time our side of `benchmarks.replicas`: packed LoRA replicas and heads, with their memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPEED = replace(WHOLE, epochs=1.0, batch=8)
 
 
 def forget_peak() -> None:
-    """Begin a new `peak_memory_mib` without what earlier runs freed and glibc kept."""
+    """Begin a new `peak_memory_mib` without memory that earlier runs freed and glibc kept."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -43,7 +43,7 @@ def forget_peak() -> None:
 
 
 def ours(task: Task, policy: CausalLMPolicy, config: LoraConfig, run: Path) -> dict[str, Any]:
-    """One run of M packed replicas, scores included."""
+    """Run M packed replicas once, scores included."""
     rate = matmul_rate(policy.device, policy.dtype)
     costs: list[LoraCost] = []
     forget_peak()
@@ -83,7 +83,7 @@ def adapter_margins(
 
 
 def heads(task: Task, policy: CausalLMPolicy) -> dict[str, Any]:
-    """Eight head replicas on the same pairs, feature pass included."""
+    """Fit eight head replicas on the same pairs, feature pass included."""
     forget_peak()
     with tempfile.TemporaryDirectory() as scratch, stopwatch() as spent:
         items, chosen, rejected = distinct_items(task.table)
@@ -104,7 +104,7 @@ def heads(task: Task, policy: CausalLMPolicy) -> dict[str, Any]:
 
 
 def head_elsewhere(trained: Task, others: Task, policy: CausalLMPolicy) -> dict[str, Any]:
-    """One head fitted on `trained`, judged on `others`: features alone, no pooling by identity."""
+    """Fit one head on `trained` and test it on `others`: features alone, no pooling by identity."""
     forget_peak()
     count = len(trained.tokens)
     with tempfile.TemporaryDirectory() as scratch, stopwatch() as spent:

@@ -1,4 +1,4 @@
-"""What `benchmarks.replicas` gives TRL, and how a slice of TRL is scaled to the whole work.
+"""Run TRL for `benchmarks.replicas`, and scale a slice of TRL to the whole work.
 
 peer = Peer(python, model, config)
 answer = peer.run(train, score, layers=None)         # train on `train`, margins of `score`
@@ -30,14 +30,14 @@ MAX_LENGTH = 256
 
 @dataclass(frozen=True)
 class Peer:
-    """How to run TRL: interpreter, model and the settings it shares with ours."""
+    """The settings to run TRL: interpreter, model and what it shares with ours."""
 
     python: Path
     model: str
     config: LoraConfig
 
     def run(self, train: Task, score: Task, *, layers: int | None, **named: Any) -> dict[str, Any]:
-        """The config's epochs on `train`, then a scoring pass over `score`."""
+        """Train for the config's epochs on `train`, then score `score`."""
         import torch
 
         config = self.config
@@ -72,8 +72,11 @@ class Peer:
 
 
 def padded(longest: NDArray[np.int64], size: int, *, shuffled: bool) -> float:
-    """Tokens TRL computes for these pairs in forwards of `size`: both sides of all of them as
-    long as the longest. Training draws at random (mean of 50 orders), scoring sorts by length."""
+    """Count the tokens TRL computes for these pairs in forwards of `size`, padding included.
+
+    Both sides of all pairs are padded to the longest. Training draws at random (mean of 50
+    orders), scoring sorts by length.
+    """
     rng = np.random.default_rng(0)
     orders = [rng.permutation(longest) for _ in range(50)] if shuffled else [np.sort(longest)]
     parts = [np.split(order, range(size, len(order), size)) for order in orders]
@@ -81,7 +84,7 @@ def padded(longest: NDArray[np.int64], size: int, *, shuffled: bool) -> float:
 
 
 def step_rate(answer: Mapping[str, Any], steps: int | None = None, clock: str = "wall") -> float:
-    """Seconds per thousand padded tokens of `steps` steps after the first (None: all others)."""
+    """Return seconds per thousand padded tokens of `steps` steps after the first (None: all)."""
     last = None if steps is None else steps + 1
     spent = answer[f"step_{clock}"]
     chosen = slice(1, last) if len(spent) > 1 else slice(None)
@@ -90,8 +93,10 @@ def step_rate(answer: Mapping[str, Any], steps: int | None = None, clock: str = 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of TRL for a thousand padded tokens: a training step, scoring, its reference; on
-    the wall's clock and of the processor."""
+    """Seconds of TRL for a thousand padded tokens, by wall clock and CPU.
+
+    Of a training step, of scoring, and of its reference pass.
+    """
 
     step: tuple[float, float]
     policy: tuple[float, float]
@@ -100,7 +105,7 @@ class Rates:
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Rates:
-        """From all steps but the first, and the whole scoring slice."""
+        """Compute the rates from all steps but the first, and the whole scoring slice."""
         step = (step_rate(answer), step_rate(answer, clock="cpu"))
         spent = answer["score_spent"]
         policy, reference = (
@@ -110,7 +115,7 @@ class Rates:
         return cls(step, policy, reference, answer["peak_mib"])
 
     def scaled(self, task: Task, replicas: int, config: LoraConfig) -> dict[str, Any]:
-        """What `replicas` runs on halves of the task, and scores of all its pairs, would take."""
+        """Return the time of `replicas` runs on halves of the task, all its pairs scored."""
         halves = task.halves(replicas, config.seed)
         trained = config.epochs * sum(
             padded(task.longest[h], MICRO_BATCH, shuffled=True) for h in halves
@@ -134,7 +139,7 @@ class Rates:
 
 
 def linearity(layers: str, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Cost of a step over two slice lengths, and of the slice's scoring."""
+    """Return the cost of a step over two slice lengths, and of the slice's scoring."""
     rates, steps = Rates.of(answer), max(1, len(answer["step_wall"]) - 1)
     short = max(1, steps // 2)
     return {

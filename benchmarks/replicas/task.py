@@ -1,4 +1,4 @@
-"""The pairs of `benchmarks.replicas`, and how margins on them are judged."""
+"""Prepare the pairs of `benchmarks.replicas`, and measure margins on them."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ class Task:
     longest: Int  # tokens of the longer side, prompt included
 
     def take(self, kept: Int) -> Task:
-        """Some of the pairs."""
+        """Return some of the pairs."""
         dataset = replace(self.dataset, table=self.table.take(kept))
         tokens = [self.tokens[i] for i in kept]
         return Task(dataset, self.wrong[kept], tokens, self.longest[kept])
 
     @property
     def table(self) -> pa.Table:
-        """The pairs' table."""
+        """Return the table of the pairs."""
         return self.dataset.table
 
     def some(self, count: int, shortest: int, seed: int) -> Task:
-        """`count` pairs at random of the `shortest` shortest."""
+        """Draw `count` pairs at random from the `shortest` shortest."""
         order = np.argsort(self.longest, kind="stable")[:shortest]
         return self.take(np.random.default_rng(seed).permutation(order)[:count])
 
     def halves(self, replicas: int, seed: int) -> Bool:
-        """[M, N]: True where a replica trains on the pair."""
+        """Return [M, N]: True where a replica trains on the pair."""
         return ~held_out_by(fold_keys(self.table), seed=seed, replicas=replicas)
 
 
 def ukp_convarg(data: Path, policy: CausalLMPolicy) -> Task:
-    """ukp-convarg with its natural crowd noise."""
+    """Load ukp-convarg with its natural crowd noise."""
     dataset = load(data / "ukp-convarg" / "natural.parquet")
     return task_of(dataset, truth(dataset, data / "ukp-convarg" / "truth.parquet"), policy)
 
 
 def hh_harmless(data: Path, policy: CausalLMPolicy) -> Task:
-    """hh-harmless, every label turned round with a chance of 20 % (its own errors are unknown)."""
+    """Load hh-harmless with 20 % of its labels flipped (its own errors are unknown)."""
     dataset = load(data / "hh-harmless" / "test.jsonl.gz")
     planted = np.random.default_rng(1000).random(len(dataset)) < 0.2
     return task_of(with_sides_swapped(dataset, planted), planted, policy)
 
 
 def task_of(dataset: PreferenceDataset, wrong: Bool, policy: CausalLMPolicy) -> Task:
-    """The pairs of which no side is over the policy's token limit: TRL silently drops those."""
+    """Keep the pairs whose sides fit the policy's token limit: TRL silently drops the others."""
     items, chosen, rejected = distinct_items(dataset.table)
     encoded = policy.encode(items)
     sizes = np.array([len(e.prompt) + len(e.response) for e in encoded])
@@ -85,13 +85,13 @@ def task_of(dataset: PreferenceDataset, wrong: Bool, policy: CausalLMPolicy) -> 
 
 
 def judged(margins: Float, wrong: Bool) -> str:
-    """AUROC of minus the margin with its 90 % bootstrap interval."""
+    """Return the AUROC of minus the margin with its 90 % bootstrap interval."""
     found = bootstrap(auroc, -np.asarray(margins, np.float64), wrong)
     return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def margins_of(task: Task, run: Path, replicas: range) -> Float:
-    """Mean held-out margin of some replicas at the last step, in the task's order."""
+    """Return the mean held-out margin of some replicas at the last step, in task order."""
     table = pq.read_table(run / "margins").to_pandas()
     last = table.held_out & (table.step == table.step.max())
     mean = table[last & table.replica.isin(replicas)].groupby("pair_id").margin.mean()

@@ -1,11 +1,11 @@
-"""The peer of `benchmarks.replicas`: one TRL DPOTrainer run and a scoring pass, in TRL's own venv.
+"""Run TRL's DPOTrainer once, with a scoring pass, in TRL's own venv: the peer of the replicas.
 
 JSON on stdin: model, train and score (lists of {prompt_ids, chosen_ids, rejected_ids}: from text,
 TRL may count the end of a prompt to the response), rank, alpha, layers (null: all), batch,
 accumulation, max_steps, learning_rate and the other settings `trainer_of` reads; `save` names a
-directory for the trained adapter or is null. The last line of stdout is JSON: wall and CPU seconds
-and padded tokens of every step and of scoring, log-probabilities of both sides under policy and
-reference, peak MiB. `device` and `dtype` say where and in what number type.
+directory for the trained adapter or is null; `device` and `dtype` set the device and number type.
+The last line of stdout is JSON: wall and CPU seconds and padded tokens of every step and of
+scoring, log-probabilities of both sides under policy and reference, peak MiB.
 Fixed, because nothing else is faster: no gradient checkpointing, no evaluation, logging or saving
 while training. TRL 1.16 itself turns `padding_free` off, and `group_by_length` refuses DPO rows.
 """
@@ -54,7 +54,7 @@ class Clock(TrainerCallback):
 
 
 class CountingTrainer(DPOTrainer):
-    """A DPOTrainer of rows that are token ids already; it notes the padded tokens of every step."""
+    """A DPOTrainer of rows that are token ids already; counts the padded tokens of every step."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
@@ -65,7 +65,7 @@ class CountingTrainer(DPOTrainer):
 
 
 def trainer_of(given: dict[str, Any], clock: Clock) -> CountingTrainer:
-    """A DPOTrainer as its documentation sets one up."""
+    """Build a DPOTrainer as its documentation does."""
     set_seed(given["seed"])
     model = AutoModelForCausalLM.from_pretrained(
         given["model"], dtype=given["dtype"], attn_implementation=given["attention"]
@@ -116,7 +116,7 @@ def trainer_of(given: dict[str, Any], clock: Clock) -> CountingTrainer:
 
 
 def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; one that only pads where a random model has none."""
+    """Load the model's tokenizer; one that only pads if a random model has none."""
     if (Path(model) / "tokenizer_config.json").exists():
         return AutoTokenizer.from_pretrained(model)
     words = {f"<{name}>": i for i, name in enumerate(("unk", "pad", "eos"))}
@@ -127,9 +127,9 @@ def tokenizer_of(model: str) -> PreTrainedTokenizerBase:
 
 
 def score(trainer: DPOTrainer, data: list[dict[str, list[int]]]) -> dict[str, Any]:
-    """Log-probabilities of `data` in order through TRL's collator and head, long pairs together.
+    """Return log-probabilities of `data` in order by TRL's collator and head, long pairs together.
 
-    Policy and reference passes are timed apart: one reference pass can serve several runs.
+    Policy and reference passes are timed separately: one reference pass can serve several runs.
     """
     sizes = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in data]
     order = sorted(range(len(data)), key=lambda i: sizes[i])
@@ -155,8 +155,10 @@ def score(trainer: DPOTrainer, data: list[dict[str, list[int]]]) -> dict[str, An
 
 
 def peak_mib() -> float:
-    """Highest memory of the GPU if one was used, else the resident set of this process alone
-    (ru_maxrss would inherit the parent's)."""
+    """Return the highest memory of the GPU if one was used, else the resident set of this process.
+
+    (ru_maxrss would inherit the parent's.)
+    """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()

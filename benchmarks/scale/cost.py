@@ -1,11 +1,11 @@
-"""What audits of published datasets would take on GPUs: FLOPs, bytes, hours. Nothing is trained.
+"""Count what audits of published datasets cost on GPUs: FLOPs, bytes, hours. Nothing is trained.
 
     python -m benchmarks.scale.cost [--model DIR] [--json FILE]
 
 FLOPs are those of noisescope's own cost function (`policy.flops` for text) or of the denoiser it
 calls, counted on models without weights (device "meta") in their published shapes. Token counts
 are those of the model's tokenizer (--model) on the transcripts of hh-harmless. Hours follow from
-an assumed rate (RATE) and utilisation (UTILISATION): scale them by what your machine does.
+an assumed rate (RATE) and utilisation (UTILISATION): scale them by the rate of your machine.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ STATISTICS, HALF, SINGLE = 9, 2, 4
 
 
 def text_costs(options: Options) -> list[dict[str, Any]]:
-    """FLOPs and bytes of a feature pass over HH, a row a model."""
+    """Count FLOPs and bytes of a feature pass over HH, a row a model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -106,7 +106,7 @@ def text_costs(options: Options) -> list[dict[str, Any]]:
 
 
 def image_costs() -> list[dict[str, Any]]:
-    """FLOPs and bytes of a feature pass over Pick-a-Pic, a row a model."""
+    """Count FLOPs and bytes of a feature pass over Pick-a-Pic, a row a model."""
     rows = []
     for name, (shape, side, caption) in UNETS.items():
         call, encoding, weights, late = _image_flops(shape, side, caption)
@@ -131,7 +131,7 @@ def image_costs() -> list[dict[str, Any]]:
 def _image_flops(
     shape: dict[str, Any], side: int, caption: tuple[int, int]
 ) -> tuple[float, float, int, int]:
-    """FLOPs of a denoiser call and of encoding an image, weights, channels of late up blocks."""
+    """Count FLOPs of a denoiser call and of encoding an image, weights, channels of late blocks."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
@@ -163,7 +163,7 @@ def _image_flops(
 
 
 def hours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Hours of each row's pass on 1, 8 and 64 GPUs at the assumed rate, and the cache by GPU."""
+    """Return hours of each pass on 1, 8 and 64 GPUs at the assumed rate, and the cache by GPU."""
     found = []
     for row in rows:
         total = row["TFLOP a pair"] * 1e12 * row["pairs"]
@@ -173,7 +173,7 @@ def hours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def run(options: Options) -> Report:
-    """Costs a pair, then hours."""
+    """Tabulate costs a pair, then hours."""
     report = Report("Feature passes over published datasets")
     text, images = text_costs(options), image_costs()
     report.tables["HH-RLHF, a pass over distinct responses"] = text

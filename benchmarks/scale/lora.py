@@ -1,11 +1,11 @@
-"""What LoRA replicas of published datasets would take on GPUs: FLOPs and hours. Nothing is trained.
+"""Count what LoRA replicas of published datasets cost on GPUs: FLOPs and hours. Nothing is trained.
 
     python -m benchmarks.scale.lora [--model DIR] [--json FILE]
 
 Models, token counts and the assumed rate are those of benchmarks.scale.cost. FLOPs follow
 `replicas/cost.py` (text) and `lora_diffusion.diffusion_cost` (images) for M = 8 replicas with the
-defaults of `--kind lora`: each trains on half the pairs, all judge all pairs once. On several GPUs
-the reference pass is shared by all, a replica's training and margins belong to one.
+defaults of `--kind lora`: each trains on half the pairs, all score all pairs once. On several GPUs
+the reference pass is shared by all; a replica's training and margins belong to one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEXT_EPOCHS, IMAGE_EPOCHS = 1.0, 2.0
 
 
 def text_costs(options: Options) -> list[dict[str, Any]]:
-    """TFLOP a pair of each stage over HH, a row a model."""
+    """Count TFLOP a pair of each stage over HH, a row a model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -78,13 +78,13 @@ def text_costs(options: Options) -> list[dict[str, Any]]:
 
 
 def size_of_head(policy: Any) -> tuple[int, int]:
-    """Inputs and outputs of the vocabulary head, which is not adapted."""
+    """Return inputs and outputs of the vocabulary head, which is not adapted."""
     head = policy.model.get_output_embeddings()
     return head.in_features, head.out_features
 
 
 def image_costs() -> list[dict[str, Any]]:
-    """TFLOP a pair of each stage over Pick-a-Pic, a row a model."""
+    """Count TFLOP a pair of each stage over Pick-a-Pic, a row a model."""
     rows = []
     for name, (shape, side, caption) in UNETS.items():
         down, rest = _halves(shape, side, caption)
@@ -94,28 +94,28 @@ def image_costs() -> list[dict[str, Any]]:
             "training": SIDES * REPLICAS * seen * (down + 2 * rest),
             "margins": SIDES * DRAWS * (down + REPLICAS * rest),
         }
-        apart = stages | {"margins": SIDES * DRAWS * REPLICAS * (down + rest)}
-        rows.append(_row(name, PICK_PAIRS, stages, apart))
+        separate = stages | {"margins": SIDES * DRAWS * REPLICAS * (down + rest)}
+        rows.append(_row(name, PICK_PAIRS, stages, separate))
     return rows
 
 
 def _row(
-    name: str, pairs: int, together: dict[str, float], apart: dict[str, float]
+    name: str, pairs: int, together: dict[str, float], separate: dict[str, float]
 ) -> dict[str, Any]:
-    """TFLOP a pair of replicas trained together and apart, and hours on 1, 8 and 64 GPUs."""
+    """Return TFLOP a pair of replicas trained together or not, and hours on 1, 8, 64 GPUs."""
     total = sum(together.values()) / 1e12
     row: dict[str, Any] = {"model": name, "pairs": pairs, "TFLOP a pair": total}
     row |= {f"{stage}, %": 100 * work / 1e12 / total for stage, work in together.items()}
-    row["apart, TFLOP a pair"] = sum(apart.values()) / 1e12
+    row["separately, TFLOP a pair"] = sum(separate.values()) / 1e12
     for gpus in GPUS:
-        stages, most = (together, 1) if gpus == 1 else (apart, min(gpus, REPLICAS))
+        stages, most = (together, 1) if gpus == 1 else (separate, min(gpus, REPLICAS))
         work = stages["reference"] / gpus + (stages["training"] + stages["margins"]) / most
         row[f"{gpus} GPU, h"] = pairs * work / (RATE * UTILISATION) / 3600
     return row
 
 
 def _halves(shape: dict[str, Any], side: int, caption: tuple[int, int]) -> tuple[float, float]:
-    """FLOPs of a denoiser's down blocks and of the rest of it, one image and draw."""
+    """Count FLOPs of a denoiser's down blocks and of the rest of it, one image and draw."""
     import torch
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
@@ -125,20 +125,20 @@ def _halves(shape: dict[str, Any], side: int, caption: tuple[int, int]) -> tuple
     with torch.device("meta"):
         unet = UNet2DConditionModel(**shape).eval()
         added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
-        told = Conditioning(
+        conditioning = Conditioning(
             torch.zeros(1, *caption), added if "addition_embed_type" in shape else {}
         )
         latent, t = torch.zeros(1, 4, side, side), torch.zeros(1)
         with torch.inference_mode():
             with FlopCounterMode(display=False) as below:
-                half = encode(unet, latent, t, told)
+                half = encode(unet, latent, t, conditioning)
             with FlopCounterMode(display=False) as above:
                 decode(unet, half)
     return float(below.get_total_flops()), float(above.get_total_flops())
 
 
 def run(options: Options) -> Report:
-    """Costs a pair, then hours; and what the slice says of counted and spent."""
+    """Tabulate costs a pair, then hours, then the counted and measured cost of a slice."""
     report = Report(f"{REPLICAS} LoRA replicas of published datasets")
     rows = [*text_costs(options), *image_costs()]
     title = f"FLOPs a pair, hours at {UTILISATION:.0%} of {RATE / 1e12:.0f} TFLOP/s (assumed)"

@@ -1,12 +1,12 @@
-"""How time and memory grow with the dataset: 10,000 to 10 million made-up pairs, eight replicas.
+"""Measure how time and memory grow with the dataset: 10,000 to 10 million pairs, eight replicas.
 
     python -m benchmarks.scale [--quick] [--json FILE]
 
-Each step is a process of its own: `flip` of a Parquet file of texts, margins to scores, then
-`query`, `gate`, `report` and `export` over that run, as typed. Ten million pairs are left out with
---quick. Needs about 9 GB of disk under the temporary directory (TMPDIR) at ten million.
-The slope is that of log(seconds) over log(pairs) between 100,000 pairs and the most: 1 is
-proportional. A step's fixed cost (the interpreter, imports) makes it flatter.
+Pairs and margins are synthetic. Each step is its own process: `flip` of a Parquet file of texts,
+margins to scores, then the commands `query`, `gate`, `report` and `export` over that run. --quick
+omits ten million pairs. Needs about 9 GB of disk under the temporary directory (TMPDIR) at ten
+million. The slope is that of log(seconds) over log(pairs) between 100,000 pairs and the most: 1 is
+proportional. The fixed cost of a step (the interpreter, imports) makes it flatter.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MEBIBYTES = 2048.0
 MEASURE = """
 import json, resource, sys, time
 began = time.perf_counter()
-def tell():
+def report():
     peak = next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]
     used = resource.getrusage(resource.RUSAGE_SELF)
     print(json.dumps({"seconds": time.perf_counter() - began, "MiB": int(peak) / 1024,
@@ -55,7 +55,7 @@ try:
     main()
 except SystemExit as end:
     assert not end.code or (end.code == 1 and sys.argv[1] == "gate"), end.code
-tell()
+report()
 """
 #: Verdicts alone, as `noisescope score` makes them of a run's margins; then the manifest.
 VERDICTS = """
@@ -65,7 +65,7 @@ from noisescope.storage.run import Run
 from noisescope.scoring.score import score_run
 run = Run(Path(sys.argv[1]))
 summary = score_run(run.directory)
-tell()
+report()
 facts = {"rows": summary.pairs, "pairs": summary.pairs, "rejected": {}, "annotators": 0}
 run.write_manifest(run.plan() | {
     "summary": summary.to_json(), "facts": facts, "resolved": "made up", "adapter": "columnar",
@@ -74,7 +74,7 @@ run.write_manifest(run.plan() | {
 
 
 def made_run(runs: Path, pairs: int, replicas: int = REPLICAS, seed: int = 0) -> Path:
-    """A run of made-up margins: gaps N(1.5, 1.5^2), a fifth of the labels flipped.
+    """Write a run of synthetic margins: gaps N(1.5, 1.5^2), a fifth of the labels flipped.
 
     Ids are random, as content hashes are; pairs have the texts of `benchmarks.flip`.
     """
@@ -114,7 +114,7 @@ def _write_pairs(path: Path, ids: pa.ChunkedArray, seed: int) -> None:
 
 
 def took(code: str, place: Path, *arguments: object) -> dict[str, Any]:
-    """Seconds, CPU seconds and peak MiB of a step in a process of its own."""
+    """Return seconds, CPU seconds and peak MiB of a step in its own process."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURE + code, *map(str, arguments)],
         cwd=place,
@@ -123,12 +123,12 @@ def took(code: str, place: Path, *arguments: object) -> dict[str, Any]:
     )
     if done.returncode:
         raise RuntimeError(f"{arguments}: {done.stderr[-2000:]}")
-    told = [line for line in done.stderr.splitlines() if line.startswith('{"seconds"')]
-    return dict(json.loads(told[-1]))
+    printed = [line for line in done.stderr.splitlines() if line.startswith('{"seconds"')]
+    return dict(json.loads(printed[-1]))
 
 
 def steps(place: Path, pairs: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each step over `pairs` pairs and what it took, in the order a user takes them."""
+    """Yield each step over `pairs` pairs with its cost, in the order of a user."""
     source = place / "columns.parquet"
     write_parquet(source, pairs, seed)
     yield "flip", took(COMMAND, place, "flip", source, "--out", place / "flipped", "--json")
@@ -148,7 +148,7 @@ def steps(place: Path, pairs: int, seed: int) -> Iterator[tuple[str, dict[str, A
 
 
 def slope(seconds: dict[int, float]) -> float | None:
-    """d log(seconds) / d log(pairs) between SLOPE_FROM and the most pairs."""
+    """Return d log(seconds) / d log(pairs) between SLOPE_FROM and the most pairs."""
     ends = [seconds[size] for size in (SLOPE_FROM, max(seconds)) if size in seconds]
     if len(ends) < 2 or max(seconds) == SLOPE_FROM:
         return None
@@ -156,7 +156,7 @@ def slope(seconds: dict[int, float]) -> float | None:
 
 
 def run(options: Options) -> Report:
-    """Every size, every step."""
+    """Run every step at every size."""
     report = Report("Scale")
     taken: dict[str, dict[int, float]] = {}
     for pairs in QUICK_SIZES if options.quick else SIZES:

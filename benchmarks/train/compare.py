@@ -1,20 +1,19 @@
-"""`noisescope train` against TRL's DPOTrainer (text) and DiffusionDPO's plain step (images).
+"""Compare `noisescope train` with TRL's DPOTrainer (text) and DiffusionDPO's step (images).
 
     python -m benchmarks.train [--quick] [--only text|images] [--device cuda] [--peer-python VENV]
 
 Throughput and peak memory of optimiser steps at equal pairs, tokens, batch and adapters; every loop
-in a process of its own, ours and the peer in turn, medians over the rounds' steps (a round's first
-step is not counted). Text: SmolLM2-135M, LoRA of rank 16 on every linear layer, batch 8, float32
-on a CPU and bfloat16 on a GPU; TRL 1.16 at its fastest setting on a CPU, one pair a forward
-(benchmarks/LOG.md), eight on a GPU. Images: the bundled pipeline, LoRA of rank 8
-on the UNet's attention, batch 16; the plain step decodes, encodes and embeds every batch anew and
-holds its reference as a second UNet.
+in its own process, ours and the peer in turn, medians over the rounds' steps (a round's first step
+is not counted). Text: SmolLM2-135M, LoRA of rank 16 on every linear layer, batch 8, float32 on a
+CPU and bfloat16 on a GPU; TRL 1.16 at its fastest setting on a CPU, one pair a forward
+(benchmarks/LOG.md), eight on a GPU. Images: the bundled pipeline, LoRA of rank 8 on the UNet's
+attention, batch 16; the plain step decodes, encodes and embeds every batch again and has a second
+UNet as its reference.
 
 `one epoch` counts what we compute once (reference log-probabilities; latents and embeddings) over
-the pairs of the run; `steps` leaves it out, as many epochs do. Not counted: starting Python,
-loading models, tokenising, TRL's pass where it computes its references first. Memory is the
-process's peak, all counted.
---quick: ukp-convarg alone, two rounds of two counted steps.
+the pairs of the run; `steps` omits it, as for many epochs. Not counted: starting Python, loading
+models, tokenising, TRL's pass if it computes its references first. Memory is the peak of the whole
+process. --quick: ukp-convarg alone, two rounds of two counted steps.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ TASKS: dict[str, tuple[Callable[[Path, CausalLMPolicy], Task], int]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """Sizes of the comparison."""
 
     tasks: tuple[str, ...]
     rounds: int
@@ -61,7 +60,7 @@ QUICK = Size(("ukp-convarg",), rounds=2, steps=3, extras=False)
 
 
 def own(**given: Any) -> dict[str, Any]:
-    """One of our loops in a process of its own."""
+    """Run one of our loops in its own process."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.train.steps"],
         input=json.dumps(given),
@@ -77,7 +76,7 @@ def own(**given: Any) -> dict[str, Any]:
 
 
 def row(name: str, answers: list[dict[str, Any]], batch: int) -> dict[str, Any]:
-    """One loop over its rounds."""
+    """Return the row of one loop over its rounds."""
     steps = np.concatenate([answer["step_wall"][1:] for answer in answers])
     step = float(np.median(steps))
     once = [answer["before"] for answer in answers if answer["before"] is not None]
@@ -96,7 +95,7 @@ def row(name: str, answers: list[dict[str, Any]], batch: int) -> dict[str, Any]:
 def in_turn(
     loops: dict[str, Callable[[], dict[str, Any]]], rounds: int, batch: int
 ) -> list[dict[str, Any]]:
-    """Every loop once a round."""
+    """Run every loop once a round."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in loops}
     for number in range(rounds):
         for name, loop in loops.items():
@@ -106,7 +105,7 @@ def in_turn(
 
 
 def text(options: Options, device: str, size: Size, report: Report) -> None:
-    """Ours and TRL on the same pairs of each dataset."""
+    """Compare ours and TRL on the same pairs of each dataset."""
     model = options.model or str(smollm2())
     python = peer_python(options, "trl", PACKAGES)
     gpu = device.startswith("cuda")
@@ -166,7 +165,7 @@ def text(options: Options, device: str, size: Size, report: Report) -> None:
 
 
 def images(device: str, size: Size, report: Report) -> None:
-    """Ours and the plain step on the same pairs of the sample."""
+    """Compare ours and the plain step on the same pairs of the sample."""
     given = {
         "steps": size.steps + 2,
         "batch": IMAGES,
@@ -191,7 +190,7 @@ def compare(
     peer: dict[str, Any],
     bounds: tuple[float, float | None],
 ) -> None:
-    """Targets of ours against the peer."""
+    """Record the targets of ours against the peer."""
     for what in ("steps, pairs/s", "one epoch, pairs/s"):
         report.at_least(f"{name}: {what} over the peer's", ours[what] / peer[what], bounds[0])
     if bounds[1] is not None:

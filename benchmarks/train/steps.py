@@ -1,12 +1,12 @@
-"""One process, one training: `noisescope train`'s own loop, or DiffusionDPO's plain step, timed.
+"""Time one training in this process: the loop of `noisescope train`, or DiffusionDPO's plain step.
 
     echo '{"loop": "images", "steps": 3, "batch": 16, "rank": 8}' | python -m benchmarks.train.steps
 
 JSON on stdin, one JSON object as the last line of stdout: seconds of what is computed once before
 the first step (reference log-probabilities, or latents and embeddings), wall and CPU seconds of
-every step and the process's peak MiB (the GPU's, where one is used). Loops: `text` over the rows
-given, `images` and `images plain` over the sample pick-a-pic. A separate process
-from `benchmarks.train`, so that the peak memory of each loop is its own.
+every step and the process's peak MiB (the GPU's, if one is used). Loops: `text` over the rows
+given, `images` and `images plain` over the sample pick-a-pic. A separate process from
+`benchmarks.train`, so that the peak memory of each loop is its own.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 
 def now() -> tuple[float, float]:
-    """Wall and CPU seconds."""
+    """Return wall and CPU seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def peak_mib(device: str) -> float | None:
-    """Highest memory of the device, or of this process."""
+    """Return the highest memory of the device, or of this process."""
     import torch
 
     if device.startswith("cuda"):
@@ -97,7 +97,7 @@ def stepped(policy: Policy, table: pa.Table, settings: TrainSettings) -> dict[st
 
 
 def text(given: dict[str, Any]) -> dict[str, Any]:
-    """LoRA on every linear layer of a causal language model."""
+    """Train LoRA on every linear layer of a causal language model."""
     from noisescope.models.causal_lm import load_causal_lm
 
     policy = load_causal_lm(
@@ -118,7 +118,7 @@ def text(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def images(given: dict[str, Any]) -> dict[str, Any]:
-    """LoRA on the attention layers of the sample's UNet."""
+    """Train LoRA on the attention layers of the sample's UNet."""
     dataset = load(SAMPLE)
     assert dataset.images is not None
     policy = DiffusionPolicy.load(
@@ -137,7 +137,7 @@ def images(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def images_plain(given: dict[str, Any]) -> dict[str, Any]:
-    """The same pairs and adapters in DiffusionDPO's plain step."""
+    """Train the same pairs and adapters with DiffusionDPO's plain step."""
     dataset = load(SAMPLE)
     assert dataset.images is not None
     policy = DiffusionPolicy.load(
@@ -161,7 +161,7 @@ LOOPS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Run the loop asked for."""
+    """Run the loop named on stdin."""
     given = json.loads(sys.stdin.read())
     print(json.dumps(LOOPS[given["loop"]](given)))
 

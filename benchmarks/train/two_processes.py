@@ -1,11 +1,11 @@
-"""Two processes (gloo) train as one does: the same loss curve at the same global batch.
+"""Check that two processes (gloo) train as one does: the same losses at the same global batch.
 
     python -m benchmarks.train.two_processes
 
 Trains the sample tiny-lm on 200 sample pairs for 8 steps, alone, under torchrun with two processes,
 and under accelerate's launcher with two processes that share their weights (FSDP 2), with LoRA
-and with `--full`; prints the largest difference between loss curves, and between what was saved.
-Exits 1 where a curve is more than 1e-4 off.
+and with `--full`; prints the largest difference between loss curves, and between saved weights.
+Exits 1 if a curve differs by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS = {"LoRA": ["--lr", "0.002"], "--full": ["--full", "--lr", "0.0002"]}
 
 
 def train(output: Path, launcher: list[str], flags: list[str]) -> list[float]:
-    """The loss of every step of one training."""
+    """Return the loss of every step of one training."""
     line = [*launcher, "-m", "noisescope", "train", str(SAMPLE / "hh-rlhf"), "--objective", "dpo"]
     line += ["--model", str(SAMPLE / "models" / "tiny-lm"), "--output", str(output)]
     line += ["--limit", "200", "--steps", "8", "--batch", "16", *flags]
@@ -45,8 +45,8 @@ def train(output: Path, launcher: list[str], flags: list[str]) -> list[float]:
     return [json.loads(line)["loss"] for line in text.splitlines()]
 
 
-def apart(one: Path, other: Path) -> float:
-    """Largest difference between two saved sets of weights; both hold the same files."""
+def difference(one: Path, other: Path) -> float:
+    """Return the largest difference between two saved sets of weights with the same files."""
     from safetensors.torch import load_file
 
     names = [sorted(path.name for path in place.iterdir()) for place in (one, other)]
@@ -74,7 +74,7 @@ def main() -> None:
                 print(f"  {label}: largest difference {gap:.1e} (at most {LIMIT:g})")
                 worst = max(worst, gap)
             saved = [Path(place) / f"{name}{kind}" for name in ("two", "FSDP")]
-            print(f"  what two processes saved, with FSDP and without: {apart(*saved):.1e} apart")
+            print(f"  weights saved with and without FSDP differ by {difference(*saved):.1e}")
     sys.exit(worst > LIMIT)
 
 

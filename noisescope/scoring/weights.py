@@ -25,11 +25,11 @@ Float = NDArray[np.float64]
 class WeightConfig:
     """k1, k2, c2 of Eq. 14-15.
 
-    k1 = 10 is the paper's (4, 10 and 12 are ablated there). It states neither k2 nor c2. The
-    released code has k2 = -1 / beta and c2 = the batch's mean l, both about 0 at its beta = 1000
-    but not at text's beta = 0.1, where they would push every pair's margin by its mean l. Here
-    k2 = -1 and c2 = 0: a trusted pair (u = 0) is plain DPO, and one with u = 1 (W = 1/11) is
-    shifted by one margin unit.
+    k1 = 10 is the paper's for SD1.5 (4, 10 and 12 tried in its Table 5); none is stated for text.
+    k2 < 0 is stated, but no value of k2 and c2. The released code has k2 = -1 / beta and c2 = the
+    batch's mean l, both about 0 at its beta = 1000 but not at text's beta = 0.1, where they would
+    push every pair's margin by its mean l. Here k2 = -1 and c2 = 0: a trusted pair (u = 0) is plain
+    DPO, and one with u = 1 (W = 1/11) is shifted by one margin unit.
     """
 
     k1: float = 10.0

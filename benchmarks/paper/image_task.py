@@ -1,12 +1,11 @@
-"""Real fine-tuning of the embedded diffusion model on labels whose truth is known.
+"""Fine-tune the embedded diffusion model on labels whose truth is known.
 
-    room = image_room(seed, steps=20)
-    flipped = room.plant(0.2)
-    right = room.teach(flipped, Lesson("dpo"))   # 0 or 1 a clean pair of a prompt never trained on
+    task = image_task(seed, steps=20)
+    wrong = task.plant(0.2)
+    right = task.train(wrong, Training("dpo"))   # 0, 1/2 or 1 for each test pair, [n]
 
-The loop is `training.loop`, the adapters and losses are those of `noisescope train`; only
-the model and its cached latents are shared by all cells. (Text through the same loop:
-`benchmarks.downstream.lora`.)
+Loop, adapters and losses are those of `noisescope train`. All cells share the model and its cached
+latents. (Text through the same loop: `benchmarks.downstream.lora`.)
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 SAMPLES = ROOT / "sample_data"
-#: Share of the prompts that only the exam asks.
-EXAM = 0.2
-#: Salt of the hash that deals prompts to training or exam.
-DEAL = 31
-#: Draws of noise an exam averages over.
-EXAM_DRAWS = 2
+#: Share of the prompts that are only tested on.
+TEST = 0.2
+#: Salt of the hash that assigns prompts to training or test.
+SPLIT = 31
+#: Noise draws that a test averages over.
+TEST_DRAWS = 2
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a cell of a table trains with: an objective, and who weighs the pairs.
+class Training:
+    """What a cell of a table trains with: an objective, and the source of its weights.
 
-    `weight`, `gamma` [N] are an audit's; `online` makes them while training. `corrected` turns
-    every label right: the best there is to win.
+    `weight`, `gamma` [N] come from an audit; `online` computes them while training. `corrected`
+    trains on right labels instead: the best possible outcome.
     """
 
     objective: str = "dpo"
@@ -62,75 +61,72 @@ class Lesson:
 
 
 @dataclass
-class Room:
-    """N pairs with right labels, the prompts of `exam` kept out of training, and a model."""
+class ImageTask:
+    """N pairs with right labels, a model, and prompts that are never trained on (`test`)."""
 
     dataset: PreferenceDataset
     data: PairData
     policy: Any
-    exam: Int
-    train: Int
+    test: Int
+    train_pairs: Int
     settings: TrainSettings
     seed: int
     space: Any
-    wrong: Bool  # labels that were wrong as collected
+    collected: Bool  # [N] labels that were wrong as collected
 
     @property
     def group(self) -> Int:
-        """Prompt of each exam pair, as a number."""
+        """Return the prompt of each test pair as a number, [n]."""
         prompts = self.dataset.table.column("prompt").to_pylist()
-        return np.unique([prompts[i] for i in self.exam], return_inverse=True)[1]
-
-    @property
-    def natural(self) -> Bool:
-        """The wrong labels as collected, [N], none in the exam."""
-        found = self.wrong.copy()
-        found[self.exam] = False
-        return found
+        return np.unique([prompts[i] for i in self.test], return_inverse=True)[1]
 
     def plant(self, rate: float) -> Bool:
-        """Training labels turned round, [N]: a function of (seed, pair_id)."""
-        flipped = coins(self.data.pair_ids, self.seed) < rate
-        flipped[self.exam] = False
-        return flipped
+        """Flip a share of the labels as collected; return which are wrong then, [N].
 
-    def labelled(self, flipped: Bool) -> PairData:
-        """The pairs under those labels."""
+        Flips are a function of (seed, pair_id). Test pairs keep their right labels.
+        """
+        wrong = self.collected ^ (coins(self.data.pair_ids, self.seed) < rate)
+        wrong[self.test] = False
+        return wrong
+
+    def labelled(self, wrong: Bool) -> PairData:
+        """Return the pairs with the sides of wrong labels swapped."""
         one, other = self.data.chosen, self.data.rejected
         return replace(
             self.data,
-            chosen=np.where(flipped, other, one),
-            rejected=np.where(flipped, one, other),
+            chosen=np.where(wrong, other, one),
+            rejected=np.where(wrong, one, other),
         )
 
-    def teach(self, flipped: Bool, lesson: Lesson) -> Float:
-        """Train on flipped labels; right answers on the exam's clean pairs, [n], ties a half."""
+    def train(self, wrong: Bool, training: Training) -> Float:
+        """Train on noisy labels; return right answers on the test pairs, [n], ties 1/2."""
         settings = replace(
             self.settings,
-            objective=lesson.objective,
-            parameters=tuple(sorted(lesson.parameters.items())),
+            objective=training.objective,
+            parameters=tuple(sorted(training.parameters.items())),
         )
         objective = settings.make_objective()
-        data = self.data if lesson.corrected else self.labelled(flipped)
-        trainee = self._trainee(data, settings, lesson.online)
-        online = None if lesson.online is None else Online(lesson.online)
-        stream = Stream(self.train, data.chosen, data.rejected, seed=(self.seed, 0), cluster=1)
+        data = self.data if training.corrected else self.labelled(wrong)
+        trainee = self._trainee(data, settings, training.online)
+        online = None if training.online is None else Online(training.online)
+        pairs = self.train_pairs
+        stream = Stream(pairs, data.chosen, data.rejected, seed=(self.seed, 0), cluster=1)
         learner = PreferenceLearner(
             trainee,
             stream,
             objective,
             batch=settings.batch,
-            weight=lesson.weight,
-            gamma=lesson.gamma,
+            weight=training.weight,
+            gamma=training.gamma,
             online=online,
         )
-        steps = settings.total_steps(len(self.train))
+        steps = settings.total_steps(len(pairs))
         config = TrainConfig(
             steps=steps,
             learning_rate=settings.learning_rate,
             schedule=settings.schedule,
             warmup=settings.warmup_share(steps),
-            ema=EMA_DECAYS if lesson.online and lesson.online.mode == "ema" else (),
+            ema=EMA_DECAYS if training.online and training.online.mode == "ema" else (),
         )
 
         def after_step(progress: Any) -> bool:
@@ -139,24 +135,24 @@ class Room:
 
         try:
             train(learner, objective, config, after_step=after_step)
-            return self._examine(learner)
+            return self._tested(learner)
         finally:
             trainee.detach()
 
-    def _examine(self, learner: PreferenceLearner) -> Float:
-        """1 where the policy's implicit reward prefers the right side, [n]."""
-        work = learner.trainee.work[self.exam]
+    def _tested(self, learner: PreferenceLearner) -> Float:
+        """Return 1 where the policy's implicit reward prefers the right side, [n]."""
+        work = learner.trainee.work[self.test]
         size = max(1, learner.trainee.budget // int(work.max()))
         parts = [
-            learner.judge(self.exam[start : start + size], EXAM_DRAWS).logratio.cpu().numpy()
-            for start in range(0, len(self.exam), size)
+            learner.judge(self.test[start : start + size], TEST_DRAWS).logratio.cpu().numpy()
+            for start in range(0, len(self.test), size)
         ]
         return np.asarray((np.sign(np.concatenate(parts)) + 1) / 2, np.float64)
 
     def _trainee(
         self, data: PairData, settings: TrainSettings, online: OnlineConfig | None
     ) -> Trainee:
-        """Fresh adapters on the shared model."""
+        """Attach new adapters to the shared model."""
         from noisescope.training.policy.images import image_adapters
 
         adapters = 1 if online is None else online.adapters
@@ -174,36 +170,36 @@ class Room:
 
 
 def right_labels(name: str, limit: int | None = None) -> tuple[PreferenceDataset, Bool]:
-    """A sample dataset with every label as its truth says, and which of them were wrong, [N]."""
+    """Load a sample dataset with right labels, and which were wrong as collected, [N]."""
     path = SAMPLES / name
     dataset = load(path, limit=limit)
     wrong = truth(dataset, path / "truth.parquet")
     return with_sides_swapped(dataset, wrong), wrong
 
 
-def deal(dataset: PreferenceDataset, seed: int) -> tuple[Int, Int]:
-    """(training pairs, exam pairs): whole prompts, a function of (seed, prompt)."""
+def split(dataset: PreferenceDataset, seed: int) -> tuple[Int, Int]:
+    """Return (training pairs, test pairs): whole prompts, a function of (seed, prompt)."""
     prompts = np.array(dataset.table.column("prompt").to_pylist())
     names = np.unique(prompts)
-    order = np.argsort(coins(names.tolist(), seed, DEAL), kind="stable")
-    kept = np.isin(prompts, names[order[: max(1, round(EXAM * len(names)))]])
+    order = np.argsort(coins(names.tolist(), seed, SPLIT), kind="stable")
+    kept = np.isin(prompts, names[order[: max(1, round(TEST * len(names)))]])
     return np.flatnonzero(~kept), np.flatnonzero(kept)
 
 
-def image_room(seed: int, *, limit: int | None = None, **settings: Any) -> Room:
-    """The sample pick-a-pic and its tiny diffusion pipeline, prompts dealt by `seed`."""
+def image_task(seed: int, *, limit: int | None = None, **settings: Any) -> ImageTask:
+    """Load the sample pick-a-pic and its tiny diffusion pipeline, prompts split by `seed`."""
     from noisescope.training.policy.images import ImageSpace
 
     dataset, wrong, policy, data = _opened(limit)
-    train_pairs, exam = deal(dataset, seed)
+    train_pairs, test = split(dataset, seed)
     chosen = settled("image", seed=seed, **settings)
     space = ImageSpace(policy, data, seed)
-    return Room(dataset, data, policy, exam, train_pairs, chosen, seed, space, wrong)
+    return ImageTask(dataset, data, policy, test, train_pairs, chosen, seed, space, wrong)
 
 
 @remembered
 def _opened(limit: int | None) -> tuple[PreferenceDataset, Bool, Any, PairData]:
-    """Dataset, wrong labels, pipeline and pairs: the same for every seed, latents cached."""
+    """Load dataset, wrong labels, pipeline and pairs once for every seed, latents cached."""
     from noisescope.models.diffusion import DiffusionPolicy
 
     dataset, wrong = right_labels("pick-a-pic", limit)

@@ -1,13 +1,13 @@
-"""Log-linear policies on labels of known truth: what the tables about text train in seconds.
+"""Train log-linear policies on text whose truth is known, in seconds.
 
-    lecture = course(small, seed)
-    flipped = lecture.plant(0.2)
-    margins = lecture.audit(flipped)                      # [M, n], held out, of the training pairs
-    lecture.learn(flipped, Lesson(DPO(BETA)))             # right answers under each regime
+    task = text_task(small, seed)
+    wrong = task.plant(0.2)
+    margins = task.audit(wrong)                      # [M, n], held out, of the training pairs
+    task.train(wrong, Lesson(DPO(BETA)))             # right answers by regime
 
 Policies, objectives and their optimiser are those of `benchmarks.downstream`: pi(y|c) ~
-exp(theta . phi(c, y)), phi frozen features. Prompts (ukp: whole topics) of the exam are never
-trained on; its labels are right, those of training and validation are flipped.
+exp(theta . phi(c, y)) with frozen features phi. Test prompts (ukp: whole topics) are never trained
+on and have right labels; training and validation labels are the noisy ones.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from benchmarks.data import truth, with_sides_swapped
 from benchmarks.detect import BETA, Bool, Float, Material
 from benchmarks.downstream.topics import Lesson, Noisy, Split, learn
 from benchmarks.models import cache, smollm2
-from benchmarks.paper.classroom import SAMPLES
-from benchmarks.paper.kept import kept
+from benchmarks.paper.cache import cached
+from benchmarks.paper.image_task import SAMPLES
 from benchmarks.paper.script import Small
 from noisescope.datasets import load
 from noisescope.datasets.flip.plan import coins
@@ -45,22 +45,22 @@ from noisescope.training.objectives import DPO, AdaptiveDPO, AdaptiveIPO
 
 Int = NDArray[np.int64]
 REPLICAS = 4
-#: Shares of the prompts (topics) for the exam and for choosing the penalty.
-EXAM, VALIDATION = 0.25, 0.15
-#: Salts of the hashes that choose pairs.
+#: Shares of the prompts (topics) for the test and for choosing the penalty.
+TEST, VALIDATION = 0.25, 0.15
+#: Salt of the hash that chooses pairs.
 CHOSEN = 37
 #: "tuned": the L2 penalty that does best on the noisy validation labels; "memorising": none.
 REGIMES = ("tuned", "memorising")
 
 
 @dataclass
-class Course:
-    """N pairs with right labels, `natural` [N] says which were wrong as collected."""
+class TextTask:
+    """N pairs with right labels; `collected` [N] marks those that were wrong as collected."""
 
     material: Material
     split: Split
-    natural: Bool
-    group: Int  # prompt or topic of each exam pair
+    collected: Bool
+    group: Int  # prompt or topic of each test pair
     seed: int
     name: str  # task and seed
     audits: dict[str, Float] = field(default_factory=dict)
@@ -71,47 +71,50 @@ class Course:
         return names
 
     def plant(self, rate: float) -> Bool:
-        """Labels turned round, [N]: a function of (seed, pair_id)."""
-        return np.asarray(coins(self.ids, self.seed) < rate)
+        """Flip a share of the labels as collected; return which are wrong then, [N].
 
-    def audit(self, flipped: Bool) -> Float:
-        """Held-out margins of heads fitted on the training pairs alone, [M, n]; kept."""
-        key = np.packbits(flipped).tobytes().hex()
+        Flips are a function of (seed, pair_id).
+        """
+        return np.asarray(self.collected ^ (coins(self.ids, self.seed) < rate))
+
+    def audit(self, wrong: Bool) -> Float:
+        """Return held-out margins of heads fitted on the training pairs alone, [M, n]; cached."""
+        key = np.packbits(wrong).tobytes().hex()
         if key not in self.audits:
-            found = kept(
-                lambda: {"margins": self._fit(flipped).ravel()},
+            found = cached(
+                lambda: {"margins": self._fit(wrong).ravel()},
                 *("audit", self.name, digest(key, *self.ids)),
             )
-            self.audits[key] = found.rights["margins"].reshape(REPLICAS, -1)
+            self.audits[key] = found.arrays["margins"].reshape(REPLICAS, -1)
         return self.audits[key]
 
-    def _fit(self, flipped: Bool) -> Float:
-        """Heads of the training pairs under these labels."""
-        noisy, part = self.material.flipped(flipped), self.split.train
+    def _fit(self, wrong: Bool) -> Float:
+        """Fit heads on the training pairs with these labels."""
+        noisy, part = self.material.flipped(wrong), self.split.train
         keys = fold_keys(noisy.dataset.table)[part]
         config = HeadConfig(replicas=REPLICAS)
         fit = fit_heads(noisy.features, noisy.chosen[part], noisy.rejected[part], keys, config)
         return fit.margins.astype(np.float64)
 
     def weights(
-        self, flipped: Bool, config: WeightConfig | None = None, rho: float = 1.0
+        self, wrong: Bool, config: WeightConfig | None = None, rho: float = 1.0
     ) -> dict[str, Float]:
-        """W and Gamma of Eq. 14-15 from the audit's margins, for a `Lesson`."""
-        found = u(self.audit(flipped) / BETA, rho)
+        """Return W and Gamma of Eq. 14-15 from the audit's margins, for a `Lesson`."""
+        found = u(self.audit(wrong) / BETA, rho)
         weight, gamma = adaptive_weights(found, config or WeightConfig())
         return {"weight": weight, "gamma": gamma}
 
-    def p_flip(self, flipped: Bool) -> Float:
-        """Calibrated probability that each training label is wrong, [n]."""
-        mean = self.audit(flipped).mean(axis=0)
+    def p_flip(self, wrong: Bool) -> Float:
+        """Return the calibrated probability that each training label is wrong, [n]."""
+        mean = self.audit(wrong).mean(axis=0)
         return np.asarray(fit_flip_rate(mean).p_flip(mean))
 
-    def learn(self, flipped: Bool, lesson: Lesson) -> dict[str, Float]:
-        """Right answers on the exam, [n], by regime."""
+    def train(self, wrong: Bool, lesson: Lesson) -> dict[str, Float]:
+        """Train on noisy labels; return right answers on the test pairs, [n], by regime."""
         size = len(self.split.train)
         nothing = np.zeros(size)
-        noise = Noisy(  # lessons bring what an audit says with them
-            flipped=flipped,
+        noise = Noisy(  # a lesson already contains its weights
+            flipped=wrong,
             rate=0.0,
             p_flip=nothing,
             weight=nothing,
@@ -123,61 +126,61 @@ class Course:
         right, best = learn(self.material, self.split, noise, lesson)
         return {"tuned": right[:, best], "memorising": right[:, 0]}
 
-    def adaptive(self, flipped: Bool, config: WeightConfig | None = None) -> Lesson:
-        """Adaptive-DPO as published, weighted by the audit."""
-        return Lesson(AdaptiveDPO(BETA), **self.weights(flipped, config))
+    def adaptive(self, wrong: Bool, config: WeightConfig | None = None, rho: float = 1.0) -> Lesson:
+        """Return Adaptive-DPO as published, weighted by the audit."""
+        return Lesson(AdaptiveDPO(BETA), **self.weights(wrong, config, rho))
 
-    def shuffled(self, flipped: Bool) -> Lesson:
-        """The same W and Gamma dealt out at random: what weighting unlike pairs does by itself."""
+    def shuffled(self, wrong: Bool) -> Lesson:
+        """Return Adaptive-DPO with the weights shuffled over the pairs: a control."""
         order = np.random.default_rng(self.seed).permutation(len(self.split.train))
-        found = {name: values[order] for name, values in self.weights(flipped).items()}
+        found = {name: values[order] for name, values in self.weights(wrong).items()}
         return Lesson(AdaptiveDPO(BETA), **found)
 
-    def adaptive_ipo(self, flipped: Bool) -> Lesson:
-        """Adaptive-IPO, weighted by the audit."""
-        return Lesson(AdaptiveIPO(BETA), **self.weights(flipped))
+    def adaptive_ipo(self, wrong: Bool) -> Lesson:
+        """Return Adaptive-IPO, weighted by the audit."""
+        return Lesson(AdaptiveIPO(BETA), **self.weights(wrong))
 
-    def clean(self, flipped: Bool) -> Lesson:
-        """DPO on the pairs whose label is right: an oracle."""
-        return Lesson(DPO(BETA), keep=~flipped[self.split.train])
+    def clean(self, wrong: Bool) -> Lesson:
+        """Return DPO on the pairs whose label is right: an oracle."""
+        return Lesson(DPO(BETA), keep=~wrong[self.split.train])
 
-    def trusted(self, flipped: Bool) -> Lesson:
-        """DPO weighted by max(0, 1 - 2 p_flip): noisescope's own."""
-        return Lesson(DPO(BETA), weight=np.maximum(0.0, 1 - 2 * self.p_flip(flipped)))
+    def trusted(self, wrong: Bool) -> Lesson:
+        """Return DPO weighted by max(0, 1 - 2 p_flip), noisescope's own."""
+        return Lesson(DPO(BETA), weight=np.maximum(0.0, 1 - 2 * self.p_flip(wrong)))
 
 
-def course(small: Small, seed: int) -> Course:
-    """The task's pairs, dealt by `seed`."""
+def text_task(small: Small, seed: int) -> TextTask:
+    """Load the pairs of a task, prompts split by `seed`."""
     torch.set_num_threads(1)
-    material, natural = _material(small.task, small.pairs, small.data)
+    material, collected = _material(small.task, small.pairs, small.data)
     prompts = material.dataset.table.column("prompt").to_pylist()
     names = [prompt.partition(" Argue:")[0] for prompt in prompts]  # ukp: its topic
     codes = np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
     order = np.random.default_rng(seed).permutation(int(codes.max()) + 1)
     place = np.argsort(order)[codes] / len(order)
-    exam = np.flatnonzero(place < EXAM)
-    validation = np.flatnonzero((place >= EXAM) & (place < EXAM + VALIDATION))
-    train = np.flatnonzero(place >= EXAM + VALIDATION)
+    test = np.flatnonzero(place < TEST)
+    validation = np.flatnonzero((place >= TEST) & (place < TEST + VALIDATION))
+    train = np.flatnonzero(place >= TEST + VALIDATION)
     rows = _rotated(material.features, material.chosen[train], material.rejected[train])
-    split = Split(rows, train, validation, exam)
-    return Course(material, split, natural, codes[exam], seed, f"{small.task} {seed}")
+    split = Split(rows, train, validation, test)
+    return TextTask(material, split, collected, codes[test], seed, f"{small.task} {seed}")
 
 
 def _rotated(
     features: Mapping[str, NDArray[np.float32]], chosen: Int, rejected: Int
 ) -> torch.Tensor:
-    """Features scaled by the training pairs and turned to their axes, [R, K]."""
+    """Scale features by the training pairs and rotate them to their principal axes, [R, K]."""
     scaled = [x * unit_scale(x, chosen, rejected) for x in features.values()]
     whole = np.concatenate(scaled, axis=1).astype(np.float64)
     whole -= whole[np.unique(np.concatenate([chosen, rejected]))].mean(axis=0)
     values, axes = np.linalg.eigh(whole.T @ whole)
-    kept = values > values[-1] * 1e-6
-    return torch.tensor(whole @ axes[:, kept], dtype=torch.float32)
+    used = values > values[-1] * 1e-6
+    return torch.tensor(whole @ axes[:, used], dtype=torch.float32)
 
 
 @remembered
 def _material(task: str, pairs: int, data: Path) -> tuple[Material, Bool]:
-    """Some pairs of a task with right labels and features, and which labels were wrong."""
+    """Load some pairs of a task with right labels and features, and which were wrong, [N]."""
     path = SAMPLES / "hh-rlhf" if task == "sample" else data / "ukp-convarg"
     model = SAMPLES / "models" / "tiny-lm" if task == "sample" else smollm2()
     whole = load(path if task == "sample" else path / "natural.parquet")
@@ -192,6 +195,6 @@ def _material(task: str, pairs: int, data: Path) -> tuple[Material, Bool]:
     features = compute_features(
         policy, items, cache().parent / "features", lambda done, total, note: None
     )
-    said = f"features of {len(items):,} responses: {time.perf_counter() - began:.0f} s"
-    print(said, file=sys.stderr)
+    seconds = time.perf_counter() - began
+    print(f"features of {len(items):,} responses: {seconds:.0f} s", file=sys.stderr)
     return Material(dataset, features, chosen, rejected), wrong
