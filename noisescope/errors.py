@@ -58,3 +58,8 @@ def first_five(items: Sequence[str]) -> str:
     """Join the first five of `items`, saying how many more there are."""
     more = len(items) - 5
     return "; ".join(items[:5]) + (f"; and {more:,} more" if more > 0 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

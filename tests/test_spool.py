@@ -13,7 +13,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from noisescope.errors import RunError, UsageError
 from noisescope.pairs import pairs_schema
-from noisescope.scoring.margin_blocks import spool
 from noisescope.scoring.margins import BLOCK, read_margins, write_margins
 from noisescope.scoring.score import ScoreConfig, judge, read_averages, score_run
 from noisescope.scoring.scores import COLUMNS, in_blocks
@@ -75,7 +74,8 @@ def assert_as_in_memory(directory: Path, config: ScoreConfig) -> None:
     columns, _ = judge(found, beta=BETA, rho=1.0, config=config, averages=averages)
     order = np.argsort(columns["margin"], kind="stable")
     table = pq.read_table(directory / "scores.parquet")
-    assert table.column("pair_id").equals(found.pair_ids.take(pa.array(order)))
+    ids = pq.read_table(directory / "pairs.parquet", columns=["pair_id"]).column(0)
+    assert table.column("pair_id").equals(ids.take(pa.array(order)))
     assert_array_equal(table.column("rank").to_numpy(), np.arange(1, len(order) + 1))
     for name in COLUMNS:
         got = table.column(name).to_numpy()
@@ -118,7 +118,7 @@ def test_margins_of_no_replica_held_out_all_count(tmp_path: Path) -> None:
     margins, held = simulated(100)
     run = made_run(tmp_path / "run", margins, np.zeros_like(held))
     with Spill().folder(tmp_path) as folder:
-        found = spool(run, "margins", folder, Spill())
+        found = read_margins(run, scratch=folder)
         ((pairs, values, counted),) = found.blocks()
     assert found.in_sample
     assert pairs == slice(0, 100)
@@ -143,7 +143,7 @@ def test_what_a_killed_process_spilled_is_removed(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", margins, held)
     left = run / ".partial-spill-abc"
     left.mkdir()
-    (left / "margins.blocks").write_bytes(b"half")
+    (left / "margins.values").write_bytes(b"half")
     score_run(run)
     assert not list(run.glob(".partial-*"))
 

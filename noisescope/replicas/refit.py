@@ -73,7 +73,6 @@ def refitter(run: Run, table: pa.Table) -> Refit:
         one, other = np.where(flipped, rejected, chosen), np.where(flipped, chosen, rejected)
         fit = fit_heads(features, one, other, keys, config, start=start)
         margins = RunMargins(
-            table.column("pair_id"),
             list(range(len(fit.margins))),
             [1],
             fit.margins[:, None, :].astype(np.float32),

@@ -1,12 +1,16 @@
-"""Read a run's margins back from Parquet as arrays: the only door of the verdict half.
+"""Write and read margins, the Parquet files between training replicas and scoring pairs.
 
-DuckDB matches margins to pairs and streams rows; arrays are float32 [M, T, N] in the pairs' own
-order, so memory is 4 M T N bytes and a bounded buffer. Usage: `read_margins(directory)`.
+    write_margins(run.margins_directory / "part-0.parquet", ids, margins, steps=[1], held_out=held)
+    found = read_margins(run.directory)      # float32 [M, T, N], in the order of pairs.parquet
+
+A margin is beta * l for the labelled direction: positive agrees with the label. DuckDB matches
+rows to pairs and streams them, so reading needs 5 bytes a margin and a bounded buffer.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -16,15 +20,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.errors import RunError, first_five
+from noisescope.errors import RunError, first_five, first_line
 from noisescope.storage.files import write_atomic
 from noisescope.storage.remote import Place, place_of
-from noisescope.storage.sql import fresh
+from noisescope.storage.sql import Spill, fresh, spill_failed
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
-    from numpy.typing import NDArray
 
 
 def schema() -> pa.Schema:
@@ -53,8 +56,8 @@ def write_margins(
 ) -> None:
     """Write margins [M, T, N] of replicas `first_replica`.. to one part, one row group a replica.
 
-    `steps` [T] are optimiser steps; `held_out` [M, N] says whether a replica never trained on
-    the pair. Rows with a NaN margin (a pair the replica could not judge) are left out.
+    `steps` [T] are optimiser steps; `held_out` [M, N] is True if a replica did not train on the
+    pair. Rows with a NaN margin (a pair the replica could not judge) are omitted.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -80,92 +83,113 @@ def write_margins(
 
 #: A directory or file here, or on object storage.
 Where = TypeVar("Where", Path, Place)
-#: DuckDB's own working memory; it spills to disk beyond it.
-MEMORY_LIMIT = "1GB"
+#: Rows that DuckDB hands over at once.
 ROWS = 1 << 20
-#: Pairs judged at once: bounds the float64 temporaries.
+#: Pairs scored at once: bounds the float64 temporaries.
 BLOCK = 1 << 18
+#: Sorted by nothing: each row says where in the arrays it belongs.
+_ROWS = """
+SELECT coalesce(p.file_row_number, -1) AS row, replica, step, margin, held_out
+FROM read_parquet($parts) AS m
+LEFT JOIN (SELECT pair_id, file_row_number
+           FROM read_parquet($pairs, file_row_number = true)) AS p USING (pair_id)
+"""
+_LAST_STEPS = "WHERE list_contains($last, replica::BIGINT * 4294967296 + step)"
 
 
 @final
 @dataclass(frozen=True)
 class RunMargins:
-    """A run's evidence: `pair_ids` [N] in the order of pairs.parquet, `steps` [T] ascending.
+    """A run's margins in the order of pairs.parquet; `steps` [T] ascending.
 
     `margins` [M, T, N] float32 (NaN where a replica has none), `held_out` [M, N] at each
-    replica's last step. With `last` only, T = 1 and each replica stands at its own last step.
+    replica's last step. Read with `last`, T = 1: each replica's own last step.
     """
 
-    pair_ids: pa.ChunkedArray
     replicas: list[int]
     steps: list[int]
     margins: NDArray[np.float32]
     held_out: NDArray[np.bool_]
 
     def __len__(self) -> int:
-        return len(self.pair_ids)
+        return int(self.held_out.shape[1])
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float64], NDArray[np.bool_]]]:
         """(pairs, last margins [M, n], which of them count [M, n]) of each block of pairs."""
+        in_sample = self.in_sample
         for start in range(0, len(self), BLOCK):
-            block = slice(start, start + BLOCK)
-            yield block, self.margins[:, -1, block].astype(np.float64), self.counted[:, block]
+            block = slice(start, min(start + BLOCK, len(self)))
+            values = self.margins[:, -1, block]
+            counted = np.isfinite(values) if in_sample else self.held_out[:, block]
+            yield block, values.astype(np.float64), counted
 
     @property
     def in_sample(self) -> bool:
-        """Whether no margin at all is held out: adapters from elsewhere that may have trained."""
+        """Whether no margin is held out: external adapters that may have trained on the pairs."""
         return not self.held_out.any()
 
     @property
     def counted(self) -> NDArray[np.bool_]:
-        """The margins [M, N] verdicts rest on: held-out ones, or all where there is none."""
+        """The margins [M, N] that scores use: the held-out ones, or all if there are none."""
         return np.isfinite(self.margins[:, -1]) if self.in_sample else self.held_out
 
 
 def read_margins(
-    directory: Path | str, *, last: bool = True, folder: str = "margins"
+    directory: Path | str,
+    *,
+    last: bool = True,
+    folder: str = "margins",
+    spill: Spill | None = None,
+    scratch: Path | None = None,
 ) -> RunMargins:
-    """Margins of the run in `directory`, at each replica's last step or (`last=False`) at all.
+    """Read the margins of the run in `directory`: each replica's last step, or every step.
 
-    A URL such as s3://bucket/runs/hh-rlhf-1a2b3c4d is read through fsspec, part by part, without
-    a look at checksums. `folder` "averages" holds those of averaged copies. Raises RunError where
-    files are missing, margins name unknown pairs or come twice, or some pair has no margin (count
-    and first five).
+    A URL such as s3://bucket/runs/hh-rlhf-1a2b3c4d is read through fsspec, without checking
+    checksums. `folder` "averages" holds the margins of averaged copies. With a directory `scratch`
+    the arrays are memory-mapped files in it, so a run may be larger than memory. Raises RunError if
+    files are missing or damaged, margins belong to unknown pairs or occur twice, some pair has no
+    margin (with the count and the first five), or the disk of `scratch` is full.
     """
     if isinstance(directory, str):
-        return _read(place_of(directory), last, folder)
-    return _read(directory, last, folder)
+        return _read(place_of(directory), last, folder, spill or Spill(), scratch)
+    return _read(directory, last, folder, spill or Spill(), scratch)
 
 
-def _read(place: Where, last: bool, folder: str) -> RunMargins:
-    """`read_margins` here, or from object storage."""
+def _read(place: Where, last: bool, folder: str, spill: Spill, scratch: Path | None) -> RunMargins:
+    """`read_margins` of a local run or one on object storage."""
     import duckdb
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     parts: list[Where]
     pairs: Where
-    parts, pairs = required_parts(place, folder)
+    parts, pairs = _required_parts(place, folder)
+    paths: list[Where] = [pairs]
+    paths += parts
     try:
         source = pairs if isinstance(pairs, Path) else io.BytesIO(pairs.read())
-        ids = pq.read_table(source, columns=["pair_id"]).column(0)
-        with connect() as connection:
+        count = pq.read_metadata(source).num_rows
+        with connect(spill.memory, scratch) as connection:
             if isinstance(place, Place):
                 connection.register_filesystem(place.system)
-            last_steps, steps, _ = axes(connection, parts)
             names = [str(part) for part in parts]
-            wanted = None if last else steps
-            found = _fill(connection, names, str(pairs), len(ids), last_steps, wanted)
+            last_steps, steps = _axes(connection, names)
+            shape = len(last_steps), 1 if last else len(steps), count
+            found = RunMargins(
+                list(last_steps),
+                [max(steps)] if last else steps,
+                _filled(shape, np.float32, np.nan, scratch and scratch / f"{folder}.values"),
+                _filled(shape[::2], np.bool_, False, scratch and scratch / f"{folder}.held"),
+            )
+            _fill(connection, names, str(pairs), last_steps, steps, found)
+        _require_all(found, source)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        parts.append(pairs)
-        raise unreadable(place, parts, error) from error
-    result = RunMargins(ids, list(last_steps), [max(steps)] if last else steps, *found)
-    _require_all(ids, result)
-    return result
+        raise failure(error, place, scratch, paths) from error
+    return found
 
 
-def required_parts(directory: Where, folder: str) -> tuple[list[Where], Where]:
-    """A run's files of margins, and its pairs. Raises RunError where there are none."""
+def _required_parts(directory: Where, folder: str) -> tuple[list[Where], Where]:
+    """A run's files of margins, and its pairs. Raises RunError if there are none."""
     inner = directory / folder
     parts: list[Where] = []
     if isinstance(inner, Path):
@@ -176,21 +200,31 @@ def required_parts(directory: Where, folder: str) -> tuple[list[Where], Where]:
     if not parts or not pairs.is_file():
         what = f"{folder}/part-*.parquet" if pairs.is_file() else "pairs.parquet"
         raise RunError(
-            f"{directory} has no {what}", hint="Make the evidence first: noisescope score DATASET"
+            f"{directory} has no {what}", hint="Make the margins first: noisescope score DATASET"
         )
     return parts, pairs
 
 
-def unreadable(directory: Where, paths: Sequence[Where], error: Exception) -> RunError:
-    """The error of a run one of whose files is damaged, by its name."""
+def failure(
+    error: Exception, directory: Where, scratch: Path | None, paths: Sequence[Where]
+) -> RunError:
+    """The error of a run that cannot be read: memory, the disk of `scratch`, or a damaged file."""
+    import duckdb
+
+    reason = first_line(error)
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return RunError(f"not enough memory for the scores: {reason}", hint="Raise --memory.")
+    full = "No space left" in reason or (isinstance(error, OSError) and error.errno is not None)
+    if scratch is not None and full:
+        return spill_failed(scratch.parent, reason)
     return RunError(
         f"{directory}: {_culprit(paths)} cannot be read: {error}",
-        hint="Remove the damaged file and type the command that made the run again.",
+        hint="Remove the damaged file and run the command that made the run again.",
     )
 
 
 def _culprit(paths: Sequence[Where]) -> str:
-    """The first of `paths` here that does not decode, or all of them in words."""
+    """The name of the first of `paths` here that does not decode, or a description of all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -206,9 +240,9 @@ def _culprit(paths: Sequence[Where]) -> str:
     return f"{paths[0].name} or its margins"
 
 
-def connect(memory: str = MEMORY_LIMIT, folder: Path | None = None) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB that spills beyond `memory`: below `folder`, else beside the system's
-    temporary files."""
+def connect(memory: str = Spill.memory, folder: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB that spills beyond `memory`: below `folder`, else to the system's
+    temporary directory."""
     import duckdb
 
     connection = duckdb.connect()
@@ -219,98 +253,94 @@ def connect(memory: str = MEMORY_LIMIT, folder: Path | None = None) -> duckdb.Du
     return connection
 
 
-def axes(
-    connection: duckdb.DuckDBPyConnection, parts: Sequence[Path | Place]
-) -> tuple[dict[int, int], list[int], bool]:
-    """Last step of each replica, all steps ascending, and whether no last margin is held out."""
+def _axes(
+    connection: duckdb.DuckDBPyConnection, parts: Sequence[str]
+) -> tuple[dict[int, int], list[int]]:
+    """Last step of each replica, and all steps ascending."""
     rows = connection.execute(
-        "SELECT replica, step, bool_or(held_out) FROM read_parquet(?) "
-        "GROUP BY replica, step ORDER BY replica, step",
-        [[str(part) for part in parts]],
+        "SELECT DISTINCT replica, step FROM read_parquet(?) ORDER BY replica, step", [list(parts)]
     ).fetchall()
-    last = {replica: step for replica, step, _ in rows}
-    in_sample = not any(held for replica, step, held in rows if last[replica] == step)
-    return last, sorted({step for _, step, _ in rows}), in_sample
+    return dict(rows), sorted({step for _, step in rows})
+
+
+def _filled(
+    shape: tuple[int, ...], kind: type[Any], value: object, path: Path | None
+) -> NDArray[Any]:
+    """An array of `value`, in memory or mapped from a new file at `path`.
+
+    The file is written in full: a mapped hole on a full disk would end the process.
+    """
+    if path is None:
+        return np.full(shape, value, kind)
+    size = math.prod(shape)
+    with path.open("wb") as file:
+        for start in range(0, size, ROWS):
+            np.full(min(ROWS, size - start), value, kind).tofile(file)
+    if not size:
+        return np.empty(shape, kind)
+    return np.asarray(np.memmap(path, kind, "r+", shape=shape))
 
 
 def _fill(
     connection: duckdb.DuckDBPyConnection,
     parts: Sequence[str],
     pairs: str,
-    count: int,
     last_steps: dict[int, int],
-    steps: list[int] | None,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Stream rows into margins [M, T, N] and held_out [M, N]; `steps` None means last ones only."""
-    depth = 1 if steps is None else len(steps)
-    margins = np.full((len(last_steps), depth, count), np.nan, np.float32)
-    held_out = np.zeros((len(last_steps), count), bool)
-    replicas = np.array(list(last_steps))
-    final_step = np.array(list(last_steps.values()))
-    seen = unknown = 0
-    for row, replica, step, margin, held in _rows(connection, parts, pairs):
-        known = row >= 0
+    steps: list[int],
+    found: RunMargins,
+) -> None:
+    """Stream the rows of `parts` into `found`. Raises RunError for unknown or repeated rows."""
+    replicas, final_step = np.array(list(last_steps)), np.array(list(last_steps.values()))
+    some = found.margins.shape[1] < len(steps)
+    values: dict[str, Any] = {"parts": list(parts), "pairs": pairs}
+    if some:
+        values["last"] = [(replica << 32) + step for replica, step in last_steps.items()]
+    kept = unknown = 0
+    for batch in connection.sql(
+        _ROWS + (_LAST_STEPS if some else ""), params=values
+    ).to_arrow_reader(ROWS):
+        columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
+        known = columns[0] >= 0
         unknown += int((~known).sum())
+        row, replica, step, margin, held = (column[known] for column in columns)
         m = np.searchsorted(replicas, replica)
+        t = np.zeros_like(m) if some else np.searchsorted(steps, step)
+        found.margins[m, t, row] = margin
+        kept += len(row)
         is_last = step == final_step[m]
-        keep = known & (is_last if steps is None else True)
-        t = np.zeros_like(m) if steps is None else np.searchsorted(steps, step)
-        margins[m[keep], t[keep], row[keep]] = margin[keep]
-        seen += int(keep.sum())
-        held_out[m[keep & is_last], row[keep & is_last]] = held[keep & is_last]
+        found.held_out[m[is_last], row[is_last]] = held[is_last]
     if unknown:
-        raise strange_margins(unknown)
-    repeated = seen - int(np.isfinite(margins).sum())
-    if repeated:
-        raise repeated_margins(repeated)
-    return margins, held_out
+        raise RunError(
+            f"{unknown:,} margins are of pairs that pairs.parquet does not contain",
+            hint="The directory mixes two runs: score the dataset into a new one.",
+        )
+    finite = sum(int(np.isfinite(by_replica).sum()) for by_replica in found.margins)
+    if kept != finite:
+        raise RunError(
+            f"{kept - finite:,} margins come twice or are not finite numbers",
+            hint="Two shards may have been given the same index: remove the margins and score "
+            "again.",
+        )
 
 
-def _rows(connection: duckdb.DuckDBPyConnection, parts: Sequence[str], pairs: str) -> Any:
-    """Blocks (row, replica, step, margin, held_out) of arrays; row -1 where the pair is unknown."""
-    reader = connection.sql(
-        "SELECT coalesce(p.file_row_number, -1) AS row, replica, step, margin, held_out "
-        "FROM read_parquet($parts) AS m "
-        "LEFT JOIN (SELECT pair_id, file_row_number "
-        "           FROM read_parquet($pairs, file_row_number = true)) AS p USING (pair_id)",
-        params={"parts": list(parts), "pairs": pairs},
-    ).to_arrow_reader(ROWS)
-    for batch in reader:
-        yield tuple(column.to_numpy(zero_copy_only=False) for column in batch.columns)
-
-
-def strange_margins(count: int) -> RunError:
-    """The error of margins that belong to another dataset."""
-    return RunError(
-        f"{count:,} margins are of pairs that pairs.parquet does not hold",
-        hint="The directory mixes two runs: score the dataset into a new one.",
-    )
-
-
-def repeated_margins(count: int) -> RunError:
-    """The error of margins that no pair, replica and step has once."""
-    return RunError(
-        f"{count:,} margins come twice or are not finite numbers",
-        hint="Were two shards given the same index? Remove the margins and score again.",
-    )
-
-
-def missing_margins(what: str, count: int, total: int, first: Sequence[str]) -> RunError:
-    """The error of pairs that have no margin, or none held out; `first` some of their ids."""
-    shown = first_five([*first, *[""] * (count - len(first))])
-    return RunError(
-        f"{count:,} of {total:,} pairs have no {what}: {shown}",
-        hint="Type the command that made the run again: it fills what is missing.",
-    )
-
-
-def _require_all(ids: pa.ChunkedArray, found: RunMargins) -> None:
+def _require_all(found: RunMargins, pairs: Path | io.BytesIO) -> None:
     """Raise RunError naming the pairs without any margin, or without a held-out one."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    judged = np.isfinite(found.margins[:, -1])
-    for what, some in (("margin", judged), ("held-out margin", judged & found.counted)):
-        missing = np.flatnonzero(~some.any(axis=0))
-        if len(missing):
-            first = [str(name) for name in ids.take(pa.array(missing[:6])).to_pylist()]
-            raise missing_margins(what, len(missing), len(ids), first)
+    lost: dict[str, list[NDArray[np.int64]]] = {"margin": [], "held-out margin": []}
+    for block, values, counted in found.blocks():
+        finite = np.isfinite(values)
+        for what, some in zip(lost, (finite, finite & counted), strict=True):
+            lost[what].append(np.flatnonzero(~some.any(axis=0)) + block.start)
+    for what, blocks in lost.items():
+        rows = np.concatenate(blocks) if blocks else np.empty(0, np.int64)
+        if not len(rows):
+            continue
+        ids = pq.read_table(pairs, columns=["pair_id"]).column(0)
+        first = [str(name) for name in ids.take(pa.array(rows[:6])).to_pylist()]
+        raise RunError(
+            f"{len(rows):,} of {len(found):,} pairs have no {what}: "
+            f"{first_five([*first, *[''] * (len(rows) - len(first))])}",
+            hint="Run the command that made the run again: it fills what is missing.",
+        )

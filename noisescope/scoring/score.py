@@ -8,10 +8,10 @@ held, whatever M is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from noisescope.errors import RunError, UsageError
 from noisescope.scoring.detectors import RHO, confidence, mean_over, stability, u_released
 from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
-from noisescope.scoring.margin_blocks import Spool, failure, spool
-from noisescope.scoring.margins import RunMargins, connect, read_margins
+from noisescope.scoring.margins import RunMargins, connect, failure, read_margins
 from noisescope.scoring.scores import COLUMNS, ranks, write_scores
 from noisescope.scoring.summary import Summary, Totals, summarise
 from noisescope.scoring.weights import WeightConfig, adaptive_weights
@@ -69,19 +68,6 @@ class ScoreConfig:
         return WeightConfig(self.k1, self.k2, self.c2)
 
 
-class Margins(Protocol):
-    """Margins [M, N] to be read as often as it takes, a block of pairs at a time."""
-
-    @property
-    def replicas(self) -> Sequence[int]: ...
-
-    def __len__(self) -> int: ...
-
-    def blocks(self) -> Iterator[tuple[slice, Float, Bool]]:
-        """(pairs, margins [M, n], which of them verdicts rest on [M, n]) of each block."""
-        ...
-
-
 def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
     """Judge every pair of the run in `directory`, write scores.parquet, return the summary.
 
@@ -95,10 +81,8 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
     beta, modality = _plan_facts(run)
     rho = RHO[modality] if config.rho is None else config.rho
     with config.spill.folder(directory) as folder:
-        found = spool(directory, "margins", folder, config.spill)
-        averages = None
-        if has_averages(run):
-            averages = spool(directory, run.averages_directory.name, folder, config.spill)
+        found = read_margins(directory, spill=config.spill, scratch=folder)
+        averages = read_averages(run, spill=config.spill, scratch=folder)
         _check_replicas(run, len(found.replicas))
         seen = survey(found, averages, beta)
         try:
@@ -111,8 +95,8 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
 
 def _write(
     run: Run,
-    found: Spool,
-    averages: Spool | None,
+    found: RunMargins,
+    averages: RunMargins | None,
     seen: Survey,
     rho: float,
     config: ScoreConfig,
@@ -132,16 +116,14 @@ def _write(
     return Totals.together(parts)
 
 
-def has_averages(run: Run) -> bool:
-    """Whether a run holds margins of its replicas' averaged copies (`--ema`)."""
-    return any(run.averages_directory.glob("part-*.parquet"))
-
-
-def read_averages(run: Run) -> RunMargins | None:
-    """Margins of the replicas' averaged copies (`--ema`), None where the run has none."""
-    if not has_averages(run):
+def read_averages(
+    run: Run, *, spill: Spill | None = None, scratch: Path | None = None
+) -> RunMargins | None:
+    """Read the margins of the replicas' averaged copies (`--ema`); None if the run has none."""
+    folder = run.averages_directory
+    if not any(folder.glob("part-*.parquet")):
         return None
-    return read_margins(run.directory, folder=run.averages_directory.name)
+    return read_margins(run.directory, folder=folder.name, spill=spill, scratch=scratch)
 
 
 def _check_replicas(run: Run, found: int) -> None:
@@ -182,7 +164,7 @@ class Survey:
     rate: FlipRate
 
 
-def survey(found: Margins, averages: Margins | None, beta: float) -> Survey:
+def survey(found: RunMargins, averages: RunMargins | None, beta: float) -> Survey:
     """One pass over the margins. Raises EvidenceError with fewer than ten pairs."""
     margins = np.empty(len(found))
     for block, values, counted in found.blocks():
@@ -213,7 +195,7 @@ def judge(
 
 
 def judged_blocks(
-    found: Margins, averages: Margins | None, seen: Survey, *, rho: float, config: ScoreConfig
+    found: RunMargins, averages: RunMargins | None, seen: Survey, *, rho: float, config: ScoreConfig
 ) -> Iterator[tuple[slice, dict[str, Float]]]:
     """All of `COLUMNS` [n] of each block of pairs."""
     copies = None if averages is None else averages.blocks()
@@ -260,7 +242,7 @@ def u_of_trios(
     return mean_over(np.where(counted, np.stack(values), np.nan))
 
 
-def _scale(found: Margins) -> Float:
+def _scale(found: RunMargins) -> Float:
     """Root mean square margin of each replica over the dataset, [M, 1]; 1 for all-zero ones."""
     squares = np.zeros((len(found.replicas), 1))
     judged = np.zeros((len(found.replicas), 1), np.int64)

@@ -140,13 +140,16 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
 
 def _at_rho(run: Run, table: pa.Table, config: ScoreConfig, metric: str) -> Float:
     """u or u_released at another rho, from the run's margins, in the order of its scores."""
+    import pyarrow.parquet as pq
+
     from noisescope.scoring.margins import read_margins
     from noisescope.scoring.score import judge, read_averages
 
     assert config.rho is not None
     found, beta = read_margins(run.directory), run.plan()["evidence"]["beta"]
     columns, _ = judge(found, beta=beta, rho=config.rho, config=config, averages=read_averages(run))
-    made = dict(zip(found.pair_ids.to_pylist(), columns[metric].tolist(), strict=True))
+    names = pq.read_table(run.pairs_path, columns=["pair_id"]).column(0).to_pylist()
+    made = dict(zip(names, columns[metric].tolist(), strict=True))
     return np.array([made.get(name, np.nan) for name in table.column("pair_id").to_pylist()])
 
 
