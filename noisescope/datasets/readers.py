@@ -100,11 +100,11 @@ def _read_lines(path: Path) -> Iterator[Decoded]:
         for number, line in enumerate(bounded_lines(stream, path)):
             content = line.removeprefix(_BOM).strip() if number == 0 else line.strip()
             if content:
-                yield (number, *_object(content))
+                yield (number, *decoded_object(content))
 
 
-def _object(content: bytes) -> tuple[dict[str, Any] | None, str]:
-    """Decode one JSON object, or say why not."""
+def decoded_object(content: bytes) -> tuple[dict[str, Any] | None, str]:
+    """Decode one JSON object: its values, or None and the reason."""
     try:
         value = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError:
@@ -124,7 +124,7 @@ def _checked(value: object) -> tuple[dict[str, Any] | None, str]:
 
 def _read_json(path: Path) -> Iterator[Decoded]:
     """A JSON array of objects, an object that holds one such array, or JSON lines."""
-    if _first_line_is_object(path):
+    if first_line_is_object(path):
         yield from _read_lines(path)
         return
     with _binary(path) as stream:
@@ -146,12 +146,13 @@ def _read_json(path: Path) -> Iterator[Decoded]:
         yield (number, *_checked(item))
 
 
-def _first_line_is_object(path: Path) -> bool:
+def first_line_is_object(path: Path) -> bool:
+    """Whether the first line with content is a whole JSON object: JSON lines under .json."""
     with _binary(path) as stream:
         while line := stream.readline(MAX_ROW):
             content = line.removeprefix(_BOM).strip()
             if content:
-                return content.startswith(b"{") and _object(content)[0] is not None
+                return content.startswith(b"{") and decoded_object(content)[0] is not None
     return False
 
 

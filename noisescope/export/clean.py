@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from noisescope.datasets.rewrite import rewrite
-from noisescope.datasets.rewrite.tables import Decoded, without
+from noisescope.datasets.rewrite import Decoded, rewrite
 from noisescope.errors import DataError, RunError, UsageError
 from noisescope.export.removal import ACTIONS, DROP, KEEP, Actions, CleanPolicy
 from noisescope.export.run_scores import BATCH, Scored
@@ -30,8 +29,6 @@ from noisescope.storage.files import write_atomic
 from noisescope.storage.output import claim, write_directory
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from noisescope.datasets import Adapter, Source
 
 #: What became of every pair, beside the copy.
@@ -183,15 +180,7 @@ def _copy(file: Path, target: Path, changes: Mapping[int, int], adapter: Adapter
                 new[index] = None if action == DROP else adapter.flip(values)
         return new
 
-    def change_table(table: pa.Table, number: int) -> pa.Table | None:
-        """Without decoding the rows: possible unless one of them is to be flipped."""
-        here = {
-            row: changes[number + row] for row in range(table.num_rows) if number + row in changes
-        }
-        gone = all(action == DROP for action in here.values())
-        return without(table, list(here)) if gone else None
-
-    rewrite(file, target, change, change_table)
+    rewrite(file, target, change)
 
 
 def _copy_metadata(source: Source, root: Path, out: Path, said: str) -> None:

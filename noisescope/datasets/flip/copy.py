@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -24,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.datasets.flip.ground_truth import TRUTH, TruthWriter, decided, next_decisions
-from noisescope.datasets.flip.pair_ids import QUICK_IDS, parse_chunk, survey, table_ids
 from noisescope.datasets.flip.plan import (
     Chance,
     FlipPlan,
@@ -34,10 +34,10 @@ from noisescope.datasets.flip.plan import (
     keys_of,
     score_gaps,
 )
-from noisescope.datasets.rewrite import rewrite
-from noisescope.datasets.rewrite.tables import Decoded
+from noisescope.datasets.readers import Row
+from noisescope.datasets.rewrite import CHUNK_ROWS, Decoded, rewrite
 from noisescope.errors import RunError, UsageError
-from noisescope.pairs import digest
+from noisescope.pairs import Pair, digest
 from noisescope.storage.files import (
     LOCK,
     TEMPORARY_PREFIX,
@@ -49,11 +49,8 @@ from noisescope.storage.files import (
 )
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from noisescope.datasets import Adapter, Source
-    from noisescope.datasets.flip.plan import FlipPlan, Float
-    from noisescope.datasets.rewrite.tables import Decoded
+    from noisescope.datasets.flip.plan import Float
     from noisescope.pairs import Modality
 
 #: Written first; says which plan an unfinished copy is for. Hidden: no data file.
@@ -251,6 +248,35 @@ def _gaps(adapter: Adapter) -> Callable[[Parsed], Float] | None:
     return score_gaps(adapter.scores) if isinstance(adapter, UltraFeedback) else None
 
 
+def survey(source: Source, adapter: Adapter) -> Iterator[Parsed]:
+    """All pairs of a source, in chunks, with the rows that state them."""
+    rows = source.rows()
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        yield parse_chunk(chunk, adapter, Counter())[0]
+
+
+def parse_chunk(
+    chunk: Sequence[Row], adapter: Adapter, untouched: Counter[str]
+) -> tuple[Parsed, list[int]]:
+    """Parse rows into pairs, as `load` does (images by content key).
+
+    Returns the pairs and, for each, the index of its row in the chunk; faults are counted.
+    """
+    from noisescope.datasets import read_pairs
+
+    pairs: list[Pair] = []
+    at: list[int] = []
+    for index, row in enumerate(chunk):
+        for outcome in read_pairs((row,), adapter):
+            if isinstance(outcome, Pair):
+                pairs.append(outcome)
+                at.append(index)
+            else:
+                untouched[outcome.reason] += 1
+    ids = [pair.pair_id or pair.content_id for pair in pairs]
+    return Parsed(pairs, ids, [chunk[index].values or {} for index in at]), at
+
+
 @final
 class Planter:
     """One pass over a source's files: decides, rewrites, and keeps the truth."""
@@ -264,8 +290,6 @@ class Planter:
         self.undo = undo
         self.untouched: Counter[str] = Counter()
         self.pairs = self.flipped = 0
-        #: Whether a pair's id is all that decides.
-        self.by_id = undo or plan.kind == "uniform"
 
     def run(self, source: Source, root: Path, out: Path) -> Planted:
         """Copy every file of `source`, then write the truth."""
@@ -286,20 +310,14 @@ class Planter:
                 copy_images(rows, file.parent, target.parent)
             return self._change(rows, name, file.parent, truth)
 
-        def change_table(table: pa.Table, number: int) -> pa.Table | None:
-            return self._change_table(table, number, name, truth)
-
-        def swap_texts(table: pa.Table, number: int) -> list[int] | None:
-            flipped = self._flipped(table, number, name, truth)
-            return None if flipped is None else np.flatnonzero(flipped).tolist()
-
-        write_atomic(target, lambda path: rewrite(file, path, change, change_table, swap_texts))
+        write_atomic(target, lambda path: rewrite(file, path, change))
 
     def _change(
         self, rows: Sequence[Decoded], name: str, folder: Path, truth: TruthWriter
     ) -> dict[int, dict[str, Any]]:
         """New values of the rows to flip. A row of several pairs follows its first."""
-        parsed, at = self._read(rows, name, folder)
+        chunk = [Row(name, number, values, why, folder) for number, values, why in rows]
+        parsed, at = parse_chunk(chunk, self.adapter, self.untouched)
         if not parsed.ids:
             return {}
         first: dict[int, int] = {}
@@ -312,29 +330,6 @@ class Planter:
             if leaders[index] == index
         }
 
-    def _read(
-        self, rows: Sequence[Decoded], name: str, folder: Path
-    ) -> tuple[Parsed, Sequence[int]]:
-        """The pairs of some rows, and each one's index in them; only ids where those decide."""
-        from noisescope.datasets import Row
-
-        quick = QUICK_IDS.get(self.adapter.name) if self.by_id else None
-        if quick is None:
-            chunk = [Row(name, number, values, why, folder) for number, values, why in rows]
-            return parse_chunk(chunk, self.adapter, self.untouched)
-        ids: list[str] = []
-        at: list[int] = []
-        for index, (number, values, why) in enumerate(rows):
-            found = quick(values) if values is not None else None
-            if found is None:
-                row = Row(name, number, values, why, folder)
-                told = parse_chunk([row], self.adapter, self.untouched)[0].ids
-            else:
-                told = (found,)
-            ids += told
-            at += [index] * len(told)
-        return Parsed((), ids), at
-
     def _record(
         self, parsed: Parsed, leaders: Int, numbers: Int, name: str, truth: TruthWriter
     ) -> NDArray[np.bool_]:
@@ -345,29 +340,3 @@ class Planter:
         self.flipped += int(flipped.sum())
         truth.add(parsed.ids, keys, flipped, name, numbers)
         return flipped
-
-    def _change_table(
-        self, table: pa.Table, number: int, name: str, truth: TruthWriter
-    ) -> pa.Table | None:
-        """A slice of text columns at once, with the same decisions; None where it is not that."""
-        import pyarrow.compute as pc
-
-        flipped = self._flipped(table, number, name, truth)
-        if flipped is None:
-            return None
-        chosen, rejected = table.column("chosen"), table.column("rejected")
-        for side, kept, other in (("chosen", chosen, rejected), ("rejected", rejected, chosen)):
-            at = table.schema.get_field_index(side)
-            column = pc.if_else(flipped, other, kept)
-            table = table.set_column(at, table.schema.field(at), column)
-        return table
-
-    def _flipped(
-        self, table: pa.Table, number: int, name: str, truth: TruthWriter
-    ) -> NDArray[np.bool_] | None:
-        """Which rows of a slice of text columns are flipped, recorded; None where it is not that"""
-        ids = table_ids(table, self.adapter) if self.by_id else None
-        if ids is None:
-            return None
-        every = np.arange(len(ids))
-        return self._record(Parsed((), ids), every, every + number, name, truth)

@@ -1,0 +1,283 @@
+"""Copy a data file in its own format with some rows changed or dropped.
+
+    rewrite(Path("train.jsonl.gz"), Path("copy/train.jsonl.gz"), change)
+
+`change` gets a chunk of decoded rows and returns the new values of those that change, by index
+in the chunk; None drops the row. One path a format, each in constant memory except a JSON array:
+
+- JSON lines: untouched lines keep their bytes, changed ones are written by `json`;
+- Parquet and Arrow: same schema, metadata, compression and row groups, by pyarrow;
+- CSV and JSON arrays: read and written again by the standard library, so spacing and quoting
+  may change while every value stays.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from noisescope.datasets.columnar_files import sound
+from noisescope.datasets.readers import (
+    bounded_lines,
+    bounded_read,
+    damaged_gzip,
+    decoded_object,
+    first_line_is_object,
+    suffix,
+)
+from noisescope.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: (row number, values or None if they cannot be decoded, why not).
+Decoded = tuple[int, dict[str, Any] | None, str]
+#: Index in a chunk of rows -> the row's new values, or None to drop it.
+Changes = Mapping[int, Mapping[str, Any] | None]
+Change = Callable[[Sequence[Decoded]], Changes]
+
+#: Rows decoded at once.
+CHUNK_ROWS = 2048
+#: A Parquet row group above this size is read, and written, in several pieces.
+GROUP_BYTES = 8 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+def rewrite(source: Path, target: Path, change: Change) -> None:
+    """Copy `source` to `target` with `change` applied. Raises DataError for a damaged file."""
+    try:
+        WRITERS[suffix(source).removesuffix(".gz")](source, target, change)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise damaged_gzip(source, error) from error
+
+
+@contextmanager
+def _opened(path: Path, mode: str) -> Iterator[IO[bytes]]:
+    """A file, through gzip if its name ends in .gz; no time stamp, for equal bytes each time."""
+    if not path.name.lower().endswith(".gz"):
+        with path.open(mode) as plain:
+            yield plain
+    else:
+        with path.open(mode) as raw, gzip.GzipFile("", mode, 1, raw, mtime=0) as zipped:
+            yield cast(IO[bytes], zipped)
+
+
+def _rewrite_lines(source: Path, target: Path, change: Change) -> None:
+    """JSON lines; the row number is the line's, blank lines included."""
+    with _opened(source, "rb") as stream, _opened(target, "wb") as out:
+        lines = enumerate(bounded_lines(stream, source))
+        while chunk := list(islice(lines, CHUNK_ROWS)):
+            bodies = [
+                (line.removeprefix(_BOM) if number == 0 else line).strip() for number, line in chunk
+            ]
+            filled = [at for at, body in enumerate(bodies) if body]
+            rows = [(chunk[at][0], *decoded_object(bodies[at])) for at in filled]
+            fresh = [line for _, line in chunk]
+            for index, new in change(rows).items():
+                at = filled[index]
+                body = b"" if new is None else _json_line(new, ascii=bodies[at].isascii())
+                before, _, after = fresh[at].partition(bodies[at])
+                fresh[at] = b"" if new is None else before + body + after
+            out.writelines(fresh)
+
+
+def _json_line(row: Mapping[str, Any], *, ascii: bool) -> bytes:
+    """A row as one line of JSON, in ASCII if its source was or if it holds lone surrogates."""
+    try:
+        return json.dumps(row, ensure_ascii=ascii).encode()
+    except UnicodeEncodeError:
+        return json.dumps(row).encode()
+
+
+def _rewrite_json(source: Path, target: Path, change: Change) -> None:
+    """A JSON array of rows, or an object that holds one; JSON lines named .json."""
+    if first_line_is_object(source):
+        _rewrite_lines(source, target, change)
+        return
+    with _opened(source, "rb") as stream:
+        content = bounded_read(stream, source)
+    whole = json.loads(content.removeprefix(_BOM).decode())
+    arrays = [whole] if isinstance(whole, list) else []
+    if isinstance(whole, dict):
+        arrays = [value for value in whole.values() if isinstance(value, list)]
+    if len(arrays) != 1:
+        raise DataError(
+            f"{source}: holds no single JSON array of rows",
+            hint="Write one JSON object a line, as .jsonl.",
+        )
+    rows = arrays[0]
+    decoded: list[Decoded] = [
+        (number, row, "") if isinstance(row, dict) else (number, None, "not a JSON object")
+        for number, row in enumerate(rows)
+    ]
+    changes = change(decoded)
+    rows[:] = [
+        changes.get(number, row)
+        for number, row in enumerate(rows)
+        if changes.get(number, row) is not None
+    ]
+    text = json.dumps(whole, ensure_ascii=content.isascii(), indent=2)
+    with _opened(target, "wb") as out:
+        out.write(text.encode("utf-8", "surrogatepass") + b"\n")
+
+
+def _rewrite_csv(source: Path, target: Path, change: Change) -> None:
+    """CSV or TSV with a header. Raises DataError for a record that cannot be written again."""
+    delimiter = "\t" if source.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+    with _opened(source, "rb") as stream, _opened(target, "wb") as out:
+        text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+        copy = io.TextIOWrapper(
+            out, "utf-8", errors="surrogateescape", newline="", write_through=True
+        )
+        reader = csv.reader(bounded_lines(text, source), delimiter=delimiter, strict=True)
+        writer = csv.writer(copy, delimiter=delimiter, lineterminator="\n")
+        try:
+            header = next(reader, [])
+            writer.writerow(header)
+            names = [name.strip() for name in header]
+            records = ((number, record) for number, record in enumerate(filter(None, reader)))
+            while chunk := list(islice(records, CHUNK_ROWS)):
+                rows = [(number, *_named(names, record)) for number, record in chunk]
+                changes = change(rows)
+                for index, (_, record) in enumerate(chunk):
+                    new = changes.get(index, {})
+                    if new is not None:
+                        writer.writerow([new[name] for name in names] if new else record)
+        except csv.Error as error:
+            raise DataError(
+                f"{source}: line {reader.line_num:,} is not valid CSV ({error})",
+                hint="Correct or remove that line, then run the same command again.",
+            ) from error
+        copy.detach()
+
+
+def _named(names: Sequence[str], record: list[str]) -> tuple[dict[str, Any] | None, str]:
+    if len(record) != len(names):
+        return None, f"{len(record)} fields under {len(names)} columns"
+    return dict(zip(names, record, strict=True)), ""
+
+
+def _rewrite_parquet(source: Path, target: Path, change: Change) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(source, pre_buffer=False) as file:
+            meta = file.metadata
+            codecs: dict[str, str] = {}
+            if meta.num_row_groups:
+                first = meta.row_group(0)
+                columns = [first.column(index) for index in range(first.num_columns)]
+                codecs = {column.path_in_schema: column.compression for column in columns}
+            with pq.ParquetWriter(target, file.schema_arrow, compression=codecs or "snappy") as out:
+                number = 0
+                for table in _groups(file):
+                    fresh = _changed(table, number, change)
+                    out.write_table(fresh, row_group_size=len(table) or 1)
+                    number += len(table)
+                    pa.default_memory_pool().release_unused()
+    except pa.ArrowException as error:
+        raise DataError(f"{source}: not a readable Parquet file ({error})") from error
+
+
+def _groups(file: Any) -> Iterator[pa.Table]:
+    import pyarrow as pa
+
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
+        size, rows = group.total_byte_size, group.num_rows
+        if size <= GROUP_BYTES:
+            yield file.read_row_group(index, use_threads=False)
+            continue
+        piece = max(1, rows * GROUP_BYTES // size)
+        for batch in file.iter_batches(piece, row_groups=[index], use_threads=False):
+            yield pa.Table.from_batches([batch])
+
+
+def _rewrite_arrow(source: Path, target: Path, change: Change) -> None:
+    """An Arrow IPC stream (`save_to_disk`) or file: same schema, metadata and batches."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(source)) as mapped:
+            whole = mapped.read(6) == b"ARROW1"
+            mapped.seek(0)
+            opened = pa.ipc.open_file(mapped) if whole else pa.ipc.open_stream(mapped)
+            new = pa.ipc.new_file if whole else pa.ipc.new_stream
+            batches = (
+                (opened.get_batch(index) for index in range(opened.num_record_batches))
+                if whole
+                else opened
+            )
+            with new(str(target), opened.schema) as out:
+                number = 0
+                for batch in batches:
+                    table = _changed(pa.Table.from_batches([sound(batch)]), number, change)
+                    out.write_table(table.combine_chunks())
+                    number += batch.num_rows
+    except pa.ArrowException as error:
+        raise DataError(f"{source}: not a readable Arrow file ({error})") from error
+
+
+def _changed(table: pa.Table, number: int, change: Change) -> pa.Table:
+    """`table`, whose first row has this number, with changed values and without dropped rows."""
+    import numpy as np
+    import pyarrow as pa
+
+    fresh: dict[str, dict[int, Any]] = {}
+    kept = np.ones(table.num_rows, bool)
+    for start in range(0, table.num_rows, CHUNK_ROWS):
+        decoded = _decoded(table.slice(start, CHUNK_ROWS))
+        rows = [(number + start + i, *row) for i, row in enumerate(decoded)]
+        for index, new in change(rows).items():
+            old = rows[index][1] or {}
+            kept[start + index] = new is not None
+            for name, value in (new or {}).items():
+                if value is not old[name]:
+                    fresh.setdefault(name, {})[start + index] = value
+    for name, values in fresh.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), _patched(table.column(at), values))
+    return table if kept.all() else table.filter(pa.array(kept))
+
+
+def _decoded(table: pa.Table) -> list[tuple[dict[str, Any] | None, str]]:
+    """Rows of a table; a value that Python cannot hold spoils only its row."""
+    try:
+        return [(row, "") for row in table.to_pylist()]
+    except (ValueError, OverflowError) as error:
+        if table.num_rows == 1:
+            return [(None, str(error))]
+    return [row for index in range(table.num_rows) for row in _decoded(table.slice(index, 1))]
+
+
+def _patched(column: pa.ChunkedArray, values: Mapping[int, Any]) -> pa.ChunkedArray:
+    """`column` with the values at these positions replaced."""
+    import numpy as np
+    import pyarrow as pa
+
+    added = pa.array(list(values.values()), column.type)
+    take = np.arange(len(column))
+    take[list(values)] = len(column) + np.arange(len(added))
+    joined = pa.concat_arrays([*column.chunks, added])
+    return pa.chunked_array([joined.take(pa.array(take))], column.type)
+
+
+#: File ending, without .gz -> its copier.
+WRITERS: dict[str, Callable[[Path, Path, Change], None]] = {
+    ".parquet": _rewrite_parquet,
+    ".arrow": _rewrite_arrow,
+    ".jsonl": _rewrite_lines,
+    ".ndjson": _rewrite_lines,
+    ".json": _rewrite_json,
+    ".csv": _rewrite_csv,
+    ".tsv": _rewrite_csv,
+}
