@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_models import save, tiny_llama, tiny_tokenizer
+from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 from user_script import suspicious
 
 import noisescope

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from noisescope.errors import ModelError
 from noisescope.models import Item, ModelIdentity

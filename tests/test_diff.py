@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gated import made_pairs, made_run, margins_of, noisescope, parsed
+from helpers.gate_runs import made_pairs, made_run, margins_of, noisescope, parsed
 
 from noisescope.errors import RunError
 from noisescope.scoring.diff import Difference, compare

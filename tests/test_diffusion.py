@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from helpers.tiny_diffusion import CAPTIONS, items, pictures, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_diffusion import CAPTIONS, items, pictures, save
 
 from noisescope.datasets.images import StoredImages, decode
 from noisescope.errors import DataError, ModelError, UsageError

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_diffusion import CAPTIONS, items, pictures, save
+from helpers.tiny_diffusion import CAPTIONS, items, pictures, save
 
 from noisescope.datasets.images import StoredImages
 from noisescope.errors import ModelError

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tiny_diffusion import pairs_table, pictures, save
+from helpers.tiny_diffusion import pairs_table, pictures, save
 
 from noisescope.datasets.images import StoredImages
 from noisescope.errors import DataError, RunError, UsageError

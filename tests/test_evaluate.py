@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from chat_stub import serving
+from helpers.chat_stub import serving
+from helpers.tiny_diffusion import CAPTIONS
+from helpers.tiny_diffusion import save as save_pipeline
+from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from tiny_diffusion import CAPTIONS
-from tiny_diffusion import save as save_pipeline
-from tiny_models import save, tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from noisescope.cli import run

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.planted_run import HOSTILE
+from helpers.toy_run import PAIRS, rows, scored_run, toy, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import HOSTILE
-from toy_run import PAIRS, rows, scored_run, toy, write_lines
 
 from noisescope.datasets import load, open_source
 from noisescope.datasets.rewrite import rewrite

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_run import PAIRS, rows, scored_run, toy, write_lines
+from helpers.toy_run import PAIRS, rows, scored_run, toy, write_lines
 
 from noisescope.cli import run as command
 from noisescope.datasets import load

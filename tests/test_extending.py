@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gated import made_pairs, made_run
+from helpers.gate_runs import made_pairs, made_run
 
 from noisescope.datasets import ADAPTERS
 from noisescope.datasets.readers import Row

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_lora import CONFIG, TinyPolicy, pairs
-from tiny_models import save, tiny_llama, tiny_tokenizer
+from helpers.lora import CONFIG, LORA, TinyPolicy, command, evidence_bytes, pairs, tiny_place
+from helpers.tiny_models import tiny_llama
 
 from noisescope.cli import run
 from noisescope.cli.options import EvidenceOptions
@@ -44,32 +44,11 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-LORA = ("--kind", "lora", "--replicas", "2", "--lora-r", "2", "--layers", "top-2")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tiny model and 24 pairs."""
-    where = tmp_path_factory.mktemp("fine-tune")
-    save(where / "model", tiny_llama(), tiny_tokenizer())
-    rows = pairs().select(["prompt", "chosen", "rejected", "pair_id"]).to_pylist()
-    (where / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return where
-
-
-def command(name: str, place: Path, *options: str) -> list[str]:
-    data, model = place / "pairs.jsonl", place / "model"
-    return [name, str(data), "--model", str(model), "--dtype", "float32", *options]
-
-
-def evidence_bytes(directory: Path) -> dict[str, bytes]:
-    """Every file of margins, averages and adapters, and the state to continue from."""
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for folder in ("margins", "averages", "replicas")
-        for path in (directory / folder).rglob("[!.]*")
-        if path.is_file()
-    }
+    return tiny_place(tmp_path_factory.mktemp("fine-tune"))
 
 
 def test_heads_alone_then_only_verdicts(

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.tiny_diffusion import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_diffusion import picture
 
 from noisescope.datasets import load, open_source
 from noisescope.datasets.flip.copy import plant

@@ -5,19 +5,17 @@ Also the released trio: a live replica and its two averaged copies.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import peft
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_fine_tune import command, place
-from test_lora import plain_logps
-from tiny_models import tiny_llama
+from helpers.adapters import adapter, edited
+from helpers.lora import command, plain_logps, tiny_place
+from helpers.tiny_models import tiny_llama
 
 from noisescope.auditing.validation import validate_truth
 from noisescope.cli import run
@@ -39,26 +37,13 @@ from noisescope.training.lora.peft_files import (
 )
 from noisescope.training.pair_data import pair_data
 
-__all__ = ["place"]  # a fixture
-
 #: PEFT asks transformers a deprecated question when it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
-def adapter(directory: Path, seed: int = 0, **settings: Any) -> Path:
-    """PEFT's own directory of one random adapter of the tiny model."""
-    torch.manual_seed(seed)
-    given = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
-    tuned = peft.get_peft_model(tiny_llama(), peft.LoraConfig(**given | settings))
-    tuned.save_pretrained(directory)
-    return edited(directory, base_model_name_or_path="hub/model")
-
-
-def edited(directory: Path, **changes: object) -> Path:
-    """The same directory with other settings."""
-    file = directory / ADAPTER_CONFIG
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    return directory
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_place(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from gated import made_pairs, made_run, margins_of, noisescope, parsed, several
+from helpers.gate_runs import made_pairs, made_run, margins_of, noisescope, parsed, several
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -14,10 +14,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from gated import made_pairs, made_run, margins_of, noisescope
+from helpers.gate_runs import made_pairs, made_run, margins_of, noisescope
+from helpers.planted_run import HOSTILE
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import HOSTILE
 
 from noisescope.gate.formats import (
     SUMMARY_BYTES,

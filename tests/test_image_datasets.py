@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_diffusion import ROOT, picture
+from helpers.tiny_diffusion import ROOT, picture
 
 from noisescope.datasets import ADAPTERS, Row, RowFault, load, read_pairs, recognise
 from noisescope.datasets.gallery import Gallery

@@ -9,7 +9,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from chat_stub import Reply, Stub, says, serving
+from helpers.chat_stub import Reply, Stub, says, serving
 
 from noisescope.errors import UsageError
 from noisescope.evaluate import Duel, Prompt, Verdict, compare

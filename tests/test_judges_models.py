@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
-from tiny_diffusion import picture
-from tiny_judges import (
+from helpers.tiny_diffusion import picture
+from helpers.tiny_judges import (
     SIDE,
     as_open_clip,
     duels,
@@ -19,6 +17,8 @@ from tiny_judges import (
     tiny_image_reward,
     tiny_reward_model,
 )
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 

@@ -9,14 +9,13 @@ import peft
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.lora import CONFIG, TinyPolicy, pairs, plain_logps, read
+from helpers.tiny_models import tiny_gpt2, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from noisescope.errors import DataError, ModelError, RunError, UsageError
-from noisescope.models import ModelIdentity
 from noisescope.models.packing import PADDING, corpus_of, pack, stack
-from noisescope.models.tokenize import Encoder
 from noisescope.pairs import Pair, to_table
 from noisescope.replicas.config import LoraConfig
 from noisescope.replicas.gather_adapters import scores_of
@@ -35,47 +34,6 @@ from noisescope.training.pair_data import pair_data
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-
-CONFIG = LoraConfig(
-    replicas=3, rank=4, top_layers=2, steps=6, batch=4, checkpoints=2, save_every=1, tokens=300
-)
-WORDS = "bread dough water oven salt no yes why knead wait hot cold".split()  # noqa: SIM905
-
-
-class TinyPolicy:
-    """A text policy over a tiny model with a chat template."""
-
-    def __init__(self, model: object) -> None:
-        self.model = model
-        self.identity = ModelIdentity("tiny", None, "tiny-fingerprint")
-        self.shares_prompts = True
-        self.encoder = Encoder(tiny_tokenizer(), 96, True)
-
-    def encode(self, items):
-        return self.encoder.encode(items)
-
-
-def pairs(n: int = 24):
-    """Pairs over few prompts and responses that recur; longer responses are preferred."""
-    random = np.random.default_rng(0)
-    made = []
-    for i in range(n):
-        prompt = f"Question {i % 3}?"
-        short, long = (
-            " ".join(random.choice(WORDS[k : k + 3], size=size)) for k, size in ((0, 2), (5, 5))
-        )
-        made.append(Pair(prompt, long, short, pair_id=f"p{i}"))
-    return to_table(made)
-
-
-def plain_logps(model, corpus) -> torch.Tensor:
-    """log pi(response | prompt) of each item by the model's own full forward, one at a time."""
-    found = []
-    for i, response in enumerate(corpus.responses):
-        prompt = corpus.prompts[corpus.prompt_of[i]]
-        logits = model(input_ids=torch.tensor([prompt + response])).logits[0].log_softmax(-1)
-        found.append(sum(logits[len(prompt) - 1 + j, t] for j, t in enumerate(response)))
-    return torch.stack(found)
 
 
 def learner(model, config: LoraConfig = CONFIG, *, warm: bool = True):
@@ -212,10 +170,6 @@ def test_every_pair_is_held_out_and_every_epoch_holds_every_pair(replicas, seed)
     counts = np.bincount(epoch, minlength=200)
     assert set(counts[held[0]]) == {8}
     assert counts[~held[0]].sum() == 0
-
-
-def read(run: Path):
-    return pq.read_table(run / "margins").to_pandas()
 
 
 def test_a_run_learns_writes_evidence_and_loads_in_peft(tmp_path: Path):

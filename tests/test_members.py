@@ -15,12 +15,12 @@ from typing import Any, cast
 import fsspec
 import numpy as np
 import pytest
-from test_distributed import Launcher, launch
-from test_lora import CONFIG, TinyPolicy, pairs, read
-from test_shards import manifest, the_run
-from tiny_diffusion import pairs_table, pictures
-from tiny_diffusion import save as save_pipeline
-from tiny_models import save, tiny_llama, tiny_tokenizer
+from helpers.lora import CONFIG, TinyPolicy, pairs, read
+from helpers.ranks import Launcher
+from helpers.runs import manifest, the_run
+from helpers.tiny_diffusion import pairs_table, pictures
+from helpers.tiny_diffusion import save as save_pipeline
+from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 
 from noisescope.auditing.audit import fine_tune
 from noisescope.auditing.merge import merge
@@ -43,8 +43,6 @@ from noisescope.storage import cache as parts
 from noisescope.storage.remote import place_of
 from noisescope.storage.run import Run
 from noisescope.training.state import STATE_FILE
-
-__all__ = ["launch"]  # a fixture
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")

@@ -12,7 +12,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer
+from helpers.tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from noisescope.errors import ModelError, NoisescopeError, UsageError
 from noisescope.models import Item

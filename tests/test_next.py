@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_run import rows, scored_run, write_lines
+from helpers.toy_run import rows, scored_run, write_lines
 from typer.main import get_command
 
 from noisescope.cli import app

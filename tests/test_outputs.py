@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from planted import planted_run
-from toy_run import rows, scored_run, write_lines
+from helpers.planted_run import planted_run
+from helpers.toy_run import rows, scored_run, write_lines
 
 from noisescope.auditing.audit import Origin
 from noisescope.auditing.shards import Record, read_record

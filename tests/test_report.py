@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import HOSTILE, planted_run
+from helpers.planted_run import HOSTILE, planted_run
 from rich.console import Console
 
 from noisescope.cli.report import print_report

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import HOSTILE, planted_run
-from tiny_diffusion import save as save_pipeline
-from tiny_models import save, tiny_llama, tiny_tokenizer
+from helpers.planted_run import HOSTILE, planted_run
+from helpers.tiny_diffusion import save as save_pipeline
+from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 
 from noisescope.cli import run as command
 from noisescope.cli.console import json_text

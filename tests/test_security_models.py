@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tiny_diffusion import save as save_pipeline
+from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 from PIL import Image
-from tiny_diffusion import save as save_pipeline
-from tiny_models import save, tiny_llama, tiny_tokenizer
 
 from noisescope.datasets.images import crop
 from noisescope.errors import DataError, ModelError

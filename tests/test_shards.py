@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from helpers.runs import MODEL, files, manifest, score_line, the_run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,18 +25,6 @@ from noisescope.replicas.partition import cut, read_shard, share_of
 from noisescope.scoring.margins import read_margins
 from noisescope.storage import cache as parts
 from noisescope.storage.cache import plan_chunks
-from noisescope.storage.run import Run
-
-SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"
-MODEL = str(SAMPLES / "models" / "tiny-lm")
-#: What two runs of one plan may differ in: when, and how long.
-PASSING = ("timings", "finished", "checksum")
-
-
-def score_line(runs: Path, *options: str) -> list[str]:
-    line = ["score", str(SAMPLES / "hh-rlhf"), "--model", MODEL, "--dtype", "float32"]
-    line += ["--limit", "60", "--replicas", "2"]
-    return [*line, "--runs-dir", str(runs), *options]
 
 
 def score(runs: Path, *options: str) -> int:
@@ -59,24 +48,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert score(disk, "--shard", f"{index}/3") == 0
         shutil.copytree(disk, where / "shards", dirs_exist_ok=True)
     return where
-
-
-def the_run(runs: Path) -> Run:
-    (found,) = runs.glob("*/plan.json")
-    return Run(found.parent)
-
-
-def files(runs: Path) -> dict[str, bytes]:
-    """Feature parts, pairs, margins and scores of the one run under `runs`."""
-    cache = {path.name: path.read_bytes() for path in runs.glob(".cache/features/*/*.safetensors")}
-    directory = the_run(runs).directory
-    return cache | {path.name: path.read_bytes() for path in directory.rglob("*.parquet")}
-
-
-def manifest(runs: Path) -> dict[str, object]:
-    """What the manifest of the one run under `runs` says, wherever that is."""
-    content = json.loads(json.dumps(the_run(runs).manifest()).replace(str(runs), "RUNS"))
-    return {name: value for name, value in content.items() if name not in PASSING}
 
 
 def copied(place: Path, tmp_path: Path) -> Path:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from trainable import (
+from helpers.training import (
     Interrupted,
     audited,
     quick,
@@ -367,7 +367,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from trainable import Interrupted, quick, read, tiny_policy
+from helpers.training import Interrupted, quick, read, tiny_policy
 from noisescope.training.policy.run import TRACKERS, fine_tune
 place, output = Path(sys.argv[1]), Path(sys.argv[2])
 die = Interrupted(5, lambda: os.kill(os.getpid(), signal.SIGKILL))

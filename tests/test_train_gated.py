@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tiny_models import tiny_gpt2, tiny_llama
+from helpers.tiny_models import tiny_gpt2, tiny_llama
+from helpers.training import quick, read, tiny_checkpoint, tiny_policy, write_pairs
 from torch import Tensor
-from trainable import quick, read, tiny_checkpoint, tiny_policy, write_pairs
 
 from noisescope.training.policy.memory import spare_products
 from noisescope.training.policy.run import fine_tune

@@ -13,7 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from tiny_diffusion import pairs_table, pictures, save
+from helpers.tiny_diffusion import pairs_table, pictures, save
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from noisescope.datasets.images import StoredImages

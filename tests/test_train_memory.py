@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from trainable import quick, read, tiny_checkpoint, tiny_policy, write_pairs
+from helpers.training import quick, read, tiny_checkpoint, tiny_policy, write_pairs
 
 from noisescope.errors import ModelError
 from noisescope.training.policy import Sides

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.training import Interrupted, quick, read, tiny_checkpoint, tiny_policy, write_pairs
 from hypothesis import given
 from hypothesis import strategies as st
-from trainable import Interrupted, quick, read, tiny_checkpoint, tiny_policy, write_pairs
 
 from noisescope.errors import UsageError
 from noisescope.scoring import detectors

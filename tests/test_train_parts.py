@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.tiny_models import tiny_llama
+from helpers.training import audited, quick, read, write_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_llama
-from trainable import audited, quick, read, write_pairs
 
 from noisescope.cli.train import next_command
 from noisescope.errors import RunError, UsageError

@@ -13,8 +13,8 @@ from typing import Any, final
 
 import pytest
 import torch
+from helpers.training import quick, tiny_checkpoint, write_pairs
 from safetensors.torch import load_file
-from trainable import quick, tiny_checkpoint, write_pairs
 
 from noisescope.errors import UsageError
 from noisescope.training.policy.distributed import check_launch
@@ -27,7 +27,7 @@ import json, os, signal, sys, traceback
 from pathlib import Path
 import accelerate, peft, torch, torch.distributed.fsdp, torch.distributed.tensor
 import transformers.models.llama.modeling_llama
-from trainable import Interrupted, quick, read, tiny_policy
+from helpers.training import Interrupted, quick, read, tiny_policy
 from noisescope.training.policy import memory as budget
 from noisescope.training.policy.run import fine_tune
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'noisescope[trl]'")
 
 from datasets import Dataset
-from tiny_models import tiny_llama, tiny_tokenizer
-from toy_run import toy
+from helpers.tiny_models import tiny_llama, tiny_tokenizer
+from helpers.toy_run import toy
 from trl import DPOConfig, DPOTrainer
 
 from noisescope.errors import DataError, UsageError

@@ -61,7 +61,7 @@ PAIRS, MANY = 60, 6000
 def start(folder: Path) -> Path:
     """Make a directory with data, a tiny model and a finished run to export."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from tiny_models import save, tiny_llama, tiny_tokenizer
+    from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 
     folder.mkdir(parents=True)
     save(folder / "tiny", tiny_llama(), tiny_tokenizer())

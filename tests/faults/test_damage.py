@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import planted_run
-from test_fine_tune import LORA, evidence_bytes, place
-from test_fine_tune import command as typed
-from test_from_adapters import adapter
+from helpers.adapters import adapter
+from helpers.lora import LORA, evidence_bytes, tiny_place
+from helpers.lora import command as typed
+from helpers.planted_run import planted_run
 
 from noisescope.cli import run as command
 from noisescope.errors import ModelError, RunError
@@ -27,10 +27,13 @@ from noisescope.storage.cache import Part, _serialise, open_part
 from noisescope.storage.run import Run, find_run
 from noisescope.training.lora.peft_files import ADAPTER_WEIGHTS, read_peft
 
-__all__ = ["place"]  # a fixture
-
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 FILES = ["pairs.parquet", "margins/part-0.parquet", "scores.parquet"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_place(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

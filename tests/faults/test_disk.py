@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from planted import planted_run
-from toy_run import rows, scored_run, write_lines
+from helpers.planted_run import planted_run
+from helpers.toy_run import rows, scored_run, write_lines
 
 from noisescope.cli import run as command
 from noisescope.datasets import load

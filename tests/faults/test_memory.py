@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_lora import CONFIG, TinyPolicy, pairs, read
-from tiny_diffusion import items as picture_items
-from tiny_diffusion import pairs_table, pictures
-from tiny_diffusion import save as save_pipeline
-from tiny_models import save, tiny_llama, tiny_tokenizer
+from helpers.lora import CONFIG, TinyPolicy, pairs, read
+from helpers.tiny_diffusion import items as picture_items
+from helpers.tiny_diffusion import pairs_table, pictures
+from helpers.tiny_diffusion import save as save_pipeline
+from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 
 from noisescope.datasets.images import StoredImages
 from noisescope.errors import ModelError

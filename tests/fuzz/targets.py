@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from helpers.planted_run import planted_run
 from PIL import Image
-from planted import planted_run
 from safetensors.numpy import save as tensors
 
 from noisescope.datasets import ADAPTERS, load

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tiny_diffusion import CAPTIONS, picture, sample_module
-from tiny_models import tiny_tokenizer
 from transformers import (
     BlipConfig,
     BlipForImageTextRetrieval,
@@ -20,6 +18,8 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from helpers.tiny_diffusion import CAPTIONS, picture, sample_module
+from helpers.tiny_models import tiny_tokenizer
 from noisescope.evaluate import Duel, Prompt
 
 SIDE = 16

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from tiny_models import save, tiny_llama, tiny_tokenizer
 
+from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 from noisescope.datasets import load
 from noisescope.models.causal_lm import CausalLMPolicy, load_causal_lm
 from noisescope.pairs import PreferenceDataset

@@ -18,7 +18,7 @@ from noisescope.pairs import Pair, to_table
 
 torch.set_num_threads(1)  # these models are too small to share between threads
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CAPTIONS = ["a red circle", "a blue square above a green ring", "two pink crosses"]
 
 

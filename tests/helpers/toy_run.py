@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from planted import HOSTILE
 
+from helpers.planted_run import HOSTILE
 from noisescope.datasets import load
 from noisescope.export.run_scores import Scored, find_scored
 from noisescope.pairs import PreferenceDataset

@@ -1,0 +1,1 @@
+"""Shared by several tests: tiny real models and datasets, finished runs, stub servers."""
