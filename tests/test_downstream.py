@@ -22,7 +22,7 @@ BETTER, WORSE, NOBODY = np.array([0, 0, 1]), np.array([2, 3, 3]), np.zeros(3, np
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch):
-    """Benchmarks stand beside the tests."""
+    """Make the benchmarks importable."""
     monkeypatch.syspath_prepend(ROOT)
 
 
@@ -30,11 +30,11 @@ def part(name: str) -> Any:
     return importlib.import_module(f"benchmarks.downstream.{name}")
 
 
-def learnt(objective, chosen=BETTER, rejected=WORSE, **told) -> torch.Tensor:
+def learnt(objective, chosen=BETTER, rejected=WORSE, **given) -> torch.Tensor:
     """theta of every penalty, [K, Q]."""
     policies = part("policies")
     split = policies.Split(ROWS, *(np.arange(3) for _ in range(3)))
-    lesson = policies.Lesson(objective, **told)
+    lesson = policies.Lesson(objective, **given)
     return policies.train(split, (chosen, rejected), lesson, NOBODY[: len(chosen)])
 
 
@@ -90,7 +90,7 @@ def test_regimes_take_the_tuned_the_clean_and_no_penalty():
     assert cells["uniform", 0.2, "rdpo", "unregularised"].tolist() == [[0.1, 0.4]]
 
 
-def test_what_is_kept_is_not_made_again(tmp_path, monkeypatch):
+def test_a_cached_result_is_not_computed_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls, kept = [], part("kept").kept
 
@@ -134,13 +134,13 @@ def test_shares_recovered_and_targets():
     ]
 
 
-def test_every_rival_is_compared_and_told_no_more_than_it_may_know():
+def test_every_rival_is_compared_with_its_own_inputs_only():
     parts, n = part("methods"), 4
     flipped = np.array([False, True, False, True, False, True])
     p_flip = np.array([0.9, 0.1, 0.5, 0.2])
-    told = {name: np.arange(n) / 10 for name in ("weight", "gamma", "gap")}
+    given = {name: np.arange(n) / 10 for name in ("weight", "gamma", "gap")}
     nobody = {"annotator": np.zeros(n, np.int64), "rewards": np.zeros(0)}
-    noise = parts.Noisy(flipped, 0.3, p_flip, **told, **nobody)
+    noise = parts.Noisy(flipped, 0.3, p_flip, **given, **nobody)
     found = parts.methods(np.array([1, 2, 3, 4]), noise, seed=0)
     assert set(part("tables").RIVALS) < set(found)
     assert found["cdpo"].objective == CDPO(0.1, flip_rate=0.3)
@@ -155,9 +155,9 @@ def test_every_rival_is_compared_and_told_no_more_than_it_may_know():
 def test_adapters_set_aside_pairs_of_no_weight_and_fewer_methods_see_clean_labels():
     adapters, parts, n = part("adapters"), part("methods"), 3
     deal = adapters.Deal(np.array([4, 0, 2]), np.array([1, 3]), np.zeros(2, np.int64))
-    told = {name: np.arange(n) / 10 for name in ("weight", "gamma", "gap")}
-    told |= {"annotator": np.zeros(n, np.int64), "rewards": np.zeros(0)}
-    noise = parts.Noisy(np.arange(5) == 4, 0.3, np.array([0.9, 0.1, 0.2]), **told)
+    given = {name: np.arange(n) / 10 for name in ("weight", "gamma", "gap")}
+    given |= {"annotator": np.zeros(n, np.int64), "rewards": np.zeros(0)}
+    noise = parts.Noisy(np.arange(5) == 4, 0.3, np.array([0.9, 0.1, 0.2]), **given)
     found = dict(adapters.courses(deal, noise, seed=0))
     assert set(part("tables").RIVALS) < set(found)
     assert found["p_flip: weight 1-2p"].pairs.tolist() == [0, 2]
@@ -165,15 +165,15 @@ def test_adapters_set_aside_pairs_of_no_weight_and_fewer_methods_see_clean_label
     assert found[parts.ORACLE].pairs.tolist() == [0, 2]
     assert found["adaptive-dpo (paper)"].pairs.tolist() == [0, 2]
     assert found[parts.OURS].gamma.tolist() == pytest.approx([0.1, 0, 0.2, 0, 0])
-    clean = parts.Noisy(np.zeros(5, bool), 0.0, np.zeros(n), **told)
+    clean = parts.Noisy(np.zeros(5, bool), 0.0, np.zeros(n), **given)
     assert set(dict(adapters.courses(deal, clean, seed=0))) == set(adapters.CLEAN)
 
 
 def test_heads_are_right_where_they_prefer_the_better_side():
     parts, detect = part("methods"), importlib.import_module("benchmarks.detect")
     pairs = detect.Material(None, {}, np.array([0, 1, 2]), np.array([1, 2, 0]))
-    told = {name: np.zeros(0) for name in ("p_flip", "weight", "gamma", "annotator", "gap")}
-    noise = parts.Noisy(np.zeros(3, bool), 0.0, **told, rewards=np.array([2.0, 1.0, 2.0]))
+    given = {name: np.zeros(0) for name in ("p_flip", "weight", "gamma", "annotator", "gap")}
+    noise = parts.Noisy(np.zeros(3, bool), 0.0, **given, rewards=np.array([2.0, 1.0, 2.0]))
     assert parts.heads_right(pairs, noise, np.array([0, 1, 2])).tolist() == [1, 0, 0.5]
 
 
@@ -207,7 +207,7 @@ def made() -> dict[tuple[str, float, str, str], Any]:
     return cells | {("uniform", 0.0, "dpo", "tuned"): np.full((2, 3), 0.8)}
 
 
-def test_pages_say_what_was_won_back_and_where_there_was_nothing_to_win(tmp_path):
+def test_pages_show_the_share_recovered_or_a_dash(tmp_path):
     pages, harness = part("pages"), importlib.import_module("benchmarks.harness")
     report, ours = harness.Report("x"), part("methods").OURS
     part("tables").tabulate(made(), ours, ("tuned",), report, "text")

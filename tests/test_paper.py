@@ -197,8 +197,8 @@ def test_replicas_vote_as_annotators_do() -> None:
     flipped = one.plant(0.3)
     n = len(one.split.train)
     turned = flipped[one.split.train]
-    knowing = np.where(turned, -1.0, 1.0)  # always on the truth's side, whatever the label says
-    margins = np.stack([knowing, knowing, np.ones(n)])  # the third believes every label
+    knowing = np.where(turned, -1.0, 1.0)  # always on the side of the truth
+    margins = np.stack([knowing, knowing, np.ones(n)])  # the third trusts every label
     values, found = figure.measured(one, flipped, margins)
     labels, truth, split = (values[name] for name in figure.MEASURES)
     wrong = turned.mean()
@@ -247,7 +247,7 @@ def test_three_people_are_held_against_each_other(tmp_path: Path) -> None:
     figure = paper("figure2")
     items = [
         dict(zip(("annotator1", "annotator2", "annotator3"), row, strict=True))
-        for row in ("111", "112", "220", "012")
+        for row in ("111", "112", "220", (0, 1, 2))
     ]
     path = tmp_path / "people.json"
     path.write_text(json.dumps(items))

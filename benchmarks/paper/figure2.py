@@ -45,10 +45,10 @@ ANSWERS = {"0": NEITHER, "1": FIRST, "2": SECOND}
 
 
 def people(path: Path) -> Float:
-    """Read the answers of PandaLM's three annotators, [3, N]."""
+    """Read the answers of PandaLM's three annotators, codes as text or numbers, [3, N]."""
     items = json.loads(path.read_text(encoding="utf-8"))
     names = ("annotator1", "annotator2", "annotator3")
-    return np.array([[ANSWERS[item[name]] for item in items] for name in names])
+    return np.array([[ANSWERS[str(item[name])] for item in items] for name in names])
 
 
 def crowd(answers: Float) -> list[dict[str, Any]]:
