@@ -28,7 +28,7 @@ from benchmarks.paper.cells import (
 )
 from benchmarks.paper.figures import bars
 from benchmarks.paper.full import PICK, Step, evaluate, train
-from benchmarks.paper.published import PUBLISHED
+from benchmarks.paper.published import METRICS, PUBLISHED
 from benchmarks.paper.results import Direction, Resampled, Result, shown
 from benchmarks.paper.script import Script, Small, main
 from benchmarks.paper.text_task import TextTask, text_task
@@ -61,11 +61,21 @@ TEXT_METHODS = {"dpo": dpo} | {
 }
 
 
-def published(rho: float, k1: float) -> str:
+def where_of(rho: float, k1: float) -> dict[str, str]:
+    """Return the columns that select a cell in the paper's table."""
+    name, value = ("k1", k1) if rho == CHOSEN[0] else ("rho", rho)
+    return {"hyper-parameter": name, "value": f"{value:g}"}
+
+
+def row(rho: float, k1: float) -> list[float]:
     """Return the paper's win rates of a cell against DPO."""
-    if rho == CHOSEN[0]:
-        return win_rates("table5", **{"hyper-parameter": "k1", "value": f"{k1:g}"})
-    return win_rates("table5", **{"hyper-parameter": "rho", "value": f"{rho:g}"})
+    return PUBLISHED["table5"].select(**where_of(rho, k1))
+
+
+def metrics_won(rho: float, k1: float) -> str:
+    """Return on how many of the paper's metrics a cell has a higher win rate than the chosen."""
+    won = sum(mine > chosen for mine, chosen in zip(row(rho, k1), row(*CHOSEN), strict=True))
+    return f"better on {won} of {len(METRICS)} metrics"
 
 
 def questions(found: Resampled, where: str, image: bool) -> list[Direction]:
@@ -76,12 +86,19 @@ def questions(found: Resampled, where: str, image: bool) -> list[Direction]:
             where,
             (0.0, named(*cell)),
             (0.0, "dpo"),
-            f"yes, {published(*cell)}" if image else "",
+            f"yes, {win_rates('table5', **where_of(*cell))}" if image else "",
         )
         for cell in CELLS
     ]
     return against_dpo + [
-        better(found, where, (0.0, named(*cell)), (0.0, named(*CHOSEN))) for cell in CELLS[1:]
+        better(
+            found,
+            where,
+            (0.0, named(*cell)),
+            (0.0, named(*CHOSEN)),
+            metrics_won(*cell) if image else "",
+        )
+        for cell in CELLS[1:]
     ]
 
 
@@ -114,9 +131,9 @@ def tiny(small: Small) -> Result:
     about, table = facts(small), []
     for name in TEXT_METHODS:
         area, mean = about.get(name, (None, 1.0))
-        row = {"method": name, "AUROC of u": area, "mean W": mean}
+        line = {"method": name, "AUROC of u": area, "mean W": mean}
         table.append(
-            row | {regime: shown(cell.value((0.0, name))) for regime, cell in text.items()}
+            line | {regime: shown(cell.value((0.0, name))) for regime, cell in text.items()}
         )
     result.tables["Text: log-linear, accuracy"] = table
     for regime, found in text.items():

@@ -1,6 +1,7 @@
 """Time one training in this process: the loop of `noisescope train`, or DiffusionDPO's plain step.
 
-    echo '{"loop": "images", "steps": 3, "batch": 16, "rank": 8}' | python -m benchmarks.train.steps
+    python -m benchmarks.train.steps < given.json
+    {"loop": "images", "steps": 3, "batch": 16, "rank": 8, "device": "cpu", "dtype": "float32"}
 
 JSON on stdin, one JSON object as the last line of stdout: seconds of what is computed once before
 the first step (reference log-probabilities, or latents and embeddings), wall and CPU seconds of
