@@ -34,8 +34,8 @@ def learnt(objective, chosen=BETTER, rejected=WORSE, **given) -> torch.Tensor:
     """theta of every penalty, [K, Q]."""
     policies = part("policies")
     split = policies.Split(ROWS, *(np.arange(3) for _ in range(3)))
-    lesson = policies.Lesson(objective, **given)
-    return policies.train(split, (chosen, rejected), lesson, NOBODY[: len(chosen)])
+    recipe = policies.Recipe(objective, **given)
+    return policies.train(split, (chosen, rejected), recipe, NOBODY[: len(chosen)])
 
 
 def margins_of(theta: torch.Tensor) -> torch.Tensor:
@@ -154,11 +154,11 @@ def test_every_rival_is_compared_with_its_own_inputs_only():
 
 def test_adapters_set_aside_pairs_of_no_weight_and_fewer_methods_see_clean_labels():
     adapters, parts, n = part("adapters"), part("methods"), 3
-    deal = adapters.Deal(np.array([4, 0, 2]), np.array([1, 3]), np.zeros(2, np.int64))
+    split = adapters.PromptSplit(np.array([4, 0, 2]), np.array([1, 3]), np.zeros(2, np.int64))
     given = {name: np.arange(n) / 10 for name in ("weight", "gamma", "gap")}
     given |= {"annotator": np.zeros(n, np.int64), "rewards": np.zeros(0)}
     noise = parts.Noisy(np.arange(5) == 4, 0.3, np.array([0.9, 0.1, 0.2]), **given)
-    found = dict(adapters.courses(deal, noise, seed=0))
+    found = dict(adapters.recipes(split, noise, seed=0))
     assert set(part("tables").RIVALS) < set(found)
     assert found["p_flip: weight 1-2p"].pairs.tolist() == [0, 2]
     assert found["p_flip: weight 1-2p"].weight.tolist() == pytest.approx([0.8, 0, 0.6, 0, 0])
@@ -166,7 +166,7 @@ def test_adapters_set_aside_pairs_of_no_weight_and_fewer_methods_see_clean_label
     assert found["adaptive-dpo (paper)"].pairs.tolist() == [0, 2]
     assert found[parts.OURS].gamma.tolist() == pytest.approx([0.1, 0, 0.2, 0, 0])
     clean = parts.Noisy(np.zeros(5, bool), 0.0, np.zeros(n), **given)
-    assert set(dict(adapters.courses(deal, clean, seed=0))) == set(adapters.CLEAN)
+    assert set(dict(adapters.recipes(split, clean, seed=0))) == set(adapters.CLEAN)
 
 
 def test_heads_are_right_where_they_prefer_the_better_side():

@@ -1,9 +1,9 @@
 """Train LoRA with every method through the real training loop on planted noise, and test it.
 
-    scene, cost = stage(model)
-    noise = audit(scene, dealt := deal(scene, seed), seed, rate)
-    for method, course in courses(dealt, noise, seed):
-        right = judged(scene, learn(scene, course, seed), dealt.test)
+    task, cost = load_task(model)
+    noise = audit(task, split := split_prompts(task, seed), seed, rate)
+    for method, recipe in recipes(split, noise, seed):
+        right = judged(task, learn(task, recipe, seed), split.test)
 
 The sample hh-rlhf with right labels; `downstream.lora` describes the comparison.
 """
@@ -40,13 +40,13 @@ SAMPLE = ROOT / "sample_data"
 PAIRS, LAYERS, RANK, ALPHA, BATCH, EPOCHS, RATE = 1000, 2, 16, 32.0, 32, 2, 1e-3
 TEST_SHARE, TEST_GROUPS, JUDGED = 0.2, 4, 64
 #: Other ways to use p_flip, which only the log-linear benchmarks compare.
-LEFT_OUT = ("p_flip: soft labels", "p_flip: flip-worst")
+OMITTED = ("p_flip: soft labels", "p_flip: flip-worst")
 #: Methods also trained without flips: is one better whatever the noise?
 CLEAN = ("dpo", "ipo", "p_flip: weight 1-2p", OURS, *PAPER)
 
 
 @dataclass(frozen=True)
-class Scene:
+class LoraTask:
     """Everything that no flip changes: pairs with right labels, the model and its adapters."""
 
     gold: Material
@@ -55,7 +55,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Course:
+class AdapterRecipe:
     """What a method trains on: an objective, the pairs it keeps, columns [N] of all pairs."""
 
     objective: Objective
@@ -66,7 +66,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Deal:
+class PromptSplit:
     """Pairs of one seed: those to train on, those to test on and the test group of each."""
 
     on: Int
@@ -74,7 +74,7 @@ class Deal:
     group: Int
 
 
-def stage(model: str) -> tuple[Scene, dict[str, object]]:
+def load_task(model: str) -> tuple[LoraTask, dict[str, object]]:
     """Compute features, reference log-probabilities and the states below the adapted blocks."""
     policy = load_causal_lm(model)
     path = SAMPLE / "hh-rlhf"
@@ -85,40 +85,40 @@ def stage(model: str) -> tuple[Scene, dict[str, object]]:
     kept = cache().parent / "trunks" / policy.identity.fingerprint
     space = text_space(policy, data, corpus, kept, layers=LAYERS, checkpointing=False)
     adapters = attach_adapters(policy.model, 1, RANK, space.trunk.cut.first)
-    return Scene(gold, space, adapters), cost
+    return LoraTask(gold, space, adapters), cost
 
 
-def deal(scene: Scene, seed: int) -> Deal:
+def split_prompts(task: LoraTask, seed: int) -> PromptSplit:
     """Split the prompts by `seed`."""
-    prompts = scene.gold.dataset.table.column("prompt").to_pylist()
-    dealt = np.array([int(digest(str(seed), text)[:8], 16) / 16**8 for text in prompts])
-    test = np.flatnonzero(dealt < TEST_SHARE)
-    group = (dealt[test] / TEST_SHARE * TEST_GROUPS).astype(np.int64)
-    on = np.flatnonzero(dealt >= TEST_SHARE)
+    prompts = task.gold.dataset.table.column("prompt").to_pylist()
+    position = np.array([int(digest(str(seed), text)[:8], 16) / 16**8 for text in prompts])
+    test = np.flatnonzero(position < TEST_SHARE)
+    group = (position[test] / TEST_SHARE * TEST_GROUPS).astype(np.int64)
+    on = np.flatnonzero(position >= TEST_SHARE)
     on = on[np.random.default_rng(seed).permutation(len(on))[:PAIRS]]
-    return Deal(on, test, group)
+    return PromptSplit(on, test, group)
 
 
-def audit(scene: Scene, dealt: Deal, seed: int, rate: float) -> Noisy:
+def audit(task: LoraTask, split: PromptSplit, seed: int, rate: float) -> Noisy:
     """Flip labels at `rate`; return the audit by heads on the training pairs alone."""
-    flipped = uniform(len(scene.gold.dataset), rate, seed)
-    return audited(scene.gold, dealt.on, flipped, rate)
+    flipped = uniform(len(task.gold.dataset), rate, seed)
+    return audited(task.gold, split.on, flipped, rate)
 
 
-def courses(dealt: Deal, noise: Noisy, seed: int) -> Iterator[tuple[str, Course]]:
+def recipes(split: PromptSplit, noise: Noisy, seed: int) -> Iterator[tuple[str, AdapterRecipe]]:
     """Return every method with its settings; without flips, only the methods in CLEAN.
 
     As in `noisescope train`, pairs of weight 0 are not trained on; all methods take all steps.
     """
-    on, size = dealt.on, len(noise.flipped)
-    for name, lesson in methods(on, noise, seed).items():
-        if name in LEFT_OUT or (noise.rate == 0 and name not in CLEAN):
+    on, size = split.on, len(noise.flipped)
+    for name, recipe in methods(on, noise, seed).items():
+        if name in OMITTED or (noise.rate == 0 and name not in CLEAN):
             continue
-        keep = np.ones(len(on), bool) if lesson.keep is None else lesson.keep
-        weight, gamma = spread(lesson.weight, on, size), spread(lesson.gamma, on, size)
+        keep = np.ones(len(on), bool) if recipe.keep is None else recipe.keep
+        weight, gamma = spread(recipe.weight, on, size), spread(recipe.gamma, on, size)
         if weight is not None:
             keep = keep & (weight[on] > 0)
-        yield name, Course(lesson.objective, on[keep], noise.flipped, weight, gamma)
+        yield name, AdapterRecipe(recipe.objective, on[keep], noise.flipped, weight, gamma)
 
 
 def spread(values: Float | None, on: Int, size: int) -> Float | None:
@@ -130,29 +130,29 @@ def spread(values: Float | None, on: Int, size: int) -> Float | None:
     return whole
 
 
-def learn(scene: Scene, course: Course, seed: int) -> PreferenceLearner:
+def learn(task: LoraTask, recipe: AdapterRecipe, seed: int) -> PreferenceLearner:
     """Train; return the learner after its last step."""
-    data, flipped = scene.space.data, course.flipped
+    data, flipped = task.space.data, recipe.flipped
     swapped = replace(
         data,
         chosen=np.where(flipped, data.rejected, data.chosen),
         rejected=np.where(flipped, data.chosen, data.rejected),
     )
-    scene.adapters.initialise([seed], ALPHA)
-    trainee = TextAdapters(replace(scene.space, data=swapped), scene.adapters)
-    stream = Stream(course.pairs, swapped.chosen, swapped.rejected, seed=(seed, 0), cluster=1)
-    objective = course.objective
+    task.adapters.initialise([seed], ALPHA)
+    trainee = TextAdapters(replace(task.space, data=swapped), task.adapters)
+    stream = Stream(recipe.pairs, swapped.chosen, swapped.rejected, seed=(seed, 0), cluster=1)
+    objective = recipe.objective
     reliability = None
     if isinstance(objective, REPO):
-        annotators = scene.gold.dataset.table.column("annotator").to_pylist()
+        annotators = task.gold.dataset.table.column("annotator").to_pylist()
         reliability = Reliability(annotators, objective.reliability)
     learner = PreferenceLearner(
         trainee,
         stream,
         objective,
         BATCH,
-        weight=course.weight,
-        gamma=course.gamma,
+        weight=recipe.weight,
+        gamma=recipe.gamma,
         reliability=reliability,
     )
     steps = round(EPOCHS * PAIRS / BATCH)
@@ -162,9 +162,9 @@ def learn(scene: Scene, course: Course, seed: int) -> PreferenceLearner:
     return learner
 
 
-def judged(scene: Scene, learner: PreferenceLearner, test: Int) -> Float:
+def judged(task: LoraTask, learner: PreferenceLearner, test: Int) -> Float:
     """Return 1 where the trained reward prefers the better side of a test pair, ties 1/2, [n]."""
-    judge = replace(learner, trainee=TextAdapters(scene.space, scene.adapters))
+    judge = replace(learner, trainee=TextAdapters(task.space, task.adapters))
     parts = [test[start : start + JUDGED] for start in range(0, len(test), JUDGED)]
     margins = np.concatenate([judge.judge(part, 1).logratio.numpy() for part in parts])
     return ((margins > 0) + 0.5 * (margins == 0)).astype(np.float64)

@@ -1,6 +1,6 @@
 """Compare the answers of models trained on noisy labels: win rates on new prompts.
 
-    answers(scene, model, seeds, report)
+    answers(task, model, seeds, report)
 
 Greedy answers to `sample_data/prompts/hh-rlhf.jsonl`, scored by `sample_data/judges.py`, which has
 the rules that the sample was made by. Two questions: does a trained model win against the model it
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.detect import Float
-from benchmarks.downstream.adapters import SAMPLE, Scene, audit, courses, deal, learn
+from benchmarks.downstream.adapters import SAMPLE, LoraTask, audit, learn, recipes, split_prompts
 from benchmarks.downstream.kept import EDITION
 from benchmarks.downstream.methods import ORACLE, OURS
 from benchmarks.downstream.tables import drawn, resamples
@@ -38,13 +38,13 @@ COMPARED = (CLEAN, NOISY, (0.3, "adaptive-dpo (paper)"), (0.3, OURS), (0.3, ORAC
 Cell = tuple[float, str]
 
 
-def answers(scene: Scene, model: str, seeds: Sequence[int], report: Report) -> None:
+def answers(task: LoraTask, model: str, seeds: Sequence[int], report: Report) -> None:
     """Train the compared models (adapters are cached), generate, judge, tabulate."""
     prompts = read_prompts(str(SAMPLE / "prompts" / "hh-rlhf.jsonl"), modality="text")
     base, rows = quality(find_contender(model), prompts), {}
     for seed in seeds:
         for cell in COMPARED:
-            place = trained(scene, seed, *cell)
+            place = trained(task, seed, *cell)
             rows[seed, cell] = quality(find_contender(str(place), base=model), prompts)
     found = {cell: np.array([rows[seed, cell] for seed in seeds]) for cell in COMPARED}
     title = f"answers to {len(prompts.kept)} new prompts, {len(seeds)} trainings a row [90 %]"
@@ -90,26 +90,26 @@ def quality(contender: Contender, prompts: Prompts) -> Float:
     return np.array([verdict.policy for verdict in judge.judge(duels)], np.float64)
 
 
-def place_of(scene: Scene, seed: int, rate: float, method: str) -> Path:
+def place_of(task: LoraTask, seed: int, rate: float, method: str) -> Path:
     """Return the cache directory of the final adapter of a method."""
-    identity = scene.space.policy.identity.fingerprint, scene.gold.dataset.fingerprint
+    identity = task.space.policy.identity.fingerprint, task.gold.dataset.fingerprint
     name = digest(EDITION, *identity, str(seed), str(rate), method)
     return cache().parent / "downstream-adapters" / name
 
 
-def keep(scene: Scene, place: Path) -> None:
+def keep(task: LoraTask, place: Path) -> None:
     """Write the adapters; the file that marks them complete is last."""
     place.mkdir(parents=True, exist_ok=True)
-    TextAdapters(scene.space, scene.adapters).save(place)
+    TextAdapters(task.space, task.adapters).save(place)
 
 
-def trained(scene: Scene, seed: int, rate: float, method: str) -> Path:
+def trained(task: LoraTask, seed: int, rate: float, method: str) -> Path:
     """Return the directory of the final adapter of a method; train it if it is not cached."""
-    place = place_of(scene, seed, rate, method)
+    place = place_of(task, seed, rate, method)
     if not (place / ADAPTER_CONFIG).is_file():
         print(f"training for answers: seed {seed}, {rate:.0%}, {method}", file=sys.stderr)
-        dealt = deal(scene, seed)
-        course = dict(courses(dealt, audit(scene, dealt, seed, rate), seed))[method]
-        learn(scene, course, seed)
-        keep(scene, place)
+        split = split_prompts(task, seed)
+        recipe = dict(recipes(split, audit(task, split, seed, rate), seed))[method]
+        learn(task, recipe, seed)
+        keep(task, place)
     return place

@@ -43,9 +43,9 @@ def run(options: Options) -> Report:
     captions = made.dataset.table.column("prompt").to_pylist()
     found, model = {}, policy.identity.fingerprint
     for seed in range(options.seed, options.seed + (3 if options.quick else 5)):
-        dealt = np.array([int(digest(str(seed), name)[:8], 16) / 16**8 for name in captions])
-        test = dealt < 1 / 3
-        split = split_of(base, test, ~test & (dealt < 1 / 3 + 0.2))
+        position = np.array([int(digest(str(seed), name)[:8], 16) / 16**8 for name in captions])
+        test = position < 1 / 3
+        split = split_of(base, test, ~test & (position < 1 / 3 + 0.2))
         for where in (("uniform", rate) for rate in FLIPS):
             found[seed, where] = planted(base, split, group[test], where, seed, model)
     tabulate(by_regime(found), OURS, REGIMES, report, "emoji")

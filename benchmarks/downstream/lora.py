@@ -24,14 +24,14 @@ import torch
 from benchmarks.detect import Float
 from benchmarks.downstream.adapters import (
     SAMPLE,
-    Course,
-    Scene,
+    AdapterRecipe,
+    LoraTask,
     audit,
-    courses,
-    deal,
     judged,
     learn,
-    stage,
+    load_task,
+    recipes,
+    split_prompts,
 )
 from benchmarks.downstream.answers import COMPARED, answers, keep, place_of
 from benchmarks.downstream.kept import Kept, kept
@@ -49,44 +49,44 @@ def run(options: Options) -> Report:
     torch.set_num_threads(1)
     report = Report("LoRA on noisy labels, judged on clean pairs of new prompts")
     model = options.model or str(SAMPLE / "models" / "tiny-lm")
-    scene, cost = stage(model)
+    task, cost = load_task(model)
     report.tables["feature pass"] = [cost]
     first = FIRST_SEED + options.seed
     seeds = range(first, first + (1 if options.quick else SEEDS))
     outcomes: dict[Key, list[Float]] = {}
     for rate in FLIPS[:2] if options.quick else FLIPS:
         for seed in seeds:
-            for name, (groups, _) in planted(scene, seed, rate, options.quick).items():
+            for name, (groups, _) in planted(task, seed, rate, options.quick).items():
                 outcomes.setdefault(("uniform", rate, name, ""), []).append(groups[:, 0])
     cells = {key: np.array(value) for key, value in outcomes.items()}
     tabulate(cells, OURS, ("",), report, "LoRA, new prompts")
-    answers(scene, model, seeds, report)
+    answers(task, model, seeds, report)
     return report
 
 
-def planted(scene: Scene, seed: int, rate: float, quick: bool) -> Kept:
+def planted(task: LoraTask, seed: int, rate: float, quick: bool) -> Kept:
     """Flip labels, audit, train every method; return accuracy by test group [T, 1], by method."""
-    dealt = deal(scene, seed)
-    identity = scene.space.policy.identity.fingerprint, scene.gold.dataset.fingerprint
-    noise = audit(scene, dealt, seed, rate)
+    split = split_prompts(task, seed)
+    identity = task.space.policy.identity.fingerprint, task.gold.dataset.fingerprint
+    noise = audit(task, split, seed, rate)
 
     def heads() -> Kept:
-        right = heads_right(scene.gold, noise, dealt.test)
-        return {HEADS: (group_means(right, dealt.group)[:, None], 0)}
+        right = heads_right(task.gold, noise, split.test)
+        return {HEADS: (group_means(right, split.group)[:, None], 0)}
 
     out: Kept = {}
-    for method, course in courses(dealt, noise, seed):
+    for method, recipe in recipes(split, noise, seed):
         if quick and rate == 0 and method != "dpo":
             continue
 
-        def make(method: str = method, course: Course = course) -> Kept:
+        def make(method: str = method, recipe: AdapterRecipe = recipe) -> Kept:
             began = time.perf_counter()
-            right = judged(scene, learn(scene, course, seed), dealt.test)
+            right = judged(task, learn(task, recipe, seed), split.test)
             if (rate, method) in COMPARED:
-                keep(scene, place_of(scene, seed, rate, method))
+                keep(task, place_of(task, seed, rate, method))
             outcome = f"{right.mean():.4f}, {time.perf_counter() - began:.0f} s"
             print(f"seed {seed}, {rate:.0%}, {method}: {outcome}", file=sys.stderr)
-            return {method: (group_means(right, dealt.group)[:, None], 0)}
+            return {method: (group_means(right, split.group)[:, None], 0)}
 
         out |= kept(make, "lora", *identity, str(seed), str(rate), method)
     return out | kept(heads, "lora", *identity, str(seed), str(rate), HEADS)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from benchmarks.detect import BETA, Bool, Float, Material
-from benchmarks.downstream.policies import Lesson, Split, right, train
+from benchmarks.downstream.policies import Recipe, Split, right, train
 from noisescope.models.items import fold_keys
 from noisescope.replicas.head import HeadConfig, fit_heads
 from noisescope.scoring.detectors import u as instability
@@ -87,7 +87,7 @@ def heads_right(material: Material, noise: Noisy, test: Int) -> Float:
     return ((gap > 0) + 0.5 * (gap == 0)).astype(np.float64)
 
 
-def methods(on: Int, noise: Noisy, seed: int) -> dict[str, Lesson]:
+def methods(on: Int, noise: Noisy, seed: int) -> dict[str, Recipe]:
     """Return every method: its objective, and its settings for the n training pairs `on`."""
     e, p, n = min(noise.rate, 0.45), noise.p_flip, len(noise.p_flip)
     wrong, flipped = p >= 0.5, noise.flipped[on]
@@ -95,34 +95,34 @@ def methods(on: Int, noise: Noisy, seed: int) -> dict[str, Lesson]:
     dpo, paper = DPO(BETA), {"weight": noise.weight, "gamma": noise.gamma}
     posterior = np.clip(-logit(p), -12, 12)
     return {
-        "dpo": Lesson(dpo),
-        "cdpo": Lesson(CDPO(BETA, flip_rate=e)),
-        "rdpo": Lesson(RDPO(BETA, flip_rate=e)),
-        "ipo": Lesson(IPO(BETA)),
-        "ropo": Lesson(ROPO(BETA)),
-        "dr-dpo": Lesson(DrDPO(BETA)),
-        "holder-dpo": Lesson(HolderDPO(BETA)),
-        "re-po": Lesson(REPO(BETA)),
-        "adaptive-dpo (paper)": Lesson(AdaptiveDPO(BETA), **paper),
-        "adaptive-ipo (paper)": Lesson(AdaptiveIPO(BETA), **paper),
-        "p_flip: weight 1-2p": Lesson(dpo, weight=np.maximum(0.0, 1 - 2 * p)),
-        "p_flip: soft labels": Lesson(DistilledDPO(BETA), gamma=posterior),
-        "p_flip: drop-worst": Lesson(dpo, keep=~wrong),
-        "p_flip: flip-worst": Lesson(dpo, turn=wrong),
-        OURS: Lesson(DistilledDPO(BETA), gamma=noise.gap),
-        "random-drop control": Lesson(dpo, keep=random),
-        ORACLE: Lesson(dpo, keep=~flipped),
+        "dpo": Recipe(dpo),
+        "cdpo": Recipe(CDPO(BETA, flip_rate=e)),
+        "rdpo": Recipe(RDPO(BETA, flip_rate=e)),
+        "ipo": Recipe(IPO(BETA)),
+        "ropo": Recipe(ROPO(BETA)),
+        "dr-dpo": Recipe(DrDPO(BETA)),
+        "holder-dpo": Recipe(HolderDPO(BETA)),
+        "re-po": Recipe(REPO(BETA)),
+        "adaptive-dpo (paper)": Recipe(AdaptiveDPO(BETA), **paper),
+        "adaptive-ipo (paper)": Recipe(AdaptiveIPO(BETA), **paper),
+        "p_flip: weight 1-2p": Recipe(dpo, weight=np.maximum(0.0, 1 - 2 * p)),
+        "p_flip: soft labels": Recipe(DistilledDPO(BETA), gamma=posterior),
+        "p_flip: drop-worst": Recipe(dpo, keep=~wrong),
+        "p_flip: flip-worst": Recipe(dpo, turn=wrong),
+        OURS: Recipe(DistilledDPO(BETA), gamma=noise.gap),
+        "random-drop control": Recipe(dpo, keep=random),
+        ORACLE: Recipe(dpo, keep=~flipped),
     }
 
 
-def learn(material: Material, split: Split, noise: Noisy, lesson: Lesson) -> tuple[Float, int]:
+def learn(material: Material, split: Split, noise: Noisy, recipe: Recipe) -> tuple[Float, int]:
     """Return right answers on clean test pairs under every penalty, [n, Q], and the tuned one."""
     on, held, flipped = split.train, split.validation, noise.flipped
-    turned = flipped[on] ^ (False if lesson.turn is None else lesson.turn)
-    keep = np.ones(len(on), bool) if lesson.keep is None else lesson.keep
+    turned = flipped[on] ^ (False if recipe.turn is None else recipe.turn)
+    keep = np.ones(len(on), bool) if recipe.keep is None else recipe.keep
     chosen = np.where(turned, material.rejected[on], material.chosen[on])[keep]
     rejected = np.where(turned, material.chosen[on], material.rejected[on])[keep]
-    theta = train(split, (chosen, rejected), lesson, noise.annotator[keep])
+    theta = train(split, (chosen, rejected), recipe, noise.annotator[keep])
     chosen = np.where(flipped, material.rejected, material.chosen)[held]
     rejected = np.where(flipped, material.chosen, material.rejected)[held]
     best = int(right(split, theta, chosen, rejected).mean(axis=0).argmax())

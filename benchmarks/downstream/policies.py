@@ -35,7 +35,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Recipe:
     """What a method trains on: n training pairs, or those it keeps; `turn` reverses labels."""
 
     objective: Objective
@@ -58,7 +58,7 @@ def split_of(material: Material, test: Bool, validation: Bool) -> Split:
     return Split(rows, train, np.flatnonzero(validation), np.flatnonzero(test))
 
 
-def train(split: Split, ends: tuple[Int, Int], lesson: Lesson, annotator: Int) -> torch.Tensor:
+def train(split: Split, ends: tuple[Int, Int], recipe: Recipe, annotator: Int) -> torch.Tensor:
     """Return theta * beta of every penalty at once, [K, Q].
 
     l = A rows theta / beta, A [n, R] the incidence of pairs: the objective gives dL/dl by autograd,
@@ -75,19 +75,19 @@ def train(split: Split, ends: tuple[Int, Int], lesson: Lesson, annotator: Int) -
     optimiser = torch.optim.Adam([theta], lr=RATE)
     given = {
         name: None if value is None else torch.tensor(value, dtype=torch.float32)[:, None]
-        for name, value in (("weight", lesson.weight), ("gamma", lesson.gamma))
+        for name, value in (("weight", recipe.weight), ("gamma", recipe.gamma))
     }
-    slope, reliability = slope_at_zero(lesson.objective), None
+    slope, reliability = slope_at_zero(recipe.objective), None
     for step in range(STEPS):
         for settings in optimiser.param_groups:
             settings["lr"] = RATE * (1 - step / STEPS)
         rewards = rows @ theta.detach().numpy()
         logratio = torch.tensor(incidence @ rewards / BETA, dtype=torch.float32).requires_grad_()
         values = PairValues(logratio, reliability=reliability, **given)
-        loss = lesson.objective(values).mean(0).sum() / (slope * BETA)
+        loss = recipe.objective(values).mean(0).sum() / (slope * BETA)
         (slopes,) = torch.autograd.grad(loss, logratio)
-        if isinstance(lesson.objective, REPO):
-            reliability = by_annotator(lesson.objective.posterior(values), annotator)
+        if isinstance(recipe.objective, REPO):
+            reliability = by_annotator(recipe.objective.posterior(values), annotator)
         upward = rows.T @ (adjoint @ slopes.numpy())
         theta.grad = torch.tensor(upward, dtype=torch.float32) + penalties * theta.detach()
         optimiser.step()

@@ -36,7 +36,7 @@ from benchmarks.downstream.methods import (
     learn,
     methods,
 )
-from benchmarks.downstream.policies import PENALTIES, Lesson, Split, split_of
+from benchmarks.downstream.policies import PENALTIES, Recipe, Split, split_of
 from benchmarks.downstream.tables import Key, group_means, tabulate
 from benchmarks.harness import Options, Report
 from benchmarks.models import cache, smollm2
@@ -53,7 +53,7 @@ REGIMES = ("tuned", "recipe", "unregularised")
 Where = tuple[str, float]
 Int = NDArray[np.int64]
 
-__all__ = ["Lesson", "Noisy", "Split", "learn"]
+__all__ = ["Noisy", "Recipe", "Split", "learn"]
 
 
 def run(options: Options) -> Report:
@@ -70,14 +70,14 @@ def run(options: Options) -> Report:
     first = FIRST_SEED + options.seed
     found = {}
     for seed in range(first, first + (3 if options.quick else 5)):
-        dealt = deal(gold, seed)
+        split = split_topics(gold, seed)
         for where in plan:
-            found[seed, where] = planted(gold, *dealt, where, seed, policy.identity.fingerprint)
+            found[seed, where] = planted(gold, *split, where, seed, policy.identity.fingerprint)
     tabulate(by_regime(found), OURS, REGIMES, report, "new topics")
     return report
 
 
-def deal(gold: Material, seed: int) -> tuple[Split, Int]:
+def split_topics(gold: Material, seed: int) -> tuple[Split, Int]:
     """Split the topics by `seed`; return the split and the topic of every test pair."""
     prompts = gold.dataset.table.column("prompt").to_pylist()
     topics = np.array([prompt.partition(" Argue:")[0] for prompt in prompts])
@@ -112,10 +112,10 @@ def planted(
     def make() -> Kept:
         began = time.perf_counter()
         out: Kept = {}
-        for name, lesson in methods(split.train, noise(), seed).items():
+        for name, recipe in methods(split.train, noise(), seed).items():
 
-            def taught(name: str = name, lesson: Lesson = lesson) -> Kept:
-                found, best = learn(material, split, noise(), lesson)
+            def taught(name: str = name, recipe: Recipe = recipe) -> Kept:
+                found, best = learn(material, split, noise(), recipe)
                 columns = [group_means(column, group) for column in found.T]
                 return {name: (np.stack(columns, axis=1), best)}
 

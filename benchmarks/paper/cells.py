@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.detect import BETA, Bool
-from benchmarks.downstream.topics import Lesson
+from benchmarks.downstream.topics import Recipe
 from benchmarks.paper.cache import cached
 from benchmarks.paper.image_task import ImageTask, Training, image_task
 from benchmarks.paper.published import PUBLISHED
@@ -27,7 +27,7 @@ from noisescope.training.objectives import DPO
 from noisescope.training.policy.adaptive import OnlineConfig
 
 RATES = (0.0, 0.1, 0.2, 0.3)
-TextMethods = Mapping[str, Callable[[TextTask, Bool], Lesson]]
+TextMethods = Mapping[str, Callable[[TextTask, Bool], Recipe]]
 ImageMethods = Mapping[str, Callable[[ImageTask, Bool], Training]]
 #: Names of methods that several tables share.
 ADAPTIVE, ONLINE = "adaptive-dpo (audit)", "adaptive-dpo (online ema)"
@@ -35,9 +35,9 @@ RIGHT_TEXT, RIGHT_IMAGES = "oracle: dpo on the right labels only", "oracle: dpo 
 WHISKERS = "Whiskers: 90 % over seeds and prompts."
 
 
-def dpo(task: TextTask, wrong: Bool) -> Lesson:
+def dpo(task: TextTask, wrong: Bool) -> Recipe:
     """Return DPO on text that trusts every label."""
-    return Lesson(DPO(BETA))
+    return Recipe(DPO(BETA))
 
 
 def image_dpo(task: ImageTask, wrong: Bool) -> Training:

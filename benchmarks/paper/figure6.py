@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from benchmarks.detect import BETA, Bool
-from benchmarks.downstream.topics import Lesson
+from benchmarks.downstream.topics import Recipe
 from benchmarks.paper.cells import WHISKERS, better, dpo, rows, series, text_cells
 from benchmarks.paper.figures import lines
 from benchmarks.paper.full import PICK, Step, evaluate, train
@@ -31,15 +31,15 @@ RATES = (0.1, 0.2, 0.3)
 WEIGHT, BOTH, RELEASED = "W alone (k2 0)", "W and Gamma, k2 -1", "W and Gamma, k2 -1/beta"
 
 
-def weighted(k2: float) -> Callable[[TextTask, Bool], Lesson]:
+def weighted(k2: float) -> Callable[[TextTask, Bool], Recipe]:
     """Return Adaptive-DPO with another k2."""
     return lambda task, wrong: task.adaptive(wrong, WeightConfig(k2=k2))
 
 
-def margin_alone(task: TextTask, wrong: Bool) -> Lesson:
+def margin_alone(task: TextTask, wrong: Bool) -> Recipe:
     """Return Adaptive-DPO with W = 1 and Gamma = -u²."""
     gamma = task.weights(wrong)["gamma"]
-    return Lesson(AdaptiveDPO(BETA), weight=np.ones(len(gamma)), gamma=gamma)
+    return Recipe(AdaptiveDPO(BETA), weight=np.ones(len(gamma)), gamma=gamma)
 
 
 METHODS = {

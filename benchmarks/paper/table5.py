@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.detect import BETA, Bool
-from benchmarks.downstream.topics import Lesson
+from benchmarks.downstream.topics import Recipe
 from benchmarks.paper.cells import (
     WHISKERS,
     better,
@@ -49,7 +49,7 @@ def named(rho: float, k1: float) -> str:
     return f"rho {rho:g}, k1 {k1:g}"
 
 
-def weighted(task: TextTask, wrong: Bool, rho: float, k1: float) -> Lesson:
+def weighted(task: TextTask, wrong: Bool, rho: float, k1: float) -> Recipe:
     """Return Adaptive-DPO on text with these constants."""
     return task.adaptive(wrong, WeightConfig(k1=k1), rho)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.detect import BETA, Bool
-from benchmarks.downstream.topics import Lesson
+from benchmarks.downstream.topics import Recipe
 from benchmarks.paper.cells import (
     WHISKERS,
     above_pretrained,
@@ -34,9 +34,9 @@ TITLE = "Table 6: Adaptive-IPO, real data"
 ONLINE, AUDIT = "adaptive-ipo (online ema)", "adaptive-ipo (audit)"
 
 
-def ipo(task: TextTask, wrong: Bool) -> Lesson:
+def ipo(task: TextTask, wrong: Bool) -> Recipe:
     """Return IPO on text."""
-    return Lesson(IPO(BETA))
+    return Recipe(IPO(BETA))
 
 
 def image_ipo(task: ImageTask, wrong: Bool) -> Training:

@@ -3,7 +3,7 @@
     task = text_task(small, seed)
     wrong = task.plant(0.2)
     margins = task.audit(wrong)                      # [M, n], held out, of the training pairs
-    task.train(wrong, Lesson(DPO(BETA)))             # right answers by regime
+    task.train(wrong, Recipe(DPO(BETA)))             # right answers by regime
 
 Policies, objectives and their optimiser are those of `benchmarks.downstream`: pi(y|c) ~
 exp(theta . phi(c, y)) with frozen features phi. Test prompts (ukp: whole topics) are never trained
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks.data import truth, with_sides_swapped
 from benchmarks.detect import BETA, Bool, Float, Material
-from benchmarks.downstream.topics import Lesson, Noisy, Split, learn
+from benchmarks.downstream.topics import Noisy, Recipe, Split, learn
 from benchmarks.models import cache, smollm2
 from benchmarks.paper.cache import cached
 from benchmarks.paper.image_task import SAMPLES
@@ -99,7 +99,7 @@ class TextTask:
     def weights(
         self, wrong: Bool, config: WeightConfig | None = None, rho: float = 1.0
     ) -> dict[str, Float]:
-        """Return W and Gamma of Eq. 14-15 from the audit's margins, for a `Lesson`."""
+        """Return W and Gamma of Eq. 14-15 from the audit's margins, for a `Recipe`."""
         found = u(self.audit(wrong) / BETA, rho)
         weight, gamma = adaptive_weights(found, config or WeightConfig())
         return {"weight": weight, "gamma": gamma}
@@ -109,11 +109,11 @@ class TextTask:
         mean = self.audit(wrong).mean(axis=0)
         return np.asarray(fit_flip_rate(mean).p_flip(mean))
 
-    def train(self, wrong: Bool, lesson: Lesson) -> dict[str, Float]:
+    def train(self, wrong: Bool, recipe: Recipe) -> dict[str, Float]:
         """Train on noisy labels; return right answers on the test pairs, [n], by regime."""
         size = len(self.split.train)
         nothing = np.zeros(size)
-        noise = Noisy(  # a lesson already contains its weights
+        noise = Noisy(  # a recipe already contains its weights
             flipped=wrong,
             rate=0.0,
             p_flip=nothing,
@@ -123,30 +123,30 @@ class TextTask:
             gap=nothing,
             rewards=nothing,
         )
-        right, best = learn(self.material, self.split, noise, lesson)
+        right, best = learn(self.material, self.split, noise, recipe)
         return {"tuned": right[:, best], "memorising": right[:, 0]}
 
-    def adaptive(self, wrong: Bool, config: WeightConfig | None = None, rho: float = 1.0) -> Lesson:
+    def adaptive(self, wrong: Bool, config: WeightConfig | None = None, rho: float = 1.0) -> Recipe:
         """Return Adaptive-DPO as published, weighted by the audit."""
-        return Lesson(AdaptiveDPO(BETA), **self.weights(wrong, config, rho))
+        return Recipe(AdaptiveDPO(BETA), **self.weights(wrong, config, rho))
 
-    def shuffled(self, wrong: Bool) -> Lesson:
+    def shuffled(self, wrong: Bool) -> Recipe:
         """Return Adaptive-DPO with the weights shuffled over the pairs: a control."""
         order = np.random.default_rng(self.seed).permutation(len(self.split.train))
         found = {name: values[order] for name, values in self.weights(wrong).items()}
-        return Lesson(AdaptiveDPO(BETA), **found)
+        return Recipe(AdaptiveDPO(BETA), **found)
 
-    def adaptive_ipo(self, wrong: Bool) -> Lesson:
+    def adaptive_ipo(self, wrong: Bool) -> Recipe:
         """Return Adaptive-IPO, weighted by the audit."""
-        return Lesson(AdaptiveIPO(BETA), **self.weights(wrong))
+        return Recipe(AdaptiveIPO(BETA), **self.weights(wrong))
 
-    def clean(self, wrong: Bool) -> Lesson:
+    def clean(self, wrong: Bool) -> Recipe:
         """Return DPO on the pairs whose label is right: an oracle."""
-        return Lesson(DPO(BETA), keep=~wrong[self.split.train])
+        return Recipe(DPO(BETA), keep=~wrong[self.split.train])
 
-    def trusted(self, wrong: Bool) -> Lesson:
+    def trusted(self, wrong: Bool) -> Recipe:
         """Return DPO weighted by max(0, 1 - 2 p_flip), noisescope's own."""
-        return Lesson(DPO(BETA), weight=np.maximum(0.0, 1 - 2 * self.p_flip(wrong)))
+        return Recipe(DPO(BETA), weight=np.maximum(0.0, 1 - 2 * self.p_flip(wrong)))
 
 
 def text_task(small: Small, seed: int) -> TextTask:
