@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from helpers.chat_stub import Reply, Stub, says, serving
@@ -14,7 +15,14 @@ from helpers.chat_stub import Reply, Stub, says, serving
 from noisescope.errors import UsageError
 from noisescope.evaluate import Duel, Prompt, Verdict, compare
 from noisescope.evaluate.judges import JudgeOptions, open_judge
-from noisescope.evaluate.judges.llm import Endpoint, LLMJudge, messages, open_llm, retry_after, told
+from noisescope.evaluate.judges.llm import (
+    Endpoint,
+    LLMJudge,
+    messages,
+    open_llm,
+    parse_verdict,
+    retry_after,
+)
 
 DUELS = [Duel(Prompt(f"question {n}"), f"good {n}", f"bad {n}") for n in range(6)]
 
@@ -78,7 +86,7 @@ def test_a_judge_that_loves_the_first_place_decides_nothing() -> None:
     ],
 )
 def test_only_an_exact_last_line_is_a_verdict(text: str | None, meaning: str) -> None:
-    assert told(text) == meaning
+    assert parse_verdict(text) == meaning
 
 
 @pytest.mark.parametrize(
@@ -179,6 +187,31 @@ def test_a_redirect_is_not_followed_with_the_key() -> None:
         assert not other.requests
 
 
+def test_proxies_and_passwords_of_the_environment_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login someone password other-secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    with serving(lambda *_: (500, {}, b"proxy")) as proxy, serving(fair) as stub:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "")
+        judge, _ = judge_of(stub)
+        assert judge.judge(DUELS[:1])[0].outcome == 1.0
+    assert not proxy.requests
+    assert "Authorization" not in stub.headers[0]
+
+
+def test_an_endless_reply_is_cut_and_counted_as_unparsable() -> None:
+    with serving(lambda *_: (200, {}, b"[" * 3_000_000)) as stub:
+        judge, _ = judge_of(stub)
+        result = compare(judge.card, judge.judge(DUELS[:1]))
+    assert result.order is not None
+    assert result.order.unparsable == 2
+
+
 @pytest.mark.parametrize(
     ("url", "key"),
     [
@@ -187,6 +220,9 @@ def test_a_redirect_is_not_followed_with_the_key() -> None:
         ("just words", None),
         ("http://example.org/v1", "sk-secret"),
         ("https://user:pass@example.org/v1", None),
+        ("http://[::1", None),
+        ("https://example.org/v1", "sk-secret\n"),
+        ("https://example.org/v1", "sk-секret"),
     ],
 )
 def test_urls_that_cannot_be_or_would_leak_are_refused(url: str, key: str | None) -> None:
@@ -206,7 +242,7 @@ def test_the_key_comes_from_a_named_variable(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_judge_needs_an_endpoint_and_a_model() -> None:
-    with pytest.raises(UsageError, match="which endpoint"):
+    with pytest.raises(UsageError, match="needs --endpoint"):
         open_judge("llm=m", "text", JudgeOptions())
     with pytest.raises(UsageError, match="which model"):
         open_judge("llm", "text", JudgeOptions(endpoint="http://127.0.0.1:1/v1"))

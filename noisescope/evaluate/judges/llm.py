@@ -1,27 +1,32 @@
-"""A language model as judge of two responses, through any OpenAI-compatible endpoint.
+"""Compare two responses by a language model behind an OpenAI-compatible endpoint.
 
-Each pair is asked twice with the places swapped. Both answers must name the same response for it
-to win; two different answers are a tie, and how often the first place is named is reported. The
-last line of an answer must be a verdict and nothing else; any other answer is counted and leaves
-the pair unjudged.
+    judge = open_llm("qwen3-8b", "http://127.0.0.1:8000/v1", key=None)
+    judge.judge(duels)          # both orders of every duel, a few requests at once
+
+Each duel is judged twice with the positions swapped. A response wins only if both answers name
+it; two different answers are a tie, and the report contains how often the first position was
+named. The last line of an answer must be a verdict and nothing else; other answers are counted
+and leave the duel unjudged.
+
+Timeouts, lost connections, 408, 425, 429 and 5xx are retried after 1, 2, 4, ... seconds with
+jitter, or as Retry-After asks. Any other refusal ends the command. The key is sent in one header
+and nowhere else: redirects are not followed and proxies of the environment are ignored.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import random
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, final
-from urllib.parse import urlsplit
+from functools import cached_property
+from typing import TYPE_CHECKING, final
 
 from noisescope.errors import UsageError
 from noisescope.evaluate.results import (
@@ -39,37 +44,34 @@ from noisescope.evaluate.results import (
 )
 from noisescope.pairs import digest
 
-#: Statuses that another attempt may mend; all of 5xx beside them.
-AGAIN = (408, 425, 429)
-#: Seconds of the longest pause, whatever Retry-After says.
+if TYPE_CHECKING:
+    import httpx2 as httpx
+
+#: Statuses below 500 that are worth a retry.
+RETRIED = (408, 425, 429)
+#: Upper limit of a pause in seconds, whatever Retry-After asks.
 LONGEST_PAUSE = 60.0
-MOST_BYTES = 1_000_000
+#: Bytes read of a reply, and of an error.
+MAX_REPLY, MAX_ERROR = 1_000_000, 2000
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 @final
 @dataclass(frozen=True)
 class Answer:
-    """What came back: `text` None where no attempt brought a reply, "" where it had no text."""
+    """One reply: `text` is None if every attempt failed, "" if the reply contains no text."""
 
     text: str | None
     retries: int
 
 
 @final
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-@final
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a judge lives. Setting `stop` ends pauses, and attempts that have not begun.
+    """An OpenAI-compatible endpoint. Setting `stop` ends pauses and prevents further attempts.
 
-    `sleep` and `jitter` (in [0, 1)) are arguments for tests; None sleeps until `stop`.
+    `sleep` and `jitter` (in [0, 1)) are arguments for tests; without `sleep` a pause waits for
+    `stop`.
     """
 
     url: str
@@ -82,75 +84,105 @@ class Endpoint:
     stop: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a URL that is none, or that would send the key unencrypted."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        """Raise UsageError if the URL is invalid or would send the key unencrypted."""
+        import httpx2 as httpx
+
+        try:
+            url = httpx.URL(self.url)
+        except httpx.InvalidURL:
+            url = httpx.URL()
+        if url.scheme not in ("http", "https") or not url.host:
             raise UsageError(
-                f"--endpoint {self.url} is no http(s) URL",
-                hint="Such as --endpoint http://127.0.0.1:8000/v1",
+                f"--endpoint {self.url} is not an http(s) URL",
+                hint="For example --endpoint http://127.0.0.1:8000/v1",
             )
-        if parts.username or parts.password:
+        if url.userinfo:
             raise UsageError(
-                "--endpoint holds a password", hint="Put the key in a variable: --key-env NAME."
+                "--endpoint contains a password", hint="Put the key in a variable: --key-env NAME."
             )
-        if self.key and parts.scheme == "http" and parts.hostname not in LOCAL:
+        if self.key and url.scheme == "http" and url.host not in LOCAL:
             raise UsageError(
                 f"--endpoint {self.url} would send the key unencrypted",
-                hint="Use https, or leave --key-env out.",
+                hint="Use https, or omit --key-env.",
+            )
+        if self.key and not (self.key.isascii() and self.key.isprintable()):
+            raise UsageError(
+                "the key contains characters that an HTTP header cannot carry",
+                hint="Check the value of the variable named by --key-env.",
             )
 
+    @cached_property
+    def client(self) -> httpx.Client:
+        """The HTTP client of all requests; connections are closed after each reply."""
+        import httpx2 as httpx
+
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        return httpx.Client(
+            headers=headers,
+            timeout=self.timeout,
+            follow_redirects=False,
+            trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
+
     def ask(self, messages: Sequence[Mapping[str, str]]) -> Answer:
-        """One reply. Raises UsageError for what no further attempt can mend."""
+        """Return one reply. Raises UsageError if the server refuses and a retry cannot help."""
+        import httpx2 as httpx
+
         pause: float | None
         for attempt in range(self.attempts):
             if self.stop.is_set():
                 return Answer(None, attempt)
             try:
-                return Answer(_text(self._send(messages)), attempt)
-            except urllib.error.HTTPError as error:
-                with error:
-                    if error.code not in AGAIN and error.code < 500:
-                        raise self._refused(error) from None
-                    pause = retry_after(error.headers.get("Retry-After"), time.time())
-            except (OSError, http.client.HTTPException):  # refused, reset, timed out, cut short
+                with self._post(messages) as reply:
+                    if reply.is_success:
+                        return Answer(_text(_read(reply, MAX_REPLY)), attempt)
+                    if reply.status_code not in RETRIED and reply.status_code < 500:
+                        raise self._refused(reply)
+                    pause = retry_after(reply.headers.get("Retry-After"), time.time())
+            except httpx.RequestError:  # refused, reset, timed out, cut short
                 pause = None
             if attempt + 1 < self.attempts:
                 wait = 2.0**attempt * (0.5 + 0.5 * self.jitter()) if pause is None else pause
                 (self.sleep or self.stop.wait)(min(wait, LONGEST_PAUSE))
         return Answer(None, self.attempts - 1)
 
-    def _send(self, messages: Sequence[Mapping[str, str]]) -> bytes:
+    def _post(
+        self, messages: Sequence[Mapping[str, str]]
+    ) -> AbstractContextManager[httpx.Response]:
         body = {"model": self.model, "messages": list(messages), "temperature": 0}
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(
+        return self.client.stream(
+            "POST",
             f"{self.url.rstrip('/')}/chat/completions",
-            data=json.dumps(body).encode(),
-            headers=headers,
-            method="POST",
+            content=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
         )
-        handlers: list[Any] = [_NoRedirect]
-        if urlsplit(self.url).hostname in LOCAL:
-            handlers.append(urllib.request.ProxyHandler({}))  # this machine needs no proxy
-        opener = urllib.request.build_opener(*handlers)
-        with opener.open(request, timeout=self.timeout) as reply:
-            content: bytes = reply.read(MOST_BYTES)
-        return content
 
-    def _refused(self, error: urllib.error.HTTPError) -> UsageError:
-        """The server's own words, without the key."""
-        said = error.read(2000).decode("utf-8", "replace")
+    def _refused(self, reply: httpx.Response) -> UsageError:
+        """An error with the beginning of the server's message, the key removed."""
+        text = _read(reply, MAX_ERROR).decode("utf-8", "replace")
         if self.key:
-            said = said.replace(self.key, "***")
+            text = text.replace(self.key, "***")
         return UsageError(
-            f"the judge's endpoint answered {error.code}: {' '.join(said.split())[:300]}",
+            f"the judge's endpoint answered {reply.status_code}: {' '.join(text.split())[:300]}",
             hint="Check --endpoint, the model's name in --judge llm=NAME, and --key-env.",
         )
 
 
+def _read(reply: httpx.Response, limit: int) -> bytes:
+    """The first `limit` bytes of a reply's body."""
+    content = bytearray()
+    for chunk in reply.iter_bytes():
+        content += chunk
+        if len(content) >= limit:
+            break
+    return bytes(content[:limit])
+
+
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds that a Retry-After header (seconds, or an HTTP date) asks to wait; None if none."""
+    """Parse a Retry-After header (seconds or an HTTP date) to seconds; None if it is neither."""
     if not value:
         return None
     try:
@@ -164,15 +196,15 @@ def retry_after(value: str | None, now: float) -> float | None:
 
 
 def _text(body: bytes) -> str:
-    """The reply's text; "" where the body is not what the protocol says."""
+    """The text of a reply; "" if the body does not follow the protocol."""
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return ""
     return content if isinstance(content, str) else ""
 
 
-#: Changes with the wording below: verdicts of another wording are not mixed with these.
+#: Increase this when the wording below changes: verdicts of two wordings are not mixed.
 WORDING = 1
 INSTRUCTIONS = (
     "You compare two responses to the same request. Prefer the one that answers what was asked "
@@ -183,16 +215,16 @@ INSTRUCTIONS = (
 )
 VERDICT = re.compile(r"\**VERDICT:\s*(1|2|TIE)\.?\**\.?", re.IGNORECASE)
 MEANING = {"1": FIRST, "2": SECOND, "TIE": TIE}
-#: Requests under way at once.
+#: Concurrent requests.
 CONCURRENCY = 8
-#: Characters of a prompt or response that are shown.
+#: Characters of a prompt or response that are sent.
 LONGEST = 20_000
 
 
 @final
 @dataclass(frozen=True)
 class LLMJudge:
-    """Asks `endpoint` twice a duel."""
+    """Send every duel to `endpoint` twice, in both orders."""
 
     card: JudgeCard
     endpoint: Endpoint
@@ -202,23 +234,22 @@ class LLMJudge:
         return f"{2 * duels:,} requests ({duels:,} prompts, both orders) to {self.endpoint.url}"
 
     def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
-        asked = [
-            (duel.prompt, one, other)
+        requests = [
+            (duel.prompt, first, second)
             for duel in duels
-            for one, other in ((duel.policy, duel.against), (duel.against, duel.policy))
+            for first, second in ((duel.policy, duel.against), (duel.against, duel.policy))
         ]
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            answers = list(pool.map(lambda three: self._ask(*three), asked))
-        except BaseException:  # Ctrl-C among them: no further attempt begins
+            answers = list(pool.map(lambda request: self._ask(*request), requests))
+        except BaseException:  # including Ctrl-C: begin no further attempt
             self.endpoint.stop.set()
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         return [
             by_order(
-                [told(one.text), told(other.text)],
-                one.retries + other.retries,
+                [parse_verdict(one.text), parse_verdict(other.text)], one.retries + other.retries
             )
             for one, other in zip(answers[::2], answers[1::2], strict=True)
         ]
@@ -228,7 +259,7 @@ class LLMJudge:
 
 
 def messages(prompt: Prompt, first: str, second: str) -> list[dict[str, str]]:
-    """The request. Each part stands between marks that its text cannot know beforehand."""
+    """Build the request. Each part is enclosed in marks that its text cannot contain."""
     mark = digest("marks", prompt.key, first, second)[:8]
     parts = {"request": prompt.text, "response 1": first, "response 2": second}
     shown = "\n\n".join(
@@ -237,8 +268,8 @@ def messages(prompt: Prompt, first: str, second: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": shown}]
 
 
-def told(text: str | None) -> str:
-    """What an answer's last line says: first, second, tie, or that it says neither."""
+def parse_verdict(text: str | None) -> str:
+    """Return which response an answer names, `tie`, `unparsable`, or `failed` for None."""
     if text is None:
         return FAILED
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -247,13 +278,14 @@ def told(text: str | None) -> str:
 
 
 def open_llm(model: str, url: str | None, key: str | None) -> LLMJudge:
-    """The judge of an endpoint. Raises UsageError without a URL."""
+    """Open the judge of an endpoint. Raises UsageError without a URL."""
     if not url:
         raise UsageError(
-            f"--judge llm={model}: which endpoint?",
-            hint="Add --endpoint URL, such as http://127.0.0.1:8000/v1 of a vLLM server, and "
-            "--key-env NAME if it asks for a key.",
+            f"--judge llm={model} needs --endpoint",
+            hint="Add --endpoint URL, for example http://127.0.0.1:8000/v1 of a vLLM server, and "
+            "--key-env NAME if it needs a key.",
         )
     endpoint = Endpoint(url, model, key)
-    mark = digest("llm", model, url.rstrip("/"), str(WORDING))
-    return LLMJudge(JudgeCard("llm", model, "its provider's terms", "text", mark, True), endpoint)
+    fingerprint = digest("llm", model, url.rstrip("/"), str(WORDING))
+    card = JudgeCard("llm", model, "its provider's terms", "text", fingerprint, is_pairwise=True)
+    return LLMJudge(card, endpoint)
