@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from noisescope.gate.formats import (
     SUMMARY_BYTES,
-    clean,
     command_data,
     command_property,
     commands,
@@ -33,6 +32,7 @@ from noisescope.gate.formats import (
 )
 from noisescope.gate.input import Subject
 from noisescope.gate.verdict import Result, Row, Status, Verdict
+from noisescope.storage.printable import one_line
 from noisescope.storage.run import Run
 
 HOSTILE_ROW = Row("id::error::x", "a b,c:%.jsonl", 4, f"{HOSTILE}\n::error::owned %0A ]]> | @you")
@@ -229,7 +229,7 @@ def test_markdown_shows_hostile_text_as_it_is() -> None:
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in table[:6]} == {5}
     assert "@you" not in text
-    assert html.unescape(escaped(HOSTILE)) == clean(HOSTILE)
+    assert html.unescape(escaped(HOSTILE)) == one_line(HOSTILE)
 
 
 def test_every_form_that_lists_rows_says_how_they_are_counted() -> None:
@@ -244,14 +244,14 @@ def test_every_form_that_lists_rows_says_how_they_are_counted() -> None:
 
 @given(st.text())
 def test_escapes_hold_for_any_text(text: str) -> None:
-    assert html.unescape(escaped(text)) == html.unescape(html.escape(clean(text)))
+    assert html.unescape(escaped(text)) == html.unescape(html.escape(one_line(text)))
     assert not re.search(r"[<>|`*_\[\]@]", escaped(text))
     assert not re.search(r"[\r\n]", command_data(text))
     assert not re.search(r"[\r\n:,]", command_property(text))
     decoded = command_data(text)
     for code, character in (("%0A", "\n"), ("%0D", "\r"), ("%25", "%")):
         decoded = decoded.replace(code, character)
-    assert decoded == "\n".join(clean(line) for line in text.splitlines())
+    assert decoded == "\n".join(one_line(line) for line in text.splitlines())
     row = (Row(text, text, 0, text),)
     read_junit(junit(verdict_of("fail", rows=row)))
     read_sarif(sarif(verdict_of("fail", rows=row), lambda source: source))

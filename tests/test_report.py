@@ -28,9 +28,10 @@ from noisescope.cli.show import find_pair, pair_of_rank
 from noisescope.errors import RunError, UsageError
 from noisescope.report.contents import gather, held_out_losses, write_figures
 from noisescope.report.ground_truth import Known
-from noisescope.report.html import page, printable, verdict
+from noisescope.report.html import page, verdict
 from noisescope.scoring.annotators import Annotator
 from noisescope.scoring.metrics import Interval
+from noisescope.storage.printable import printable
 from noisescope.storage.run import Run
 
 
@@ -189,7 +190,8 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_printable_keeps_text_and_drops_tricks() -> None:
-    assert printable("a\r\nb\tc\x00\u202ed") == "a\nb\tc\ufffd\ufffdd"
+    assert printable("a\r\nb\tc\x00\u202ed", lines=True) == "a\nb\tc\ufffd\ufffdd"
+    assert printable("a\r\nb\tc\x85\ufffe") == "a  b c\ufffd\ufffd"
     assert printable("👩\u200d🚀 é") == "👩\u200d🚀 é"
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 import noisescope.cli as cli
 from noisescope.cli import console
-from noisescope.cli.console import ERR, Terminal, duration, finite, json_text, safe, short
+from noisescope.cli.console import ERR, Terminal, duration, finite, json_text, short
 from noisescope.cli.evaluate_table import remarks
 from noisescope.evaluate.comparison import compare
 from noisescope.evaluate.results import (
@@ -30,6 +30,7 @@ from noisescope.evaluate.results import (
     by_order,
     by_score,
 )
+from noisescope.storage.printable import printable
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_durations_are_told_in_the_unit_people_use(seconds: float, told: str) ->
 @given(st.text())
 def test_no_text_controls_the_terminal(text: str) -> None:
     assert json.loads(json_text({"text": text})) == {"text": text}
-    for shown in (safe(text), short(text, 9), json_text(text)):
+    for shown in (printable(text), short(text, 9), json_text(text)):
         assert shown.isprintable() or not set(shown) & set("\x1b\r\x9b\u202e\u200f\n\t")
 
 

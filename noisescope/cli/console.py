@@ -17,6 +17,7 @@ from functools import cached_property
 from types import FrameType
 from typing import TYPE_CHECKING, Any, final
 
+from noisescope.storage.printable import one_line, printable
 from noisescope.storage.redact import masked
 
 if TYPE_CHECKING:
@@ -82,24 +83,10 @@ OUT = Stream(stderr=False)
 #: Progress and chatter.
 ERR = Stream(stderr=True)
 
-#: Written in place of a control character.
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
-def safe(text: str) -> str:
-    """`text` without control, format or surrogate characters; line breaks and tabs as spaces."""
-    return "".join(_safe_character(character) for character in text)
-
-
-def _safe_character(character: str) -> str:
-    if character in "\n\r\t":
-        return " "
-    return REPLACEMENT if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character
-
 
 def short(text: str, width: int) -> str:
-    """One safe line of at most `width` characters, white space folded."""
-    line = " ".join(safe(text).split())
+    """Cut `text` to one printable line of at most `width` characters."""
+    line = one_line(text)
     return line if len(line) <= width else line[: width - 1].rstrip() + "…"
 
 
@@ -109,7 +96,7 @@ def print_lines(**lines: str) -> None:
 
     width = max(map(len, lines)) + 2
     for label, value in lines.items():
-        line = Text(f"{label:{width}}", style="bold") + Text(safe(masked(value)))
+        line = Text(f"{label:{width}}", style="bold") + Text(printable(masked(value)))
         OUT.print(line, soft_wrap=True)
 
 
@@ -137,8 +124,8 @@ def say_error(message: str, hint: str | None) -> None:
 
 
 def safe_block(text: str) -> str:
-    """`safe` line by line, keeping line breaks."""
-    return "\n".join(safe(line) for line in text.splitlines())
+    """Make `text` printable line by line."""
+    return "\n".join(printable(line) for line in text.splitlines())
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -187,7 +174,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """One line of chatter."""
         if not self.quiet:
-            say(safe(text))
+            say(printable(text))
 
     @contextmanager
     def stage(self, label: str) -> Iterator[Progress]:
@@ -245,6 +232,6 @@ def _bar(label: str) -> Iterator[Progress]:
             check()
             progress.update(task, completed=done_work, total=total_work)
             if note:
-                progress.console.print(Text(safe(note)))
+                progress.console.print(Text(printable(note)))
 
         yield advance

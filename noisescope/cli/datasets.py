@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, print_lines, safe, short
+from noisescope.cli.console import OUT, print_json, print_lines, short
+from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,9 +56,9 @@ def _list(json: bool) -> None:
     names.add_column("means")
     for key, path in local.items():
         default = " (default)" if workspace and workspace.dataset == key else ""
-        names.add_row(safe(key), safe(f"{path}{default}"))
+        names.add_row(printable(key), printable(f"{path}{default}"))
     for key, target in hub.items():
-        names.add_row(safe(key), f"{target} on the Hugging Face Hub")
+        names.add_row(printable(key), f"{target} on the Hugging Face Hub")
     OUT.print(names)
     formats_table = Table(title="formats (--format)", title_justify="left", header_style="bold")
     formats_table.add_column("format")
@@ -83,7 +84,7 @@ def _look(name: str, format: str | None, split: str | None, limit: int, json: bo
         about = {"name": dataset.name, "resolved": dataset.resolved, "format": dataset.adapter}
         print_json(about | {"modality": dataset.modality, "limit": limit} | dataset.facts.to_json())
         return
-    OUT.print(Text(f"{dataset.name} → {safe(dataset.resolved)}"), soft_wrap=True)
+    OUT.print(Text(f"{dataset.name} → {printable(dataset.resolved)}"), soft_wrap=True)
     OUT.print(_facts(dataset, limit))
     for row in dataset.table.slice(0, SHOWN).to_pylist():
         OUT.print()
@@ -122,5 +123,5 @@ def _facts(dataset: PreferenceDataset, limit: int) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in lines:
-        table.add_row(Text(name), Text(safe(value)))
+        table.add_row(Text(name), Text(printable(value)))
     return table

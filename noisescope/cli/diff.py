@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import (
-    OUT,
-    print_json,
-    print_lines,
-    print_row_note,
-    safe,
-    say,
-    short,
-)
+from noisescope.cli.console import OUT, print_json, print_lines, print_row_note, say, short
+from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     from noisescope.scoring.diff import Change, Difference, Group
@@ -87,7 +80,7 @@ def _print_rates(found: Difference) -> None:
     for name in ("", "A", "B"):
         table.add_column(name)
     for name, shown in (
-        ("run", lambda side: Text(safe(str(side["run"])))),
+        ("run", lambda side: Text(printable(str(side["run"])))),
         ("pairs", lambda side: f"{side['pairs']:,}"),
         ("held-out accuracy", lambda side: _share(side["held_out_accuracy"])),
         ("flip rate", lambda side: _rate(side["flip_rate"])),

@@ -12,8 +12,9 @@ from typing import Annotated, final
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, print_lines, safe
+from noisescope.cli.console import OUT, print_json, print_lines
 from noisescope.storage.files import TEMPORARY_PREFIX
+from noisescope.storage.printable import printable
 
 #: Libraries an audit leans on, as named on the package index.
 LIBRARIES = (
@@ -170,9 +171,9 @@ def doctor(
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for finding in findings:
             mark = Text("ok", style="green") if finding.ok else Text("!!", style="bold red")
-            table.add_row(mark, finding.name, Text(safe(finding.value)))
+            table.add_row(mark, finding.name, Text(printable(finding.value)))
             if not finding.ok and finding.advice:
-                table.add_row("", "", Text(f"→ {safe(finding.advice)}", style="yellow"))
+                table.add_row("", "", Text(f"→ {printable(finding.advice)}", style="yellow"))
         OUT.print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(2)

@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from noisescope.cli.console import OUT, print_lines, safe, short
+from noisescope.cli.console import OUT, print_lines, short
+from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     from noisescope.evaluate import Comparison
@@ -35,7 +36,7 @@ def print_evaluation(done: Evaluation, arguments: Sequence[str]) -> None:
         OUT.print(f"{done.same_output:,} of {len(done.duels):,} outputs are the same for both")
     for comparison in done.comparisons:
         for line in remarks(comparison):
-            OUT.print(Text(safe(line)), soft_wrap=True)
+            OUT.print(Text(printable(line)), soft_wrap=True)
     if done.labelled:
         _print_labelled(done.labelled)
     print_lines(

@@ -20,11 +20,11 @@ from noisescope.cli.console import (
     print_json,
     print_lines,
     print_row_note,
-    safe,
     short,
 )
 from noisescope.cli.launch import audited
 from noisescope.gate.policy import CHOICES, KEYS, RANGES
+from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     from noisescope.gate.input import Subject
@@ -50,13 +50,13 @@ def print_verdict(verdict: Verdict) -> None:
     table.add_column("found", overflow="fold")
     for result in verdict.results:
         status = Text(result.status, style=STYLES[result.status])
-        table.add_row(Text(safe(result.check)), status, allowed(result), Text(_found(result)))
+        table.add_row(Text(printable(result.check)), status, allowed(result), Text(_found(result)))
     OUT.print(table)
     _print_rows([result for result in verdict.results if result.rows])
     if verdict.exit_code:
         print_lines(next=_next(verdict))
     style = STYLES["fail" if verdict.exit_code else "pass"]
-    OUT.print(Text(safe(verdict.said), style=style), soft_wrap=True)
+    OUT.print(Text(printable(verdict.said), style=style), soft_wrap=True)
     if verdict.exit_code == 2:
         ERR.print("inconclusive is exit 2; --inconclusive pass or fail decides otherwise")
 
@@ -81,14 +81,14 @@ def allowed(result: Result) -> str:
 def _found(result: Result) -> str:
     needed = result.pairs_needed
     more = f"; about {needed:,} pairs are needed" if needed is not None else ""
-    return safe(result.said) + more
+    return printable(result.said) + more
 
 
 def _print_rows(results: Sequence[Result]) -> None:
     from rich.text import Text
 
     for result in results:
-        OUT.print(Text(f"\n{safe(result.check)}", style="bold"))
+        OUT.print(Text(f"\n{printable(result.check)}", style="bold"))
         for row in result.rows[:SHOWN]:
             place = f"  {short(row.source, 60)}:{row.row}  " if row.source else "  "
             text = Text(place, style="dim") + Text(short(row.detail, 200))

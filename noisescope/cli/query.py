@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, finite, json_text, print_lines, safe, safe_block, say
+from noisescope.cli.console import OUT, finite, json_text, print_lines, safe_block, say
 from noisescope.errors import UsageError
+from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,7 +136,7 @@ def _print_table(table: pa.Table) -> None:
     shown = Table(header_style="bold")
     for column in table.schema:
         numeric = str(column.type) in ("int64", "int32", "int16", "double", "float")
-        shown.add_column(Text(safe(column.name)), justify="right" if numeric else "left")
+        shown.add_column(Text(printable(column.name)), justify="right" if numeric else "left")
     for row in table.slice(0, SHOWN).to_pylist():
         shown.add_row(*(Text(_cell(value)) for value in row.values()))
     OUT.print(shown)
@@ -148,5 +149,5 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = " ".join(safe(str(value)).split())
+    text = " ".join(printable(str(value)).split())
     return text if len(text) <= 200 else text[:199] + "…"

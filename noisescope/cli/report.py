@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, print_lines, safe, say
-from noisescope.report.contents import Contents
-from noisescope.report.html import commands, printable, verdict
+from noisescope.cli.console import OUT, print_json, print_lines, say
+from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from noisescope.pairs import ImageStore
+    from noisescope.report.contents import Contents
     from noisescope.storage.run import Run
 
 #: Pairs printed; the page shows a hundred.
@@ -26,6 +26,8 @@ WIDTH = 600
 def print_report(contents: Contents, console: Console) -> None:
     """Print `contents`; dataset text is never read as markup."""
     from rich.text import Text
+
+    from noisescope.report.html import commands, verdict
 
     title = f"{contents.manifest['dataset']} · {contents.summary['pairs']:,} pairs"
     console.print(Text(printable(title), style="bold"))
@@ -42,7 +44,7 @@ def print_report(contents: Contents, console: Console) -> None:
         facts += f"  annotator {pair['annotator']}" if pair["annotator"] else ""
         console.print(Text(printable(facts), style="bold"))
         for name in ("prompt", "chosen", "rejected"):
-            text = printable(pair[name]).replace("\n\n", "\n")
+            text = printable(pair[name], lines=True).replace("\n\n", "\n")
             shown = text if len(text) <= WIDTH else text[:WIDTH] + "…"
             console.print(
                 Text(f"{name:>9}  ", style="bold") + Text(shown.replace("\n", "\n           "))
@@ -107,7 +109,7 @@ def report(
     from noisescope.storage.run import find_run
 
     found = find_run(run, runs_dir)
-    say(f"run: {safe(str(found.directory))}")
+    say(f"run: {printable(str(found.directory))}")
     if terminal:
         print_report(gather(found), OUT.console)
         return
@@ -138,5 +140,5 @@ def images_of(run: Run) -> ImageStore | None:
 
         return load(manifest["resolved"], format=manifest["adapter"]).images
     except NoisescopeError as error:
-        say(f"no images shown: {safe(error.message)}")
+        say(f"no images shown: {printable(error.message)}")
         return None

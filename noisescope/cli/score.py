@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, Terminal, duration, print_json, safe
+from noisescope.cli.console import OUT, Terminal, duration, print_json
 from noisescope.cli.launch import begin
 from noisescope.cli.options import ConstantOptions, EvidenceOptions, SourceOptions, spread
+from noisescope.storage.printable import printable
 from noisescope.storage.sql import Spill
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def finish(done: Audit, terminal: Terminal, *, json: bool) -> None:
     else:
         print_summary(done)
     if done.summary.chance:
-        terminal.note(safe("replicas are no better than chance: these scores carry no verdict"))
+        terminal.note("replicas are no better than chance: these scores carry no verdict")
         raise typer.Exit(2)
 
 
@@ -156,7 +157,7 @@ def print_shard(done: ShardDone, *, json: bool) -> None:
         "not here": lacking if shares else "nothing",
     }
     for name, said in rows.items():
-        grid.add_row(name, Text(safe(said)))
+        grid.add_row(name, Text(printable(said)))
     OUT.print(grid)
-    line = Text("next      ", style="bold") + Text(safe(done.next))
+    line = Text("next      ", style="bold") + Text(printable(done.next))
     OUT.print(line, soft_wrap=True)  # one line, so that it can be copied

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from noisescope.auditing.audit import Audit
-from noisescope.cli.console import OUT, duration, print_lines, safe, short
+from noisescope.cli.console import OUT, duration, print_lines, short
+from noisescope.storage.printable import printable
 
 #: Width of the longest histogram bar, in characters.
 BAR = 40
@@ -34,7 +35,7 @@ def print_summary(audit: Audit) -> None:
     )
     OUT.print(_suspects(summary))
     for note in summary["notes"]:
-        OUT.print(Text("• ", style="bold yellow") + Text(safe(note)))
+        OUT.print(Text("• ", style="bold yellow") + Text(printable(note)))
     print_lines(scores=str(audit.run.scores_path), next=_next(audit))
 
 
@@ -52,8 +53,8 @@ def _facts(manifest: Mapping[str, Any]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     source = f"{manifest['resolved']} ({manifest['adapter']}, {manifest['modality']})"
-    table.add_row("dataset", Text(safe(source)))
-    table.add_row("model", Text(safe(str(manifest["model"]))))
+    table.add_row("dataset", Text(printable(source)))
+    table.add_row("model", Text(printable(str(manifest["model"]))))
     table.add_row("rows", Text(_rows(facts)))
     seconds = duration(sum(manifest["timings"].values()))
     evidence = manifest["evidence"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, Terminal, duration, print_json, print_lines, safe, short
+from noisescope.cli.console import OUT, Terminal, duration, print_json, print_lines, short
 from noisescope.cli.options import spread
 from noisescope.cli.train_options import (
     AdapterOptions,
@@ -21,6 +21,7 @@ from noisescope.cli.train_options import (
     WeightOptions,
 )
 from noisescope.cli.train_weights import chosen_weights, refuse_idle
+from noisescope.storage.printable import printable
 from noisescope.training.policy.presets import describe
 
 if TYPE_CHECKING:
@@ -63,10 +64,10 @@ def print_result(done: Trained, follow: str) -> None:
         counts += f", {number:,} set aside ({reason})"
     kind = "every weight" if settings["full"] else f"LoRA, rank {settings['lora_r']}"
     rate = f"learning rate {settings['learning_rate']:g}, batch {settings['batch']}"
-    facts.add_row("model", Text(f"{safe(plan['model'])} ({kind})"))
+    facts.add_row("model", Text(f"{printable(plan['model'])} ({kind})"))
     facts.add_row("pairs", Text(counts))
     facts.add_row("objective", f"{settings['objective']}, beta {settings['beta']:g}, {rate}")
-    facts.add_row("weights", Text(safe(plan["weights"])))
+    facts.add_row("weights", Text(printable(plan["weights"])))
     facts.add_row("time", f"{result['steps']:,} steps in {duration(manifest['seconds'])}")
     title = Text(f"noisescope train · {short(str(plan['dataset']), 50)}", style="bold")
     body = Group(facts, Text(), _measures(result))

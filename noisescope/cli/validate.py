@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, Terminal, print_json, print_lines, safe
+from noisescope.cli.console import OUT, Terminal, print_json, print_lines
 from noisescope.cli.launch import audited
 from noisescope.errors import UsageError
+from noisescope.storage.printable import printable
 
 
 def validate(
@@ -86,7 +87,7 @@ def print_validation(result: Mapping[str, Any]) -> None:
 
     from noisescope.cli.summary import ceiling
 
-    OUT.print(Text(safe(result["said"])))
+    OUT.print(Text(printable(result["said"])))
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("detector")
     for name in ("AUROC", "90 % interval", "average precision", "precision at the rate"):

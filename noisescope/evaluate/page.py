@@ -18,7 +18,7 @@ from noisescope import __version__
 from noisescope.errors import DataError
 from noisescope.evaluate.comparison import Comparison
 from noisescope.evaluate.results import Duel, Output, Verdict
-from noisescope.report.html import printable
+from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     from noisescope.evaluate.evaluate import Evaluation
@@ -64,7 +64,7 @@ def page(done: Evaluation, command: str = "") -> str:
         duels=[_duel(duel, found, done) for duel, found in shown],
         settings={name: str(value) for name, value in done.plan.used.items()},
         fingerprint=done.plan.fingerprint,
-        command=printable(command).replace("\n", " "),
+        command=printable(command),
         version=__version__,
     )
 
@@ -113,8 +113,8 @@ def _duel(duel: Duel, found: tuple[Verdict, ...], done: Evaluation) -> dict[str,
     first = found[0].outcome if found else None
     return {
         "key": duel.prompt.key,
-        "earlier": printable("\n\n".join(said[:-1]))[:LONGEST],
-        "prompt": printable(turns[-1].content if turns else duel.prompt.text)[:LONGEST],
+        "earlier": printable("\n\n".join(said[:-1]), lines=True)[:LONGEST],
+        "prompt": printable(turns[-1].content if turns else duel.prompt.text, lines=True)[:LONGEST],
         "verdicts": [printable(text) for text in verdicts],
         "winner": "" if first is None else WINNERS[first],
         "policy": _shown(duel.policy),
@@ -134,7 +134,7 @@ def _says(verdict: Verdict) -> str:
 def _shown(output: Output) -> dict[str, Any]:
     """A text cut to LONGEST, or a picture as a data URI."""
     if isinstance(output, str):
-        text = printable(output)
+        text = printable(output, lines=True)
         return {"image": "", "text": text[:LONGEST], "cut": max(0, len(text) - LONGEST)}
     from noisescope.datasets.images import decode
 

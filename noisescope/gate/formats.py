@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,32 +18,20 @@ from xml.etree import ElementTree as ET
 from noisescope import __version__
 from noisescope.errors import RunError
 from noisescope.gate.verdict import Result, Row, Verdict
+from noisescope.storage.printable import one_line
 
-#: Written in place of a control, format or surrogate character, and of what XML forbids.
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 #: What means something in Markdown, HTML, or GitHub's automatic links and mentions.
 _MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+\-!|~&@:/.\"'$^=]")
-_NONCHARACTER = re.compile("[\ufffe\uffff]")
-
-
-def clean(text: str) -> str:
-    """One line without control, format, surrogate or XML-forbidden characters."""
-    line = " ".join(text.split())
-    kept = "".join(
-        REPLACEMENT if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character
-        for character in line
-    )
-    return _NONCHARACTER.sub(REPLACEMENT, kept)
 
 
 def escaped(text: str) -> str:
     """Text that Markdown and HTML show as it is: markup characters as numeric entities."""
-    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", clean(text))
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", one_line(text))
 
 
 def command_data(text: str) -> str:
     """The message of a GitHub workflow command; line breaks are kept, escaped."""
-    lines = "\n".join(clean(line) for line in text.splitlines())
+    lines = "\n".join(one_line(line) for line in text.splitlines())
     return lines.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
@@ -162,12 +149,15 @@ def junit(verdict: Verdict) -> str:
     }
     attributes = {name: str(count) for name, count in counts.items()}
     root = ET.Element("testsuites", {"name": "noisescope gate", **attributes})
-    suite = ET.SubElement(root, "testsuite", {"name": clean(verdict.dataset), **attributes})
+    suite = ET.SubElement(root, "testsuite", {"name": one_line(verdict.dataset), **attributes})
     for result in verdict.results:
-        name = {"classname": f"noisescope.{clean(verdict.dataset)}", "name": clean(result.check)}
+        name = {
+            "classname": f"noisescope.{one_line(verdict.dataset)}",
+            "name": one_line(result.check),
+        }
         case = ET.SubElement(suite, "testcase", {**name, "time": "0"})
         if result.status in _ELEMENTS:
-            said = {"message": clean(result.said)}
+            said = {"message": one_line(result.said)}
             element = ET.SubElement(case, _ELEMENTS[result.status], said)
             if result.status != "skipped":
                 element.set("type", result.status)
@@ -178,13 +168,13 @@ def junit(verdict: Verdict) -> str:
 
 def _text(result: Result) -> str:
     """What was found, then the worst rows, a line each."""
-    lines = [clean(result.said)]
+    lines = [one_line(result.said)]
     if result.threshold is not None:
         lines.append(f"threshold {result.threshold:g}, compared: {result.bound}")
     if result.pairs_needed is not None:
         lines.append(f"about {result.pairs_needed:,} pairs are needed")
     lines += ["rows, counted from 0:"] if any(row.source for row in result.rows) else []
-    lines += [clean(f"{row.source}:{row.row} {row.pair_id} {row.detail}") for row in result.rows]
+    lines += [one_line(f"{row.source}:{row.row} {row.pair_id} {row.detail}") for row in result.rows]
     return "\n".join(lines)
 
 
@@ -198,11 +188,11 @@ _LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$")
 def sarif(verdict: Verdict, place_of: Callable[[str], str]) -> str:
     """The JSON document; `place_of` gives the path of a pair's source."""
     rules = [
-        {"id": clean(result.check), "shortDescription": {"text": clean(result.said)}}
+        {"id": one_line(result.check), "shortDescription": {"text": one_line(result.said)}}
         for result in verdict.results
     ]
     results = [
-        _result(result, index, place_of, quote(clean(verdict.resolved) or "dataset", safe="/"))
+        _result(result, index, place_of, quote(one_line(verdict.resolved) or "dataset", safe="/"))
         for index, result in enumerate(verdict.results)
         if result.status in _LEVELS
     ]
@@ -211,7 +201,7 @@ def sarif(verdict: Verdict, place_of: Callable[[str], str]) -> str:
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
         "results": results,
-        "properties": {"dataset": clean(verdict.dataset), "verdict": verdict.word},
+        "properties": {"dataset": one_line(verdict.dataset), "verdict": verdict.word},
     }
     content = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -220,15 +210,15 @@ def sarif(verdict: Verdict, place_of: Callable[[str], str]) -> str:
 def _result(
     result: Result, index: int, place_of: Callable[[str], str], whole: str
 ) -> dict[str, Any]:
-    text = clean(result.said)
+    text = one_line(result.said)
     if result.pairs_needed is not None:
         text += f"; about {result.pairs_needed:,} pairs are needed"
     content: dict[str, Any] = {
-        "ruleId": clean(result.check),
+        "ruleId": one_line(result.check),
         "ruleIndex": index,
         "level": _LEVELS[result.status],
         "message": {"text": text},
-        "partialFingerprints": {"noisescopeCheck/v1": clean(result.check)},
+        "partialFingerprints": {"noisescopeCheck/v1": one_line(result.check)},
     }
     places = [_location(row, place_of) for row in result.rows]
     first = places[0] if places else {"physicalLocation": {"artifactLocation": {"uri": whole}}}
@@ -241,13 +231,13 @@ def _result(
 
 
 def _location(row: Row, place_of: Callable[[str], str]) -> dict[str, Any]:
-    place = clean(place_of(row.source)) or "dataset"
+    place = one_line(place_of(row.source)) or "dataset"
     physical: dict[str, Any] = {"artifactLocation": {"uri": quote(place, safe="/")}}
     if _LINES.search(place):
         physical["region"] = {"startLine": row.row + 1}
-    name = clean(f"row {row.row} {row.pair_id}")
+    name = one_line(f"row {row.row} {row.pair_id}")
     return {
         "physicalLocation": physical,
         "logicalLocations": [{"name": name, "kind": "element"}],
-        "message": {"text": clean(f"{name}: {row.detail}")},
+        "message": {"text": one_line(f"{name}: {row.detail}")},
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import unicodedata
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import PurePath
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from noisescope.errors import DataError
 from noisescope.report.contents import Contents
 from noisescope.report.style import Picture, dark
+from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     from noisescope.pairs import ImageStore
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 #: Characters of a text shown; the rest is in pairs.parquet.
 LONGEST = 4000
 THUMBNAIL = 320
-#: Characters that turn the direction of what follows: shown as themselves they mislead.
-_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 
 
 def page(contents: Contents, images: ImageStore | None = None) -> str:
@@ -112,7 +110,7 @@ def commands(contents: Contents) -> list[str]:
         'noisescope query "SELECT pair_id, p_flip, u FROM scores ORDER BY rank LIMIT 100"'
         f" --run {directory}"
     )
-    return [printable(line).replace("\n", " ") for line in lines]
+    return [printable(line) for line in lines]
 
 
 def provenance(contents: Contents) -> dict[str, str]:
@@ -158,19 +156,8 @@ def _pair(
 
 
 def _text(text: str) -> dict[str, Any]:
-    shown = printable(text[:LONGEST]).strip("\n")
+    shown = printable(text[:LONGEST], lines=True).strip("\n")
     return {"image": "", "shown": shown, "cut": max(0, len(text) - LONGEST)}
-
-
-def printable(text: str) -> str:
-    """`text` without control or direction-turning characters; line breaks and tabs stay."""
-    return "".join(
-        character
-        if character in "\n\t"
-        or not (unicodedata.category(character) in ("Cc", "Cs") or character in _TURNING)
-        else "\N{REPLACEMENT CHARACTER}"
-        for character in text.replace("\r\n", "\n").replace("\r", "\n")
-    )
 
 
 def _image(key: str, images: ImageStore | None) -> dict[str, Any]:
