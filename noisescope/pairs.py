@@ -28,6 +28,8 @@ BATCH_PAIRS = 8192
 
 #: Why a row states no usable preference. Order is the order they are reported in.
 REJECTION_REASONS = ("tie", "identical sides", "empty response", "unlabelled", "unreadable")
+#: Why a model cannot judge a pair that it can read.
+SAME_ONCE_CUT = "identical once cut"
 
 
 class ImageStore(Protocol):
@@ -53,12 +55,17 @@ class Message:
 @final
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One distinct (prompt, response); `response` is text, or the content key of an image."""
+    """One distinct (prompt, response); `response` is text, or the content key of an image.
+
+    `longest` is the longest response to the prompt in its dataset, this one included: a prompt
+    that is cut leaves room for it, so it reads the same before each of its responses.
+    """
 
     key: str
     prompt: str
     turns: tuple[Message, ...] | None
     response: str
+    longest: str = ""
 
 
 @final
@@ -134,6 +141,9 @@ class Facts:
     `duplicates` are pairs that repeat an earlier one, direction included; `contradictions` are
     contents labelled both ways, `self_contradictions` those where one annotator did both;
     `ordered` pairs have an order of sides in the source, in `first_chosen` the first is chosen.
+    `set_aside` pairs are among the rejected ones because the model cannot judge them; `notes` are
+    what else a reader of scores should know of the reading. `judged_by` is the model that they
+    were set aside for, `source_fingerprint` that of all pairs the source states.
     """
 
     rows: int = 0
@@ -146,6 +156,10 @@ class Facts:
     annotators: int = 0
     ordered: int = 0
     first_chosen: int = 0
+    set_aside: int = 0
+    notes: tuple[str, ...] = ()
+    judged_by: str = ""
+    source_fingerprint: str = ""
 
     def to_json(self) -> dict[str, object]:
         """JSON object for manifests and `--json`."""
@@ -160,6 +174,9 @@ class Facts:
             "annotators": self.annotators,
             "ordered": self.ordered,
             "first_chosen": self.first_chosen,
+            "set_aside": self.set_aside,
+            "notes": list(self.notes),
+            **({"source_fingerprint": self.source_fingerprint} if self.source_fingerprint else {}),
         }
 
 
@@ -180,6 +197,11 @@ class PreferenceDataset:
     facts: Facts
     fingerprint: str
     images: ImageStore | None = None
+
+    @property
+    def source_fingerprint(self) -> str:
+        """Fingerprint of all pairs that the source states, those set aside for a model included."""
+        return self.facts.source_fingerprint or self.fingerprint
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

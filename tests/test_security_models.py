@@ -13,7 +13,6 @@ from PIL import Image
 
 from noisescope.datasets.images import crop
 from noisescope.errors import DataError, ModelError
-from noisescope.models import Item
 from noisescope.models.causal_lm import load_causal_lm
 from noisescope.models.pipeline import find_pipeline
 
@@ -60,8 +59,7 @@ def test_a_chat_template_reaches_no_python(model: Path, tmp_path: Path, reach: s
     victim = tmp_path / "victim"
     text = "{{ " + reach.format(victim=victim) + " }}"
     (model / "chat_template.jinja").write_text(text)
-    policy = load_causal_lm(str(model))
-    assert "chat template refuses" in refused(policy.features, [Item("a", "p", None, "r")])
+    assert "chat template refuses" in refused(load_causal_lm, str(model))
     assert not victim.exists()
 
 

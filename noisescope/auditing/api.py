@@ -6,7 +6,7 @@
     result.to_pandas().sort_values("rank").head(20)
 
 The call is `noisescope score`: the same run directory, reused when it is finished. Parts of it
-are in `audit`, `datasets` and `policies`.
+are in `auditing`, `datasets` and `models`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -88,6 +88,7 @@ def fine_tune(
     """
     evidence, reporter = evidence or EvidenceConfig(), reporter or Silent()
     check_fit(dataset, policy, evidence)
+    dataset = prepared(dataset, policy, reporter)
     plan = plan_run(dataset, policy, evidence)
     run = open_run(runs_directory, plan, run_directory)
     watch = Stopwatch()
@@ -111,6 +112,16 @@ def check_fit(dataset: PreferenceDataset, policy: Policy, evidence: EvidenceConf
             hint="Name a fitting model with --model.",
         )
     evidence.check(dataset.modality)
+
+
+def prepared(dataset: PreferenceDataset, policy: Policy, reporter: Reporter) -> PreferenceDataset:
+    """The pairs that `policy` can judge; what was set aside and cut is noted once."""
+    from noisescope.models.readable import judged_by
+
+    found = judged_by(policy, dataset)
+    for note in found.facts.notes[len(dataset.facts.notes) :]:
+        reporter.note(note)
+    return found
 
 
 def write_pairs(run: Run, dataset: PreferenceDataset) -> None:
@@ -151,6 +162,7 @@ def audit(
     Raises DataError, ModelError, RunError or EvidenceError; nothing already written is lost.
     """
     reporter = reporter or Silent()
+    dataset = prepared(dataset, policy, reporter)
     tuned = fine_tune(
         dataset,
         policy,
@@ -172,6 +184,7 @@ def judge(tuned: FineTuned, origin: Origin, score: ScoreConfig | None, reporter:
         reporter.note(f"evidence of {run.directory} is complete: only verdicts are made again")
     began = time.perf_counter()
     summary = score_run(run.directory, score)
+    summary = replace(summary, notes=(*summary.notes, *origin.facts.get("notes", ())))
     watch.time("verdicts", began)
     before = run.evidence_manifest()
     facts = {

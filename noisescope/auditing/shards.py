@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.auditing.audit import Origin, check_fit, origin_of, plan_run, write_pairs
+from noisescope.auditing.audit import Origin, check_fit, origin_of, plan_run, prepared, write_pairs
 from noisescope.auditing.ranks import World
 from noisescope.errors import RunError, UsageError
 from noisescope.models import Policy
@@ -95,6 +95,7 @@ def compute_over_ranks(
     so.
     """
     check_fit(dataset, policy, evidence)
+    dataset = prepared(dataset, policy, reporter)
     plan = plan_run(dataset, policy, evidence)
     world.require_same(_identity(plan))
     run = open_run(runs_directory, plan, run_directory) if world.first else None
@@ -321,6 +322,7 @@ def compute_shard(
     ModelError or RunError.
     """
     check_fit(dataset, policy, evidence)
+    dataset = prepared(dataset, policy, reporter)
     plan = plan_run(dataset, policy, evidence)
     run = shared_run(runs_directory, plan, run_directory)
     if not run.pairs_path.is_file():

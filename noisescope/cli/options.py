@@ -73,6 +73,10 @@ class SourceOptions:
     max_length: Annotated[
         int | None, typer.Option(help="Tokens kept; 1024 or the model's limit if left out.")
     ] = None
+    chat_template: Annotated[
+        str | None,
+        typer.Option(help="auto, never (plain text), or the name of one of several templates."),
+    ] = None
     image_size: Annotated[
         int | None, typer.Option(help="Side of images in pixels; the pipeline's own if left out.")
     ] = None
@@ -109,6 +113,7 @@ class SourceOptions:
             chosen_model(self.model, pairs.modality, workspace),
             pairs,
             max_length=self.max_length,
+            chat_template=self.chat_template,
             device=own_device(self.device),
             dtype=self.dtype,
             **{name: value for name, value in pictures.items() if value is not None},

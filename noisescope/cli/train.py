@@ -187,6 +187,7 @@ def train(
         chosen_model(model, pairs.modality, workspace),
         pairs,
         max_length=reading.max_length,
+        chat_template=reading.chat_template,
         device="cpu" if cut else place,
         dtype=number,
         **pictures,

@@ -226,6 +226,13 @@ class ReadingOptions:
             help="Tokens kept; 1024 or the model's limit if left out.", rich_help_panel=READING
         ),
     ] = None
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, never (plain text), or the name of one of several templates.",
+            rich_help_panel=READING,
+        ),
+    ] = None
     image_size: Annotated[
         int | None,
         typer.Option(

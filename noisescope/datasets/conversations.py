@@ -9,7 +9,7 @@ identities need no further fields (`template_input` is the way back):
 
     tools            the first turn, Message("tools", <JSON list of the functions>): `tools_turn`
     system           Message("system", <text>), after the tools and before everything else
-    reasoning        "<think>\n{reasoning}\n</think>\n\n{content}": `with_reasoning`
+    reasoning        "<think>\n{reasoning}\n</think>\n{content}": `with_reasoning`
     tool calls       content, then one "<tool_call>\n{JSON}\n</tool_call>" a call: `with_calls`
     tool results     Message("tool", <text>)
 
@@ -38,6 +38,7 @@ SPEAKERS = {
 TOOLS = "tools"
 #: What a message calls the reasoning before its content; the first that is text counts.
 REASONING = ("reasoning_content", "reasoning", "thinking")
+_FIELD = re.compile(r"<think>\n(?:(?!</think>).)*\n</think>\n(?!\s)", re.DOTALL)
 _CALL = re.compile(r"\n?<tool_call>\n(\{.*\})\n</tool_call>")
 
 
@@ -109,7 +110,15 @@ def with_reasoning(reasoning: str, content: str) -> str:
     """Content with the reasoning that came before it, in the tags that most models use."""
     if not reasoning.strip():
         return content
-    return f"<think>\n{reasoning.strip()}\n</think>\n\n{content}"
+    return f"<think>\n{reasoning.strip()}\n</think>\n{content.lstrip()}"
+
+
+def has_field(content: str) -> bool:
+    """Whether reasoning in the content comes from a field of its own (`with_reasoning`).
+
+    Models write an empty line after their reasoning, and so do files that keep it in the content.
+    """
+    return _FIELD.match(content) is not None
 
 
 def with_calls(content: str, calls: object) -> str:
@@ -154,25 +163,52 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def template_input(turns: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Any] | None]:
-    """(messages, tools) as `apply_chat_template` takes them; reasoning stays in the content."""
+def template_input(
+    turns: Sequence[Message], *, structured: bool = True
+) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """(messages, tools) as `apply_chat_template` takes them; reasoning stays in the content.
+
+    Tool calls become fields where they are `structured`, and tool results get the name and id of
+    the call that they answer, in order.
+    """
     tools = None
     if turns and turns[0].role == TOOLS:
         tools, turns = json.loads(turns[0].content), turns[1:]
-    return [template_message(turn) for turn in turns], tools
+    if not structured:
+        return [{"role": turn.role, "content": turn.content} for turn in turns], tools
+    messages: list[dict[str, Any]] = []
+    open_calls: list[dict[str, Any]] = []
+    for turn in turns:
+        message = template_message(turn)
+        open_calls = message.get("tool_calls", open_calls)
+        if turn.role == "tool" and open_calls:
+            call, *open_calls = open_calls
+            message["name"] = call["function"]["name"]
+            message |= {"tool_call_id": call["id"]} if "id" in call else {}
+        messages.append(message)
+    return messages, tools
 
 
 def template_message(turn: Message) -> dict[str, Any]:
-    """A turn as a message, its tool calls as a list of their own."""
-    found: dict[str, Any] = {"role": turn.role, "content": turn.content}
-    calls = _CALL.findall(turn.content) if turn.role == "assistant" else []
+    """A turn as a message, its tool calls as a field; content that is nothing but calls is left
+    out, as in the files of most tool data."""
+    plain: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    texts = _CALL.findall(turn.content) if turn.role == "assistant" else []
     try:
-        known = [json.loads(call) for call in calls]
+        calls = [json.loads(text) for text in texts]
     except ValueError:
-        return found
-    if known and all("function" in call for call in known):
-        found |= {"content": _CALL.sub("", turn.content), "tool_calls": known}
-    return found
+        return plain
+    if not calls or not all(_is_ours(call) for call in calls):
+        return plain
+    content = _CALL.sub("", turn.content)
+    found = {"role": turn.role} | ({"content": content} if content else {})
+    return found | {"tool_calls": calls}
+
+
+def _is_ours(call: dict[str, Any]) -> bool:
+    """Whether a call is written by `with_calls`; others are text of the dataset's own."""
+    function = call.get("function")
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
 def _content(content: object, column: str) -> str:

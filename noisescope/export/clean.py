@@ -118,7 +118,8 @@ def check_same(scored: Scored, source: Source, adapter: Adapter) -> None:
             name = unused(pair.pair_id or pair.content_id, used)
             sha.update(digest(name, pair.prompt, pair.chosen, pair.rejected).encode())
     found = sha.hexdigest()[:20]
-    wanted = scored.manifest.get("dataset_fingerprint")
+    facts = scored.manifest.get("facts", {})
+    wanted = facts.get("source_fingerprint") or scored.manifest.get("dataset_fingerprint")
     if found != wanted:
         raise DataError(
             f"{source.resolved} is not what {scored.run.directory} judged: its pairs have the "

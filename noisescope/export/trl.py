@@ -28,7 +28,7 @@ from noisescope.storage.output import claim, write_directory
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Between a plain prompt and its responses where neither brings a space (policies/encoding.py).
+#: Between a plain prompt and its responses where neither brings a space (models/tokenize.py).
 GAP = "\n\n"
 NUMBERS = ("weight", "gamma", "p_flip")
 

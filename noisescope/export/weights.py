@@ -58,6 +58,10 @@ def facts_of(scored: Scored, format: str, **more: Any) -> dict[str, Any]:
     if model.is_absolute():  # exports are passed on: no paths of this machine in them
         origin["model"] = model.name
     beta = manifest.get("evidence", {}).get("beta")
+    read = manifest.get("facts", {})
+    if read.get("source_fingerprint"):  # weights are for the source; some pairs have none
+        origin["dataset_fingerprint"] = read["source_fingerprint"]
+        more |= {"set_aside": read["set_aside"]}
     return {"format": format, **origin, "beta": beta, "pairs": len(scored), **more}
 
 

@@ -53,6 +53,3 @@ class Policy(Protocol):
 
     def features(self, items: Sequence[Item]) -> dict[str, NDArray[np.float32]]:
         """Feature groups, group -> [n, D_g]; an item's row does not depend on its batch-mates."""
-
-    def remarks(self, items: Sequence[Item]) -> list[str]:
-        """What a user should know before a pass over `items`: cut texts, resized images."""

@@ -96,21 +96,17 @@ class CausalLMPolicy:
 
     def truncated(self, items: Sequence[Item]) -> dict[str, int]:
         """How many items lost prompt or response tokens to max_length, and how many tokens."""
-        encoded = self.encode(items)
-        return {
-            "prompts": sum(item.cut_prompt > 0 for item in encoded),
-            "responses": sum(item.cut_response > 0 for item in encoded),
-            "tokens": sum(item.cut_prompt + item.cut_response for item in encoded),
-        }
+        return truncation(self.encode(items))
 
-    def remarks(self, items: Sequence[Item]) -> list[str]:
-        """How much was cut to max_length, where anything was."""
-        cut = self.truncated(items)
+    def cut_notes(self, encoded: Sequence[Encoded]) -> list[str]:
+        """How many prompts and responses lost tokens to max_length, where any did."""
+        cut = truncation(encoded)
         if not cut["tokens"]:
             return []
         return [
-            f"cut to --max-length {self.encoder.max_length}: {cut['prompts']:,} prompts (from the "
-            f"left) and {cut['responses']:,} responses (from the right), {cut['tokens']:,} tokens"
+            f"cut to --max-length {self.encoder.max_length}: {cut['prompts']:,} of "
+            f"{cut['distinct']:,} prompts (in their oldest turns) and {cut['responses']:,} of "
+            f"{len(encoded):,} responses (at their end), {cut['tokens']:,} tokens"
         ]
 
     def flops(self, items: Sequence[Item]) -> float:
@@ -200,14 +196,12 @@ def load_causal_lm(
     """Load a directory, a Hub name or a GGUF file.
 
     `max_length` is 1024 tokens or the model's own limit where that is less. `chat_template` is
-    "auto" (used where the tokenizer has one) or "never". Raises ModelError for a model that
-    cannot be used, UsageError for a setting that cannot be.
+    "auto" (used where the tokenizer has one), "never", or the name of one of several. Raises
+    ModelError for a model that cannot be used, UsageError for a setting that cannot be.
     """
     from noisescope.models.checkpoint import find_checkpoint, fingerprint, load_model
     from noisescope.models.device import pick_device, pick_dtype
 
-    if chat_template not in ("auto", "never"):
-        raise UsageError(f"--chat-template {chat_template} is unknown", hint="One of: auto, never.")
     found = find_checkpoint(name)
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
@@ -219,7 +213,10 @@ def load_causal_lm(
             f"--max-length {length}: {name} takes 16 to {limit}",
             hint="Leave it out, or lower it.",
         )
-    template = chat_template == "auto" and tokenizer.chat_template is not None
+    name_of_template = None if chat_template in ("auto", "never") else chat_template
+    has_template = tokenizer.chat_template is not None
+    template = chat_template != "never" and (has_template or name_of_template is not None)
+    encoder = Encoder(tokenizer, length, template, name_of_template)
     settings: dict[str, object] = {
         "version": FEATURES_VERSION,
         "max_length": length,
@@ -227,8 +224,21 @@ def load_causal_lm(
         "groups": list(groups),
         "dtype": str(kind),
     }
+    if template:
+        settings |= encoder.chat.settings()
     identity = ModelIdentity(name, found.revision, fingerprint(found, settings))
-    return CausalLMPolicy(model, Encoder(tokenizer, length, template), identity, groups)
+    return CausalLMPolicy(model, encoder, identity, groups)
+
+
+def truncation(encoded: Sequence[Encoded]) -> dict[str, int]:
+    """How many distinct prompts and responses lost tokens to max_length, and how many tokens."""
+    prompts = {one.prompt: one.cut_prompt for one in encoded}
+    return {
+        "prompts": sum(cut > 0 for cut in prompts.values()),
+        "responses": sum(one.cut_response > 0 for one in encoded),
+        "tokens": sum(prompts.values()) + sum(one.cut_response for one in encoded),
+        "distinct": len(prompts),
+    }
 
 
 def _by_prompt(corpus: Corpus, budget: int) -> Iterator[list[int]]:

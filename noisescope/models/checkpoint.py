@@ -125,6 +125,18 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 BROKEN_HINT = "Its files do not fit together, or this transformers is too old: download it again."
+#: Packages that transformers needs to read a quantised checkpoint, by quant_method.
+QUANTISERS = {
+    "gptq": "gptqmodel optimum",
+    "awq": "gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "hqq": "hqq",
+    "quanto": "optimum-quanto",
+    "torchao": "torchao",
+    "aqlm": "aqlm",
+    "eetq": "eetq",
+}
 OFFLINE_HINT = "Give a local directory instead: --model path/to/model"
 
 
@@ -274,7 +286,7 @@ def load_model(found: Checkpoint, device: torch.device, dtype: torch.dtype) -> t
         )
     except Exception as error:  # transformers raises many kinds; all mean "does not load"
         raise ModelError(
-            f"{found.name} does not load: {_reason(error)}", hint=BROKEN_HINT
+            f"{found.name} does not load: {_reason(error)}", hint=_load_hint(found, error)
         ) from error
     lacking = sorted(notes["missing_keys"])
     if lacking:
@@ -282,7 +294,40 @@ def load_model(found: Checkpoint, device: torch.device, dtype: torch.dtype) -> t
             f"{found.name} lacks the weights of {len(lacking)} tensors, first {lacking[0]}",
             hint=BROKEN_HINT,
         )
+    _check_vocabulary(found, model, tokenizer)
     return model.to(device).eval(), tokenizer
+
+
+def _load_hint(found: Checkpoint, error: Exception) -> str:
+    """What to do about a model that does not load: by what its config asks for."""
+    config = {} if found.gguf else _read_json(found.directory / "config.json", default={})
+    quantised = config.get("quantization_config")
+    if isinstance(quantised, dict):
+        kind = str(quantised.get("quant_method", "")).lower()
+        packages = QUANTISERS.get(kind)
+        install = f"pip install {packages}" if packages else "Install what is named"
+        return f"{install}; or use the model before it was quantised ({kind or 'unknown kind'})."
+    if isinstance(error, ImportError):
+        return "Install the package that is named."
+    return BROKEN_HINT
+
+
+def _check_vocabulary(found: Checkpoint, model: Any, tokenizer: Any) -> None:
+    """Raise ModelError if the tokenizer can make tokens that have no embedding.
+
+    A padding token alone may have none: texts never hold it.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    outside = {name: place for name, place in tokenizer.get_vocab().items() if place >= rows}
+    outside.pop(tokenizer.pad_token, None)
+    if outside:
+        first = min(outside, key=lambda name: outside[name])
+        raise ModelError(
+            f"{found.name}: the tokenizer has {max(outside.values()) + 1:,} tokens, the embeddings "
+            f"{rows:,} rows: {first!r} and {len(outside) - 1:,} more have none",
+            hint="Use the tokenizer that the model was trained with, or resize the embeddings "
+            "(resize_token_embeddings), train them and save both.",
+        )
 
 
 def _check_causal(found: Checkpoint) -> None:

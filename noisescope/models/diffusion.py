@@ -143,10 +143,6 @@ class DiffusionPolicy:
         work = max(1, calls * height * width // WORK_POSITIONS)
         return np.full(len(items), work, np.int64)
 
-    def remarks(self, items: Sequence[Item]) -> list[str]:
-        """Nothing is cut: every image is cropped and resized by one rule (docs/images.md)."""
-        return []
-
     def flops(self, items: Sequence[Item]) -> float:
         """Useful FLOPs of one feature pass: denoiser calls, and each new image encoded once.
 

@@ -16,6 +16,7 @@ def _causal_lm(
     *,
     image_size: int | None = None,
     draws: int | None = None,
+    chat_template: str | None = None,
     **settings: Any,
 ) -> Policy:
     from noisescope.models.causal_lm import load_causal_lm
@@ -27,7 +28,7 @@ def _causal_lm(
             f"{' and '.join(given)}: about images, and {dataset.name} holds text",
             hint=f"Leave {' and '.join(given)} out.",
         )
-    return load_causal_lm(model, **settings)
+    return load_causal_lm(model, chat_template=chat_template or "auto", **settings)
 
 
 def _diffusion(
@@ -35,16 +36,18 @@ def _diffusion(
     dataset: PreferenceDataset,
     *,
     max_length: int | None = None,
+    chat_template: str | None = None,
     draws: int | None = None,
     **settings: Any,
 ) -> Policy:
     from noisescope.models.denoising import DrawConfig
     from noisescope.models.diffusion import DiffusionPolicy
 
-    if max_length is not None:
+    flags = {"--max-length": max_length, "--chat-template": chat_template}
+    if given := [name for name, value in flags.items() if value is not None]:
         raise UsageError(
-            "--max-length: about text models, and a pipeline has a length of its own",
-            hint="Leave --max-length out.",
+            f"{' and '.join(given)}: about text models, and {dataset.name} holds images",
+            hint=f"Leave {' and '.join(given)} out.",
         )
     if dataset.images is None:
         raise UsageError(

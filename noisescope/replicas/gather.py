@@ -155,8 +155,6 @@ def fill_features(
     cache = cache_directory(run)
     todo = uncached(policy, items, cache)
     encodings = kept_encodings(policy, run)
-    for remark in policy.remarks(items):
-        reporter.note(remark)
     reporter.note(_estimate(policy, todo, len(items)))
     if encodings is not None and todo:
         with reporter.stage("latents of images, embeddings of captions") as progress:

@@ -177,8 +177,6 @@ def _train(
     if (place / "replicas" / STATE_FILE).is_file():
         say("continuing from the last saved step")
     if isinstance(policy, CausalLMPolicy) and isinstance(config, LoraConfig):
-        for remark in policy.remarks(distinct_items(table)[0]):
-            say(remark)
         trunk = run.directory / "trunk"
         done = train_lora(
             policy, table, config, place, meter, estimated, members=members, trunk_directory=trunk

@@ -102,8 +102,6 @@ def make_trainee(
         from noisescope.training.policy.memory import spare_products
         from noisescope.training.policy.text import TextAdapters, WholeText, alike, text_space
 
-        for remark in policy.remarks(data.items):
-            reporter.note(remark)
         corpus, same = alike(policy, data)
         layers = None if settings.full else settings.layers
         restore = None if settings.checkpointing else spare_products(policy.model)

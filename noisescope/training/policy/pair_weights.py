@@ -100,18 +100,22 @@ def find_audit(dataset: PreferenceDataset, runs_directory: Path) -> Run | None:
     found = [
         run
         for run in finished_runs(runs_directory)
-        if run.plan().get("dataset_fingerprint") == dataset.fingerprint
-        and run.scores_path.is_file()
+        if source_of(run) == dataset.source_fingerprint and run.scores_path.is_file()
     ]
     return found[-1] if found else None
+
+
+def source_of(run: Run) -> Any:
+    """Fingerprint of all pairs that a run's source states, those set aside included."""
+    facts = run.manifest().get("facts", {})
+    return facts.get("source_fingerprint") or run.plan().get("dataset_fingerprint")
 
 
 def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairWeights:
     """Weights of an audit's scores. Raises RunError for another dataset's, DataError for gaps."""
     import pyarrow.parquet as pq
 
-    theirs = run.manifest().get("dataset_fingerprint")
-    _check_dataset(str(run.directory), theirs, run.plan().get("dataset"), dataset)
+    _check_dataset(str(run.directory), source_of(run), run.plan().get("dataset"), dataset)
     if not run.scores_path.is_file():
         raise RunError(f"{run.directory} has no scores", hint="Make them: noisescope score DATASET")
     names = ["W", "gamma", "u", "u_released", "p_flip", "margin"]
@@ -134,7 +138,8 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
         made = columns["W"], columns["gamma"]
         how = "W and Gamma as scored"
     source = f"run {run.directory.name}"
-    found = _matched(dataset, table, *made, source, f"{source}: {how}")
+    aside = int(run.manifest().get("facts", {}).get("set_aside", 0))
+    found = _matched(dataset, table, *made, source, f"{source}: {how}", aside)
     return replace(found, scheme=rule.scheme)
 
 
@@ -172,16 +177,17 @@ def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
             hint="Make one: noisescope export --format weights",
         )
     gamma = _numbers(table, "gamma") if "gamma" in table.column_names else np.zeros(table.num_rows)
-    found = _matched(dataset, table, _numbers(table, name), gamma, path.name, said)
+    aside = int(facts.get("set_aside", 0))
+    found = _matched(dataset, table, _numbers(table, name), gamma, path.name, said, aside)
     return replace(found, scheme=str(facts.get("weight", "")))
 
 
 def _check_dataset(where: str, theirs: Any, name: Any, dataset: PreferenceDataset) -> None:
     """Refuse weights made for other pairs or labels."""
-    if theirs != dataset.fingerprint:
+    if theirs != dataset.source_fingerprint:
         raise RunError(
             f"{where} holds weights of another dataset ({name}, fingerprint {theirs}); "
-            f"{dataset.name} has {dataset.fingerprint}",
+            f"{dataset.name} has {dataset.source_fingerprint}",
             hint="Leave --weights out: the dataset's own audit is found, or made first.",
         )
 
@@ -238,9 +244,18 @@ def _numbers(table: pa.Table, name: str) -> Float:
 
 
 def _matched(
-    dataset: PreferenceDataset, table: pa.Table, weight: Float, gamma: Float, source: str, said: str
+    dataset: PreferenceDataset,
+    table: pa.Table,
+    weight: Float,
+    gamma: Float,
+    source: str,
+    said: str,
+    aside: int = 0,
 ) -> PairWeights:
-    """Weights in the dataset's row order. Raises DataError naming pairs without a usable one."""
+    """Weights in the dataset's row order; the `aside` pairs that an audit set aside weigh 0.
+
+    Raises DataError naming pairs without a usable weight.
+    """
     ids = table.column("pair_id").cast("string").to_pylist()
     rows = {pair_id: row for row, pair_id in enumerate(ids)}
     if len(rows) < len(ids):
@@ -253,7 +268,8 @@ def _matched(
     usable = np.isfinite(weight) & (weight >= 0) & np.isfinite(gamma)
     wanted = dataset.table.column("pair_id").to_pylist()
     found = np.array([rows.get(pair_id, -1) for pair_id in wanted], np.int64)
-    lacking = [pair_id for pair_id, row in zip(wanted, found, strict=True) if row < 0]
+    missing = [pair_id for pair_id, row in zip(wanted, found, strict=True) if row < 0]
+    lacking = missing if len(missing) > aside else []
     broken = [pair_id for pair_id, row in zip(wanted, found, strict=True) if row >= 0]
     broken = [pair_id for pair_id in broken if not usable[rows[pair_id]]]
     faults = [
@@ -267,4 +283,7 @@ def _matched(
             hint="Make weights for this dataset: noisescope score DATASET, then leave --weights "
             "out; or train without: --weights none.",
         )
-    return PairWeights(weight[found], gamma[found], said)
+    known = found >= 0
+    return PairWeights(
+        np.where(known, weight[found], 0.0), np.where(known, gamma[found], 0.0), said
+    )

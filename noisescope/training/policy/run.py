@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from noisescope.errors import DataError, EvidenceError, ModelError, UsageError
 from noisescope.models import Policy
+from noisescope.models.readable import judged_by
 from noisescope.pairs import Modality, PreferenceDataset
 from noisescope.progress import Reporter, Silent
 from noisescope.storage.files import slug
@@ -131,6 +135,7 @@ def fine_tune(
 
     reporter = reporter or Silent()
     objective = check_settings(settings, report_to, dataset.modality)
+    dataset, weights = _readable(dataset, policy, weights, reporter)
     _check_weights(settings, weights)
     plan = _plan(dataset, policy, settings, weights, mixed_precision)
     name = f"{slug(dataset.name)}-{settings.objective}-{plan.fingerprint[:8]}"
@@ -212,6 +217,19 @@ def _check_weights(settings: TrainSettings, weights: PairWeights | None) -> None
             "--online makes its own weights: --weights has no place beside it",
             hint="Leave one of them out.",
         )
+
+
+def _readable(
+    dataset: PreferenceDataset, policy: Policy, weights: PairWeights | None, reporter: Reporter
+) -> tuple[PreferenceDataset, PairWeights | None]:
+    """The pairs that the policy's chat template renders, and their weights."""
+    found = judged_by(policy, dataset, keep_same=True)
+    for note in found.facts.notes[len(dataset.facts.notes) :]:
+        reporter.note(note)
+    if weights is None or len(found) == len(dataset):
+        return found, weights
+    kept = np.isin(dataset.table["pair_id"].to_pylist(), found.table["pair_id"].to_pylist())
+    return found, replace(weights, weight=weights.weight[kept], gamma=weights.gamma[kept])
 
 
 def check_settings(
