@@ -96,11 +96,11 @@ class CausalLMPolicy:
 
     def truncated(self, items: Sequence[Item]) -> dict[str, int]:
         """How many items lost prompt or response tokens to max_length, and how many tokens."""
-        return truncation(self.encode(items))
+        return truncation(items, self.encode(items))
 
-    def cut_notes(self, encoded: Sequence[Encoded]) -> list[str]:
+    def cut_notes(self, items: Sequence[Item], encoded: Sequence[Encoded]) -> list[str]:
         """How many prompts and responses lost tokens to max_length, where any did."""
-        cut = truncation(encoded)
+        cut = truncation(items, encoded)
         if not cut["tokens"]:
             return []
         return [
@@ -230,9 +230,11 @@ def load_causal_lm(
     return CausalLMPolicy(model, encoder, identity, groups)
 
 
-def truncation(encoded: Sequence[Encoded]) -> dict[str, int]:
+def truncation(items: Sequence[Item], encoded: Sequence[Encoded]) -> dict[str, int]:
     """How many distinct prompts and responses lost tokens to max_length, and how many tokens."""
-    prompts = {one.prompt: one.cut_prompt for one in encoded}
+    prompts = {
+        (item.prompt, item.turns): one.cut_prompt for item, one in zip(items, encoded, strict=True)
+    }
     return {
         "prompts": sum(cut > 0 for cut in prompts.values()),
         "responses": sum(one.cut_response > 0 for one in encoded),

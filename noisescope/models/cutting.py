@@ -28,11 +28,10 @@ def kept_tokens(
         removed.update(range(start, min(end, start + excess - len(removed))))
         if len(removed) >= excess:
             break
-    kept = [token for place, token in enumerate(ids) if place not in removed]
-    if len(kept) <= room:
-        return kept
+    if len(removed) == excess:
+        return [token for place, token in enumerate(ids) if place not in removed]
     head = min(_head(turns, spans), room // 2)  # the marks alone, or the system turn, are too long
-    return kept[:head] + kept[len(kept) - (room - head) :]
+    return ids[:head] + ids[len(ids) - (room - head) :]
 
 
 def _oldest_first(

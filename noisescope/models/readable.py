@@ -51,8 +51,9 @@ def judged_by(
         why = f"both sides are the same within --max-length {limit}"
         same = {row: why for row, (w, r) in enumerate(rows) if _alike(found[w], found[r])}
     kept = _without(dataset, refused, same)
-    known = [one for one in found if isinstance(one, Encoded)]
-    notes = (*kept.facts.notes, *policy.cut_notes(known))
+    known = {place: one for place, one in enumerate(found) if isinstance(one, Encoded)}
+    cut = policy.cut_notes([items[place] for place in known], list(known.values()))
+    notes = (*kept.facts.notes, *cut)
     return replace(kept, facts=replace(kept.facts, notes=notes, judged_by=mark))
 
 

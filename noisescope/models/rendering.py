@@ -95,7 +95,8 @@ class Template:
         reply = self._attempt([user, _message("assistant", _PLAIN)], None) or ""
         return (
             isinstance(found, Frame)
-            and generation == found.prompt == self._base([user], None)
+            and generation == found.prompt
+            and (self._base([user], None) or "").rstrip() == generation.rstrip()
             and not reply.rstrip().endswith(_PLAIN)
             and (whole is None or "Q7system" in whole)
         )
@@ -164,6 +165,8 @@ class Template:
         generation = self._attempt(messages, tools, add_generation_prompt=True)
         if generation is not None and not prompt.startswith(generation):
             prompt = _common(prompt, generation)
+        if generation is not None and not prompt[len(generation) :].strip():
+            prompt = prompt[: len(generation)]  # white space belongs to the word that follows it
         if prompt != base:  # a thinking block that only some responses fill is theirs
             prompt = _OPENED.sub("", prompt)
         return Frame(prompt, messages, tools, turns)
