@@ -88,6 +88,12 @@ class Pair:
     source: str = ""
     row: int = 0
     first: bool | None = None
+    strength: float | None = None
+    votes: int | None = None
+    agreement: float | None = None
+    group: str | None = None
+    origin: str | None = None
+    contradicted: bool = False
 
     @property
     def content_id(self) -> str:
@@ -160,6 +166,9 @@ class Facts:
     notes: tuple[str, ...] = ()
     judged_by: str = ""
     source_fingerprint: str = ""
+    contradicted: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    unused_columns: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """JSON object for manifests and `--json`."""
@@ -177,6 +186,9 @@ class Facts:
             "set_aside": self.set_aside,
             "notes": list(self.notes),
             **({"source_fingerprint": self.source_fingerprint} if self.source_fingerprint else {}),
+            "contradicted": self.contradicted,
+            "labels": dict(self.labels),
+            "unused_columns": list(self.unused_columns),
         }
 
 
@@ -197,6 +209,8 @@ class PreferenceDataset:
     facts: Facts
     fingerprint: str
     images: ImageStore | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    pairs: str = "all"
 
     @property
     def source_fingerprint(self) -> str:
@@ -223,6 +237,11 @@ def pairs_schema() -> pa.Schema:
             pa.field("annotator", pa.string()),
             pa.field("source", pa.string(), nullable=False),
             pa.field("row", pa.int64(), nullable=False),
+            pa.field("strength", pa.float64()),
+            pa.field("votes", pa.int64()),
+            pa.field("agreement", pa.float64()),
+            pa.field("group", pa.string()),
+            pa.field("origin", pa.string()),
         ]
     )
 
@@ -257,6 +276,11 @@ def _table_row(pair: Pair, used: dict[str, int]) -> dict[str, object]:
         "annotator": pair.annotator,
         "source": pair.source,
         "row": pair.row,
+        "strength": pair.strength,
+        "votes": pair.votes,
+        "agreement": pair.agreement,
+        "group": pair.group,
+        "origin": pair.origin,
     }
 
 

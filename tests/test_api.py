@@ -17,7 +17,7 @@ from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 from user_script import suspicious
 
 import noisescope
-from noisescope.datasets.tables import as_table, load_table
+from noisescope.datasets.in_memory import as_table, load_table
 
 EVIDENCE = noisescope.EvidenceConfig(replicas=2, folds=2)
 ROWS = [

@@ -150,7 +150,8 @@ GOOD = [{"prompt": f"p{i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i i
         ),
         (
             lambda place: write_pairs(
-                place / "ties.parquet", [{**row, "label": 0.5} for row in GOOD]
+                place / "ties.parquet",
+                [{**row, "chosen_rating": 4, "rejected_rating": 4} for row in GOOD],
             ),
             "every one of its 20 rows is a tie",
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from noisescope.datasets.adapter import RowFault
+from noisescope.datasets.adapters.cells import RowFault
 from noisescope.datasets.conversations import (
     has_field,
     messages,

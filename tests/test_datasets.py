@@ -220,7 +220,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], tuple[str, str, str, int | None]]] 
     "conversational": (
         "trl",
         {"prompt": [SYSTEM, USER], "chosen": [YES], "rejected": [NO], "tools": [{"type": "x"}]},
-        ("System: Be brief.\n\nHuman: Is it?", "Yes.", "No.", 2),
+        ('Tools: [{"type": "x"}]\n\nSystem: Be brief.\n\nHuman: Is it?', "Yes.", "No.", 3),
     ),
     "conversational implicit": (
         "trl",
@@ -305,7 +305,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], tuple[str, str, str, int | None]]] 
         ("Human: Is it?", "Yes.\n\nAssistant: Really.", "Yes.", 1),
     ),
     "ours": (
-        "columnar",
+        "columnar_label",
         {"prompt": "Is it?", "chosen": "Yes.", "rejected": "No.", "label": "0", "annotator": 7.0},
         ("Is it?", "No.", "Yes.", None),
     ),
@@ -315,12 +315,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any], tuple[str, str, str, int | None]]] 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_schema_is_recognised_and_read(shape: str, tmp_path: Path) -> None:
     name, row, expected = SHAPES[shape]
-    assert [a.name for a in ADAPTERS.values() if a.matches(list(row), [row])] in (
-        [name],
-        [name, "trl"],
-    )
     (tmp_path / "a.jsonl").write_bytes(lines([row]))
-    adapter, rows = recognise(open_source(tmp_path / "a.jsonl").rows())
+    format = name if name == "columnar_label" else None
+    adapter, rows = recognise(open_source(tmp_path / "a.jsonl").rows(), format=format)
     assert adapter.name == name
     (pair,) = read_pairs(rows, adapter)
     turns = pair.turns and len(pair.turns)
@@ -369,17 +366,21 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     (
         "ultrafeedback",
         {"chosen": [USER, YES], "rejected": [USER, NO], "score_chosen": "4", "score_rejected": 4},
-        "unreadable",
+        "tie",
     ),
-    ("columnar", {"prompt": "p", "chosen": "a", "rejected": "b", "label": 0.5}, "tie"),
-    ("columnar", {"prompt": "p", "chosen": "a", "rejected": "b", "label": None}, "unlabelled"),
+    ("columnar_label", {"prompt": "p", "chosen": "a", "rejected": "b", "label": 0.5}, "tie"),
     (
-        "columnar",
+        "columnar_label",
+        {"prompt": "p", "chosen": "a", "rejected": "b", "label": None},
+        "unlabelled",
+    ),
+    (
+        "columnar_label",
         {"prompt": "p", "chosen": "a", "rejected": "b", "label": float("nan")},
         "unlabelled",
     ),
-    ("columnar", {"prompt": "p", "chosen": "a", "rejected": "b", "label": 2}, "unreadable"),
-    ("columnar", {"prompt": "p", "chosen": "a", "rejected": "b", "label": []}, "unreadable"),
+    ("columnar_label", {"prompt": "p", "chosen": "a", "rejected": "b", "label": 2}, "unreadable"),
+    ("columnar_label", {"prompt": "p", "chosen": "a", "rejected": "b", "label": []}, "unreadable"),
     ("columnar", {"prompt": "p", "chosen": b"a", "rejected": "b"}, "unreadable"),
     ("columnar", {"prompt": "p", "chosen": "a", "rejected": "b", "annotator": {}}, "unreadable"),
 ]
@@ -402,12 +403,11 @@ def test_a_named_format_overrides_recognition(tmp_path: Path) -> None:
         load(tmp_path / "a.jsonl", limit=0)
 
 
-def test_unknown_columns_are_listed_with_every_format(tmp_path: Path) -> None:
+def test_one_answer_a_row_is_no_pair(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines([{"instruction": "x", "output_1": "y"}] * 20))
     with pytest.raises(DataError, match=r"no known format fits.*instruction, output_1") as caught:
         load(tmp_path / "a.jsonl")
-    assert all(name in caught.value.message for name in ADAPTERS)
-    assert "--format NAME" in str(caught.value.hint)
+    assert "A pair needs two answers to one prompt" in str(caught.value.hint)
 
 
 def test_repeats_are_counted_and_kept(tmp_path: Path) -> None:

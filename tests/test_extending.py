@@ -1,4 +1,4 @@
-"""docs/extending.md: its examples run, and the files and registries it names are there."""
+"""docs/extending.md and datasets.md: examples run, and files and registries named are there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 import torch
 from helpers.gate_runs import made_pairs, made_run
 
-from noisescope.datasets import ADAPTERS
+from noisescope.datasets import ADAPTERS, recognise
 from noisescope.datasets.readers import Row
-from noisescope.datasets.recognition import recognise
 from noisescope.evaluate.judges import JUDGES, JudgeOptions, open_judge
 from noisescope.evaluate.results import Duel, Prompt
 from noisescope.gate.checks import CHECKS
@@ -27,7 +26,9 @@ from noisescope.training.objectives import OBJECTIVES, PairValues
 ROOT = Path(__file__).parent.parent
 #: What the page registers, in the order of its sections.
 NAMES = ("best_worst", "squared", "worst", "long_prompts", "brief")
-PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = "".join(
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("datasets.md", "extending.md")
+)
 
 
 @pytest.fixture

@@ -461,7 +461,7 @@ def test_the_order_of_sides_is_counted_where_a_source_has_one(tmp_path: Path) ->
         for n in range(50)
     ]
     (tmp_path / "sided.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    facts = load(tmp_path / "sided.jsonl").facts
+    facts = load(tmp_path / "sided.jsonl", format="columnar_label").facts
     assert (facts.ordered, facts.first_chosen) == (50, 40)
     for row in rows:
         del row["label"]

@@ -13,7 +13,7 @@ import pytest
 from helpers.tiny_diffusion import ROOT, picture
 
 from noisescope.datasets import ADAPTERS, Row, RowFault, load, read_pairs, recognise
-from noisescope.datasets.gallery import Gallery
+from noisescope.datasets.image_store import Gallery
 from noisescope.datasets.images import image_key
 from noisescope.errors import DataError
 from noisescope.pairs import Fault, Pair, response_key
@@ -116,7 +116,7 @@ RANKED = {
     "image_reward": {"prompt": "p", "image_path": [0, 1, 2], "rank": [3, 1, 3]},
     "image_reward_train": {"prompt": "p", "generations": [0, 1], "ranking": [1, 2]},
     "image_reward_pair": {"prompt": "p", "img_better": 0, "img_worse": 1},
-    "image_folder": {"prompt": "p", "chosen_image": 0, "rejected_image": 1, "label": 0},
+    "image_folder": {"prompt": "p", "chosen_image": 0, "rejected_image": 1},
     "image_columnar": {"prompt": "p", "chosen": 0, "rejected": 1, "annotator": "u"},
 }
 EXPECTED = {
@@ -125,7 +125,7 @@ EXPECTED = {
     "image_reward": [(B, A), "tie", (B, C)],
     "image_reward_train": [(A, B)],
     "image_reward_pair": [(A, B)],
-    "image_folder": [(B, A)],
+    "image_folder": [(A, B)],
     "image_columnar": [(A, B)],
 }
 IMAGE_COLUMNS = [
@@ -236,7 +236,7 @@ def test_paths_are_found_in_the_folder_named_after_their_file(tmp_path: Path) ->
 def test_large_datasets_remember_places_instead_of_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("noisescope.datasets.gallery.HELD_BYTES", 0)
+    monkeypatch.setattr("noisescope.datasets.image_store.HELD_BYTES", 0)
     rows = [pick(jpg_0=picture(2 * n), jpg_1=picture(2 * n + 1)) for n in range(12)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet", row_group_size=5)
     dataset = load(tmp_path / "data.parquet")

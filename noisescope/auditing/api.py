@@ -11,6 +11,7 @@ are in `auditing`, `datasets` and `models`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-    from noisescope.datasets.tables import ArrowStream
+    from noisescope.datasets.in_memory import ArrowStream
     from noisescope.models import Policy
     from noisescope.pairs import PreferenceDataset
     from noisescope.progress import Reporter
@@ -100,6 +101,8 @@ def audit(
     *,
     name: str = "pairs",
     format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    pairs_of: str | None = None,
     split: str | None = None,
     limit: int | None = None,
     evidence: EvidenceConfig | None = None,
@@ -113,8 +116,9 @@ def audit(
 
     `dataset` is a path, glob, workspace or Hub name; a table of pandas, polars, Arrow or
     `datasets`, whose run is called after `name`; or what `datasets.load` returned. `model` is a
-    directory, GGUF file or Hub name, or a loaded Policy. `format`, `split` and `limit` choose what
-    is read; `settings` are those of the model: device, dtype, max_length, image_size, draws.
+    directory, GGUF file or Hub name, or a loaded Policy. `format`, `columns` (role to column),
+    `pairs_of` (ranked answers: all, best, adjacent), `split` and `limit` choose what is read;
+    `settings` are those of the model: device, dtype, max_length, image_size, draws.
     `evidence` says how replicas are made, `score` holds rho, k1, k2 and c2.
 
     Where the replicas do no better than chance, `summary.chance` is true and the scores say
@@ -125,7 +129,8 @@ def audit(
     from noisescope.replicas.gather import EvidenceConfig
 
     evidence = evidence or EvidenceConfig()
-    pairs = _read(dataset, name=name, format=format, split=split, limit=limit)
+    reading = {"format": format, "columns": columns, "pairs": pairs_of, "limit": limit}
+    pairs = _read(dataset, name, split, reading)
     evidence.check(pairs.modality)
     if isinstance(model, str | Path):
         policy = load_policy(str(model), pairs, **settings)
@@ -150,19 +155,17 @@ def audit(
 
 
 def _read(
-    dataset: object, *, name: str, format: str | None, split: str | None, limit: int | None
+    dataset: object, name: str, split: str | None, reading: dict[str, Any]
 ) -> PreferenceDataset:
     """The pairs that `dataset` stands for. Raises UsageError and DataError."""
     from noisescope.datasets import load
-    from noisescope.datasets.tables import load_table
+    from noisescope.datasets.in_memory import load_table
     from noisescope.pairs import PreferenceDataset
     from noisescope.storage.workspace import find_workspace
 
     if isinstance(dataset, str | Path):
-        return load(dataset, format=format, split=split, limit=limit, workspace=find_workspace())
-    wrong = {"split": split}
-    if isinstance(dataset, PreferenceDataset):
-        wrong |= {"format": format, "limit": None if limit is None else str(limit)}
+        return load(dataset, split=split, workspace=find_workspace(), **reading)
+    wrong = {"split": split} | (reading if isinstance(dataset, PreferenceDataset) else {})
     if given := [option for option, value in wrong.items() if value is not None]:
         raise UsageError(
             f"{', '.join(given)}: the dataset is in memory already",
@@ -170,4 +173,4 @@ def _read(
         )
     if isinstance(dataset, PreferenceDataset):
         return dataset
-    return load_table(dataset, name=name, format=format, limit=limit)
+    return load_table(dataset, name=name, **reading)

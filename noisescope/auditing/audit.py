@@ -209,12 +209,22 @@ class Origin:
     facts: Mapping[str, Any]
     model_revision: str | None
     command: str
+    columns: Mapping[str, str] | None = None
+    pairs_of: str = "all"
 
 
 def origin_of(dataset: PreferenceDataset, policy: Policy, command: str) -> Origin:
     """The origin of an audit of `dataset` with `policy`."""
     revision = policy.identity.revision
-    return Origin(dataset.resolved, dataset.adapter, dataset.facts.to_json(), revision, command)
+    return Origin(
+        dataset.resolved,
+        dataset.adapter,
+        dataset.facts.to_json(),
+        revision,
+        command,
+        dataset.columns,
+        dataset.pairs,
+    )
 
 
 def _rounded(watch: Stopwatch) -> dict[str, float]:

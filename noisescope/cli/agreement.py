@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisescope.cli.console import OUT, Terminal, print_json, print_lines, short
+from noisescope.cli.options import ColumnsOption
 from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def agreement(
     format: Annotated[
         str | None, typer.Option(help="Dataset format; recognised from the columns if left out.")
     ] = None,
+    columns: ColumnsOption = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap's draws.", min=0)] = 0,
@@ -55,7 +57,9 @@ def agreement(
     terminal = Terminal(quiet=json)
     workspace = find_workspace()
     named = chosen_dataset(dataset, workspace)
-    loaded = load(named, format=format, split=split, limit=limit, workspace=workspace)
+    loaded = load(
+        named, format=format, columns=columns, split=split, limit=limit, workspace=workspace
+    )
     terminal.note(f"{loaded.name}: {loaded.resolved}")
     for reason, count in loaded.facts.rejected.items():
         if count:

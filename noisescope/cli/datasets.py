@@ -1,14 +1,15 @@
-"""noisescope datasets [NAME]: what is known here, or a look at one dataset."""
+"""noisescope datasets [NAME]: what is known here, or how one dataset is read."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from noisescope.cli.console import OUT, print_json, print_lines, short
+from noisescope.cli.options import ColumnsOption, PairsOption
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -19,23 +20,44 @@ if TYPE_CHECKING:
 #: Rows read for a look at one dataset, and pairs of it shown.
 LOOK = 1000
 SHOWN = 3
+#: Characters of a text shown on the screen.
+_WIDE = 200
 
 
 def datasets(
     name: Annotated[str | None, typer.Argument(help="Look at this dataset.")] = None,
     format: Annotated[str | None, typer.Option(help="Format, if not to be recognised.")] = None,
+    columns: ColumnsOption = None,
+    pairs: PairsOption = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None,
     limit: Annotated[int, typer.Option(help="Rows read for the look.", min=1)] = LOOK,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """List known datasets and formats; with NAME, read its first rows and say what they hold.
+    """List known datasets and formats; with NAME, read its first rows and show how they are read.
 
-    Example: noisescope datasets data/pairs.jsonl
+    Example: noisescope datasets data/pairs.jsonl --columns prompt=question,chosen=a,rejected=b
     """
     if name is None:
         _list(json)
+        return
+    from noisescope.datasets import load
+    from noisescope.storage.workspace import find_workspace
+
+    reading = {"format": format, "columns": columns, "pairs": pairs, "split": split}
+    dataset = load(
+        name,
+        format=format,
+        columns=columns,
+        pairs=pairs,
+        split=split,
+        limit=limit,
+        workspace=find_workspace(),
+        fewest=1,
+    )
+    if json:
+        print_json(_as_json(dataset, limit))
     else:
-        _look(name, format, split, limit, json)
+        _show(dataset, name, limit, reading)
 
 
 def _list(json: bool) -> None:
@@ -48,7 +70,7 @@ def _list(json: bool) -> None:
     local = {key: entry.written for key, entry in workspace.datasets.items()} if workspace else {}
     hub = {key: value for key, value in HUB_NAMES.items() if key not in local}
     if json:
-        formats = {key: list(adapter.columns) for key, adapter in ADAPTERS.items()}
+        formats = {key: list(schema.columns) for key, schema in ADAPTERS.items()}
         print_json({"workspace": local, "hub": hub, "formats": formats})
         return
     names = Table(title="datasets", title_justify="left", header_style="bold")
@@ -64,40 +86,71 @@ def _list(json: bool) -> None:
     formats_table.add_column("format")
     formats_table.add_column("holds")
     formats_table.add_column("columns")
-    for key, adapter in ADAPTERS.items():
-        optional = [f"\\[{column}]" for column in adapter.optional]
-        formats_table.add_row(key, adapter.modality, " ".join([*adapter.columns, *optional]))
+    for key, schema in ADAPTERS.items():
+        optional = [f"\\[{column}]" for column in schema.optional]
+        formats_table.add_row(key, schema.modality, " ".join([*schema.columns, *optional]))
     OUT.print(formats_table)
     print_lines(next="noisescope datasets NAME")
 
 
-def _look(name: str, format: str | None, split: str | None, limit: int, json: bool) -> None:
+def _sample(dataset: PreferenceDataset) -> list[dict[str, Any]]:
+    """The first pairs as they are read: the prompt holds system text and tools."""
+    shown = ["pair_id", "prompt", "chosen", "rejected", "annotator", "strength", "votes"]
+    shown += ["agreement", "group", "source", "row"]
+    return list(dataset.table.select(shown).slice(0, SHOWN).to_pylist())
+
+
+def _as_json(dataset: PreferenceDataset, limit: int) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "name": dataset.name,
+        "resolved": dataset.resolved,
+        "format": dataset.adapter,
+        "modality": dataset.modality,
+        "columns": dataset.columns,
+        "pairs_of": dataset.pairs,
+        "limit": limit,
+    }
+    return about | dataset.facts.to_json() | {"sample": _sample(dataset)}
+
+
+def _show(
+    dataset: PreferenceDataset, name: str, limit: int, reading: dict[str, str | None]
+) -> None:
     from rich.text import Text
 
     from noisescope.cli.resolve import model_flag
-    from noisescope.datasets import load
+    from noisescope.datasets.load import FEWEST_PAIRS
     from noisescope.storage.workspace import find_workspace
 
-    workspace = find_workspace()
-    dataset = load(name, format=format, split=split, limit=limit, workspace=workspace)
-    if json:
-        about = {"name": dataset.name, "resolved": dataset.resolved, "format": dataset.adapter}
-        print_json(about | {"modality": dataset.modality, "limit": limit} | dataset.facts.to_json())
-        return
     OUT.print(Text(f"{dataset.name} → {printable(dataset.resolved)}"), soft_wrap=True)
     OUT.print(_facts(dataset, limit))
-    for row in dataset.table.slice(0, SHOWN).to_pylist():
+    for note in dataset.facts.notes:
+        OUT.print(Text(f"note: {printable(note)}", style="yellow"), soft_wrap=True)
+    for pair in _sample(dataset):
         OUT.print()
         for column in ("pair_id", "prompt", "chosen", "rejected"):
-            OUT.print(Text(f"  {column:9}", style="bold") + Text(short(str(row[column]), 200)))
-    flags = "".join(
-        f" --{flag} {shlex.quote(value)}"
-        for flag, value in (("format", format), ("split", split))
-        if value
-    )
-    judge = model_flag(dataset.modality, name, workspace, Path("runs"))
+            text = short(str(pair[column]), _WIDE)
+            OUT.print(Text(f"  {column:9}", style="bold") + Text(text))
+        known = {
+            label: pair[label]
+            for label in ("annotator", "strength", "votes", "agreement", "group")
+            if pair[label] is not None
+        }
+        if known:
+            told = ", ".join(f"{label} {_number(value)}" for label, value in known.items())
+            OUT.print(Text(f"  {'':9}") + Text(printable(told), style="dim"))
     OUT.print()
+    if len(dataset) < FEWEST_PAIRS and dataset.facts.rows < limit:
+        pairs = f"{len(dataset)} usable pairs: an audit needs at least {FEWEST_PAIRS}"
+        print_lines(next=f"add pairs ({pairs})")
+        return
+    flags = "".join(f" --{flag} {shlex.quote(text)}" for flag, text in reading.items() if text)
+    judge = model_flag(dataset.modality, name, find_workspace(), Path("runs"))
     print_lines(next=f"noisescope score {shlex.quote(name)}{flags}{judge}")
+
+
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _facts(dataset: PreferenceDataset, limit: int) -> Table:
@@ -106,12 +159,20 @@ def _facts(dataset: PreferenceDataset, limit: int) -> Table:
     from rich.text import Text
 
     facts = dataset.facts
-    more = " (as many as were asked for: --limit)" if facts.rows == limit else ""
+    more = " (as many as --limit allows)" if facts.rows == limit else ""
     lines = [("format", f"{dataset.adapter}, {dataset.modality}")]
+    roles = ", ".join(f"{role}={path}" for role, path in dataset.columns.items())
+    lines += [("columns", roles)]
+    if facts.unused_columns:
+        lines += [("not used", ", ".join(facts.unused_columns))]
     lines += [("rows read", f"{facts.rows:,}{more}"), ("pairs", f"{facts.pairs:,}")]
     lines += [(f"  {reason}", f"{count:,}") for reason, count in facts.rejected.items() if count]
     titles = ["  rows, from 0", *[""] * len(facts.examples)]
     lines += [(title, str(fault)) for title, fault in zip(titles, facts.examples, strict=False)]
+    if facts.labels:
+        counts = ", ".join(f"{text or '(blank)'}: {n:,}" for text, n in facts.labels.items())
+        first = f"the first side is better in {facts.first_chosen:,} of {facts.ordered:,}"
+        lines += [("labels", f"{counts}; {first}")]
     repeats = {
         "duplicates": facts.duplicates,
         "contradictions": facts.contradictions,

@@ -11,6 +11,7 @@ import typer
 
 from noisescope.cli.console import Terminal, print_json
 from noisescope.cli.evaluate_table import print_evaluation
+from noisescope.cli.options import ColumnsOption
 
 if TYPE_CHECKING:
     from noisescope.evaluate import Judge
@@ -108,6 +109,7 @@ def evaluate(
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Prompts generated together.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset of prompts.")] = None,
+    columns: ColumnsOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -140,7 +142,7 @@ def evaluate(
     judges = _judges(judge, source, mine, workspace, options, terminal, needed=labelled is None)
     check(mine, theirs, judges)
     asked = _prompts(source, mine, limit, seed, split, workspace, terminal)
-    told = _labelled(labelled, labelled_limit, workspace, terminal)
+    told = _labelled(labelled, labelled_limit, columns, workspace, terminal)
     done = evaluate(
         mine,
         theirs,
@@ -221,13 +223,17 @@ def _prompts(
 
 
 def _labelled(
-    dataset: str | None, limit: int, workspace: Workspace | None, terminal: Terminal
+    dataset: str | None,
+    limit: int,
+    columns: str | None,
+    workspace: Workspace | None,
+    terminal: Terminal,
 ) -> PreferenceDataset | None:
     """The labelled pairs to rank, where they were asked for."""
     if dataset is None:
         return None
     from noisescope.datasets import load
 
-    pairs = load(dataset, limit=limit, workspace=workspace)
+    pairs = load(dataset, columns=columns, limit=limit, workspace=workspace)
     terminal.note(f"{len(pairs):,} labelled pairs of {pairs.resolved}")
     return pairs

@@ -188,11 +188,11 @@ def _images(scored: Scored, source: str | None) -> ImageStore | None:
     """The pictures of an image run; None for text."""
     if scored.modality != "image":
         return None
-    from noisescope.datasets import load
+    from noisescope.datasets.load import load_again
     from noisescope.storage.workspace import find_workspace
 
     target = source or str(scored.manifest["resolved"])
-    return load(target, format=scored.manifest["adapter"], workspace=find_workspace()).images
+    return load_again(target, scored.manifest, find_workspace()).images
 
 
 def _print(scored: Scored, format: Format, out: Path, done: Mapping[str, Any]) -> None:

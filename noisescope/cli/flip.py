@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from noisescope.cli.console import Terminal, print_json, print_lines
+from noisescope.cli.options import ColumnsOption, PairsOption
 
 
 def flip(
@@ -27,6 +28,8 @@ def flip(
     format: Annotated[
         str | None, typer.Option(help="Dataset format; recognised from the columns if left out.")
     ] = None,
+    columns: ColumnsOption = None,
+    pairs: PairsOption = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None,
     run: Annotated[
         str | None, typer.Option(help="Run whose margins say which pairs are close (--kind hard).")
@@ -57,7 +60,7 @@ def flip(
     terminal.note(source.said)
     directory = out or Path("flipped") / f"{slug(source.name)}-{kind}-{rate:g}-s{seed}"
     gaps = margin_gaps(find_run(run, runs_dir)) if run is not None else None
-    done = plant(source, plan, directory, format=format, gaps=gaps)
+    done = plant(source, plan, directory, format=format, columns=columns, pairs=pairs, gaps=gaps)
     for reason, count in done.untouched.items():
         terminal.note(f"{count:,} rows passed through untouched: {reason}")
     if done.undone:

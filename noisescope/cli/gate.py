@@ -23,6 +23,7 @@ from noisescope.cli.console import (
     short,
 )
 from noisescope.cli.launch import audited
+from noisescope.cli.options import ColumnsOption, PairsOption
 from noisescope.gate.policy import CHOICES, KEYS, RANGES
 from noisescope.storage.printable import printable
 
@@ -164,6 +165,8 @@ def gate(
     ] = False,
     model: Annotated[str | None, typer.Option(help="Model of the audit, as for score.")] = None,
     format: Annotated[str | None, typer.Option(help="Dataset format, as for score.")] = None,
+    columns: ColumnsOption = None,
+    pairs: PairsOption = None,
     split: Annotated[str | None, typer.Option(help="Split, as for score.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first rows.", min=1)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
@@ -191,7 +194,8 @@ def gate(
     terminal = Terminal(quiet=json)
     if baseline is not None:
         _refuse_vain_baseline(baseline, settings, runs_dir)
-    typed = {"model": model, "format": format, "split": split, "limit": limit, "device": device}
+    typed: dict[str, Any] = {"model": model, "format": format, "columns": columns, "pairs": pairs}
+    typed |= {"split": split, "limit": limit, "device": device}
     run = _finished(target, workspace, runs_dir) or audited(target, typed, runs_dir, terminal)
     old = None if baseline is None else _baseline(baseline, run, runs_dir)
     terminal.note(f"run: {run.directory}" + (f", baseline: {old.directory}" if old else ""))

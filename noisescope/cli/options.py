@@ -57,6 +57,16 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     )
 
 
+#: Options of every command that reads pairs.
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(help="Which column plays which role: prompt=question,chosen=best,rejected=worst."),
+]
+PairsOption = Annotated[
+    str | None, typer.Option(help="Pairs of ranked or rated answers: all, best or adjacent.")
+]
+
+
 @final
 @dataclass(frozen=True)
 class SourceOptions:
@@ -68,6 +78,8 @@ class SourceOptions:
     format: Annotated[
         str | None, typer.Option(help="Dataset format; recognised from the columns if left out.")
     ] = None
+    columns: ColumnsOption = None
+    pairs: PairsOption = None
     split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None
     limit: Annotated[int | None, typer.Option(help="Read only the first rows.", min=1)] = None
     max_length: Annotated[
@@ -104,9 +116,17 @@ class SourceOptions:
         target = chosen_dataset(dataset, workspace)
         terminal.note(resolve(target, workspace).said)
         pairs = load(
-            target, format=self.format, limit=self.limit, split=self.split, workspace=workspace
+            target,
+            format=self.format,
+            columns=self.columns,
+            pairs=self.pairs,
+            limit=self.limit,
+            split=self.split,
+            workspace=workspace,
         )
         terminal.note(f"{len(pairs):,} {pairs.modality} pairs, format {pairs.adapter}")
+        for remark in remarks(pairs):
+            terminal.note(remark)
         check(pairs)
         pictures = {"image_size": self.image_size, "draws": self.draws}
         policy = load_policy(
@@ -120,6 +140,12 @@ class SourceOptions:
         )
         terminal.note(f"judged by {policy.identity.id}")
         return pairs, policy
+
+
+def remarks(pairs: PreferenceDataset) -> list[str]:
+    """What to note of how a dataset was read: columns without a role, doubts about its labels."""
+    unused = pairs.facts.unused_columns
+    return ([f"not used: {', '.join(unused)}"] if unused else []) + list(pairs.facts.notes)
 
 
 @final

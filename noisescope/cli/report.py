@@ -136,9 +136,9 @@ def images_of(run: Run) -> ImageStore | None:
     if manifest.get("modality") != "image":
         return None
     try:
-        from noisescope.datasets import load
+        from noisescope.datasets.load import load_again
 
-        return load(manifest["resolved"], format=manifest["adapter"]).images
+        return load_again(manifest["resolved"], manifest).images
     except NoisescopeError as error:
         say(f"no images shown: {printable(error.message)}")
         return None

@@ -161,6 +161,8 @@ def train(
     pairs = load(
         target,
         format=reading.format,
+        columns=reading.columns,
+        pairs=reading.pairs,
         limit=reading.limit,
         split=reading.split,
         workspace=workspace,

@@ -247,6 +247,20 @@ class ReadingOptions:
             rich_help_panel=READING,
         ),
     ] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Which column plays which role: prompt=question,chosen=best,rejected=worst.",
+            rich_help_panel=READING,
+        ),
+    ] = None
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            help="Pairs of ranked or rated answers: all, best or adjacent.",
+            rich_help_panel=READING,
+        ),
+    ] = None
     split: Annotated[
         str | None,
         typer.Option(help="Split of a dataset that has several.", rich_help_panel=READING),

@@ -11,6 +11,7 @@ import typer
 
 from noisescope.cli.console import OUT, Terminal, print_json, print_lines
 from noisescope.cli.launch import audited
+from noisescope.cli.options import ColumnsOption, PairsOption
 from noisescope.errors import UsageError
 from noisescope.storage.printable import printable
 
@@ -34,6 +35,8 @@ def validate(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model, as for score.")] = None,
     format: Annotated[str | None, typer.Option(help="Dataset format, as for score.")] = None,
+    columns: ColumnsOption = None,
+    pairs: PairsOption = None,
     split: Annotated[str | None, typer.Option(help="Split, as for score.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first rows.", min=1)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
@@ -54,7 +57,13 @@ def validate(
     if run is not None:
         found = find_run(run, runs_dir)
     else:
-        typed = {"model": model, "format": format, "split": split, "limit": limit}
+        typed: dict[str, Any] = {
+            "model": model,
+            "format": format,
+            "columns": columns,
+            "pairs": pairs,
+        }
+        typed |= {"split": split, "limit": limit}
         found = audited(dataset, typed | {"device": device}, runs_dir, terminal)
     terminal.note(f"run: {found.directory}")
     if truth is not None:

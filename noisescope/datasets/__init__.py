@@ -1,18 +1,23 @@
-"""Datasets: any preference file or Hub dataset -> pairs, and back (`flip/`, `rewrite/`).
+"""Datasets: readers turn files or Hub streams into rows, schemas turn rows into pairs.
 
     dataset = load("hh-rlhf", workspace=find_workspace())
-    dataset = load("pairs.jsonl.gz", format="trl", limit=500)
+    dataset = load("pairs.jsonl.gz", columns={"prompt": "question"}, limit=500)
 
+A new schema is a few lines in `adapters/table.py`.
 May import `storage` and below.
 """
 
 from __future__ import annotations
 
-from noisescope.datasets.adapter import Adapter, RawRow, RowFault
-from noisescope.datasets.loading import load, read_pairs
+from noisescope.datasets.adapters.cells import RawRow, RowFault
+from noisescope.datasets.adapters.schema import Schema
+from noisescope.datasets.adapters.table import ADAPTERS
+from noisescope.datasets.load import load, read_pairs, recognise, restored
 from noisescope.datasets.readers import Row
-from noisescope.datasets.recognition import ADAPTERS, recognise
 from noisescope.datasets.sources import Source, open_source
+
+#: The name other modules know a schema by.
+Adapter = Schema
 
 __all__ = [
     "ADAPTERS",
@@ -20,9 +25,11 @@ __all__ = [
     "RawRow",
     "Row",
     "RowFault",
+    "Schema",
     "Source",
     "load",
     "open_source",
     "read_pairs",
     "recognise",
+    "restored",
 ]

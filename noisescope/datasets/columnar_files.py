@@ -5,10 +5,11 @@ Called by `readers.read_file`, which says what the rows are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisescope.datasets.adapters.cells import Undecoded
 from noisescope.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,20 +30,22 @@ def check_unique(path: Path, names: list[str]) -> None:
         )
 
 
-def read_parquet(path: Path) -> Iterator[Decoded]:
+def read_parquet(path: Path, columns: Collection[str] | None = None) -> Iterator[Decoded]:
+    """Rows of a Parquet file, only of these columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             check_unique(path, file.schema_arrow.names)
-            yield from _batches(file.iter_batches(batch_size=BATCH_ROWS))
+            names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+            yield from _batches(file.iter_batches(batch_size=BATCH_ROWS, columns=names))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _damaged(path, "Parquet", error) from error
 
 
-def read_arrow(path: Path) -> Iterator[Decoded]:
-    """An Arrow IPC stream (what `save_to_disk` writes) or file."""
+def read_arrow(path: Path, columns: Collection[str] | None = None) -> Iterator[Decoded]:
+    """Rows of an Arrow IPC stream (what `save_to_disk` writes) or file."""
     import pyarrow as pa
 
     try:
@@ -52,7 +55,8 @@ def read_arrow(path: Path) -> Iterator[Decoded]:
             opened = pa.ipc.open_file if magic == b"ARROW1" else pa.ipc.open_stream
             with opened(mapped) as reader:
                 check_unique(path, reader.schema.names)
-                yield from _batches(_ipc_batches(reader))
+                names = [name for name in reader.schema.names if columns is None or name in columns]
+                yield from _batches(batch.select(names) for batch in _ipc_batches(reader))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _damaged(path, "Arrow", error) from error
 
@@ -84,24 +88,38 @@ def _batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Decoded]:
     for batch in batches:
         for start in range(0, batch.num_rows, BATCH_ROWS):
             part = batch.slice(start, BATCH_ROWS)
-            for values, trouble in _part(part):
+            for values, trouble in decoded_rows(part):
                 yield number, values, trouble
                 number += 1
 
 
-def _part(part: pa.RecordBatch) -> list[tuple[dict[str, Any] | None, str]]:
-    """Values of a few rows. Everything is validated first: Arrow trusts offsets, and reads
-    wherever damaged ones lead."""
+def decoded_rows(part: pa.RecordBatch) -> list[tuple[dict[str, Any], str]]:
+    """Values of a few rows; a cell that Python cannot hold is Undecoded, and spoils only a row
+    that needs it. Everything is validated first: Arrow trusts offsets, and reads wherever damaged
+    ones lead."""
     import pyarrow as pa
 
     try:
         part.validate(full=True)
         return [(row, "") for row in part.to_pylist()]
-    except (ValueError, OverflowError, pa.ArrowException) as error:
-        if part.num_rows == 1:
-            told = _line(error)
-            return [(None, "not valid UTF-8" if "utf" in told.lower() else told)]
-    return [_part(part.slice(index, 1))[0] for index in range(part.num_rows)]
+    except (ValueError, OverflowError, LookupError, pa.ArrowException):
+        columns = [_cells(column) for column in part.columns]
+    names = part.schema.names
+    return [(dict(zip(names, row, strict=True)), "") for row in zip(*columns, strict=True)]
+
+
+def _cells(column: pa.Array) -> list[Any]:
+    import pyarrow as pa
+
+    try:
+        column.validate(full=True)
+        return list(column.to_pylist())
+    except (ValueError, OverflowError, LookupError, pa.ArrowException) as error:
+        if len(column) <= 1:
+            message = _line(error)
+            return [Undecoded("not valid UTF-8" if "utf" in message.lower() else message)]
+    half = len(column) // 2
+    return _cells(column.slice(0, half)) + _cells(column.slice(half))
 
 
 def sound(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -1,8 +1,4 @@
-"""Read conversations as turns, and split two of them into a common prompt and two responses.
-
-The prompt is the turns common to both, up to the last assistant turn that both reach. Cutting
-by characters instead swallows response text wherever two responses begin alike, and cutting at
-one side's last assistant turn is wrong where the conversations differ earlier.
+"""Read messages as turns, write turns as text, and give them back to a chat template.
 
 What a chat template takes beside role and content is kept in these two, so that pairs, files and
 identities need no further fields (`template_input` is the way back):
@@ -23,7 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from noisescope.datasets.adapter import RawRow, RowFault, as_json, kind, unexpected
+from noisescope.datasets.adapters.cells import RawRow, RowFault, as_json, decoded, kind, unexpected
 from noisescope.pairs import Message
 
 #: How a role is written in a readable prompt.
@@ -39,34 +35,15 @@ TOOLS = "tools"
 #: What a message calls the reasoning before its content; the first that is text counts.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _FIELD = re.compile(r"<think>\n(?:(?!</think>).)*\n</think>\n(?!\s)", re.DOTALL)
+#: A text, or the turns of a conversation.
+Spoken = str | tuple[Message, ...]
+#: What other tools call the roles.
+_ROLES = {
+    "human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant",
+    "chatgpt": "assistant", "model": "assistant", "observation": "tool", "function": "tool",
+}  # fmt: skip
+_ENCODED = re.compile(r"\s*\[?\s*\{\s*['\"](?:role|from|content|value)['\"]")
 _CALL = re.compile(r"\n?<tool_call>\n(\{.*\})\n</tool_call>")
-
-
-def split(
-    chosen: Sequence[Message], rejected: Sequence[Message]
-) -> tuple[tuple[Message, ...], str, str]:
-    """Return (prompt turns, chosen response, rejected response).
-
-    Where the conversations part before their last turn, the responses are all that follows,
-    written out. Raises RowFault where no assistant turn follows a common prompt.
-    """
-    if list(chosen) == list(rejected):
-        raise RowFault("identical sides", f"the same {len(chosen)} turns")
-    common = 0
-    for one, other in zip(chosen, rejected, strict=False):
-        if one != other:
-            break
-        common += 1
-    cut = common
-    while cut >= 0 and not _both_answer(chosen, rejected, cut):
-        cut -= 1
-    if cut < 0:
-        raise RowFault("unreadable", "no assistant turn that both sides reach")
-    return tuple(chosen[:cut]), written(chosen[cut:]), written(rejected[cut:])
-
-
-def _both_answer(chosen: Sequence[Message], rejected: Sequence[Message], turn: int) -> bool:
-    return all(turn < len(side) and side[turn].role == "assistant" for side in (chosen, rejected))
 
 
 def written(turns: Sequence[Message]) -> str:
@@ -89,20 +66,41 @@ def messages(row: RawRow, column: str) -> tuple[Message, ...]:
     value = row.get(column)
     if not isinstance(value, (list, tuple)):
         raise unexpected(row, "a list of messages", column)
-    return tuple(_message(item, column) for item in value)
+    return tuple(message(item, column) for item in value)
 
 
-def _message(item: object, column: str) -> Message:
-    if not isinstance(item, dict):
+def spoken(found: Any, column: str) -> Spoken:
+    """A cell as text, or as turns if it holds messages, one message, or JSON text of these."""
+    if isinstance(found, str):
+        if not _ENCODED.match(found):
+            return found
+        found = decoded(found)
+        if isinstance(found, str):
+            raise RowFault("unreadable", f"{column} holds text of messages that is not valid JSON")
+    if isinstance(found, Mapping) and ("content" in found or "value" in found):
+        return (message(found, column),)
+    if found is None:
+        raise RowFault("unreadable", f"{column} is missing or null")
+    if not isinstance(found, (list, tuple)):
+        raise RowFault("unreadable", f"{column} is {kind(found)}, expected text")
+    return tuple(message(item, column) for item in found)
+
+
+def message(item: object, column: str) -> Message:
+    """A turn from {"role", "content"}, or {"from", "value"} as ShareGPT has it."""
+    if not isinstance(item, Mapping):
         raise RowFault("unreadable", f"{column} is a list that holds {kind(item)}, not messages")
-    role = item.get("role")
+    role = item.get("role", item.get("from"))
     if not isinstance(role, str):
         raise RowFault("unreadable", f"a message of {column} has no role")
-    content, calls = item.get("content"), item.get("tool_calls")
+    content, calls = item.get("content", item.get("value")), item.get("tool_calls")
     reasoning = next((item[name] for name in REASONING if isinstance(item.get(name), str)), "")
     if content is None and calls is None and not reasoning:
         raise RowFault("unreadable", f"a message of {column} has no content")
     text = "" if content is None else _content(content, column)
+    if "<think>" in text:
+        reasoning = ""
+    role = _ROLES.get(role.strip().lower(), role)
     return Message(role, with_reasoning(reasoning, with_calls(text, calls)))
 
 
@@ -219,7 +217,7 @@ def _content(content: object, column: str) -> str:
         raise RowFault("unreadable", f"content in {column} is {kind(content)}, expected text")
     texts = []
     for part in content:
-        value = part.get("text") if isinstance(part, dict) else part
+        value = part.get("text") if isinstance(part, Mapping) else part
         if not isinstance(value, str):
             raise RowFault("unreadable", f"content in {column} is not only text")
         texts.append(value)

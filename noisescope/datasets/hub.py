@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from noisescope.datasets.readers import Row
@@ -20,7 +20,7 @@ _TRUE = ("1", "true", "yes", "on")
 
 def hub_source(
     name: str, config: str | None, split: str | None
-) -> tuple[Callable[[], Iterator[Row]], str]:
+) -> tuple[Callable[..., Iterator[Row]], str]:
     """Return (a function that streams the rows, full name) of a Hub dataset. Raises DataError."""
     offline = [
         variable
@@ -35,7 +35,7 @@ def hub_source(
         )
     stream, chosen = _open(name, config, split)
     resolved = ":".join(filter(None, (f"hf://datasets/{name}", config, chosen)))
-    return (lambda: _rows(stream, f"{name}:{chosen}")), resolved
+    return (lambda columns=None: _rows(stream, f"{name}:{chosen}", columns)), resolved
 
 
 def _open(name: str, config: str | None, split: str | None) -> tuple[Any, str]:
@@ -66,8 +66,10 @@ def _hush(datasets: Any) -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
 
 
-def _rows(stream: Any, source: str) -> Iterator[Row]:
+def _rows(stream: Any, source: str, columns: Collection[str] | None) -> Iterator[Row]:
     number = -1
+    if columns is not None and stream.column_names:
+        stream = stream.select_columns([n for n in stream.column_names if n in columns])
     try:
         for number, values in enumerate(stream):
             yield Row(source, number, dict(values))
@@ -80,6 +82,12 @@ def _rows(stream: Any, source: str) -> Iterator[Row]:
 
 def _refused(name: str, error: Exception) -> DataError:
     kind = type(error).__name__
+    if kind in ("GatedRepoError", "DatasetNotFoundError") and "gated" in str(error).lower():
+        return DataError(
+            f"{name}: gated on the Hugging Face Hub: its licence has to be accepted first",
+            hint=f"Accept it at https://huggingface.co/datasets/{name}, then set HF_TOKEN to a "
+            "token of that account (hf auth login).",
+        )
     known = {
         "DatasetNotFoundError": f"{name}: neither a path here nor a dataset on the Hub",
         "ConnectionError": f"{name}: not a path here, and the Hugging Face Hub is not reachable",

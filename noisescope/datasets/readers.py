@@ -11,14 +11,15 @@ import csv
 import gzip
 import io
 import json
+import shlex
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, AnyStr, cast, final
 
-from noisescope.datasets.adapter import kind
+from noisescope.datasets.adapters.cells import kind
 from noisescope.datasets.columnar_files import BATCH_ROWS as BATCH_ROWS
 from noisescope.datasets.columnar_files import Decoded, check_unique, read_arrow, read_parquet
 from noisescope.errors import DataError
@@ -30,6 +31,10 @@ TAB = "\t"
 MAX_ROW = 64 << 20
 MAX_ARRAY = 2 << 30
 _BOM = b"\xef\xbb\xbf"
+#: Bytes looked at to tell what a file is, and bytes outside UTF-8 that make it another encoding.
+_HEAD, _FEWEST_ODD = 1 << 20, 3
+#: Keys of pandas' JSON by orient="split": columns, index, data.
+_SPLIT_KEYS = 3
 _ENDINGS = "Use Parquet, JSON lines (also .gz), a JSON array, CSV, or a saved dataset directory."
 
 
@@ -45,11 +50,17 @@ class Row:
     folder: Path | None = None
 
 
-def read_file(path: Path, source: str) -> Iterator[Row]:
-    """Yield the rows of one data file. Raises DataError where it is no such file or damaged."""
-    reader = READERS[suffix(path)]
+def read_file(path: Path, source: str, columns: Collection[str] | None = None) -> Iterator[Row]:
+    """Yield the rows of one data file; of a columnar one, only these columns.
+
+    Raises DataError if it is something else or damaged.
+    """
+    ending = suffix(path)
+    columnar = COLUMNAR.get(ending)
     try:
-        for number, values, trouble in reader(path):
+        check_content(path)
+        found = columnar(path, columns) if columnar else READERS[ending](path)
+        for number, values, trouble in found:
             yield Row(source, number, values, trouble, path.parent)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise damaged_gzip(path, error) from error
@@ -80,14 +91,51 @@ def check_suffix(path: Path) -> None:
         raise DataError(f"{path}: no reader for this kind of file", hint=_ENDINGS)
 
 
+def check_content(path: Path) -> None:
+    """Raise DataError for a file that is something else than its name says, and name it."""
+    with path.open("rb") as stream:
+        start = stream.read(_HEAD)
+    if start.startswith(b"version https://git-lfs"):
+        raise DataError(
+            f"{path}: a Git LFS pointer, not the data",
+            hint=f"Fetch the data: git lfs pull --include {shlex.quote(path.name)}",
+        )
+    if start.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+        raise DataError(
+            f"{path}: a web page (HTML), not the data",
+            hint="Download the file itself: on the Hub its address has /resolve/, not /blob/.",
+        )
+    if suffix(path) in COLUMNAR or path.name.lower().endswith(".gz"):
+        return
+    quoted = shlex.quote(str(path))
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(
+            f"{path}: UTF-16 text", hint=f"Save it as UTF-8: iconv -f UTF-16 -t UTF-8 {quoted}"
+        )
+    if _is_windows_text(start):
+        raise DataError(
+            f"{path}: not UTF-8 text; it looks like Windows-1252 (Excel's CSV)",
+            hint=f"Save it as UTF-8: iconv -f WINDOWS-1252 -t UTF-8 {quoted}",
+        )
+
+
+def _is_windows_text(start: bytes) -> bool:
+    """Whether bytes are text in Windows-1252: quotes, dashes and accents outside UTF-8."""
+    text = start.decode("utf-8", "surrogateescape")
+    odd = [ord(mark) - 0xDC00 for mark in text[:-4] if "\udc80" <= mark <= "\udcff"]
+    return (
+        len(odd) >= _FEWEST_ODD
+        and b"\0" not in start
+        and not set(odd) & {0x81, 0x8D, 0x8F, 0x90, 0x9D}
+        and not any(byte >= 0xFE for byte in odd)
+    )
+
+
 @contextmanager
 def _binary(path: Path) -> Iterator[IO[bytes]]:
-    """Open a text file or a gzip-compressed one for reading. Raises DataError for UTF-16."""
+    """Open a text file or a gzip-compressed one for reading."""
     zipped = path.name.lower().endswith(".gz")
     with path.open("rb") as raw:
-        if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise DataError(f"{path}: UTF-16 text", hint="Save it as UTF-8.")
-        raw.seek(0)
         if zipped:
             with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
                 yield cast(IO[bytes], stream)
@@ -123,8 +171,8 @@ def _checked(value: object) -> tuple[dict[str, Any] | None, str]:
 
 
 def _read_json(path: Path) -> Iterator[Decoded]:
-    """A JSON array of objects, an object that holds one such array, or JSON lines."""
-    if first_line_is_object(path):
+    """A JSON array of objects, an object that holds one, columns, or JSON lines."""
+    if is_json_lines(path):
         yield from _read_lines(path)
         return
     with _binary(path) as stream:
@@ -132,28 +180,55 @@ def _read_json(path: Path) -> Iterator[Decoded]:
     if not content.strip():
         return
     try:
-        value = json.loads(content.decode("utf-8"))
+        found = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: neither a JSON array nor JSON lines ({error})",
             hint="Write one JSON object a line and name the file .jsonl.",
         ) from error
-    found = value.values() if isinstance(value, dict) else [value]
-    arrays = [item for item in found if isinstance(item, list)]
-    if len(arrays) != 1:
+    rows = _by_columns(found) if isinstance(found, dict) else found
+    if rows is None:
+        arrays = [item for item in found.values() if isinstance(item, list)]
+        rows = arrays[0] if len(arrays) == 1 else None
+    if not isinstance(rows, list):
         raise DataError(f"{path}: holds no single JSON array of rows", hint=_ENDINGS)
-    for number, item in enumerate(arrays[0]):
+    for number, item in enumerate(rows):
         yield (number, *_checked(item))
 
 
-def first_line_is_object(path: Path) -> bool:
-    """Whether the first line with content is a whole JSON object: JSON lines under .json."""
+def _by_columns(found: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Rows of columns: {"prompt": {"0": ...}} or {"prompt": [...]}, as pandas writes them, or
+    {"columns": [...], "data": [[...]]}; None for anything else."""
+    names, data = found.get("columns"), found.get("data")
+    if isinstance(names, list) and isinstance(data, list) and len(found) <= _SPLIT_KEYS:
+        fit = all(isinstance(row, list) and len(row) == len(names) for row in data)
+        return [dict(zip(map(str, names), row, strict=True)) for row in data] if fit else None
+    cells = list(found.values())
+    if len(cells) < 2:
+        return None
+    first = cells[0]
+    if all(isinstance(cell, list) and len(cell) == len(first) for cell in cells):
+        return [dict(zip(found, row, strict=True)) for row in zip(*cells, strict=True)]
+    alike = all(isinstance(cell, dict) and cell.keys() == first.keys() for cell in cells)
+    if alike and all(at.isdecimal() for at in first):
+        return [{name: found[name][at] for name in found} for at in first]
+    return None
+
+
+def is_json_lines(path: Path) -> bool:
+    """Whether a .json file holds one object a line. One object alone is lines only if it is a row:
+    it holds neither an array of objects nor columns."""
     with _binary(path) as stream:
-        while line := stream.readline(MAX_ROW):
-            content = line.removeprefix(_BOM).strip()
-            if content:
-                return content.startswith(b"{") and decoded_object(content)[0] is not None
-    return False
+        lines = (line for line in bounded_lines(stream, path) if line.strip())
+        first = next(lines, b"").removeprefix(_BOM).strip()
+        found = decoded_object(first)[0] if first.startswith(b"{") else None
+        if found is None:
+            return False
+        if next(lines, None) is not None:
+            return True
+    arrays = [item for item in found.values() if isinstance(item, list)]
+    held = len(arrays) == 1 and any(isinstance(item, dict) for item in arrays[0])
+    return not (held and len(arrays[0]) > 1) and _by_columns(found) is None
 
 
 def bounded_lines(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
@@ -238,3 +313,6 @@ READERS: dict[str, Callable[[Path], Iterator[Decoded]]] = {
     ".tsv": _read_csv,
     ".tsv.gz": _read_csv,
 }
+
+#: Readers of files that hold columns apart, which decode only those that are needed.
+COLUMNAR = {".parquet": read_parquet, ".arrow": read_arrow}

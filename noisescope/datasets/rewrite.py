@@ -24,13 +24,13 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from noisescope.datasets.columnar_files import sound
+from noisescope.datasets.columnar_files import decoded_rows, sound
 from noisescope.datasets.readers import (
     bounded_lines,
     bounded_read,
     damaged_gzip,
     decoded_object,
-    first_line_is_object,
+    is_json_lines,
     suffix,
 )
 from noisescope.errors import DataError
@@ -99,7 +99,7 @@ def _json_line(row: Mapping[str, Any], *, ascii: bool) -> bytes:
 
 def _rewrite_json(source: Path, target: Path, change: Change) -> None:
     """A JSON array of rows, or an object that holds one; JSON lines named .json."""
-    if first_line_is_object(source):
+    if is_json_lines(source):
         _rewrite_lines(source, target, change)
         return
     with _opened(source, "rb") as stream:
@@ -235,7 +235,7 @@ def _changed(table: pa.Table, number: int, change: Change) -> pa.Table:
     fresh: dict[str, dict[int, Any]] = {}
     kept = np.ones(table.num_rows, bool)
     for start in range(0, table.num_rows, CHUNK_ROWS):
-        decoded = _decoded(table.slice(start, CHUNK_ROWS))
+        decoded = decoded_rows(table.slice(start, CHUNK_ROWS))
         rows = [(number + start + i, *row) for i, row in enumerate(decoded)]
         for index, new in change(rows).items():
             old = rows[index][1] or {}
@@ -247,16 +247,6 @@ def _changed(table: pa.Table, number: int, change: Change) -> pa.Table:
         at = table.schema.get_field_index(name)
         table = table.set_column(at, table.schema.field(at), _patched(table.column(at), values))
     return table if kept.all() else table.filter(pa.array(kept))
-
-
-def _decoded(table: pa.Table) -> list[tuple[dict[str, Any] | None, str]]:
-    """Rows of a table; a value that Python cannot hold spoils only its row."""
-    try:
-        return [(row, "") for row in table.to_pylist()]
-    except (ValueError, OverflowError) as error:
-        if table.num_rows == 1:
-            return [(None, str(error))]
-    return [row for index in range(table.num_rows) for row in _decoded(table.slice(index, 1))]
 
 
 def _patched(column: pa.ChunkedArray, values: Mapping[int, Any]) -> pa.ChunkedArray:

@@ -13,11 +13,11 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import final
+from typing import Any, Protocol, final
 
 from noisescope.datasets.hub import hub_source
 from noisescope.datasets.readers import READERS, Row, check_suffix, read_file, suffix
@@ -34,8 +34,15 @@ SIDECARS = (
 )
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-_SAVE_AGAIN = "Copy the whole directory again, or save the dataset anew with save_to_disk."
+_SHARD = re.compile(r"(?:^|/)(\w+(?:\.\w+)*)-\d{5}-of-\d{5,}\.")
+_SAVE_AGAIN = "Copy the whole directory again, or save the dataset again with save_to_disk."
 _FAMILIES = {".json": "json", ".ndjson": "jsonl", ".tsv": "csv"}
+
+
+class Rows(Protocol):
+    """Streams the rows of a source; of a columnar one, only the columns that are needed."""
+
+    def __call__(self, columns: Collection[str] | None = None) -> Iterator[Row]: ...
 
 
 @final
@@ -46,11 +53,13 @@ class Source:
     name: str
     resolved: str
     said: str
-    rows: Callable[[], Iterator[Row]]
+    rows: Rows
     files: tuple[Path, ...] = ()
     root: Path | None = None
     format: str | None = None
     truth: Path | None = None
+    columns: Mapping[str, str] | None = None
+    pairs: str | None = None
 
 
 def open_source(
@@ -61,7 +70,15 @@ def open_source(
     wanted = split or found.split
     if found.kind == "hub":
         rows, resolved = hub_source(found.target, found.config, wanted)
-        return Source(found.name, resolved, found.said, rows, format=found.format)
+        return Source(
+            found.name,
+            resolved,
+            found.said,
+            rows,
+            format=found.format,
+            columns=found.columns,
+            pairs=found.pairs,
+        )
     return _local(found, wanted)
 
 
@@ -69,7 +86,7 @@ def _local(found: Resolved, split: str | None) -> Source:
     """A source of local files, checked to exist and to be of known kinds."""
     path = Path(found.target).expanduser()
     if path.is_dir():
-        root, files, chosen = _directory(path, split)
+        root, files, chosen = _directory(path, split, found.config)
     elif path.exists():
         root, files, chosen = path.parent, [path], None
     elif re.search(r"[*?\[]", found.target):
@@ -96,11 +113,15 @@ def _local(found: Resolved, split: str | None) -> Source:
         name=found.name,
         resolved=resolved,
         said=found.said,
-        rows=lambda: (row for file, name in sources for row in read_file(file, name)),
+        rows=lambda columns=None: (
+            row for file, name in sources for row in read_file(file, name, columns)
+        ),
         files=tuple(files),
         root=root,
         format=found.format,
         truth=found.truth,
+        columns=found.columns,
+        pairs=found.pairs,
     )
 
 
@@ -133,7 +154,9 @@ def _glob(pattern: Path) -> tuple[Path, list[Path]]:
     return root, files
 
 
-def _directory(path: Path, split: str | None) -> tuple[Path, list[Path], str | None]:
+def _directory(
+    path: Path, split: str | None, config: str | None
+) -> tuple[Path, list[Path], str | None]:
     """(root, files, split) of a saved dataset, a dictionary of them, or a folder of files."""
     if (path / "dataset_dict.json").is_file():
         names = _saved_splits(path)
@@ -146,7 +169,7 @@ def _directory(path: Path, split: str | None) -> tuple[Path, list[Path], str | N
                 hint="Leave the split out.",
             )
         return path, _saved_files(path), None
-    return _folder(path, split)
+    return _folder(path, split, config)
 
 
 def _saved_splits(path: Path) -> list[str]:
@@ -187,8 +210,17 @@ def _metadata(path: Path) -> dict[str, object]:
     return content
 
 
-def _folder(path: Path, split: str | None) -> tuple[Path, list[Path], str | None]:
+def _folder(
+    path: Path, split: str | None, config: str | None
+) -> tuple[Path, list[Path], str | None]:
     """Data files of a plain folder: of one kind, and of one split where splits are told apart."""
+    if configured := _configured(path, config, split):
+        return configured
+    if config is not None:
+        raise DataError(
+            f"{path}: its README.md names no configuration {config!r}",
+            hint="Name a split alone, or the files by a glob.",
+        )
     families: dict[str, list[Path]] = defaultdict(list)
     for file in _walk(path):
         ending = suffix(file).removesuffix(".gz")
@@ -217,6 +249,90 @@ def _folder(path: Path, split: str | None) -> tuple[Path, list[Path], str | None
     return path, splits[chosen], chosen
 
 
+def _configured(
+    path: Path, config: str | None, split: str | None
+) -> tuple[Path, list[Path], str | None] | None:
+    """Files as the `configs:` of a README.md name them, as on the Hub; None without any."""
+    configs = {str(entry.get("config_name", "default")): entry for entry in _configs(path)}
+    with_files = {name: entry for name, entry in configs.items() if entry.get("data_files")}
+    if not with_files:
+        return None
+    default = [name for name, entry in with_files.items() if entry.get("default")]
+    if config is None and len(with_files) > 1 and not default:
+        default = [name for name in with_files if name == "default"]
+        if not default:
+            first = next(iter(with_files))
+            raise DataError(
+                f"{path}: several configurations: {', '.join(with_files)}",
+                hint=f"Name one and a split, as in {path}:{first}:{split or 'train'}",
+            )
+    name = config or (default[0] if default else next(iter(with_files)))
+    if name not in with_files:
+        raise DataError(
+            f"{path}: no configuration {name!r}; there are: {', '.join(with_files)}",
+            hint=f"Name one and a split, as in {path}:{next(iter(with_files))}:{split or 'train'}",
+        )
+    splits = _data_files(with_files[name]["data_files"])
+    chosen = _choose(path, list(splits), split)
+    files = [
+        file
+        for pattern in splits[chosen]
+        for file in sorted(path.glob(pattern))
+        if file.is_file() and file.resolve().is_relative_to(path.resolve()) and suffix(file)
+    ]
+    if not files:
+        raise DataError(
+            f"{path}: README.md names {', '.join(splits[chosen])} for the split {chosen}, "
+            "and no such data file is there",
+            hint="Fetch the files, or name those that are there by a glob.",
+        )
+    return path, list(dict.fromkeys(files)), chosen
+
+
+def _configs(path: Path) -> list[dict[str, Any]]:
+    """The `configs` of the metadata at the head of a README.md."""
+    import yaml
+
+    try:
+        text = (path / "README.md").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return []
+    match = re.match(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", text, re.DOTALL)
+    if match is None:
+        return []
+    try:
+        found = yaml.safe_load(match[1])
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise DataError(
+            f"{path / 'README.md'}: its metadata is not valid YAML",
+            hint="Correct it, or name the data files by a glob.",
+        ) from error
+    configs = found.get("configs") if isinstance(found, dict) else None
+    return [entry for entry in configs or [] if isinstance(entry, dict)]
+
+
+def _data_files(found: Any) -> dict[str, list[str]]:
+    """Split -> patterns of `data_files`, in any of the forms that the Hub takes."""
+    if isinstance(found, str):
+        return {"train": [found]}
+    if isinstance(found, dict):
+        found = [{"split": split, "path": paths} for split, paths in found.items()]
+    splits: dict[str, list[str]] = {}
+    for entry in found if isinstance(found, list) else []:
+        if isinstance(entry, str):
+            entry = {"path": entry}
+        paths = entry.get("path") if isinstance(entry, dict) else None
+        paths = [paths] if isinstance(paths, str) else paths or []
+        inside = [one for one in paths if isinstance(one, str) and not _leaves(one)]
+        splits.setdefault(str(entry.get("split", "train")), []).extend(inside)
+    return {split: paths for split, paths in splits.items() if paths}
+
+
+def _leaves(pattern: str) -> bool:
+    """Whether a pattern leads out of its folder."""
+    return Path(pattern).is_absolute() or ".." in Path(pattern).parts
+
+
 def _walk(path: Path) -> list[Path]:
     """Data files below `path` in order, through symbolic links but never round a loop."""
     files: list[Path] = []
@@ -234,11 +350,15 @@ def _walk(path: Path) -> list[Path]:
 
 
 def _aside(path: Path) -> bool:
-    return path.name in SIDECARS or path.name in _METADATA
+    """Whether a file holds no rows of the data: truth, metadata, caches of `datasets`."""
+    cache = path.suffix == ".arrow" and path.name.startswith(("cache-", "tmp"))
+    return path.name in SIDECARS or path.name in _METADATA or cache
 
 
 def _split_of(name: str) -> str | None:
     """The split that a file's name or folder states, as the Hub reads them."""
+    if sharded := _SHARD.search(name):
+        return sharded[1]
     words = re.split(r"[^a-z0-9]+", name.lower())
     return next((word for word in words if word in _SPLITS), None)
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from noisescope.datasets.rewrite import Decoded, rewrite
 from noisescope.errors import DataError, RunError, UsageError
-from noisescope.export.removal import ACTIONS, DROP, KEEP, Actions, CleanPolicy
+from noisescope.export.removal import ACTIONS, DROP, FLIP, KEEP, Actions, CleanPolicy
 from noisescope.export.run_scores import BATCH, Scored
 from noisescope.export.weights import facts_of, metadata_of
 from noisescope.pairs import Pair, digest, unused
@@ -76,6 +76,17 @@ def plan_cleaning(scored: Scored, source: Source, policy: CleanPolicy) -> Cleane
     policy = policy.or_default()
     actions = policy.decide(scored.columns)
     adapter = _adapter(scored)
+    if adapter.shape == "rows":
+        raise UsageError(
+            f"{source.resolved}: {adapter.name} cannot be written back clean: its pairs are made "
+            "of several rows",
+            hint="Use --format trl or --format weights, which write the pairs.",
+        )
+    if (actions == FLIP).any() and (reason := adapter.cannot_flip):
+        raise UsageError(
+            f"{source.resolved}: {adapter.name} cannot be written back flipped: {reason}",
+            hint="Use --drop-above, or --format trl, which writes the pairs.",
+        )
     check_same(scored, source, adapter)
     return Cleaner(scored, source, source.root, adapter, policy, actions)
 
@@ -98,18 +109,19 @@ def count(actions: Actions) -> dict[str, int]:
 
 
 def _adapter(scored: Scored) -> Adapter:
-    from noisescope.datasets import ADAPTERS
+    from noisescope.datasets import ADAPTERS, restored
 
     name = str(scored.manifest.get("adapter"))
-    if name not in ADAPTERS:
+    found = restored(scored.manifest) or ADAPTERS.get(name)
+    if found is None:
         raise RunError(f"{scored.run.manifest_path} names no known dataset format: {name}")
-    return ADAPTERS[name]
+    return found
 
 
 def check_same(scored: Scored, source: Source, adapter: Adapter) -> None:
     """Raise DataError unless `source` states, row by row, the pairs that the run judged."""
     from noisescope.datasets import read_pairs
-    from noisescope.datasets.gallery import Gallery
+    from noisescope.datasets.image_store import Gallery
 
     gallery = Gallery() if adapter.modality == "image" else None
     sha, used = hashlib.sha256(), dict[str, int]()

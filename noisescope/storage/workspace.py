@@ -13,6 +13,8 @@
     format = "hh_rlhf"                   # optional: an adapter's name
     split = "train"                      # optional
     judge = "rules.py:quality"           # optional: what evaluate judges by
+    columns = {prompt = "question"}      # optional: which column plays which role
+    pairs = "all"                        # optional: pairs of ranked answers: all, best, adjacent
 
     [score]                              # settings of the commands; flags override them
     [train]
@@ -49,7 +51,7 @@ HUB_NAMES = {
 Section = Literal["score", "train", "gate"]
 SECTIONS: tuple[Section, ...] = ("score", "train", "gate")
 _MODALITIES: tuple[Modality, ...] = ("text", "image")
-_DATASET_KEYS = ("path", "truth", "format", "split", "judge")
+_DATASET_KEYS = ("path", "truth", "format", "split", "judge", "columns", "pairs")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -88,7 +90,11 @@ def faults_of(content: Mapping[str, Any]) -> list[str]:
         if not isinstance(entry, dict):
             faults.append(f"datasets.{name} must be a table with a path")
             continue
-        faults += _strings(entry, _DATASET_KEYS, where)
+        texts = {key: value for key, value in entry.items() if key != "columns"}
+        faults += _strings(texts, _DATASET_KEYS, where)
+        columns = entry.get("columns", {})
+        if not isinstance(columns, dict) or not all(isinstance(c, str) for c in columns.values()):
+            faults.append(f'{where} columns must be a table of role = "column"')
         if "path" not in entry:
             faults.append(f"{where} has no path")
     default = tables.get("workspace", {}).get("dataset")
@@ -139,6 +145,8 @@ class DatasetEntry:
     format: str | None = None
     split: str | None = None
     judge: str | None = None
+    columns: dict[str, str] | None = None
+    pairs: str | None = None
 
 
 @final
@@ -178,6 +186,8 @@ class Resolved:
     format: str | None = None
     truth: Path | None = None
     written: str | None = None
+    columns: dict[str, str] | None = None
+    pairs: str | None = None
 
 
 def find_workspace(start: Path | None = None) -> Workspace | None:
@@ -223,14 +233,17 @@ def resolve(name: str, workspace: Workspace | None = None) -> Resolved:
             name=base,
             target=entry.path,
             said=f"{base} is {entry.written} ({workspace.root / FILE_NAME})",
+            config=config,
             split=split or entry.split,
             format=entry.format,
             truth=entry.truth,
             written=entry.written,
+            columns=entry.columns,
+            pairs=entry.pairs,
         )
     if _is_path(base):
         _check_home(base)
-        return Resolved("path", _stem(base), base, f"{base} is a local path", split=split)
+        return Resolved("path", _stem(base), base, f"{base} is a local path", config, split)
     close = "" if "/" in base else suggestion(base, [*entries, *HUB_NAMES])
     if close or not HUB_NAME.fullmatch(base):
         raise DataError(
@@ -293,7 +306,7 @@ def _stem(path: str) -> str:
     return short or "dataset"
 
 
-def _entry(root: Path, table: Mapping[str, str]) -> DatasetEntry:
+def _entry(root: Path, table: Mapping[str, Any]) -> DatasetEntry:
     return DatasetEntry(
         path=str(_under(root, table["path"])),
         written=table["path"],
@@ -301,6 +314,8 @@ def _entry(root: Path, table: Mapping[str, str]) -> DatasetEntry:
         format=table.get("format"),
         split=table.get("split"),
         judge=_judge(root, table.get("judge")),
+        columns=table.get("columns"),
+        pairs=table.get("pairs"),
     )
 
 

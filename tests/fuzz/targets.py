@@ -27,7 +27,7 @@ from safetensors.numpy import save as tensors
 from noisescope.datasets import ADAPTERS, load
 from noisescope.datasets.flip.ground_truth import read_truth
 from noisescope.datasets.images import crop, decode
-from noisescope.datasets.loading import read_pairs
+from noisescope.datasets.load import read_pairs
 from noisescope.datasets.readers import Row
 from noisescope.errors import NoisescopeError
 from noisescope.gate.policy import read_policy

@@ -214,6 +214,8 @@ def plant(
     out: Path,
     *,
     format: str | None = None,
+    columns: Mapping[str, str] | str | None = None,
+    pairs: str | None = None,
     gaps: Callable[[Parsed], Float] | None = None,
 ) -> Planted:
     """Write the flipped copy of `source` under `out`.
@@ -222,14 +224,25 @@ def plant(
     scores. Raises UsageError or RunError where `out` is the source or holds something else,
     DataError where the source cannot be read; the source is never written to.
     """
-    from noisescope.datasets import recognise
+    from noisescope.datasets.load import as_mapping, recognise
 
     if not source.files or source.root is None:
         raise UsageError(
             f"{source.resolved} is on the Hub: flip copies files",
             hint="Save it first: datasets.load_dataset(...).to_parquet('data.parquet').",
         )
-    adapter, _ = recognise(source.rows(), format=format or source.format, said=source.resolved)
+    adapter, _ = recognise(
+        source.rows(),
+        format=format or source.format,
+        columns={**(source.columns or {}), **as_mapping(columns)},
+        pairs=pairs or source.pairs or "all",
+        said=source.resolved,
+    )
+    if reason := adapter.cannot_flip:
+        raise UsageError(
+            f"{source.resolved}: {adapter.name} cannot be written back flipped: {reason}",
+            hint="Export a run's pairs, then flip that file: noisescope export --format trl",
+        )
     with claimed(out, source, plan):
         earlier = decided(source.root / TRUTH, plan)
         if earlier is None:
@@ -243,9 +256,8 @@ def plant(
 
 
 def _gaps(adapter: Adapter) -> Callable[[Parsed], Float] | None:
-    from noisescope.datasets.ultrafeedback import UltraFeedback
-
-    return score_gaps(adapter.scores) if isinstance(adapter, UltraFeedback) else None
+    one, other = adapter.roles.get("score_chosen"), adapter.roles.get("score_rejected")
+    return score_gaps((one, other)) if one and other else None
 
 
 def survey(source: Source, adapter: Adapter) -> Iterator[Parsed]:

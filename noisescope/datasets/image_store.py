@@ -10,12 +10,13 @@ A row of any image format may also give the caption's own image, in the column R
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-from noisescope.datasets.adapter import RowFault, kind
+from noisescope.datasets.adapters.cells import RowFault, kind, shortened
 from noisescope.datasets.images import MAX_BYTES, Location, StoredImages, check, image_key
 from noisescope.datasets.readers import Row
 from noisescope.errors import DataError
@@ -25,6 +26,10 @@ from noisescope.pairs import Pair, response_key
 HELD_BYTES = 256 << 20
 #: Column of the image that the sides of a row are to look like, where a dataset has one.
 REFERENCE = "reference_jpg"
+#: Text this long in the letters of base64 is no path.
+_LONGEST_NAME = 100
+_URL = re.compile(r"(?:https?|s3|gs|hf|data):")
+_BASE64 = re.compile(r"(?:data:[^,]*,)?[A-Za-z0-9+/_\s-]+=*\s*")
 
 
 @final
@@ -114,6 +119,12 @@ def _file(row: Row, name: str) -> tuple[bytes, Location]:
 
     A path that leaves the folder, by itself or through a link, is refused.
     """
+    if _URL.match(name):
+        raise RowFault("unreadable", f"a URL: fetch the pictures first ({shortened(name)})")
+    if len(name) > _LONGEST_NAME and _BASE64.fullmatch(name):
+        raise RowFault(
+            "unreadable", f"base64 text: decode it, or give a path ({shortened(name, 20)})"
+        )
     if row.folder is None:
         raise RowFault("unreadable", f"{name}: a path, but the rows come from no folder")
     beside, below = row.folder / name, row.folder / Path(row.source).stem / name

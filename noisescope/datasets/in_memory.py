@@ -8,11 +8,12 @@ A frame is read as the same rows in a Parquet file would be: the same formats, t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from noisescope.datasets.loading import read_source
-from noisescope.datasets.readers import BATCH_ROWS, Row
+from noisescope.datasets.columnar_files import BATCH_ROWS, decoded_rows
+from noisescope.datasets.load import read_source
+from noisescope.datasets.readers import Row
 from noisescope.datasets.sources import Source
 from noisescope.errors import DataError, UsageError
 from noisescope.pairs import PreferenceDataset
@@ -29,7 +30,13 @@ class ArrowStream(Protocol):
 
 
 def load_table(
-    frame: object, *, name: str = "pairs", format: str | None = None, limit: int | None = None
+    frame: object,
+    *,
+    name: str = "pairs",
+    format: str | None = None,
+    columns: Mapping[str, str] | str | None = None,
+    pairs: str | None = None,
+    limit: int | None = None,
 ) -> PreferenceDataset:
     """Read a table in memory, one preference (or one ranked group) a row.
 
@@ -38,8 +45,8 @@ def load_table(
     """
     table = as_table(frame)
     said = f"{name} (a table in memory)"
-    source = Source(name, said, said, lambda: _rows(table, name))
-    return read_source(source, format=format, limit=limit)
+    source = Source(name, said, said, lambda columns=None: _rows(table, name, columns))
+    return read_source(source, format=format, columns=columns, pairs=pairs, limit=limit)
 
 
 def as_table(frame: object) -> pa.Table:
@@ -66,17 +73,12 @@ def as_table(frame: object) -> pa.Table:
     raise UsageError(f"a {type(frame).__name__} is no dataset", hint=hint)
 
 
-def _rows(table: pa.Table, name: str) -> Iterator[Row]:
-    """Every row of the table; a value that Python cannot hold spoils only its row."""
-    for number in range(0, table.num_rows, BATCH_ROWS):
-        for index, (values, trouble) in enumerate(_decoded(table.slice(number, BATCH_ROWS))):
-            yield Row(name, number + index, values, trouble)
-
-
-def _decoded(part: pa.Table) -> list[tuple[dict[str, Any] | None, str]]:
-    try:
-        return [(values, "") for values in part.to_pylist()]
-    except (ValueError, OverflowError) as error:
-        if part.num_rows == 1:
-            return [(None, str(error).splitlines()[0])]
-    return [_decoded(part.slice(index, 1))[0] for index in range(part.num_rows)]
+def _rows(table: pa.Table, name: str, columns: Collection[str] | None) -> Iterator[Row]:
+    """Every row of the table, only of these columns."""
+    if columns is not None:
+        table = table.select([column for column in table.column_names if column in columns])
+    number = 0
+    for batch in table.to_batches(BATCH_ROWS):
+        for values, trouble in decoded_rows(batch):
+            yield Row(name, number, values, trouble)
+            number += 1

@@ -1,0 +1,743 @@
+"""A schema: which column of a row plays which role, and the pairs that follow.
+
+    schema = Schema("mine", {"prompt": "question", "chosen": "best", "rejected": "worst"})
+    schema.parse({"question": "Bread?", "best": "Bake it.", "worst": "No."})
+
+Three shapes, told by the roles that are given:
+
+    sides     chosen, rejected                    a pair, written in the order of preference
+    labelled  a, b and preference, shares,        a pair, and beside it which side is better
+              votes or scores
+    list      responses and ranks or ratings      every two answers to a prompt, ordered
+    rows      response, rating                    the same, one answer a row
+
+`flip` reverses the preference in the row's own schema. A schema never reads files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import combinations, pairwise
+from typing import Any, Literal, final
+
+from noisescope.datasets.adapters.cells import (
+    MISSING,
+    RawRow,
+    RowFault,
+    changed,
+    decoded,
+    identifier,
+    is_missing,
+    key,
+    kind,
+    number,
+    numbers,
+    shortened,
+    unexpected,
+    value,
+)
+from noisescope.datasets.adapters.compose import Opening, compose
+from noisescope.pairs import Modality, Pair, digest
+
+Shape = Literal["sides", "labelled", "list", "rows"]
+PairsMode = Literal["all", "best", "adjacent"]
+#: Which pairs of a ranked or rated list are read.
+PAIRS: tuple[PairsMode, ...] = ("all", "best", "adjacent")
+
+#: Every role that a column can play, with what it means.
+ROLES: dict[str, str] = {
+    "prompt": "what is answered: text, messages or a transcript",
+    "system": "system text before the prompt",
+    "tools": "tool definitions, given to the chat template",
+    "history": "turns before the prompt",
+    "context": "text or turns that the prompt is about",
+    "chosen": "the better side",
+    "rejected": "the worse side",
+    "a": "the first side, where another column names the better one",
+    "b": "the second side",
+    "preference": "which of a and b is better",
+    "share_a": "label or share of votes of a, 0 to 1",
+    "share_b": "label or share of votes of b, 0 to 1",
+    "share_tie": "1 for a tie",
+    "score_a": "score of a, the higher the better",
+    "score_b": "score of b",
+    "score_chosen": "score of chosen: equal scores are a tie, the difference is the strength",
+    "score_rejected": "score of rejected",
+    "rank_chosen": "rank of chosen, the lower the better",
+    "rank_rejected": "rank of rejected",
+    "margin": "difference of the sides' scores: 0 is a tie",
+    "status": "a word that may name a tie",
+    "labelled": "false for a row without a label",
+    "responses": "a list of answers to the prompt",
+    "ranks": "their ranks, the lower the better",
+    "ratings": "their ratings, the higher the better",
+    "response": "one answer, its rating in the same row",
+    "rating": "the rating of response",
+    "strength": "how much better the better side is",
+    "votes": "the votes behind the label, a list, or their number",
+    "annotator": "who labelled the pair",
+    "pair_id": "the pair's own name",
+    "group": "pairs that belong together",
+    "origin": "where the dataset has the row from",
+    "reference": "an image that the sides should look like",
+}
+#: Values instead of columns: what `preference` holds if a, b or neither is better.
+VALUES: dict[str, str] = {
+    "a_wins": "values of preference (x|y, negative, positive) if a is better",
+    "b_wins": "values of preference if b is better",
+    "tie": "values of preference if neither is",
+}
+_OPENING = ("system", "tools", "history", "context")
+_TIES = {
+    "tie", "ties", "tied", "draw", "both", "both_bad", "bothbad", "tie_bothbad", "tie_both_bad",
+    "both_good", "tie_bothgood", "neither", "equal", "same", "no_preference", "neutral", "c",
+}  # fmt: skip
+_UNLABELLED = {"unknown", "skip", "skipped", "unlabelled", "unlabeled", "n_a", "na", "invalid"}
+_FIRST, _SECOND = {"a", "1", "first", "left", "1st", "chosen"}, {
+    "b", "2", "second", "right", "2nd", "rejected",
+}  # fmt: skip
+_ORDER = re.compile(r"\W*([a-z0-9])\W*?([<>=]+)\W*([a-z0-9])\W*", re.IGNORECASE)
+_FILLERS = {
+    "model", "response", "answer", "output", "assistant", "option", "candidate", "completion",
+    "text", "conversation", "summary", "image", "img", "is", "better", "wins", "win", "won",
+    "winner", "prefer", "preferred", "the", "side", "system", "choice", "generation",
+}  # fmt: skip
+
+
+@final
+@dataclass(frozen=True)
+class Schema:
+    """Roles of one dataset's columns: `roles` maps each role to a path (see `cells`).
+
+    `keys` are columns that identify it beyond those of its roles, `twins` pairs of columns that a
+    flip exchanges with the sides, `copies` columns that repeat a side, `ids` three columns: id of
+    the better side, of a, of b. `transcripts` says that the sides are transcripts.
+    """
+
+    name: str
+    roles: Mapping[str, str]
+    modality: Modality = "text"
+    keys: tuple[str, ...] = ()
+    twins: tuple[tuple[str, str], ...] = ()
+    copies: tuple[str, ...] = ()
+    ids: tuple[str, str, str] | None = None
+    pairs: PairsMode = "all"
+    transcripts: bool = False
+    about: str = field(default="", compare=False)
+
+    @cached_property
+    def shape(self) -> Shape:
+        if "responses" in self.roles:
+            return "list"
+        if "response" in self.roles:
+            return "rows"
+        return "labelled" if "a" in self.roles else "sides"
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """Roles without which a row states nothing."""
+        of_shape: dict[Shape, tuple[str, ...]] = {
+            "sides": ("prompt", "chosen", "rejected"),
+            "labelled": ("prompt", "a", "b", "preference", "share_a", "share_b", "tie"),
+            "list": ("prompt", "responses", "ranks", "ratings"),
+            "rows": ("prompt", "response", "rating"),
+        }
+        return tuple(role for role in of_shape[self.shape] if role in self.roles)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Paths of the required roles, and the columns that identify the schema."""
+        paths = [self.roles[role] for role in self.required if role not in VALUES]
+        return tuple(dict.fromkeys([*paths, *self.keys]))
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Paths that are used if present."""
+        rest = [path for role, path in self.roles.items() if role not in VALUES]
+        return tuple(path for path in dict.fromkeys(rest) if path not in self.columns)
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """Names and first steps of every path: what has to be decoded to parse a row."""
+        paths = [path for role, path in self.roles.items() if role not in VALUES]
+        steps = [part for path in paths for part in re.split(r"[|+]", path)]
+        return frozenset([*paths, *steps, *(step.partition(".")[0] for step in steps)])
+
+    # --- a row to pairs ---------------------------------------------------------------------
+
+    def parse(self, row: RawRow) -> list[Pair | RowFault]:
+        """Pairs that the row states; in the place of one that is a tie, its RowFault.
+
+        Raises RowFault, and nothing else, for a row that states none.
+        """
+        if self.shape == "sides":
+            return [self._sides(row)]
+        if self.shape == "labelled":
+            return [self._labelled(row)]
+        if self.shape == "list":
+            return self._list(row)
+        raise RowFault("unlabelled", "the only rated answer to its prompt")
+
+    def parse_group(self, rows: Sequence[RawRow]) -> list[tuple[int, Pair | RowFault]]:
+        """Pairs of several rows that rate answers to one prompt, each with its row's index."""
+        if len(rows) == 1:
+            return [(0, RowFault("unlabelled", "the only rated answer to its prompt"))]
+        ratings = [number(row, self.roles["rating"]) for row in rows]
+        answers = [self._text(row, "response") for row in rows]
+        return self._ordered(rows[0], answers, ratings, None)
+
+    def _sides(self, row: RawRow) -> Pair:
+        one, other = self.roles["chosen"], self.roles["rejected"]
+        scores = self._scores(row)
+        if self.modality == "image":
+            prompt, chosen, rejected = self._text(row, "prompt"), one, other
+            turns = None
+        else:
+            a, b = value(row, one), value(row, other)
+            absent = [path for path, side in ((one, a), (other, b)) if side is None]
+            if absent:
+                raise unexpected(row, "text", *absent)
+            prompt, turns, chosen, rejected = compose(self._opening(row), a, b, (one, other))
+            self._check(chosen, rejected, one, other)
+        if scores == 0:
+            raise RowFault("tie", self._tie(row))
+        status = self.roles.get("status")
+        if status and key(str(value(row, status))) in _TIES:
+            raise RowFault("tie", f"{status} is {value(row, status)}")
+        strength = self._number(row, "strength")
+        return Pair(
+            prompt,
+            chosen,
+            rejected,
+            turns,
+            self._name(row, "annotator"),
+            self._name(row, "pair_id"),
+            strength=scores if strength is None else strength,
+            group=self._name(row, "group"),
+            origin=self._name(row, "origin"),
+            votes=self._votes(row, 1)[0] if "votes" in self.roles else None,
+            contradicted=scores is not None and scores < 0,
+        )
+
+    def _scores(self, row: RawRow) -> float | None:
+        """Score of chosen less that of rejected, by whichever columns hold it; None if unknown."""
+        roles = self.roles
+        for one, other, sign in (
+            ("score_chosen", "score_rejected", 1.0),
+            ("rank_chosen", "rank_rejected", -1.0),
+        ):
+            if one in roles:
+                a, b = number(row, roles[one]), number(row, roles[other])
+                return None if a is None or b is None else sign * (a - b)
+        if "margin" in roles:
+            return number(row, roles["margin"])
+        if "ratings" in roles and not is_missing(found := value(row, roles["ratings"])):
+            a, b = (*numbers(found, roles["ratings"]), None, None)[:2]
+            return None if a is None or b is None else abs(a - b)
+        return None
+
+    def _tie(self, row: RawRow) -> str:
+        """What a tie of scores looks like."""
+        for role in ("score_chosen", "rank_chosen"):
+            if role in self.roles:
+                what = "score" if role.startswith("score") else "rank"
+                return f"both sides {what} {number(row, self.roles[role]):g}"
+        path = self.roles.get("margin") or self.roles["ratings"]
+        return f"{path} is {value(row, path)}"
+
+    def _labelled(self, row: RawRow) -> Pair:
+        one, other = self.roles["a"], self.roles["b"]
+        if self.modality == "image":
+            prefers, agreement, votes = self._prefers(row)
+            prompt, a, b, turns = self._text(row, "prompt"), one, other, None
+        else:
+            sides = value(row, one), value(row, other)
+            absent = [path for path, s in zip((one, other), sides, strict=True) if s is None]
+            if absent:
+                raise unexpected(row, "text", *absent)
+            prompt, turns, a, b = compose(self._opening(row), *sides, (one, other))
+            self._check(a, b, one, other)
+            prefers, agreement, votes = self._prefers(row)
+        if prefers is None:
+            raise RowFault("unlabelled", self._said(row))
+        if prefers == 0:
+            raise RowFault("tie", self._said(row))
+        first = prefers > 0
+        strength = self._number(row, "strength")
+        scored = self._difference(row)
+        if strength is None and "preference" in self.roles and self.graded:
+            strength = abs(prefers)
+        if strength is None and scored is not None:
+            strength = scored if first else -scored
+        return Pair(
+            prompt,
+            a if first else b,
+            b if first else a,
+            turns,
+            self._name(row, "annotator"),
+            self._name(row, "pair_id"),
+            first=first,
+            strength=strength,
+            votes=votes,
+            agreement=agreement,
+            group=self._name(row, "group"),
+            origin=self._name(row, "origin"),
+            contradicted=scored is not None and scored != 0 and (scored > 0) != first,
+        )
+
+    @cached_property
+    def graded(self) -> bool:
+        """Whether the size of `preference` is a strength."""
+        return "negative" in (self.roles.get("a_wins"), self.roles.get("b_wins"))
+
+    def _difference(self, row: RawRow) -> float | None:
+        if "score_a" not in self.roles:
+            return None
+        a, b = number(row, self.roles["score_a"]), number(row, self.roles["score_b"])
+        return None if a is None or b is None else a - b
+
+    def _prefers(self, row: RawRow) -> tuple[float | None, float | None, int | None]:
+        """(> 0 if a is better, < 0 if b is, 0 for a tie, None if unlabelled; agreement; votes)."""
+        roles = self.roles
+        if "labelled" in roles and value(row, roles["labelled"]) is False:
+            return None, None, None
+        if "share_a" in roles:
+            return self._shares(row)
+        if "preference" not in roles:
+            return self._difference(row), None, None
+        prefers = self.meaning(value(row, roles["preference"]))
+        if isinstance(prefers, str):
+            raise RowFault("unreadable", f"{roles['preference']} is {prefers}")
+        if "votes" not in roles or not prefers:
+            return prefers, None, None
+        votes, agreement = self._votes(row, 1 if prefers > 0 else -1)
+        return prefers, agreement, votes
+
+    def _shares(self, row: RawRow) -> tuple[float | None, float | None, int | None]:
+        one, other = (self._share(row, role) for role in ("share_a", "share_b"))
+        if "share_tie" in self.roles and self._share(row, "share_tie"):
+            return 0.0, None, None
+        if one is None or other is None:
+            return None, None, None
+        agreement = max(one, other) if min(one, other) > 0 else None
+        return one - other, agreement, None
+
+    def _share(self, row: RawRow, role: str) -> float | None:
+        path = self.roles[role]
+        found = value(row, path)
+        if isinstance(found, bool):
+            return float(found)
+        share = number(row, path)
+        if share is not None and not 0 <= share <= 1:
+            raise RowFault("unreadable", f"{path} is {share:g}, not between 0 and 1")
+        return share
+
+    def _votes(self, row: RawRow, sign: int) -> tuple[int | None, float | None]:
+        """(number of votes, share of them for the better side)."""
+        path = self.roles["votes"]
+        found = value(row, path)
+        if is_missing(found):
+            return None, None
+        if isinstance(found, (int, float, str)) and not isinstance(decoded(str(found)), list):
+            count = number(row, path)
+            return None if count is None else round(count), None
+        if not isinstance(found, (list, tuple)):
+            raise RowFault("unreadable", f"{path} is {kind(found)}, expected a list of votes")
+        read = [self.meaning(vote) for vote in found]
+        known = [vote for vote in read if isinstance(vote, (int, float))]
+        if not known:
+            return None, None
+        return len(known), sum(vote * sign > 0 for vote in known) / len(known)
+
+    def meaning(self, found: Any) -> float | str | None:
+        """What a value of `preference` means: > 0 a, < 0 b, 0 tie, None unlabelled; text if
+        it means none of these."""
+        if found is None or found != found:
+            return None
+        if not isinstance(found, (str, int, float)):
+            return f"{kind(found)}, expected a label"
+        text = canonical(found)
+        if isinstance(found, bool) and "0" not in self._coding:
+            return "true or false, expected a label"
+        if text in self._coding:
+            return self._coding[text]
+        if self.graded:
+            if not _is_number(text):
+                return f"{shortened(str(found), 20)!r}, expected a number"
+            size = float(text)
+            return size if self.roles["a_wins"] == "positive" else -size
+        if not text or MISSING.fullmatch(text):
+            return None
+        side = word_side(str(found), self._tags)
+        if side is None and not ("a_wins" in self.roles and _is_number(text)):
+            return None if key(str(found)) in _UNLABELLED else f"{shortened(str(found), 20)!r}"
+        if side is None:
+            coding = "/".join(self.roles[name] for name in VALUES if name in self.roles)
+            return f"{shortened(str(found), 20)!r}, not one of {coding}"
+        return side
+
+    @cached_property
+    def _coding(self) -> dict[str, float]:
+        """Canonical text of each stated value of `preference`, with its meaning."""
+        sides = {"a_wins": 1.0, "b_wins": -1.0, "tie": 0.0}
+        return {
+            canonical(text): side
+            for role, side in sides.items()
+            for text in self.roles.get(role, "").split("|")
+            if text and text not in ("negative", "positive")
+        }
+
+    @cached_property
+    def _tags(self) -> tuple[str, str]:
+        return tags(self.roles["a"], self.roles["b"])
+
+    def _said(self, row: RawRow) -> str:
+        """What the row's label is, for a fault."""
+        if "share_a" in self.roles:
+            one, other = (self._share(row, role) for role in ("share_a", "share_b"))
+            return "" if one is None or other is None else f"both labels are {one:g}"
+        path = self.roles.get("preference") or self.roles["score_a"]
+        return f"{path} {value(row, path)!r}"
+
+    def _list(self, row: RawRow) -> list[Pair | RowFault]:
+        path = self.roles["responses"]
+        found = value(row, path)
+        if isinstance(found, str):
+            found = decoded(found)
+        order = "ranks" if "ranks" in self.roles else "ratings"
+        sign = -1.0 if order == "ranks" else 1.0
+        given = value(row, self.roles[order])
+        if isinstance(given, str):
+            given = decoded(given)
+        if not isinstance(found, (list, tuple)) or not isinstance(given, (list, tuple)):
+            raise unexpected(row, "a list", path, self.roles[order])
+        answers: list[Any] = list(found)
+        if self.modality == "image":
+            answers = [item_path(row, path, at) for at in range(len(found))]
+        nested = bool(given) and all(isinstance(one, (list, tuple)) for one in given)
+        who: Any = None
+        if nested and "annotator" in self.roles:
+            who = value(row, self.roles["annotator"])
+        out: list[Pair | RowFault] = []
+        for at, one in enumerate(given if nested else [given]):
+            scores = numbers(one, self.roles[order])
+            if len(scores) != len(answers) or len(answers) < 2:
+                raise RowFault(
+                    "unreadable",
+                    f"{path} and {self.roles[order]} differ in length or are too short",
+                )
+            named = identifier({"": who[at]}, "") if isinstance(who, list) else None
+            if not nested:
+                named = self._name(row, "annotator")
+            signed = [None if score is None else sign * score for score in scores]
+            out += [pair for _, pair in self._ordered(row, answers, signed, named)]
+        return out
+
+    def _ordered(
+        self,
+        row: RawRow,
+        answers: Sequence[Any],
+        scores: Sequence[float | None],
+        annotator: str | None,
+    ) -> list[tuple[int, Pair | RowFault]]:
+        """Pairs of answers by their scores, the higher the better, each with an answer's index."""
+        out: list[tuple[int, Pair | RowFault]] = []
+        group: str | None = None
+        for one, other in self._chosen_pairs(scores):
+            x, y = scores[one], scores[other]
+            if x is None or y is None:
+                out.append((other, RowFault("unlabelled", f"answer {one} or {other} has no score")))
+                continue
+            best, worst = (one, other) if x >= y else (other, one)
+            try:
+                if self.modality == "image":
+                    prompt, turns = self._text(row, "prompt"), None
+                    chosen, rejected = answers[best], answers[worst]
+                else:
+                    names = (f"answer {best}", f"answer {worst}")
+                    prompt, turns, chosen, rejected = compose(
+                        self._opening(row), answers[best], answers[worst], names
+                    )
+                    self._check(chosen, rejected, *names)
+            except RowFault as fault:
+                out.append((other, fault))
+                continue
+            if x == y:
+                out.append((other, RowFault("tie", f"answers {one} and {other} are equal")))
+                continue
+            if group is None:
+                group = self._name(row, "group") or digest("group", prompt)
+            pair = Pair(
+                prompt,
+                chosen,
+                rejected,
+                turns,
+                annotator,
+                strength=abs(x - y),
+                group=group,
+                origin=self._name(row, "origin"),
+            )
+            out.append((other, pair))
+        return out
+
+    def _chosen_pairs(self, scores: Sequence[float | None]) -> Iterable[tuple[int, int]]:
+        """Positions of the answers to compare."""
+        count = range(len(scores))
+        if self.pairs == "all":
+            return combinations(count, 2)
+        known = [at for at in count if scores[at] is not None]
+        order = sorted(known, key=lambda at: -float(scores[at] or 0))
+        if self.pairs == "adjacent":
+            return pairwise(order)
+        return [(order[0], other) for other in order[1:]]
+
+    def _opening(self, row: RawRow) -> Opening:
+        roles = self.roles
+        if not any(role in roles for role in _OPENING):
+            if "prompt" not in roles:
+                return Opening(implicit=True, transcripts=self.transcripts)
+            return Opening(value(row, roles["prompt"]))
+        parts = {role: value(row, roles[role]) for role in _OPENING if role in roles}
+        if "system" in parts and parts["system"] is None:
+            parts["system"] = ""
+        prompt = value(row, roles["prompt"]) if "prompt" in roles else None
+        return Opening(prompt, **parts, implicit="prompt" not in roles)
+
+    def _check(self, chosen: str, rejected: str, one: str, other: str) -> None:
+        """Raise RowFault for blank, placeholder or identical sides."""
+        for path, response in ((one, chosen), (other, rejected)):
+            if not response or MISSING.fullmatch(response):
+                detail = f"{path} is {response.strip()!r}" if response.strip() else path
+                raise RowFault("empty response", detail)
+        if chosen.strip() == rejected.strip():
+            raise RowFault("identical sides", shortened(chosen))
+
+    def _text(self, row: RawRow, role: str) -> str:
+        found = value(row, self.roles[role])
+        if not isinstance(found, str):
+            raise unexpected(row, "text", self.roles[role])
+        return found
+
+    def _number(self, row: RawRow, role: str) -> float | None:
+        return number(row, self.roles[role]) if role in self.roles else None
+
+    def _name(self, row: RawRow, role: str) -> str | None:
+        return identifier(row, self.roles[role]) if role in self.roles else None
+
+    # --- a row with its preference reversed -------------------------------------------------
+
+    @property
+    def cannot_flip(self) -> str:
+        """Why rows of this schema cannot be written back reversed; empty if they can."""
+        if self.shape == "rows":
+            return "its pairs are made of several rows, so no row has a preference to reverse"
+        if self.shape == "list" and self.pairs == "best":
+            return "--pairs best compares with the best answer, which reversing would change"
+        if self.shape == "labelled" and not {"preference", "share_a"} & set(self.roles):
+            return "its labels follow from scores, which are not exchanged"
+        order = {"sides": ("chosen", "rejected"), "labelled": (), "list": ("ranks", "ratings")}
+        for role in order.get(self.shape, ()):
+            path = self.roles.get(role, "")
+            if self.shape == "sides" and not path.replace(".", "").isidentifier():
+                return f"{role} is composed of several cells ({path})" if "+" in path else ""
+        return ""
+
+    def flip(self, row: RawRow) -> dict[str, Any]:
+        """The row with its preference reversed; flipping twice restores it exactly.
+
+        Only for a schema without a reason in `cannot_flip`.
+        """
+        if self.shape == "sides":
+            flipped = exchanged(row, (self.roles["chosen"], self.roles["rejected"]), *self.twins)
+            return self._copied(row, flipped)
+        if self.shape == "list":
+            flipped = dict(row)
+            for role in ("ranks", "ratings"):
+                if role in self.roles:
+                    flipped = changed(flipped, self.roles[role], mirrored_ranks)
+            return flipped
+        if "share_a" in self.roles:
+            flipped = exchanged(row, (self.roles["share_a"], self.roles["share_b"]))
+        else:
+            flipped = changed(row, self.roles["preference"], self._mirrored)
+            if "votes" in self.roles and self.roles["votes"] != self.roles["preference"]:
+                flipped = changed(flipped, self.roles["votes"], self._mirrored)
+        if self.ids is not None:
+            best, *sides = (row.get(name) for name in self.ids)
+            if best is not None and best in sides and sides[0] != sides[1]:
+                flipped[self.ids[0]] = sides[1 - sides.index(best)]
+        return flipped
+
+    def _copied(self, row: RawRow, flipped: dict[str, Any]) -> dict[str, Any]:
+        """A column that repeats one side, normally the chosen one, repeats the other."""
+        sides = self.roles["chosen"], self.roles["rejected"]
+        for name in self.copies:
+            for side, other in (sides, sides[::-1]):
+                if name in row and side in row and other in row and row[name] == row[side]:
+                    flipped[name] = row[other]
+                    break
+        return flipped
+
+    def _mirrored(self, found: Any) -> Any:
+        """A value of `preference` that means the opposite, of the same type and spelling."""
+        if isinstance(found, list):
+            return [self._mirrored(one) for one in found]
+        meaning = self.meaning(found)
+        if not isinstance(meaning, (int, float)) or meaning == 0:
+            return found
+        text = canonical(found)
+        if text in self._coding:
+            mine, theirs = ("a_wins", "b_wins") if meaning > 0 else ("b_wins", "a_wins")
+            at = [canonical(each) for each in self.roles[mine].split("|")].index(text)
+            options = self.roles[theirs].split("|")
+            return _like(options[min(at, len(options) - 1)], found)
+        if self.graded:
+            return -found if not isinstance(found, str) else _negated(found)
+        return mirrored_word(str(found), self._tags)
+
+
+def exchanged(row: RawRow, *twins: tuple[str, str]) -> dict[str, Any]:
+    """A copy of the row with the values of each pair of cells exchanged, if both exist."""
+    flipped = dict(row)
+    for one, other in twins:
+        if one in row and other in row:
+            flipped[one], flipped[other] = row[other], row[one]
+        elif "." in one or "." in other:
+            a, b = value(row, one), value(row, other)
+            flipped = changed(changed(flipped, one, lambda _, b=b: b), other, lambda _, a=a: a)
+    return flipped
+
+
+def mirrored_ranks(found: Any) -> Any:
+    """Ranks or ratings with the order reversed; doing it twice restores them."""
+    if isinstance(found, list) and found and all(isinstance(one, list) for one in found):
+        return [mirrored_ranks(one) for one in found]
+    if not isinstance(found, list) or not all(_is_rank(rank) for rank in found):
+        return found
+    order = sorted(set(found))
+    mirror = dict(zip(order, reversed(order), strict=True))
+    return [mirror[rank] for rank in found]
+
+
+def _is_rank(found: Any) -> bool:
+    """Whether a value has a place in an order (NaN has none)."""
+    return isinstance(found, int | float) and not isinstance(found, bool) and found == found
+
+
+def item_path(row: RawRow, path: str, at: int) -> str:
+    """Path of the item of a list that `path` leads to, or passes through."""
+    if path in row or "." not in path:
+        return f"{path}.{at}"
+    found: Any = row
+    steps = path.split(".")
+    for done, step in enumerate(steps):
+        if isinstance(found, list):
+            return ".".join([*steps[:done], str(at), *steps[done:]])
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return f"{path}.{at}"
+
+
+@lru_cache(maxsize=256)
+def tags(one: str, other: str) -> tuple[str, str]:
+    """What tells the names of two columns apart: response_a, response_b -> a, b."""
+    a, b = re.findall(r"[a-z]+|\d+", key(one)), re.findall(r"[a-z]+|\d+", key(other))
+    if len(a) == len(b):
+        differ = [(x, y) for x, y in zip(a, b, strict=True) if x != y]
+        if len(differ) == 1:
+            return differ[0]
+    return "", ""
+
+
+def word_side(text: str, own: tuple[str, str]) -> float | None:
+    """Which side a word names: 1 the first, -1 the second, 0 neither; None if it names none.
+
+    `own` are the tags of the two columns. "model_a", "A>B", "[[B]]", "response_1", "tie (bothbad)".
+    """
+    name = key(text)
+    if name in _TIES:
+        return 0.0
+    if match := _ORDER.fullmatch(text.strip()):
+        x, sign, y = (part.lower() for part in match.groups())
+        one, other = _position(x, own), _position(y, own)
+        if one is None or other is None or one == other:
+            return None
+        return 0.0 if sign == "=" else one if ">" in sign else other
+    words = re.findall(r"[a-z]+|\d+", name)
+    rest = [word for word in words if word not in _FILLERS]
+    if len(rest) != 1 or (rest[0].isdecimal() and len(words) == 1):
+        return None  # a bare number needs a stated coding
+    return _position(rest[0], own)
+
+
+def _position(tag: str, own: tuple[str, str]) -> float | None:
+    if tag in own and own[0] != own[1]:
+        return 1.0 if tag == own[0] else -1.0
+    if own[0] in ("0",):  # response_0, response_1: 1 is the second
+        return None if tag.isdecimal() else (1.0 if tag in _FIRST else None)
+    return 1.0 if tag in _FIRST else -1.0 if tag in _SECOND else None
+
+
+def mirrored_word(text: str, own: tuple[str, str]) -> str:
+    """The word that names the other side, spelled alike."""
+    if match := _ORDER.fullmatch(text.strip()):
+        swap = {match[1]: match[3], match[3]: match[1]}
+        return re.sub(r"[A-Za-z0-9]", lambda found: swap.get(found[0], found[0]), text)
+    pairs = [own, *(("a", "b"), ("1", "2"), ("first", "second"), ("left", "right"))]
+    pairs += [("1st", "2nd"), ("chosen", "rejected")]
+    for one, other in pairs:
+        for mine, theirs in ((one, other), (other, one)):
+            found = re.search(rf"(?<![A-Za-z0-9]){re.escape(mine)}(?![A-Za-z0-9])", text, re.I)
+            found = found or re.search(rf"(?<=[a-z]){re.escape(mine)}\s*$", text)
+            if mine and found:
+                new = theirs.upper() if found[0].isupper() else theirs
+                new = new.capitalize() if found[0].istitle() and len(found[0]) > 1 else new
+                return text[: found.start()] + new + text[found.end() :]
+    return text
+
+
+def canonical(found: Any) -> str:
+    """A label as labels are compared: 1, 1.0, "1.0", true are one."""
+    if isinstance(found, bool):
+        return "1" if found else "0"
+    text = str(found).strip().lower() if not isinstance(found, int) else _digits(found)
+    text = {"true": "1", "false": "0"}.get(text, text)
+    return f"{float(text):g}" if _is_number(text) else text
+
+
+def _digits(found: int) -> str:
+    try:
+        return str(found)
+    except ValueError:  # thousands of digits
+        return "a number of thousands of digits"
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?(?:\d{1,15}\.?\d{0,15}|\.\d{1,15})", text) is not None
+
+
+def _like(text: str, found: Any) -> Any:
+    """`text` as a value of the type of `found`."""
+    if isinstance(found, bool):
+        return canonical(text) == "1"
+    if isinstance(found, int) and _is_number(text):
+        return int(float(text))
+    if isinstance(found, float) and _is_number(text):
+        return float(text)
+    if not isinstance(found, str):
+        return text
+    core = found.strip()
+    if core.lower() in ("true", "false"):
+        text = "true" if canonical(text) == "1" else "false"
+    elif re.fullmatch(r"[+-]?\d+\.0", core) and "." not in text:
+        text = f"{text}.0"
+    if core.isupper() or core.istitle():
+        text = text.upper() if core.isupper() else text.capitalize()
+    return found.replace(core, text)
+
+
+def _negated(text: str) -> str:
+    bare = text.strip()
+    return bare[1:] if bare.startswith("-") else f"-{bare.removeprefix('+')}"

@@ -1,0 +1,489 @@
+"""From a source to a PreferenceDataset: stream rows, read their pairs, count what is set aside."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from noisescope.datasets.adapters.cells import RowFault, shortened, value
+from noisescope.datasets.adapters.recognise import parsed_columns, unused
+from noisescope.datasets.adapters.recognise import recognise as recognised
+from noisescope.datasets.adapters.schema import Schema, canonical
+from noisescope.datasets.adapters.table import ADAPTERS
+from noisescope.datasets.image_store import Gallery
+from noisescope.datasets.readers import NO_ROWS, Row
+from noisescope.datasets.sources import Source, open_source
+from noisescope.errors import DataError, UsageError
+from noisescope.pairs import (
+    REJECTION_REASONS,
+    Facts,
+    Fault,
+    Pair,
+    PreferenceDataset,
+    dataset_fingerprint,
+    to_table,
+)
+from noisescope.storage.files import slug
+from noisescope.storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Below this many usable pairs there is nothing to audit.
+FEWEST_PAIRS = 10
+#: Decodable rows looked at to recognise a schema.
+SAMPLE_ROWS = 100
+_EXAMPLES = 5
+#: Distinct labels that are counted.
+_LABELS = 50
+#: Share of labels without a meaning at which they are coded otherwise.
+_UNEXPLAINED = 0.01
+#: Share of empty prompts at which another column must hold them.
+_EMPTY = 0.9
+_TEMPLATE = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|<\|user\|>|<\|assistant\|>"
+    r"|<\|system\|>|<\|User\|>|<" + "\uff5cUser\uff5c>"
+)
+
+
+def load(
+    target: str | Path,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | str | None = None,
+    pairs: str | None = None,
+    limit: int | None = None,
+    split: str | None = None,
+    workspace: Workspace | None = None,
+    fewest: int = FEWEST_PAIRS,
+) -> PreferenceDataset:
+    """Read a dataset: a workspace name, path, glob, saved dataset or Hub name (`name:split`).
+
+    `columns` maps roles to columns (`{"prompt": "question"}`, or the text of `--columns`), `format`
+    names a known schema; otherwise both are recognised. `pairs` chooses those of ranked or rated
+    answers: all, best, adjacent. `limit` reads only the first rows.
+
+    Raises DataError if nothing can be read, no schema fits, or fewer than `fewest` pairs are
+    usable; UsageError for an unknown format, role or mode.
+    """
+    source = open_source(target, split=split, workspace=workspace)
+    return read_source(
+        source, format=format, columns=columns, pairs=pairs, limit=limit, fewest=fewest
+    )
+
+
+def read_source(
+    source: Source,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | str | None = None,
+    pairs: str | None = None,
+    limit: int | None = None,
+    schema: Schema | None = None,
+    fewest: int = FEWEST_PAIRS,
+) -> PreferenceDataset:
+    """Read all pairs of an opened source, by `schema` if it is known. Raises as `load` does."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: must be at least 1", hint="Leave it out to read all.")
+    ahead = _ahead(source.rows(), source.resolved, limit)
+    schema = schema or schema_of(ahead, source, format=format, columns=columns, pairs=pairs)
+    known = [row.values for row in ahead if row.values is not None]
+    spare = unused(schema, [name for row in known for name in row])
+    tally = Tally()
+    gallery = Gallery() if schema.modality == "image" else None
+    rows = islice(source.rows(schema.used), limit)
+    table = to_table(tally.pairs(read_pairs(rows, schema, tally, gallery)))
+    facts = replace(tally.facts(table), unused_columns=tuple(spare))
+    _check_labels(schema, tally, source)
+    _check_usable(facts, source, limit, fewest)
+    _check_prompts(table, schema, spare, source)
+    return PreferenceDataset(
+        name=slug(source.name),
+        resolved=source.resolved,
+        adapter=schema.name,
+        modality=schema.modality,
+        table=table,
+        facts=facts,
+        fingerprint=dataset_fingerprint(table),
+        images=gallery.store() if gallery else None,
+        columns=dict(schema.roles),
+        pairs=schema.pairs,
+    )
+
+
+def schema_of(
+    ahead: Sequence[Row],
+    source: Source,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | str | None = None,
+    pairs: str | None = None,
+) -> Schema:
+    """The schema of a source, by its first rows, the options and the workspace's entry."""
+    return recognised(
+        [row.values for row in ahead if row.values is not None],
+        format=format or source.format,
+        columns={**(source.columns or {}), **as_mapping(columns)},
+        pairs=pairs or source.pairs or "all",
+        name=source.resolved,
+    )
+
+
+def recognise(
+    rows: Iterable[Row],
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | str | None = None,
+    pairs: str = "all",
+    said: str = "the dataset",
+) -> tuple[Schema, Iterator[Row]]:
+    """Return (schema, all the rows again). Raises DataError if none fits."""
+    stream = iter(rows)
+    ahead = _ahead(stream, said)
+    values = [row.values for row in ahead if row.values is not None]
+    mapping = as_mapping(columns)
+    schema = recognised(values, format=format, columns=mapping, pairs=pairs, name=said)
+    return schema, chain(ahead, stream)
+
+
+def load_again(
+    target: str, manifest: Mapping[str, Any], workspace: Workspace | None = None
+) -> PreferenceDataset:
+    """Read the dataset of a run by the schema that its manifest records. Raises as `load` does."""
+    source = open_source(target, workspace=workspace)
+    schema = restored(manifest)
+    format = None if schema else str(manifest["adapter"])
+    return read_source(source, format=format, schema=schema)
+
+
+def as_mapping(columns: Mapping[str, str] | str | None) -> Mapping[str, str]:
+    """A mapping of roles to columns from what a user gave. Raises UsageError."""
+    return parsed_columns(columns) if isinstance(columns, str) else columns or {}
+
+
+def restored(manifest: Mapping[str, Any]) -> Schema | None:
+    """The schema that a run was read by, from its manifest; None if it does not record one."""
+    name, roles = str(manifest.get("adapter")), manifest.get("columns")
+    if not isinstance(roles, dict):
+        return None
+    base = ADAPTERS.get(name) or Schema(name, {}, modality=manifest.get("modality", "text"))
+    return replace(base, roles=roles, pairs=manifest.get("pairs_of", "all"))
+
+
+def _ahead(rows: Iterable[Row], name: str, limit: int | None = None) -> list[Row]:
+    """Rows until enough of them could be decoded. Raises DataError if none could."""
+    ahead: list[Row] = []
+    decoded = 0
+    for row in islice(rows, limit):
+        ahead.append(row)
+        decoded += row.values is not None
+        if decoded == SAMPLE_ROWS:
+            break
+    if not ahead:
+        raise DataError(f"{name}: holds no rows", hint=NO_ROWS)
+    if not decoded:
+        first = "; ".join(f"{row.source}:{row.number} ({row.trouble})" for row in ahead[:5])
+        hint = "A .jsonl file holds one UTF-8 JSON object a line: check the file's ending."
+        if counts := re.fullmatch(r"(\d+) fields under (\d+) columns", ahead[0].trouble):
+            file = shlex.quote(ahead[0].source)
+            raise DataError(
+                f"{name}: the first line names {counts[2]} columns and rows have {counts[1]} "
+                "fields: there may be a line above the header (sep=,)",
+                hint=f"Delete that line: tail -n +2 {file} > {shlex.quote('copy-of-' + file)}",
+            )
+        raise DataError(
+            f"{name}: none of its {len(ahead):,} rows can be decoded: {first}", hint=hint
+        )
+    return ahead
+
+
+@final
+@dataclass
+class Tally:
+    """Counts kept while rows stream by."""
+
+    rows: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    examples: list[Fault] = field(default_factory=list)
+    labels: Counter[str] = field(default_factory=Counter)
+    ordered: int = 0
+    first_chosen: int = 0
+    contradicted: int = 0
+
+    def pairs(self, outcomes: Iterable[Pair | Fault]) -> Iterator[Pair]:
+        """Pass pairs on; count orders of sides, faults by reason, and keep the first five."""
+        for outcome in outcomes:
+            if isinstance(outcome, Pair):
+                self.ordered += outcome.first is not None
+                self.first_chosen += outcome.first is True
+                self.contradicted += outcome.contradicted
+                yield outcome
+                continue
+            self.rejected[outcome.reason] += 1
+            if len(self.examples) < _EXAMPLES:
+                self.examples.append(outcome)
+
+    def count_label(self, found: Any) -> None:
+        """Count a value of the column that names the better side."""
+        text = "" if found is None or found != found else canonical(found)[:40]
+        if text in self.labels or len(self.labels) < _LABELS:
+            self.labels[text] += 1
+
+    def facts(self, table: pa.Table) -> Facts:
+        """What was seen, with the repeats that the finished table holds."""
+        order = {reason: place for place, reason in enumerate(REJECTION_REASONS)}
+        counts = sorted(self.rejected.items(), key=lambda item: order.get(item[0], len(order)))
+        return Facts(
+            rows=self.rows,
+            pairs=table.num_rows,
+            rejected=dict(counts),
+            examples=tuple(self.examples),
+            duplicates=table.num_rows - _distinct(table, "content_id", "direction"),
+            contradictions=_both_ways(table, "content_id"),
+            self_contradictions=_both_ways(table, "content_id", "annotator"),
+            annotators=len(table["annotator"].unique().drop_null()),
+            ordered=self.ordered,
+            first_chosen=self.first_chosen,
+            contradicted=self.contradicted,
+            labels=dict(self.labels.most_common()),
+            notes=tuple(_notes(table, self.contradicted)),
+        )
+
+
+def _notes(table: pa.Table, contradicted: int) -> Iterator[str]:
+    """What a user should know of pairs that were read, in a sentence each."""
+    import pyarrow.compute as pc
+
+    if contradicted:
+        share = contradicted / max(table.num_rows, 1)
+        yield (
+            f"in {contradicted:,} of {table.num_rows:,} pairs ({share:.0%}) the dataset's own "
+            "scores contradict the label: the chosen side has the lower score"
+        )
+    plain = table.filter(table["turns"].is_null()) if table["turns"].null_count else table[:0]
+    for name in ("prompt", "chosen"):
+        if not plain.num_rows:
+            break
+        held = pc.match_substring_regex(plain[name], _TEMPLATE.pattern)
+        count = pc.sum(held).as_py() or 0
+        if count:
+            text = plain[name].filter(held)[0].as_py()
+            found = _TEMPLATE.search(text)
+            yield (
+                f"{count:,} {name} texts hold chat-template text already "
+                f"({found[0] if found else ''}), which the model's own template would wrap a "
+                "second time: give them as messages with role and content"
+            )
+            break
+
+
+def _distinct(table: pa.Table, *columns: str) -> int:
+    """How many different rows these columns hold; `direction` says which side was chosen."""
+    import pyarrow.compute as pc
+
+    with_direction = table.append_column("direction", pc.less(table["chosen"], table["rejected"]))
+    return int(with_direction.select(columns).group_by(list(columns)).aggregate([]).num_rows)
+
+
+def _both_ways(table: pa.Table, *columns: str) -> int:
+    """How many of the values of `columns` (those without nulls) stand in both directions."""
+    known = table.filter(table["annotator"].is_valid()) if "annotator" in columns else table
+    return _distinct(known, *columns, "direction") - _distinct(known, *columns)
+
+
+def read_pairs(
+    rows: Iterable[Row],
+    schema: Schema,
+    tally: Tally | None = None,
+    gallery: Gallery | None = None,
+) -> Iterator[Pair | Fault]:
+    """Yield every pair that the rows state, and a Fault for every row (or pair) that states none.
+
+    Pairs carry the source and row they came from. Sides of image pairs are content keys, and
+    `gallery` keeps their bytes findable. Memory stays constant but for the gallery, and for
+    answers rated in rows of their own, which are gathered by prompt.
+    """
+    if schema.modality == "image" and gallery is None:
+        gallery = Gallery()
+    if schema.shape == "rows":
+        yield from _read_groups(rows, schema, tally)
+        return
+    label = schema.roles.get("preference")
+    for row in rows:
+        if tally is not None:
+            tally.rows += 1
+        if row.values is None:
+            yield Fault(row.source, row.number, "unreadable", row.trouble)
+            continue
+        try:
+            if tally is not None and label:
+                tally.count_label(value(row.values, label))
+            pairs = schema.parse(row.values)
+        except RowFault as fault:
+            yield _fault(row, fault)
+            continue
+        for pair in pairs:
+            yield _outcome(pair, row, gallery)
+
+
+def _read_groups(
+    rows: Iterable[Row], schema: Schema, tally: Tally | None
+) -> Iterator[Pair | Fault]:
+    """Pairs of answers in rows of their own, wherever the rows of a prompt are."""
+    groups: dict[str, list[Row]] = {}
+    opening = [
+        schema.roles[role] for role in ("system", "prompt", "context") if role in schema.roles
+    ]
+    for row in rows:
+        if tally is not None:
+            tally.rows += 1
+        if row.values is None:
+            yield Fault(row.source, row.number, "unreadable", row.trouble)
+            continue
+        try:
+            name = repr([value(row.values, path) for path in opening])
+        except RowFault as fault:
+            yield _fault(row, fault)
+            continue
+        groups.setdefault(name, []).append(row)
+    for group in groups.values():
+        try:
+            found = schema.parse_group([row.values or {} for row in group])
+        except RowFault as fault:
+            yield from (_fault(row, fault) for row in group)
+            continue
+        for at, pair in found:
+            yield _outcome(pair, group[at], None)
+
+
+def _outcome(pair: Pair | RowFault, row: Row, gallery: Gallery | None) -> Pair | Fault:
+    """A pair with its place (and the content keys of its images), or its fault."""
+    if isinstance(pair, RowFault):
+        return _fault(row, pair)
+    if not _is_unicode(pair):
+        return Fault(row.source, row.number, "unreadable", "not valid Unicode text")
+    return _placed(pair, row) if gallery is None else _shown(pair, row, gallery)
+
+
+def _fault(row: Row, fault: RowFault) -> Fault:
+    """The row's fault, in a few words that can be printed."""
+    detail = shortened(fault.detail, 120).encode("utf-8", "replace").decode()
+    return Fault(row.source, row.number, fault.reason, detail)
+
+
+def _shown(pair: Pair, row: Row, gallery: Gallery) -> Pair | Fault:
+    """An image pair with its place and content keys, or what is wrong with its images."""
+    try:
+        return _placed(gallery.admit(row, pair), row)
+    except RowFault as fault:
+        return _fault(row, fault)
+
+
+def _placed(pair: Pair, row: Row) -> Pair:
+    """The pair with its place; `dataclasses.replace` would take three times as long."""
+    return Pair(
+        pair.prompt,
+        pair.chosen,
+        pair.rejected,
+        pair.turns,
+        pair.annotator,
+        pair.pair_id,
+        row.source,
+        row.number,
+        pair.first,
+        pair.strength,
+        pair.votes,
+        pair.agreement,
+        pair.group,
+        pair.origin,
+        pair.contradicted,
+    )
+
+
+def _is_unicode(pair: Pair) -> bool:
+    """Whether all texts can be written as UTF-8 (a lone surrogate cannot)."""
+    turns = [turn.role + turn.content for turn in pair.turns or ()]
+    names = "".join(filter(None, (pair.annotator, pair.pair_id, pair.group, pair.origin)))
+    try:
+        "".join((pair.prompt, pair.chosen, pair.rejected, names, *turns)).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_labels(schema: Schema, tally: Tally, source: Source) -> None:
+    """Raise DataError if labels occur that the schema's coding cannot explain."""
+    if "preference" not in schema.roles:
+        return
+    odd = {
+        text: count
+        for text, count in tally.labels.items()
+        if text and isinstance(schema.meaning(text), str)
+    }
+    if sum(odd.values()) <= _UNEXPLAINED * sum(tally.labels.values()):
+        return
+    path = schema.roles["preference"]
+    counts = ", ".join(f"{text!r} {count:,} times" for text, count in tally.labels.items())
+    one, other = schema.roles["a"], schema.roles["b"]
+    roles = ",".join(f"{role}={schema.roles[role]}" for role in ("a", "b", "preference"))
+    raise DataError(
+        f"{source.resolved}: {path} holds {counts}; {', '.join(map(repr, odd))} names neither "
+        f"{one} nor {other}",
+        hint=f"Give the values their meaning: --columns '{roles},a_wins=VALUE,b_wins=VALUE,"
+        "tie=VALUE'",
+    )
+
+
+def _check_prompts(table: pa.Table, schema: Schema, spare: Sequence[str], source: Source) -> None:
+    """Raise DataError if nearly all prompts are empty and another column may hold them."""
+    import pyarrow.compute as pc
+
+    path = schema.roles.get("prompt")
+    if path is None or schema.shape == "rows":
+        return
+    empty = pc.sum(pc.equal(pc.utf8_trim_whitespace(table["prompt"]), "")).as_py() or 0
+    if empty <= _EMPTY * table.num_rows:
+        return
+    sides = ",".join(f"{r}={p}" for r, p in schema.roles.items() if r in ("chosen", "rejected"))
+    if spare:
+        raise DataError(
+            f"{source.resolved}: {path} is empty in {empty:,} of {table.num_rows:,} pairs; "
+            f"the prompt may be in {', '.join(spare[:4])}",
+            hint=f"--columns 'prompt={spare[0]}{',' if sides else ''}{sides}' reads it there; "
+            f"--columns 'prompt={',' if sides else ''}{sides}' reads pairs without prompts.",
+        )
+
+
+def _check_usable(facts: Facts, source: Source, limit: int | None, fewest: int) -> None:
+    """Raise DataError if too little is left to audit."""
+    if facts.pairs >= fewest:
+        return
+    if not facts.rows:
+        raise DataError(f"{source.resolved}: holds no rows", hint=NO_ROWS)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in facts.rejected.items())
+    shown = "; ".join(map(str, facts.examples))
+    more = sum(facts.rejected.values()) - len(facts.examples)
+    shown += f"; and {more:,} more" if more > 0 else ""
+    if facts.pairs == 0 and set(facts.rejected) == {"tie"}:
+        message = f"every one of its {facts.rows:,} rows is a tie: {shown}"
+    elif facts.pairs == 0:
+        message = f"none of its {facts.rows:,} rows states a usable preference ({counts}): {shown}"
+    else:
+        pairs = "1 usable pair" if facts.pairs == 1 else f"{facts.pairs} usable pairs"
+        message = f"{pairs}; an audit needs at least {FEWEST_PAIRS}"
+        message += f" ({counts}): {shown}" if counts else ""
+    if limit and facts.rows >= limit:
+        hint = f"--limit {limit} reads {limit:,} rows: raise it."
+    elif not counts:
+        hint = "Add more pairs: some hundreds make an estimate."
+    else:
+        hint = (
+            "Check the rows shown, or name the columns: --columns prompt=COLUMN,chosen=COLUMN,..."
+        )
+    raise DataError(f"{source.resolved}: {message}", hint=hint)
