@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from helpers.chat_templates import NO_SYSTEM, TEMPLATES
 from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
-from noisescope.datasets.tables import load_table
 
 from noisescope.auditing.audit import audit
+from noisescope.datasets.in_memory import load_table
 from noisescope.errors import DataError
 from noisescope.models import Item
 from noisescope.models.causal_lm import load_causal_lm
