@@ -1,5 +1,6 @@
-# make demo   audit the sample data          make test   ruff, mypy and the tests
-# make lint   ruff and mypy alone            make bench  the quick benchmarks
+# make demo   audit the sample data          make test      lint and the fast tests
+# make lint   ruff and mypy alone            make test-all  lint and every test
+# make bench  the quick benchmarks
 # make fuzz   the property tests with new, random examples
 # make coverage  the tests once more, with the branches they take counted: at least 90 %
 # make audit  known vulnerabilities of the versions the tests run with (needs the network)
@@ -10,7 +11,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint gate bench docs fuzz coverage audit clean
+.PHONY: install demo test test-all lint gate bench docs fuzz coverage audit clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +35,9 @@ lint: install
 
 # One worker a core, one thread a worker: small tests gain nothing from threads.
 test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile -m "not slow"
+
+test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 fuzz: install

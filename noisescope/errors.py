@@ -2,13 +2,13 @@
 
     NoisescopeError
     ├── UsageError      the command or its arguments are wrong
-    ├── DataError       the dataset cannot be read, or states too little
+    ├── DataError       the dataset cannot be read, or has too few preferences
     ├── ModelError      the model cannot be loaded, or is refused
-    ├── RunError        a run directory is unusable, busy, or belongs to other evidence
-    └── EvidenceError   the evidence supports no verdict (too few pairs, chance level)
+    ├── RunError        a run directory is unusable, busy, or belongs to another plan
+    └── EvidenceError   the margins support no verdict (too few pairs, chance level)
 
-A message says what happened and where; `hint` says what to type next. The command line
-prints both and exits 2; only `--debug` shows a traceback.
+A message states what happened and where; `hint` is what to do next, with the command. The command
+line prints both and exits with 2; only `--debug` shows a traceback.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class UsageError(NoisescopeError):
 
 @final
 class DataError(NoisescopeError):
-    """The dataset cannot be read, or states too few preferences."""
+    """The dataset cannot be read, or has too few preferences."""
 
 
 @final
@@ -46,16 +46,16 @@ class ModelError(NoisescopeError):
 
 @final
 class RunError(NoisescopeError):
-    """A run directory is unusable, busy, or holds another dataset's or model's evidence."""
+    """A run directory is unusable, busy, or belongs to another dataset or model."""
 
 
 @final
 class EvidenceError(NoisescopeError):
-    """The evidence supports no verdict."""
+    """The margins support no verdict."""
 
 
 def first_five(items: Sequence[str]) -> str:
-    """Join the first five of `items`, saying how many more there are."""
+    """Join the first five of `items`, and count the rest."""
     more = len(items) - 5
     return "; ".join(items[:5]) + (f"; and {more:,} more" if more > 0 else "")
 

@@ -1,4 +1,4 @@
-"""Hypothesis runs the same examples every time; `make fuzz` draws new ones, and many more."""
+"""Settings of every test: no Hub, repeatable Hypothesis examples (`make fuzz` draws new ones)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 from helpers.ranks import Launcher, launching
 from hypothesis import HealthCheck, settings
+
+#: Set before a test imports huggingface_hub, which reads it once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile(

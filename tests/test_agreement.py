@@ -131,4 +131,4 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(["agreement", str(path)]) == 0
     assert "Krippendorff's alpha" in capsys.readouterr().out
     assert run(["agreement", str(path), "--figure", "a.pdf"]) == 2
-    assert "neither .png nor .svg" in capsys.readouterr().err
+    assert "must end in .png or .svg" in capsys.readouterr().err

@@ -27,7 +27,6 @@ def noisescope(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"},
     )
 

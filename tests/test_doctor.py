@@ -1,4 +1,4 @@
-"""noisescope doctor: what is amiss is named with what to do about it, and exits with 2."""
+"""noisescope doctor: each problem is shown with advice, and the exit code is 2."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_hub_that_answers_in_whatever_way_is_reached(
     assert findings(tmp_path)["hub"] == Finding("hub", f"{hub}{path} answers")
 
 
-def test_what_is_amiss_is_told_with_advice_and_exits_with_two(
+def test_a_problem_is_shown_with_advice_and_exits_with_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as free:

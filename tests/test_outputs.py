@@ -157,14 +157,14 @@ def test_a_finished_training_loses_what_only_resuming_needed(tmp_path: Path) -> 
     assert sorted(path.name for path in again.directory.iterdir()) == ["manifest.json", "plan.json"]
 
 
-def test_the_doctor_tells_of_interrupted_writes(tmp_path: Path) -> None:
+def test_the_doctor_counts_interrupted_writes(tmp_path: Path) -> None:
     def found() -> str:
         return {finding.name: finding.value for finding in examine(tmp_path)}["interrupted writes"]
 
-    assert found() == "none left here"
+    assert found() == "none"
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / f"{TEMPORARY_PREFIX}b.parquet").write_bytes(b"x")
-    assert found().startswith("1 left, such as ")
+    assert found().startswith("1 temporary files, such as ")
 
 
 # Places without the right to write

@@ -100,7 +100,7 @@ HOLDER = (
     "import sys, time; from pathlib import Path\n"
     "from noisescope.storage.run import Plan, open_run\n"
     "plan = Plan('toy', 'd' * 20, 'tiny', 'm' * 20, {'kind': 'head', 'replicas': 8})\n"
-    "run = open_run(Path(sys.argv[1]), plan); print('held', flush=True); time.sleep(60)"
+    "run = open_run(Path(sys.argv[1]), plan); print('held', flush=True); time.sleep(3600)"
 )
 
 

@@ -28,7 +28,7 @@ def listening() -> Iterator[None]:
     before = [(number, signal.getsignal(number)) for number in SIGNALS]
     listen()
     yield
-    stopping._asked.clear()
+    stopping._received.clear()
     for number, answer in before:
         signal.signal(number, answer)
 
@@ -63,7 +63,7 @@ def test_a_signal_that_python_drops_is_heard_at_the_next_progress(quiet: bool) -
 def test_a_lack_of_memory_is_said_to_be_one(error: Exception) -> None:
     message, hint = _explained(error)
     assert message.startswith("out of memory: ")
-    assert "fault in noisescope" not in hint
+    assert "bug in noisescope" not in hint
     assert _explained(RuntimeError("shapes differ"))[0] == "unexpected RuntimeError: shapes differ"
 
 

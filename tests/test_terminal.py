@@ -141,7 +141,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(cli, "app", stopped)
     assert cli.run(["score", "a b.jsonl"]) == 2
-    assert "type it again: noisescope score 'a b.jsonl'" in capsys.readouterr().err
+    assert "run it again: noisescope score 'a b.jsonl'" in capsys.readouterr().err
 
 
 def test_the_module_is_the_command() -> None:

@@ -64,7 +64,7 @@ HOLDER = (
     "import sys, time; from pathlib import Path\n"
     "from noisescope.training.policy.output import TrainPlan, open_trained\n"
     "plan = TrainPlan('toy', 'd' * 20, 'tiny', 'm' * 20, 'text', 'none', '', {'beta': 0.1})\n"
-    "held = open_trained(plan, Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    "held = open_trained(plan, Path(sys.argv[1])); print('held', flush=True); time.sleep(3600)"
 )
 
 

@@ -34,21 +34,22 @@ from noisescope.cli import (
     train,
     validate,
 )
-from noisescope.cli.console import Stopped, listen, say, say_error
+from noisescope.cli.console import Stopped, listen, print_error, print_note
 from noisescope.cli.settings import blamed, workspace_settings
 from noisescope.errors import NoisescopeError, UsageError
 from noisescope.models.device import launched
 
-#: Where a context keeps the words that were typed; those that ask for help alone.
+#: Where a context keeps the words typed; the words that only print help.
 WORDS = "noisescope.words"
 HELP = frozenset({"-h", "--help"})
 
 
 @final
 class Commands(TyperGroup):
-    """The group of all commands. Its own help is plain text: importing rich would double its time.
+    """The group of all commands.
 
-    (The help of a single command, with its panels, is rich's.)
+    Its own help is plain text, because importing rich would double its time; the help of a single
+    command is printed by rich.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -56,13 +57,14 @@ class Commands(TyperGroup):
         self.rich_markup_mode = None
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:
-        """Keep the words: who typed what decides where an error is to be mended."""
+        """Keep the words typed: an error in one of them is not blamed on noisescope.toml."""
         context.meta[WORDS] = tuple(args)
         return super().parse_args(context, args)
 
     def invoke(self, context: Any) -> Any:
-        """Run a command; an error about a setting of noisescope.toml names its line, one about
-        what was typed ends with the command's example.
+        """Run a command; name the line of noisescope.toml that caused an error, if one did.
+
+        An error in the typed arguments ends with the command's example.
         """
         try:
             return super().invoke(context)
@@ -103,7 +105,7 @@ app.command("doctor")(doctor.doctor)
 
 
 def _example(command: Any) -> str:
-    """How to type a command right: the example of its help."""
+    """The example in a command's help, as the hint of a usage error."""
     _, _, example = (command.help or "").partition("Example:")
     more = f"`noisescope {command.name} --help` lists the options."
     return f"Example: {' '.join(example.split())}\n{more}" if example else more
@@ -127,14 +129,14 @@ def root(
     ] = False,
 ) -> None:
     """Find the wrong labels of a preference dataset before DPO learns them."""
-    if context.invoked_subcommand == "doctor":  # which tells of a damaged workspace itself
+    if context.invoked_subcommand == "doctor":  # it reports a damaged workspace itself
         return
     try:
         context.default_map = workspace_settings(context)
     except NoisescopeError as error:
         if not HELP.intersection(context.meta[WORDS]):
             raise
-        say(f"{error.message}: the defaults below are not this workspace's")
+        print_note(f"{error.message}: the defaults below ignore this workspace")
 
 
 def main() -> None:
@@ -144,38 +146,41 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; its exit code. Every error becomes a message and 2 (unless `--debug`)."""
+    """Run one command and return its exit code.
+
+    Every error becomes a message and exit code 2; with `--debug`, a traceback.
+    """
     try:
         app(args=list(arguments), prog_name="noisescope")
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
     except (Stopped, KeyboardInterrupt) as signal:
-        said = f"stopped by {signal.name}" if isinstance(signal, Stopped) else "stopped"
-        again = f"To continue, type it again: noisescope {shlex.join(arguments)}"
-        say_error(said, AGAIN if launched() else again)
+        message = f"stopped by {signal.name}" if isinstance(signal, Stopped) else "stopped"
+        again = f"To continue, run it again: noisescope {shlex.join(arguments)}"
+        print_error(message, AGAIN if launched() else again)
     except NoisescopeError as error:
         if "--debug" in arguments:
             raise
-        say_error(error.message, error.hint)
+        print_error(error.message, error.hint)
     except Exception as error:
         if "--debug" in arguments:
             raise
-        say_error(*_explained(error))
+        print_error(*_explained(error))
     return 2
 
 
 def _explained(error: Exception) -> tuple[str, str]:
-    """What to say of an error that nobody foresaw, and what to do about it."""
+    """Message and hint of an unexpected error."""
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, OSError) and error.errno is not None:
-        told = f"{error.filename}: {error.strerror}" if error.filename else first
-        return told, "Is there room on the disk, and may you read and write there? df -h, ls -l"
+        message = f"{error.filename}: {error.strerror}" if error.filename else first
+        return message, "Check free space (`df -h`) and permissions (`ls -l`)."
     if isinstance(error, MemoryError) or "torch" in sys.modules:
         from noisescope.models.memory import HINT, out_of_memory
 
         if out_of_memory(error):
-            return f"out of memory: {first}", f"What is finished is kept. {HINT}"
+            return f"out of memory: {first}", f"Finished work is kept. {HINT}"
     return (
         f"unexpected {type(error).__name__}: {error}",
-        "This is a fault in noisescope. Type `noisescope --debug ...` to see where.",
+        "This is a bug in noisescope. `noisescope --debug ...` shows the traceback.",
     )

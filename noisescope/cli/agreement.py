@@ -26,7 +26,7 @@ def agreement(
         str | None, typer.Argument(help="Workspace name, path or glob of a dataset of votes.")
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option(help="Draw the two histograms into this .png or .svg file.")
+        Path | None, typer.Option(help="Write the two histograms to this .png or .svg file.")
     ] = None,
     format: Annotated[
         str | None, typer.Option(help="Dataset format; recognised from the columns if left out.")
@@ -34,20 +34,20 @@ def agreement(
     columns: ColumnsOption = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap's draws.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap.", min=0)] = 0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measure agreement where several annotators judged the same pairs: one row a vote.
+    """Measure how well annotators agree who judged the same pairs (one row per vote).
 
-    Accuracy is against the majority of the others, the vote itself left out. Intervals are 90 %,
-    by bootstrap over pairs. No model is used.
+    A vote's accuracy is measured against the majority of the other votes on its pair. Intervals
+    are 90 %, by bootstrap over pairs. No model is used.
 
     Example: noisescope agreement votes.parquet --figure agreement.png
     """
     kind = figure.suffix.lower() if figure else ".png"
     if kind not in (".png", ".svg"):
         raise UsageError(
-            f"--figure {figure}: neither .png nor .svg", hint="Try: --figure agreement.png"
+            f"--figure {figure} must end in .png or .svg", hint="Try: --figure agreement.png"
         )
     from noisescope.cli.resolve import chosen_dataset, model_flag
     from noisescope.datasets import load
@@ -92,11 +92,11 @@ def _print(found: Agreement) -> None:
     table = Table(title="agreement", title_justify="left", header_style="bold")
     for name in ("", "value", "90 % interval", "of"):
         table.add_column(name, justify="left" if name in ("", "of") else "right")
-    judged = f"{found.judged:,} votes that face a majority of the others"
+    judged = f"{found.judged:,} votes with a majority among the other votes"
     pairs = f"{found.shared:,} pairs judged by two annotators or more"
-    table.add_row("accuracy against the others", *_told(found.accuracy), judged)
-    table.add_row("pairs not unanimous", *_told(found.not_unanimous), pairs)
-    table.add_row("two annotators agree", *_told(found.pairwise), "pairs of votes on one pair")
+    table.add_row("accuracy against the others", *_cells(found.accuracy), judged)
+    table.add_row("pairs not unanimous", *_cells(found.not_unanimous), pairs)
+    table.add_row("two annotators agree", *_cells(found.pairwise), "pairs of votes on one pair")
     alpha = found.alpha
     table.add_row(
         "Krippendorff's alpha",
@@ -105,9 +105,9 @@ def _print(found: Agreement) -> None:
         "1: all agree, 0: chance",
     )
     again = f"{found.repeats:,} pairs that one annotator judged again"
-    table.add_row("self-consistency", *_told(found.self_consistency), again)
+    table.add_row("self-consistency", *_cells(found.self_consistency), again)
     OUT.print(table)
-    unnamed = f", {found.unnamed:,} unnamed left out" if found.unnamed else ""
+    unnamed = f", {found.unnamed:,} votes without an annotator excluded" if found.unnamed else ""
     OUT.print(
         f"{found.votes:,} votes on {found.contents:,} pairs by {found.annotators:,} "
         f"annotators{unnamed}; {found.undecided:,} contradicted themselves evenly",
@@ -117,12 +117,12 @@ def _print(found: Agreement) -> None:
     if rows:
         OUT.print(f"\nleast accurate, of those with {LEAST} judged votes or more", style="bold")
     for row in rows:
-        value, interval = _told(row.accuracy)
+        value, interval = _cells(row.accuracy)
         line = f"  {short(row.name, 24):24} {value:>6}  ({interval})  {row.judged:,} votes"
         OUT.print(Text(line), soft_wrap=True)
 
 
-def _told(interval: Interval | None) -> tuple[str, str]:
+def _cells(interval: Interval | None) -> tuple[str, str]:
     if interval is None:
         return "–", "none"
     return f"{interval.estimate:.1%}", f"{interval.low:.1%} – {interval.high:.1%}"

@@ -30,32 +30,32 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @final
 class Stopped(BaseException):
-    """A signal, `name`, asked the command to stop."""
+    """Raised when a signal (`name`) interrupts the command."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
 
 
-_asked: list[str] = []
+_received: list[str] = []
 
 
 def listen() -> None:
-    """From now on the two signals stop this process' command cleanly."""
+    """Stop the command cleanly on SIGINT or SIGTERM from now on."""
     for number in SIGNALS:
         signal.signal(number, _stop)
 
 
 def check() -> None:
-    """Raise Stopped where a signal asked for it before."""
-    if _asked:
-        raise Stopped(_asked[0])
+    """Raise Stopped if a signal was received."""
+    if _received:
+        raise Stopped(_received[0])
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)
-    _asked.append(signal.Signals(number).name)
+    _received.append(signal.Signals(number).name)
     check()
 
 
@@ -107,14 +107,14 @@ def print_row_note() -> None:
     OUT.print(Text("\nFILE:ROW counts rows from 0: row 0 is line 1 of JSON lines", style="dim"))
 
 
-def say(text: str) -> None:
+def print_note(text: str) -> None:
     """One line of chatter on stderr."""
     from rich.text import Text
 
     ERR.print(Text(masked(text)), soft_wrap=True)
 
 
-def say_error(message: str, hint: str | None) -> None:
+def print_error(message: str, hint: str | None) -> None:
     """An error on stderr: what happened, then what to type next."""
     from rich.text import Text
 
@@ -174,7 +174,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """One line of chatter."""
         if not self.quiet:
-            say(printable(text))
+            print_note(printable(text))
 
     @contextmanager
     def stage(self, label: str) -> Iterator[Progress]:

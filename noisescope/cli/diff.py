@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, print_lines, print_row_note, say, short
+from noisescope.cli.console import OUT, print_json, print_lines, print_note, print_row_note, short
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def diff(
         print_json(found.to_json())
         return
     for note in found.notes:
-        say(note)
+        print_note(note)
     print_difference(found)
 
 
@@ -124,4 +124,4 @@ def _print_groups(title: str, groups: Sequence[Group]) -> None:
         table.add_row(Text(short(group.name, 60)), f"{group.pairs_a:,}", a, f"{group.pairs_b:,}", b)
     OUT.print(table)
     if len(groups) > GROUPS:
-        say(f"{GROUPS} of {len(groups):,} {title}s; --json has all")
+        print_note(f"{GROUPS} of {len(groups):,} {title}s; --json has all")

@@ -1,4 +1,4 @@
-"""noisescope doctor: what this machine offers, and what is amiss."""
+"""noisescope doctor: versions, device, speed, disk and Hub of this machine, and any problem."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LIBRARIES = (
 @final
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor's report; `advice` says what to do when `ok` is false."""
+    """One line of the report, with advice if `ok` is false."""
 
     name: str
     value: str
@@ -107,14 +107,17 @@ def _cache(runs_directory: Path) -> Finding:
 
 
 def _leftovers(runs_directory: Path) -> Finding:
-    """Temporary files of killed writes: nobody can tell here whether one is still being written."""
+    """Count temporary files; whether one is still being written cannot be seen from here."""
     name = f"{TEMPORARY_PREFIX}*"
     beside = [*Path().glob(name), *Path("exports").glob(name)]
     found = {path.resolve() for path in (*beside, *runs_directory.rglob(name))}
     if not found:
-        return Finding("interrupted writes", "none left here")
-    said = f"{len(found)} left, such as {min(found)}: no results; remove them while nothing runs"
-    return Finding("interrupted writes", said)
+        return Finding("interrupted writes", "none")
+    message = (
+        f"{len(found)} temporary files, such as {min(found)}; they hold no results and can be "
+        "removed while nothing runs"
+    )
+    return Finding("interrupted writes", message)
 
 
 def _workspace() -> Finding:
@@ -129,7 +132,7 @@ def _workspace() -> Finding:
 
 
 def _hub() -> Finding:
-    """Whether the Hugging Face Hub answers; asked once, three seconds at most."""
+    """Check once, for at most three seconds, whether the Hugging Face Hub answers."""
     import urllib.error
     import urllib.request
 
@@ -155,7 +158,7 @@ def doctor(
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Show versions, device, speed, cache and what is reachable; exits 2 if something is amiss.
+    """Show versions, device, speed, cache and network. Exits with 2 if there is a problem.
 
     Example: noisescope doctor
     """

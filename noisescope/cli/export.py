@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import print_json, print_lines, say
+from noisescope.cli.console import print_json, print_lines, print_note
 from noisescope.errors import UsageError
 from noisescope.storage.printable import printable
 
@@ -93,7 +93,7 @@ def export(
     _refuse_unknown(context, format)
     policy = CleanPolicy(drop_above, flip_above, drop_top, flip_top, most, force)
     scored = find_scored(run, runs_dir, force=force)
-    say(f"run: {printable(str(scored.run.directory))}")
+    print_note(f"run: {printable(str(scored.run.directory))}")
     suffix = ".parquet" if format in (Format.weights, Format.trl) else ""
     name = f"{scored.run.directory.resolve().name}-{format}{suffix}"
     out = output or Path("exports") / name
@@ -170,7 +170,7 @@ def _hub(
     done = {"counts": counts, "policy": policy.or_default().said(), "repo_id": name}
     if dry_run:
         return {**done, "uploaded": None}
-    say(f"{printable(str(out))} is written; uploading to {printable(name)}")
+    print_note(f"{printable(str(out))} is written; uploading to {printable(name)}")
     return {**done, "uploaded": push(out, name, public=public)}
 
 
@@ -180,7 +180,7 @@ def _opened(scored: Scored, source: str | None) -> Source:
     from noisescope.storage.workspace import find_workspace
 
     opened = open_source(source or str(scored.manifest["resolved"]), workspace=find_workspace())
-    say(printable(opened.said))
+    print_note(printable(opened.said))
     return opened
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisescope.cli.console import OUT, finite, json_text, print_lines, safe_block, say
+from noisescope.cli.console import OUT, finite, json_text, print_lines, print_note, safe_block
 from noisescope.errors import UsageError
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Rows shown on a terminal unless asked otherwise.
+#: Rows shown on a terminal by default.
 SHOWN = 50
 
 
@@ -32,7 +32,7 @@ def query(
     sql: Annotated[str | None, typer.Argument(help="One SELECT; leave out to list tables.")] = None,
     run: Annotated[
         str | None,
-        typer.Option(help="Run directory, name or URL (s3://...); the latest run if left out."),
+        typer.Option(help="Run directory, name or URL (s3://...).", show_default="the latest run"),
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     format: Annotated[Format, typer.Option(help="How to write the result.")] = Format.table,
@@ -57,13 +57,13 @@ def query(
         found = place
     else:  # SQL checks the tables it names
         found = find_run(run if place is None else str(place.local), runs_dir, check=sql is None)
-    say(f"run: {found if isinstance(found, Place) else found.directory}")
+    print_note(f"run: {found if isinstance(found, Place) else found.directory}")
     if sql is None:
         for line in describe(found):
             OUT.print(line, markup=False, soft_wrap=True)
         where = Path() if isinstance(found, Place) else found.directory
-        told = run_flag(run, Path("runs") if found is place else runs_dir, where)
-        print_lines(next=f'noisescope query "SELECT * FROM scores ORDER BY rank LIMIT 20"{told}')
+        flag = run_flag(run, Path("runs") if found is place else runs_dir, where)
+        print_lines(next=f'noisescope query "SELECT * FROM scores ORDER BY rank LIMIT 20"{flag}')
         return
     kind = Format.json if json else format
     if kind is Format.parquet and output is None:
@@ -96,7 +96,7 @@ def _write(table: pa.Table, kind: Format, output: Path | None) -> None:
         sys.stdout.write(safe_block(text) + "\n" if sys.stdout.isatty() else text)
     else:
         write_atomic(output, content)
-        say(f"{table.num_rows:,} rows in {output}")
+        print_note(f"{table.num_rows:,} rows in {output}")
 
 
 def _encode(table: pa.Table, kind: Format) -> bytes:
@@ -141,7 +141,7 @@ def _print_table(table: pa.Table) -> None:
         shown.add_row(*(Text(_cell(value)) for value in row.values()))
     OUT.print(shown)
     if table.num_rows > SHOWN:
-        say(f"{SHOWN} of {table.num_rows:,} rows; --format csv or --output FILE gives all")
+        print_note(f"{SHOWN} of {table.num_rows:,} rows; --format csv or --output FILE gives all")
 
 
 def _cell(value: object) -> str:

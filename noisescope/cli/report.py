@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, print_lines, say
+from noisescope.cli.console import OUT, print_json, print_lines, print_note
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def report(
     from noisescope.storage.run import find_run
 
     found = find_run(run, runs_dir)
-    say(f"run: {printable(str(found.directory))}")
+    print_note(f"run: {printable(str(found.directory))}")
     if terminal:
         print_report(gather(found), OUT.console)
         return
@@ -140,5 +140,5 @@ def images_of(run: Run) -> ImageStore | None:
 
         return load_again(manifest["resolved"], manifest).images
     except NoisescopeError as error:
-        say(f"no images shown: {printable(error.message)}")
+        print_note(f"no images shown: {printable(error.message)}")
         return None

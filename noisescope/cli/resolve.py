@@ -1,4 +1,4 @@
-"""What a command works on when its arguments leave it open: workspace defaults, said aloud."""
+"""Fill in missing arguments from the workspace, and the flags of suggested commands."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def chosen_dataset(dataset: str | None, workspace: Workspace | None) -> str:
     named = dataset or (workspace and workspace.dataset)
     if not named:
         raise UsageError(
-            "which dataset?",
-            hint="Name one (a path, a glob, a Hub name), or give noisescope.toml a default: "
-            '[workspace] dataset = "NAME". `noisescope datasets` lists what is known here.',
+            "no dataset was given",
+            hint="Give a path, a glob or a Hub name, or set a default in noisescope.toml: "
+            '[workspace] dataset = "NAME". `noisescope datasets` lists the names known here.',
         )
     return named
 

@@ -14,7 +14,7 @@ from noisescope.cli.console import print_json, print_lines
 from noisescope.errors import RunError
 from noisescope.storage.workspace import FILE_NAME
 
-#: What the workspace holds, relative to its root (of the generators those that judges.py asks).
+#: Files of the workspace, relative to its root, with the generators that judges.py imports.
 CONTENTS = (
     FILE_NAME,
     "sample_data/hh-rlhf",
@@ -29,13 +29,13 @@ CONTENTS = (
 
 
 def sample_root() -> Path:
-    """Where the sample lies. Raises RunError where this installation has none."""
+    """Directory of the sample. Raises RunError if this installation has none."""
     package = Path(__file__).parents[1]
     for root in (package / "sample", package.parent):
         if all((root / name).exists() for name in CONTENTS):
             return root
     raise RunError(
-        "this installation of noisescope carries no sample data",
+        "this installation of noisescope has no sample data",
         hint="Install noisescope from its wheel, or clone its repository.",
     )
 

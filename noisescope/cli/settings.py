@@ -1,7 +1,6 @@
 """Settings of noisescope.toml as defaults of the commands they are named after.
 
-Flags override them. What is wrong with one is said of the file and the line, never of a flag
-that nobody typed.
+Flags override them. An error in a setting names the file and line, not a flag that nobody typed.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typer.core import TyperGroup
 from noisescope.errors import NoisescopeError, UsageError
 from noisescope.storage.workspace import FILE_NAME, Section, Workspace, find_workspace
 
-#: What an option's value is read as, how that is called, and how noisescope.toml may write it.
+#: Type of an option's value, its name in messages, and the TOML types accepted for it.
 KINDS: tuple[tuple[type, str, tuple[type, ...]], ...] = (
     (bool, "true or false", (bool,)),
     (int, "a whole number", (int,)),
@@ -29,7 +28,7 @@ KINDS: tuple[tuple[type, str, tuple[type, ...]], ...] = (
 def workspace_settings(context: typer.Context) -> dict[str, dict[str, object]]:
     """Settings of noisescope.toml as defaults of the commands they are named after.
 
-    Not [gate]: a policy tells all its faults at once, so the gate reads its own section.
+    [gate] is excluded: the gate reads its own section, to report all faults of a policy at once.
     """
     workspace = find_workspace()
     group = context.command
@@ -68,9 +67,9 @@ def _checked(
 
 
 def _misfit(option: Any, value: object, context: typer.Context) -> str | None:
-    """What is wrong with a setting as the value of an option; None where it fits.
+    """Describe why a setting does not fit its option, or return None.
 
-    TOML has types, so text is no number here, though it would be on the command line.
+    TOML has types, so text is not accepted for a number, as it would be on the command line.
     """
     try:
         read = option.process_value(context, value)
@@ -88,8 +87,7 @@ def _misfit(option: Any, value: object, context: typer.Context) -> str | None:
 def blamed(
     error: NoisescopeError, command: str, settings: Mapping[str, Any], words: Sequence[str]
 ) -> NoisescopeError:
-    """`error`, with every flag it speaks of that noisescope.toml set, and nobody typed, told as
-    the line of that file."""
+    """Replace each flag in an error message that noisescope.toml set by the line of that file."""
     mine = settings.get(command) or {}
     typed = {word.partition("=")[0] for word in words}
     section = "score" if command == "fine-tune" else command
@@ -109,7 +107,7 @@ def blamed(
 
 
 def _place(section: str, key: str) -> str:
-    """Where a setting stands: file and line."""
+    """File and line of a setting."""
     workspace = find_workspace()
     path = workspace.root / FILE_NAME if workspace else FILE_NAME
     table = ""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, print_lines, safe_block, say
+from noisescope.cli.console import OUT, print_json, print_lines, print_note, safe_block
 from noisescope.errors import UsageError
 
 
@@ -20,15 +20,16 @@ def show(
         int | None, typer.Option(min=1, help="Instead of an id: 1 is the most suspicious pair.")
     ] = None,
     run: Annotated[
-        str | None, typer.Option(help="Run directory or name; the latest run if left out.")
+        str | None, typer.Option(help="Run directory or name.", show_default="the latest run")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="PNG of an image pair; PAIR_ID.png.")
+        Path | None,
+        typer.Option("--output", "-o", help="PNG of an image pair.", show_default="PAIR_ID.png"),
     ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Show one pair: its prompt, both sides in full, and what the audit says about it.
+    """Show one pair: its prompt, both sides in full, and its scores.
 
     Example: noisescope show --rank 1
     """
@@ -38,14 +39,14 @@ def show(
     found = find_run(run, runs_dir)
     if (pair_id is None) == (rank is None):
         raise UsageError(
-            "name one pair, by its id or by its rank",
-            hint="noisescope show 1a2b3c, or: noisescope show --rank 1",
+            "give one pair_id, or one --rank",
+            hint="For example: noisescope show --rank 1",
         )
     pair = find_pair(found, pair_id if pair_id is not None else pair_of_rank(found, rank or 1))
     if json:
         print_json(pair)
         return
-    say(f"run: {found.directory}")
+    print_note(f"run: {found.directory}")
     _print(pair)
     if found.manifest().get("modality") == "image":
         path = output or Path(f"{''.join(c for c in pair['pair_id'] if c.isalnum())[:40]}.png")
@@ -81,7 +82,7 @@ def pair_of_rank(run: Any, rank: int) -> str:
 
 
 def find_pair(run: Any, name: str) -> dict[str, Any]:
-    """The pair of this id, else the only one whose id begins so. Raises UsageError."""
+    """Find a pair by its id, or by a unique prefix of its id. Raises UsageError."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

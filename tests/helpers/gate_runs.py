@@ -85,7 +85,6 @@ def noisescope(*arguments: str, cwd: Path, **environment: str) -> subprocess.Com
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
         env={**clean, "HF_HUB_OFFLINE": "1", "COLUMNS": "160", **environment},
     )
 
@@ -114,7 +113,6 @@ def several(*commands: Sequence[str], cwd: Path) -> list[subprocess.CompletedPro
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160", "GITHUB_ACTIONS": ""},
     )
     told = [stream.split("\x1d")[:-1] for stream in (done.stdout, done.stderr)]
