@@ -25,11 +25,11 @@ from transformers import AutoModelForCausalLM
 
 from noisescope.cli import run
 from noisescope.errors import DataError, ModelError, NoisescopeError, RunError, UsageError
-from noisescope.evaluate import Duel, JudgeCard, Prompt, Verdict, by_score
-from noisescope.evaluate.evaluate import evaluate, judge_duels, results_table
-from noisescope.evaluate.generate import GenerationSettings, open_generator, read
+from noisescope.evaluate import Comparison, JudgeCard, Prompt, Verdict, by_score
+from noisescope.evaluate.evaluate import judge_missing, results_table, run_evaluation
+from noisescope.evaluate.generate import GenerationSettings, open_generator, read_outputs
 from noisescope.evaluate.labelled import accuracies, labelled_accuracy
-from noisescope.evaluate.models import base_of, find_contender
+from noisescope.evaluate.models import base_of, find_model
 from noisescope.evaluate.page import page, sentence
 from noisescope.evaluate.prompts import Prompts, read_prompts, sample
 from noisescope.pairs import Message
@@ -59,12 +59,12 @@ class Longer:
         self.card = JudgeCard(name, "length", "none", modality, f"{name}-fingerprint")
         self.asked = 0
 
-    def cost(self, duels: int) -> str:
-        return f"{duels} lengths"
+    def cost(self, comparisons: int) -> str:
+        return f"{comparisons} lengths"
 
-    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
-        self.asked += len(duels)
-        return by_score([len(d.policy) for d in duels], [len(d.against) for d in duels])
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        self.asked += len(comparisons)
+        return by_score([len(d.policy) for d in comparisons], [len(d.against) for d in comparisons])
 
 
 def model_at(folder: Path, seed: int) -> Path:
@@ -94,13 +94,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return adapter_at(folder / "adapter", base), base
 
 
-def outputs(contender: Any, asked: Sequence[Prompt], **changes: Any) -> list[Any]:
+def outputs(spec: Any, asked: Sequence[Prompt], **changes: Any) -> list[Any]:
     settings = GenerationSettings(**{"max_new_tokens": 6} | changes)
-    return open_generator(contender, settings, "cpu").outputs(asked)
+    return open_generator(spec, settings, "cpu").outputs(asked)
 
 
 def test_an_adapter_names_its_base_and_differs_from_it(models: tuple[Path, Path]) -> None:
-    mine = find_contender(str(models[0]))
+    mine = find_model(str(models[0]))
     assert (mine.kind, mine.modality, mine.base) == ("adapter", "text", str(models[1]))
     theirs = base_of(mine)
     assert theirs.kind == "model"
@@ -112,13 +112,13 @@ def test_an_adapter_names_its_base_and_differs_from_it(models: tuple[Path, Path]
 
 def test_what_is_no_model_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="is no model"):
-        find_contender(str(tmp_path / "empty"))
+    with pytest.raises(ModelError, match="is not a model"):
+        find_model(str(tmp_path / "empty"))
     (tmp_path / "empty" / "plan.json").write_text("{}")
     with pytest.raises(RunError, match="unfinished"):
-        find_contender(str(tmp_path / "empty"))
+        find_model(str(tmp_path / "empty"))
     with pytest.raises(ModelError, match="no such"):
-        find_contender(str(tmp_path / "nowhere"))
+        find_model(str(tmp_path / "nowhere"))
 
 
 def test_pickled_and_homeless_adapters_are_refused(
@@ -126,15 +126,15 @@ def test_pickled_and_homeless_adapters_are_refused(
 ) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
     (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(ModelError, match="does not say"):
-        find_contender(str(tmp_path))
+    with pytest.raises(ModelError, match="does not name its base"):
+        find_model(str(tmp_path))
     with pytest.raises(ModelError, match="pickled"):
-        find_contender(str(tmp_path), base=str(models[1]))
+        find_model(str(tmp_path), base=str(models[1]))
 
 
 def test_greedy_responses_are_the_models_own(models: tuple[Path, Path]) -> None:
     """Left padding and batching change nothing: each prompt alone, by plain argmax."""
-    theirs = find_contender(str(models[1]))
+    theirs = find_model(str(models[1]))
     generator = open_generator(theirs, GenerationSettings(max_new_tokens=5), "cpu")
     asked = [Prompt("How?"), Prompt("How do I bake bread, and knead the dough?")]
     together = generator.outputs(asked)
@@ -158,7 +158,7 @@ def test_greedy_responses_are_the_models_own(models: tuple[Path, Path]) -> None:
 def test_sampling_is_a_function_of_seed_and_prompt_not_of_the_batch(
     models: tuple[Path, Path],
 ) -> None:
-    theirs = find_contender(str(models[1]))
+    theirs = find_model(str(models[1]))
     hot = {"temperature": 1.0, "top_p": 0.95}
     together = outputs(theirs, ASKED.kept, **hot)
     alone = [outputs(theirs, [prompt], **hot)[0] for prompt in ASKED.kept]
@@ -182,10 +182,10 @@ def test_gumbel_noise_draws_from_the_distribution() -> None:
 def test_an_evaluation_is_kept_resumed_and_judged_again(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    mine = find_contender(str(models[0]))
+    mine = find_model(str(models[0]))
     theirs = base_of(mine)
     place, reporter, judge = tmp_path / "out", Quiet(), Longer()
-    done = evaluate(
+    done = run_evaluation(
         mine, theirs, ASKED, [judge], QUICK, reporter=reporter, directory=place, device="cpu"
     )
     assert any("at most" in note for note in reporter.notes)
@@ -196,14 +196,14 @@ def test_an_evaluation_is_kept_resumed_and_judged_again(
         better = len(row["policy"]) - len(row["against"])
         assert row["longer_outcome"] == (0.5 if not better else float(better > 0))
     manifest = json.loads((place / "manifest.json").read_text())
-    assert manifest["judges"][0]["wins"] == done.comparisons[0].won.wins  # type: ignore[union-attr]
+    assert manifest["judges"][0]["wins"] == done.results[0].won.wins  # type: ignore[union-attr]
     whole = {path.relative_to(place): path.read_bytes() for path in place.rglob("*.parquet")}
     parts = sorted((place / "generations" / "policy").iterdir())
     assert len(parts) == 3
     parts[1].unlink()
     parts[2].write_bytes(b"PAR1 broken")
     again, second = Quiet(), Longer("second")
-    evaluate(
+    run_evaluation(
         mine, theirs, ASKED, [judge, second], QUICK, reporter=again, directory=place, device="cpu"
     )
     assert (judge.asked, second.asked) == (7, 7)
@@ -215,67 +215,69 @@ def test_an_evaluation_is_kept_resumed_and_judged_again(
 def test_another_evaluation_or_models_parts_are_refused(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    mine = find_contender(str(models[0]))
+    mine = find_model(str(models[0]))
     theirs = base_of(mine)
     own: dict[str, Any] = {"reporter": Quiet(), "directory": tmp_path / "out", "device": "cpu"}
-    evaluate(mine, theirs, ASKED, [], QUICK, **own)
+    run_evaluation(mine, theirs, ASKED, [], QUICK, **own)
     hot = GenerationSettings(max_new_tokens=6, batch=3, temperature=1.0)
     with pytest.raises(RunError, match="--temperature"):
-        evaluate(mine, theirs, ASKED, [], hot, **own)
+        run_evaluation(mine, theirs, ASKED, [], hot, **own)
     with pytest.raises(RunError, match="policy, against"):
-        evaluate(theirs, mine, ASKED, [], QUICK, **own)
+        run_evaluation(theirs, mine, ASKED, [], QUICK, **own)
     with pytest.raises(RunError, match="prompts"):
-        evaluate(mine, theirs, sample(ASKED.kept, 3, 0, "x"), [], QUICK, **own)
+        run_evaluation(mine, theirs, sample(ASKED.kept, 3, 0, "x"), [], QUICK, **own)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     with pytest.raises(RunError, match="no evaluation"):
-        evaluate(mine, theirs, ASKED, [], QUICK, **own | {"directory": tmp_path / "other"})
+        run_evaluation(mine, theirs, ASKED, [], QUICK, **own | {"directory": tmp_path / "other"})
     sides = tmp_path / "out" / "generations"
     part = next((sides / "against").iterdir())
     part.rename(sides / "policy" / "part-zz.parquet")
-    with pytest.raises(RunError, match="another model"):
-        evaluate(mine, theirs, ASKED, [], QUICK, **own)
+    with pytest.raises(RunError, match="different model"):
+        run_evaluation(mine, theirs, ASKED, [], QUICK, **own)
 
 
 def test_equal_models_and_mixed_kinds_are_refused(models: tuple[Path, Path]) -> None:
-    mine = find_contender(str(models[0]))
+    mine = find_model(str(models[0]))
     with pytest.raises(UsageError, match="same model"):
-        evaluate(mine, mine, ASKED, [], QUICK, reporter=Quiet())
+        run_evaluation(mine, mine, ASKED, [], QUICK, reporter=Quiet())
     with pytest.raises(UsageError, match="does not judge texts"):
-        evaluate(mine, base_of(mine), ASKED, [Longer(modality="image")], QUICK, reporter=Quiet())
+        run_evaluation(
+            mine, base_of(mine), ASKED, [Longer(modality="image")], QUICK, reporter=Quiet()
+        )
     with pytest.raises(UsageError, match="twice"):
-        evaluate(mine, base_of(mine), ASKED, [Longer(), Longer()], QUICK, reporter=Quiet())
+        run_evaluation(mine, base_of(mine), ASKED, [Longer(), Longer()], QUICK, reporter=Quiet())
 
 
 def test_verdicts_are_stored_as_they_come_and_failures_asked_again(tmp_path: Path) -> None:
-    asked = [Duel(Prompt(f"q{n}"), "long", "no") for n in range(40)]
+    asked = [Comparison(Prompt(f"q{n}"), "long", "no") for n in range(40)]
 
     class Dying(Longer):
-        def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
+        def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
             if self.asked >= 16:
                 raise KeyboardInterrupt
-            return super().judge(duels)
+            return super().judge(comparisons)
 
     quiet: Any = lambda *_: None  # noqa: E731
     with pytest.raises(KeyboardInterrupt):
-        judge_duels(Dying(), asked, tmp_path, quiet)
+        judge_missing(Dying(), asked, tmp_path, quiet)
     judge = Longer()
-    found = judge_duels(judge, asked, tmp_path, quiet)
+    found = judge_missing(judge, asked, tmp_path, quiet)
     assert judge.asked == 24
     assert all(verdict.outcome == 1.0 for verdict in found)
 
     class Failing(Longer):
-        def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
-            self.asked += len(duels)
+        def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+            self.asked += len(comparisons)
             return [
-                Verdict(None, told=("failed", "first")) if d.prompt.text == "q3"
-                else Verdict(1.0, told=("first", "second")) for d in duels
+                Verdict(None, answers=("failed", "first")) if d.prompt.text == "q3"
+                else Verdict(1.0, answers=("first", "second")) for d in comparisons
             ]  # fmt: skip
 
     place = tmp_path / "failing"
-    judge_duels(Failing(), asked, place, quiet)
+    judge_missing(Failing(), asked, place, quiet)
     second = Failing()
-    judge_duels(second, asked, place, quiet)
+    judge_missing(second, asked, place, quiet)
     assert second.asked == 1
 
 
@@ -352,14 +354,14 @@ def test_labelled_accuracy_is_of_the_models_own_log_probabilities(
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    mine, dataset = find_contender(str(models[0])), load(str(path))
+    mine, dataset = find_model(str(models[0])), load(str(path))
     found = labelled_accuracy(mine, base_of(mine), dataset, device="cpu", reporter=Quiet())
     back = labelled_accuracy(base_of(mine), mine, dataset, device="cpu", reporter=Quiet())
     assert found.pairs == 10
     assert found.policy == back.against
     assert found.implicit.estimate == pytest.approx(1 - back.implicit.estimate)
     place: dict[str, Any] = {"directory": tmp_path / "out", "device": "cpu", "labelled": dataset}
-    done = evaluate(mine, base_of(mine), ASKED, [], QUICK, reporter=Quiet(), **place)
+    done = run_evaluation(mine, base_of(mine), ASKED, [], QUICK, reporter=Quiet(), **place)
     assert done.labelled == found.to_json()
     assert not (tmp_path / "out" / "generations").exists()
     assert "Ranking accuracy" in (tmp_path / "out" / "report.html").read_text()
@@ -381,7 +383,7 @@ def test_pictures_share_their_noise_and_a_lora_changes_them(tmp_path: Path) -> N
             tensors[f"unet.{name}.lora_B.weight"] = torch.randn(module.out_features, 2)
     save_file(tensors, lora / "pytorch_lora_weights.safetensors")
     (lora / "plan.json").write_text(json.dumps({"model": str(base), "dataset": "pick"}))
-    mine = find_contender(str(lora))
+    mine = find_model(str(lora))
     assert (mine.kind, mine.modality, mine.dataset) == ("lora", "image", "pick")
     asked = [Prompt(text) for text in CAPTIONS]
     quick = {"steps": 2, "guidance": 2.0}
@@ -391,29 +393,31 @@ def test_pictures_share_their_noise_and_a_lora_changes_them(tmp_path: Path) -> N
     whole = tmp_path / "whole"
     unet.conv_out.weight.data += 0.1
     unet.save_pretrained(whole / "unet")
-    full = find_contender(str(whole), base=str(base))
+    full = find_model(str(whole), base=str(base))
     assert full.kind == "unet"
     assert outputs(full, asked[:1], **quick) != theirs[:1]
-    done = evaluate(
+    done = run_evaluation(
         mine, base_of(mine), sample(asked, None, 0, "captions"), [Longer(modality="image")],
         GenerationSettings(**quick), reporter=Quiet(), directory=tmp_path / "out", device="cpu",
     )  # fmt: skip
     html = (tmp_path / "out" / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 6
     assert results_table(done).schema.field("policy").type == "binary"
-    xl = find_contender(str(save_pipeline("sdxl", tmp_path / "sdxl")))
+    xl = find_model(str(save_pipeline("sdxl", tmp_path / "sdxl")))
     assert len(outputs(xl, asked, steps=2)) == 3
     generator = open_generator(mine, GenerationSettings(**quick), "cpu")
-    assert len(read(tmp_path / "out" / "generations" / "policy", generator.fingerprint)) == 3
+    assert (
+        len(read_outputs(tmp_path / "out" / "generations" / "policy", generator.fingerprint)) == 3
+    )
 
 
 def test_the_report_escapes_what_models_and_people_wrote(
     models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    mine = find_contender(str(models[0]))
+    mine = find_model(str(models[0]))
     evil = "<script>alert(1)</script>\u202e\x1b[31m"
     asked = Prompts((Prompt(evil),), 1, evil)
-    done = evaluate(
+    done = run_evaluation(
         mine, base_of(mine), asked, [Longer()], QUICK, reporter=Quiet(),
         directory=tmp_path / "out", device="cpu",
     )  # fmt: skip
@@ -424,7 +428,7 @@ def test_the_report_escapes_what_models_and_people_wrote(
     assert "\x1b" not in html
     assert "default-src 'none'" in unescape(html)
     assert not re.search(r"\son\w+=", html)
-    assert sentence(done.comparisons[0]) in html
+    assert sentence(done.results[0]) in html
 
 
 def typed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -481,7 +485,7 @@ def test_the_command_says_what_is_missing(
     for words, said in (
         (mine, "which judge"),
         ([*mine, "--judge", "pickscore"], "judges images"),
-        ([*mine, "--judge", "llm=m"], "which endpoint"),
+        ([*mine, "--judge", "llm=m"], "needs --endpoint"),
         ([*mine, "--judge", "x.py:f"], "no such file"),
         (["--policy", str(models[1])], "whole model"),
         (["--policy", "./nowhere"], "no such model directory"),
@@ -494,7 +498,7 @@ def test_the_command_says_what_is_missing(
 
 
 def test_every_error_has_a_hint(models: tuple[Path, Path]) -> None:
-    mine = find_contender(str(models[0]))
+    mine = find_model(str(models[0]))
     with pytest.raises(NoisescopeError) as caught:
-        evaluate(mine, mine, ASKED, [], QUICK, reporter=Quiet())
+        run_evaluation(mine, mine, ASKED, [], QUICK, reporter=Quiet())
     assert caught.value.hint

@@ -12,7 +12,7 @@ import pytest
 
 from noisescope.datasets import load
 from noisescope.datasets.images import decode
-from noisescope.evaluate.judges.custom import open_house
+from noisescope.evaluate.judges.custom import open_custom
 from noisescope.evaluate.prompts import of_dataset
 from noisescope.storage.workspace import find_workspace
 
@@ -51,7 +51,7 @@ def better_shares(name: str, function: Any, limit: int) -> tuple[float, float]:
 def test_the_samples_judges_know_the_better_side(
     name: str, function: str, limit: int, least: float, most: float
 ) -> None:
-    judge = open_house(f"{FILE}:{function}", "text" if name == "hh-rlhf" else "image")
+    judge = open_custom(f"{FILE}:{function}", "text" if name == "hh-rlhf" else "image")
     right, wrong = better_shares(name, judge.function, limit)
     assert right > least
     assert wrong < most

@@ -15,8 +15,8 @@ from noisescope.evaluate import (
     Verdict,
     by_order,
     by_score,
-    compare,
     paired_difference,
+    summarise_verdicts,
     win_rate,
 )
 from noisescope.scoring.metrics import share
@@ -89,7 +89,7 @@ def test_one_prompt_has_no_finite_interval() -> None:
 def test_scores_decide_and_equal_scores_tie() -> None:
     verdicts = by_score([1.0, 2.0, 0.0, math.nan], [0.0, 2.0, 1.0, 1.0])
     assert [v.outcome for v in verdicts] == [1.0, 0.5, 0.0, None]
-    result = compare(JudgeCard("j", "m", "-", "text", "f"), verdicts)
+    result = summarise_verdicts(JudgeCard("j", "m", "-", "text", "f"), verdicts)
     assert result.unjudged == 1
     assert result.policy_mean == 1.0
     assert result.order is None
@@ -134,7 +134,7 @@ def swapped_judge(random: np.random.Generator, n: int, right: float, first: floa
 @pytest.mark.parametrize("first", [0.0, 0.3, 0.8])
 def test_position_bias_moves_no_win_rate_and_is_reported(first: float) -> None:
     random = np.random.default_rng(5)
-    result = compare(CARD, swapped_judge(random, 20_000, right=1.0, first=first))
+    result = summarise_verdicts(CARD, swapped_judge(random, 20_000, right=1.0, first=first))
     assert result.won is not None
     assert result.order is not None
     assert result.order.first is not None
@@ -146,7 +146,7 @@ def test_position_bias_moves_no_win_rate_and_is_reported(first: float) -> None:
 
 
 def test_a_judge_blind_to_all_but_position_decides_nothing() -> None:
-    result = compare(CARD, [by_order(("first", "first")) for _ in range(50)])
+    result = summarise_verdicts(CARD, [by_order(("first", "first")) for _ in range(50)])
     assert result.won is not None
     assert result.order is not None
     assert (result.won.wins, result.won.ties, result.won.losses) == (0, 50, 0)
@@ -157,7 +157,7 @@ def test_a_judge_blind_to_all_but_position_decides_nothing() -> None:
 
 def test_unjudged_answers_are_counted_not_invented() -> None:
     verdicts = [by_order(("first", "unparsable"), 2), by_order(("failed", "failed"), 3)]
-    result = compare(CARD, verdicts)
+    result = summarise_verdicts(CARD, verdicts)
     assert result.won is None
     assert result.unjudged == 2
     assert result.order is not None

@@ -14,8 +14,8 @@ from helpers.gate_runs import made_pairs, made_run
 
 from noisescope.datasets import ADAPTERS, recognise
 from noisescope.datasets.readers import Row
+from noisescope.evaluate.comparison import Comparison, Prompt
 from noisescope.evaluate.judges import JUDGES, JudgeOptions, open_judge
-from noisescope.evaluate.results import Duel, Prompt
 from noisescope.gate.checks import CHECKS
 from noisescope.gate.evaluate import evaluate
 from noisescope.gate.input import Subject
@@ -63,7 +63,7 @@ def test_the_check_and_the_judge_of_the_examples_decide(tmp_path: Path) -> None:
     assert results["long_prompts"].status == "fail"
     assert "1 prompts" in results["long_prompts"].said
     judge = open_judge("brief", "text", JudgeOptions("cpu"))
-    (verdict,) = judge.judge([Duel(Prompt("Bread?"), "Bake it.", "No, never, not at all.")])
+    (verdict,) = judge.judge([Comparison(Prompt("Bread?"), "Bake it.", "No, never, not at all.")])
     assert verdict.outcome == 1.0
 
 

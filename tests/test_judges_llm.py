@@ -13,7 +13,7 @@ import pytest
 from helpers.chat_stub import Reply, Stub, says, serving
 
 from noisescope.errors import UsageError
-from noisescope.evaluate import Duel, Prompt, Verdict, compare
+from noisescope.evaluate import Comparison, Prompt, Verdict, summarise_verdicts
 from noisescope.evaluate.judges import JudgeOptions, open_judge
 from noisescope.evaluate.judges.llm import (
     Endpoint,
@@ -24,7 +24,7 @@ from noisescope.evaluate.judges.llm import (
     retry_after,
 )
 
-DUELS = [Duel(Prompt(f"question {n}"), f"good {n}", f"bad {n}") for n in range(6)]
+COMPARISONS = [Comparison(Prompt(f"question {n}"), f"good {n}", f"bad {n}") for n in range(6)]
 
 
 def judge_of(
@@ -47,9 +47,9 @@ def fair(_: int, text: str) -> Reply:
 def test_a_fair_judge_is_asked_both_ways_round_and_believed() -> None:
     with serving(fair) as stub:
         judge, pauses = judge_of(stub)
-        found = judge.judge(DUELS)
+        found = judge.judge(COMPARISONS)
     assert [verdict.outcome for verdict in found] == [1.0] * 6
-    assert {verdict.told for verdict in found} == {("first", "second")}
+    assert {verdict.answers for verdict in found} == {("first", "second")}
     assert len(stub.requests) == 12
     assert not pauses
     assert stub.requests[0]["path"] == "/v1/chat/completions"
@@ -60,7 +60,7 @@ def test_a_fair_judge_is_asked_both_ways_round_and_believed() -> None:
 def test_a_judge_that_loves_the_first_place_decides_nothing() -> None:
     with serving(lambda *_: says("VERDICT: 1")) as stub:
         judge, _ = judge_of(stub)
-        result = compare(judge.card, judge.judge(DUELS))
+        result = summarise_verdicts(judge.card, judge.judge(COMPARISONS))
     assert result.won is not None
     assert result.won.ties == 6
     assert result.order is not None
@@ -95,7 +95,7 @@ def test_only_an_exact_last_line_is_a_verdict(text: str | None, meaning: str) ->
 def test_nonsense_is_counted_and_no_verdict_invented(body: bytes) -> None:
     with serving(lambda *_: (200, {}, body)) as stub:
         judge, _ = judge_of(stub)
-        result = compare(judge.card, judge.judge(DUELS[:2]))
+        result = summarise_verdicts(judge.card, judge.judge(COMPARISONS[:2]))
     assert result.won is None
     assert result.unjudged == 2
     assert result.order is not None
@@ -108,7 +108,7 @@ def test_429_and_5xx_are_tried_again_with_growing_pauses() -> None:
 
     with serving(twice_busy) as stub:
         judge, pauses = judge_of(stub)
-        (verdict,) = judge.judge(DUELS[:1])
+        (verdict,) = judge.judge(COMPARISONS[:1])
     assert verdict.outcome == 1.0
     assert verdict.retries == 2
     assert pauses == [0.75, 1.5]  # 1 and 2 seconds, jitter 0.5 between half and all of it
@@ -122,7 +122,7 @@ def test_retry_after_is_honoured_within_reason() -> None:
 
     with serving(busy) as stub:
         judge, pauses = judge_of(stub)
-        judge.judge(DUELS[:1])
+        judge.judge(COMPARISONS[:1])
     assert pauses == [7.0, 60.0]
     assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 40.0) == 60.0
     assert retry_after("soon", 0.0) is None
@@ -132,7 +132,7 @@ def test_retry_after_is_honoured_within_reason() -> None:
 def test_attempts_are_bounded_and_failures_counted() -> None:
     with serving(lambda *_: (500, {}, b"down")) as stub:
         judge, pauses = judge_of(stub, attempts=3)
-        result = compare(judge.card, judge.judge(DUELS[:1]))
+        result = summarise_verdicts(judge.card, judge.judge(COMPARISONS[:1]))
     assert len(stub.requests) == 6
     assert len(pauses) == 4
     assert result.order is not None
@@ -150,7 +150,7 @@ def test_a_server_that_never_answers_times_out_and_is_tried_again() -> None:
 
     with serving(slow) as stub:
         judge, pauses = judge_of(stub, timeout=3.0)
-        (verdict,) = judge.judge(DUELS[:1])
+        (verdict,) = judge.judge(COMPARISONS[:1])
         release.set()
     assert verdict.outcome == 1.0
     assert verdict.retries == 1
@@ -171,7 +171,7 @@ def test_a_refusal_ends_the_command_and_never_shows_the_key() -> None:
     with serving(lambda *_: (401, {}, body)) as stub:
         judge, _ = judge_of(stub, key="sk-secret")
         with pytest.raises(UsageError, match="401") as caught:
-            judge.judge(DUELS[:1])
+            judge.judge(COMPARISONS[:1])
     assert stub.headers[0]["Authorization"] == "Bearer sk-secret"
     assert "sk-secret" not in str(caught.value)
     assert "sk-secret" not in repr(judge)
@@ -183,7 +183,7 @@ def test_a_redirect_is_not_followed_with_the_key() -> None:
         with serving(lambda *_: (302, there, b"")) as stub:
             judge, _ = judge_of(stub, key="sk-secret")
             with pytest.raises(UsageError, match="302"):
-                judge.judge(DUELS[:1])
+                judge.judge(COMPARISONS[:1])
         assert not other.requests
 
 
@@ -199,7 +199,7 @@ def test_proxies_and_passwords_of_the_environment_are_not_used(
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.setenv(name, "")
         judge, _ = judge_of(stub)
-        assert judge.judge(DUELS[:1])[0].outcome == 1.0
+        assert judge.judge(COMPARISONS[:1])[0].outcome == 1.0
     assert not proxy.requests
     assert "Authorization" not in stub.headers[0]
 
@@ -207,7 +207,7 @@ def test_proxies_and_passwords_of_the_environment_are_not_used(
 def test_an_endless_reply_is_cut_and_counted_as_unparsable() -> None:
     with serving(lambda *_: (200, {}, b"[" * 3_000_000)) as stub:
         judge, _ = judge_of(stub)
-        result = compare(judge.card, judge.judge(DUELS[:1]))
+        result = summarise_verdicts(judge.card, judge.judge(COMPARISONS[:1]))
     assert result.order is not None
     assert result.order.unparsable == 2
 
@@ -244,7 +244,7 @@ def test_the_key_comes_from_a_named_variable(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_judge_needs_an_endpoint_and_a_model() -> None:
     with pytest.raises(UsageError, match="needs --endpoint"):
         open_judge("llm=m", "text", JudgeOptions())
-    with pytest.raises(UsageError, match="which model"):
+    with pytest.raises(UsageError, match="needs a model"):
         open_judge("llm", "text", JudgeOptions(endpoint="http://127.0.0.1:1/v1"))
 
 
@@ -260,8 +260,8 @@ def test_a_response_cannot_close_its_own_marks() -> None:
 def test_verdicts_do_not_depend_on_how_many_are_asked_at_once() -> None:
     with serving(fair) as stub:
         judge, _ = judge_of(stub)
-        alone = judge.judge(DUELS)
-        together = replace(judge, concurrency=4).judge(DUELS)
+        alone = judge.judge(COMPARISONS)
+        together = replace(judge, concurrency=4).judge(COMPARISONS)
     assert alone == together
     assert all(isinstance(verdict, Verdict) for verdict in together)
 
@@ -269,7 +269,7 @@ def test_verdicts_do_not_depend_on_how_many_are_asked_at_once() -> None:
 def test_requests_are_json_with_both_responses() -> None:
     with serving(fair) as stub:
         judge, _ = judge_of(stub)
-        judge.judge(DUELS[:1])
+        judge.judge(COMPARISONS[:1])
     shown = json.dumps(stub.requests)
     assert "good 0" in shown
     assert "bad 0" in shown

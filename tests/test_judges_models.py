@@ -12,7 +12,7 @@ from helpers.tiny_diffusion import picture
 from helpers.tiny_judges import (
     SIDE,
     as_open_clip,
-    duels,
+    comparisons,
     tiny_clip,
     tiny_image_reward,
     tiny_reward_model,
@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from noisescope.errors import ModelError, UsageError
-from noisescope.evaluate import Duel, Judge, Prompt, Verdict
+from noisescope.evaluate import Comparison, Judge, Prompt, Verdict
 from noisescope.evaluate.judges import JUDGES, JudgeOptions, open_judge
 from noisescope.evaluate.judges.base import pixels
 from noisescope.evaluate.judges.clip import HEAD_FILE
@@ -44,14 +44,14 @@ def decoded(data: object) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def reference_clip(model: torch.nn.Module, words: object, duel: Duel) -> list[float]:
+def reference_clip(model: torch.nn.Module, words: object, comparison: Comparison) -> list[float]:
     """Cosines of both pictures by transformers' own processor and forward."""
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, **CONFIG
     )
-    images = [decoded(duel.policy), decoded(duel.against)]
+    images = [decoded(comparison.policy), decoded(comparison.against)]
     values = processor(images, return_tensors="pt")["pixel_values"]
-    ids = words([duel.prompt.text], return_tensors="pt", padding=True)  # type: ignore[operator]
+    ids = words([comparison.prompt.text], return_tensors="pt", padding=True)  # type: ignore[operator]
     with torch.inference_mode():
         out = model(pixel_values=values, **ids)
     return (out.image_embeds @ out.text_embeds.T)[:, 0].tolist()
@@ -72,19 +72,19 @@ def test_pictures_are_prepared_as_transformers_does() -> None:
 
 def test_pickscore_and_hps_are_the_cosines_of_their_model(tmp_path: Path) -> None:
     folder, model, words = tiny_clip(tmp_path / "clip")
-    expected = [reference_clip(model, words, duel) for duel in duels()]
-    hps = scores(opened("hpsv2", folder).judge(duels()))
+    expected = [reference_clip(model, words, comparison) for comparison in comparisons()]
+    hps = scores(opened("hpsv2", folder).judge(comparisons()))
     assert np.allclose(hps, expected, atol=1e-5)
-    pick = scores(opened("pickscore", folder).judge(duels()))
+    pick = scores(opened("pickscore", folder).judge(comparisons()))
     assert np.allclose(pick, np.array(expected) * model.logit_scale.exp().item(), atol=1e-4)
 
 
 def test_hps_reads_open_clips_names(tmp_path: Path) -> None:
     folder, model, _ = tiny_clip(tmp_path / "clip")
-    before = opened("hpsv2", folder).judge(duels())
+    before = opened("hpsv2", folder).judge(comparisons())
     save_file(as_open_clip(model), folder / "model.safetensors")
     assert "visual.conv1.weight" in load_file(folder / "model.safetensors")
-    after = opened("hpsv2", folder).judge(duels())
+    after = opened("hpsv2", folder).judge(comparisons())
     assert np.allclose(scores(after), scores(before), atol=1e-6)
 
 
@@ -96,14 +96,14 @@ def test_aesthetic_is_linear_layers_over_the_image_alone(tmp_path: Path) -> None
     stack = torch.nn.Sequential(torch.nn.Linear(12, 6), torch.nn.Dropout(), torch.nn.Linear(6, 1))
     head = {f"layers.{name}": tensor for name, tensor in stack.state_dict().items()}
     save_file(head, folder / HEAD_FILE)
-    found = opened("aesthetic", folder).judge(duels())
-    image = pixels(decoded(duels()[0].policy), SIDE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    found = opened("aesthetic", folder).judge(comparisons())
+    image = pixels(decoded(comparisons()[0].policy), SIDE, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     with torch.inference_mode():
         embedded = model.get_image_features(torch.from_numpy(image)[None])
         embedded = getattr(embedded, "pooler_output", embedded)
         expected = stack.eval()(torch.nn.functional.normalize(embedded, dim=-1)).item()
     assert found[0].policy == pytest.approx(expected, abs=1e-5)
-    others = [Duel(Prompt("anything else"), d.policy, d.against) for d in duels()]
+    others = [Comparison(Prompt("anything else"), d.policy, d.against) for d in comparisons()]
     assert opened("aesthetic", folder).judge(others) == found
 
 
@@ -116,14 +116,16 @@ def test_a_head_that_ends_in_no_score_is_refused(tmp_path: Path) -> None:
 
 def test_image_reward_is_blip_and_its_head(tmp_path: Path) -> None:
     folder, blip, head, words = tiny_image_reward(tmp_path / "reward")
-    found = opened("image-reward", folder).judge(duels())
-    duel = duels()[1]
+    found = opened("image-reward", folder).judge(comparisons())
+    comparison = comparisons()[1]
     ids = words(
-        [duel.prompt.text], padding="max_length", max_length=LENGTH, truncation=True,
+        [comparison.prompt.text], padding="max_length", max_length=LENGTH, truncation=True,
         return_tensors="pt",
     )  # fmt: skip
     with torch.inference_mode():
-        seen = blip.vision_model(torch.from_numpy(pixels(decoded(duel.against), SIDE))[None])[0]
+        seen = blip.vision_model(torch.from_numpy(pixels(decoded(comparison.against), SIDE))[None])[
+            0
+        ]
         read = blip.text_encoder(
             input_ids=ids["input_ids"],
             attention_mask=ids["attention_mask"],
@@ -137,7 +139,10 @@ def test_image_reward_is_blip_and_its_head(tmp_path: Path) -> None:
 def test_a_reward_model_scores_the_rendered_conversation(tmp_path: Path) -> None:
     folder = tiny_reward_model(tmp_path / "rm")
     turns = (Message("user", "hi"), Message("assistant", "yes?"), Message("user", "how?"))
-    asked = [Duel(Prompt("hi yes how", turns), "so", "no idea"), Duel(Prompt("why"), "a", "b c")]
+    asked = [
+        Comparison(Prompt("hi yes how", turns), "so", "no idea"),
+        Comparison(Prompt("why"), "a", "b c"),
+    ]
     found = opened("reward", folder, "text").judge(asked)
     words = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -156,14 +161,14 @@ def test_a_reward_model_scores_the_rendered_conversation(tmp_path: Path) -> None
 
 def test_a_reward_model_without_a_template_reads_two_texts(tmp_path: Path) -> None:
     folder = tiny_reward_model(tmp_path / "rm", template=False)
-    (found,) = opened("reward", folder, "text").judge([Duel(Prompt("why"), "a", "b c")])
+    (found,) = opened("reward", folder, "text").judge([Comparison(Prompt("why"), "a", "b c")])
     assert found.outcome in (0.0, 1.0)
 
 
 def test_a_classifier_of_two_classes_is_no_reward_model(tmp_path: Path) -> None:
     folder = tiny_reward_model(tmp_path / "rm", labels=2)
     with pytest.raises(ModelError, match="2 outputs"):
-        opened("reward", folder, "text").judge([Duel(Prompt("why"), "a", "b")])
+        opened("reward", folder, "text").judge([Comparison(Prompt("why"), "a", "b")])
 
 
 @pytest.mark.parametrize("name", ["pickscore", "hpsv2", "aesthetic", "image-reward"])
@@ -179,8 +184,8 @@ def test_pickled_weights_are_refused_with_what_to_type(name: str, tmp_path: Path
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     folder, _, _ = tiny_clip(tmp_path / "clip")
     save_file({"logit_scale": torch.zeros(())}, folder / "model.safetensors")
-    with pytest.raises(ModelError, match="lacks"):
-        opened("hpsv2", folder).judge(duels())
+    with pytest.raises(ModelError, match="tensors are missing"):
+        opened("hpsv2", folder).judge(comparisons())
 
 
 def test_the_fingerprint_is_of_the_weights(tmp_path: Path) -> None:
@@ -215,7 +220,7 @@ def test_a_function_of_ones_own_judges(tmp_path: Path) -> None:
         "def broken(prompt, response):\n    return 'good'\n"
         "def unsure(prompt, response):\n    return float('nan')\n"
     )
-    asked = [Duel(Prompt("q"), "long", "no"), Duel(Prompt("r"), "a", "b")]
+    asked = [Comparison(Prompt("q"), "long", "no"), Comparison(Prompt("r"), "a", "b")]
     found = open_judge(f"{rules}:longer", "text", CPU).judge(asked)
     assert [v.outcome for v in found] == [1.0, 0.5]
     unsure = open_judge(f"{rules}:unsure", "text", CPU).judge(asked)

@@ -20,8 +20,7 @@ import noisescope.cli as cli
 from noisescope.cli import console
 from noisescope.cli.console import ERR, Terminal, duration, finite, json_text, short
 from noisescope.cli.evaluate_table import remarks
-from noisescope.evaluate.comparison import compare
-from noisescope.evaluate.results import (
+from noisescope.evaluate.comparison import (
     FAILED,
     FIRST,
     SECOND,
@@ -30,6 +29,7 @@ from noisescope.evaluate.results import (
     by_order,
     by_score,
 )
+from noisescope.evaluate.results import summarise_verdicts
 from noisescope.storage.printable import printable
 
 
@@ -120,7 +120,7 @@ def test_an_error_nobody_foresaw_is_one_message_and_exit_two(
 def test_a_judge_that_stumbles_is_told_of_in_words() -> None:
     card = JudgeCard("llm", "qwen", "its provider's", "text", "f", is_pairwise=True)
     told = [(FIRST, SECOND), (FIRST, FIRST), (FAILED, FIRST), (UNPARSABLE, SECOND)]
-    lines = remarks(compare(card, [by_order(answers, retries=1) for answers in told]))
+    lines = remarks(summarise_verdicts(card, [by_order(answers, retries=1) for answers in told]))
     assert lines[0].startswith(
         "llm: the same answer both ways round on 1 of 4; names the first 75%"
     )
@@ -130,7 +130,7 @@ def test_a_judge_that_stumbles_is_told_of_in_words() -> None:
         "llm: 2 of 4 prompts unjudged, left out",
     ]
     scored = JudgeCard("mine", "rules.py", "your own", "text", "f")
-    assert remarks(compare(scored, by_score([1.0, 2.0], [0.0, 2.0]))) == []
+    assert remarks(summarise_verdicts(scored, by_score([1.0, 2.0], [0.0, 2.0]))) == []
 
 
 def test_ctrl_c_says_how_to_go_on(

@@ -23,11 +23,16 @@ from benchmarks.downstream.methods import ORACLE, OURS
 from benchmarks.downstream.tables import drawn, resamples
 from benchmarks.harness import Report
 from benchmarks.models import cache
-from noisescope.evaluate.generate import GenerationSettings, fill, open_generator, read
+from noisescope.evaluate.comparison import Comparison
+from noisescope.evaluate.generate import (
+    GenerationSettings,
+    generate_missing,
+    open_generator,
+    read_outputs,
+)
 from noisescope.evaluate.judges import JudgeOptions, open_judge
-from noisescope.evaluate.models import Contender, find_contender
+from noisescope.evaluate.models import ModelSpec, find_model
 from noisescope.evaluate.prompts import Prompts, read_prompts
-from noisescope.evaluate.results import Duel
 from noisescope.pairs import digest
 from noisescope.training.lora.peft_files import ADAPTER_CONFIG
 from noisescope.training.policy.text import TextAdapters
@@ -41,11 +46,11 @@ Cell = tuple[float, str]
 def answers(task: LoraTask, model: str, seeds: Sequence[int], report: Report) -> None:
     """Train the compared models (adapters are cached), generate, judge, tabulate."""
     prompts = read_prompts(str(SAMPLE / "prompts" / "hh-rlhf.jsonl"), modality="text")
-    base, rows = quality(find_contender(model), prompts), {}
+    base, rows = quality(find_model(model), prompts), {}
     for seed in seeds:
         for cell in COMPARED:
             place = trained(task, seed, *cell)
-            rows[seed, cell] = quality(find_contender(str(place), base=model), prompts)
+            rows[seed, cell] = quality(find_model(str(place), base=model), prompts)
     found = {cell: np.array([rows[seed, cell] for seed in seeds]) for cell in COMPARED}
     title = f"answers to {len(prompts.kept)} new prompts, {len(seeds)} trainings a row [90 %]"
     report.tables[title] = table(found, base)
@@ -78,16 +83,16 @@ def wins(one: Float, other: Float) -> Float:
     return (one > other) + 0.5 * (one == other)
 
 
-def quality(contender: Contender, prompts: Prompts) -> Float:
+def quality(spec: ModelSpec, prompts: Prompts) -> Float:
     """Return the judge's score of a model's answer to each prompt, [N]; answers are cached."""
-    generator = open_generator(contender, GenerationSettings(), "cpu")
+    generator = open_generator(spec, GenerationSettings(), "cpu")
     place = cache().parent / "downstream-answers" / generator.fingerprint
     place.mkdir(parents=True, exist_ok=True)
-    fill(generator, prompts.kept, place, lambda *_: None, lambda *_: None)
-    made = read(place, generator.fingerprint)
-    duels = [Duel(prompt, made[prompt.key], "") for prompt in prompts.kept]
+    generate_missing(generator, prompts.kept, place, lambda *_: None, lambda *_: None)
+    made = read_outputs(place, generator.fingerprint)
+    comparisons = [Comparison(prompt, made[prompt.key], "") for prompt in prompts.kept]
     judge = open_judge(f"{SAMPLE / 'judges.py'}:text_quality", "text", JudgeOptions())
-    return np.array([verdict.policy for verdict in judge.judge(duels)], np.float64)
+    return np.array([verdict.policy for verdict in judge.judge(comparisons)], np.float64)
 
 
 def place_of(task: LoraTask, seed: int, rate: float, method: str) -> Path:

@@ -16,7 +16,7 @@ from noisescope.cli.options import ColumnsOption
 if TYPE_CHECKING:
     from noisescope.evaluate import Judge
     from noisescope.evaluate.judges import JudgeOptions
-    from noisescope.evaluate.models import Contender
+    from noisescope.evaluate.models import ModelSpec
     from noisescope.evaluate.prompts import Prompts
     from noisescope.pairs import PreferenceDataset
     from noisescope.storage.workspace import Workspace
@@ -121,10 +121,10 @@ def evaluate(
     Example: noisescope evaluate --policy trained/hh-rlhf-dpo-1a2b3c4d --judge llm=qwen3-8b
     --endpoint http://127.0.0.1:8000/v1
     """
-    from noisescope.evaluate.evaluate import check, evaluate
+    from noisescope.evaluate.evaluate import check_models, run_evaluation
     from noisescope.evaluate.generate import GenerationSettings
     from noisescope.evaluate.judges import JudgeOptions
-    from noisescope.evaluate.models import base_of, find_contender
+    from noisescope.evaluate.models import base_of, find_model
     from noisescope.storage.workspace import find_workspace
 
     terminal = Terminal(quiet=json)
@@ -133,17 +133,17 @@ def evaluate(
     )
     workspace = find_workspace()
     root = workspace.root if workspace else None
-    mine = find_contender(policy, base=base, root=root)
-    theirs = find_contender(against, base=base, root=root) if against else base_of(mine)
+    mine = find_model(policy, base=base, root=root)
+    theirs = find_model(against, base=base, root=root) if against else base_of(mine)
     terminal.note(f"{mine.name} against {theirs.name}")
-    check(mine, theirs, [])
+    check_models(mine, theirs, [])
     source = _source(prompts, mine, workspace)
     options = JudgeOptions(device, endpoint, key_env)
     judges = _judges(judge, source, mine, workspace, options, terminal, needed=labelled is None)
-    check(mine, theirs, judges)
+    check_models(mine, theirs, judges)
     asked = _prompts(source, mine, limit, seed, split, workspace, terminal)
     told = _labelled(labelled, labelled_limit, columns, workspace, terminal)
-    done = evaluate(
+    done = run_evaluation(
         mine,
         theirs,
         asked,
@@ -161,7 +161,7 @@ def evaluate(
         print_evaluation(done, sys.argv[1:])
 
 
-def _source(prompts: str | None, policy: Contender, workspace: Workspace | None) -> str:
+def _source(prompts: str | None, policy: ModelSpec, workspace: Workspace | None) -> str:
     """Where prompts come from: the flag, the policy's own dataset, the workspace's default."""
     from noisescope.cli.resolve import chosen_dataset
 
@@ -174,7 +174,7 @@ def _source(prompts: str | None, policy: Contender, workspace: Workspace | None)
 def _judges(
     named: list[str] | None,
     source: str,
-    policy: Contender,
+    policy: ModelSpec,
     workspace: Workspace | None,
     options: JudgeOptions,
     terminal: Terminal,
@@ -204,7 +204,7 @@ def _judges(
 
 def _prompts(
     source: str,
-    policy: Contender,
+    policy: ModelSpec,
     limit: int,
     seed: int,
     split: str | None,

@@ -11,7 +11,7 @@ from noisescope.cli.console import OUT, print_lines, short
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
-    from noisescope.evaluate import Comparison
+    from noisescope.evaluate import JudgeResult
     from noisescope.evaluate.evaluate import Evaluation
     from noisescope.scoring.metrics import Interval
 
@@ -28,14 +28,16 @@ def print_evaluation(done: Evaluation, arguments: Sequence[str]) -> None:
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     for name in ("judge", "win rate", "90 % interval", "won", "tied", "lost", "difference"):
         table.add_column(name, justify="left" if name == "judge" else "right")
-    for comparison in done.comparisons:
-        table.add_row(*(Text(cell) for cell in _row(comparison)))
-    if done.comparisons:
+    for result in done.results:
+        table.add_row(*(Text(cell) for cell in _row(result)))
+    if done.results:
         OUT.print(table)
     if done.same_output:
-        OUT.print(f"{done.same_output:,} of {len(done.duels):,} outputs are the same for both")
-    for comparison in done.comparisons:
-        for line in remarks(comparison):
+        OUT.print(
+            f"{done.same_output:,} of {len(done.comparisons):,} outputs are the same for both"
+        )
+    for result in done.results:
+        for line in remarks(result):
             OUT.print(Text(printable(line)), soft_wrap=True)
     if done.labelled:
         _print_labelled(done.labelled)
@@ -50,7 +52,7 @@ def _following(done: Evaluation, arguments: Sequence[str]) -> dict[str, str]:
     """Where a judge sees no difference and prompts are left: the command for four times as many."""
     prompts = done.plan.prompts
     most = min(4 * len(prompts.kept), prompts.distinct)
-    rates = [found.won.rate for found in done.comparisons if found.won is not None]
+    rates = [found.won.rate for found in done.results if found.won is not None]
     open_ = any(rate.low <= 0.5 <= rate.high for rate in rates)
     again = open_ and most > len(prompts.kept)
     return {"next": with_limit(arguments, most)} if again else {}
@@ -71,17 +73,17 @@ def with_limit(arguments: Sequence[str], limit: int) -> str:
     return shlex.join(["noisescope", *words, "--limit", str(limit)])
 
 
-def _row(comparison: Comparison) -> list[str]:
-    won = comparison.won
+def _row(result: JudgeResult) -> list[str]:
+    won = result.won
     if won is None:
-        return [short(comparison.card.name, 24), "none judged", "–", "0", "0", "0", "–"]
+        return [short(result.card.name, 24), "none judged", "–", "0", "0", "0", "–"]
     counts = [f"{won.wins:,}", f"{won.ties:,}", f"{won.losses:,}"]
     return [
-        short(comparison.card.name, 24),
+        short(result.card.name, 24),
         f"{won.rate.estimate:.1%}",
         f"{won.rate.low:.1%} – {won.rate.high:.1%}",
         *counts,
-        _signed(comparison.difference) if comparison.difference else "–",
+        _signed(result.difference) if result.difference else "–",
     ]
 
 
@@ -89,10 +91,10 @@ def _signed(gap: Interval) -> str:
     return f"{gap.estimate:+.3g} ± {(gap.high - gap.low) / 2:.2g}"
 
 
-def remarks(comparison: Comparison) -> list[str]:
+def remarks(result: JudgeResult) -> list[str]:
     """What else a judge's numbers need beside them."""
     lines = []
-    name, order = comparison.card.name, comparison.order
+    name, order = result.card.name, result.order
     if order is not None:
         first = f"; names the first {order.first.estimate:.0%} of the time" if order.first else ""
         lines.append(
@@ -105,9 +107,9 @@ def remarks(comparison: Comparison) -> list[str]:
             )
         if order.failed:
             lines.append(f"{name}: the same command asks the failed ones again")
-    if comparison.unjudged:
+    if result.unjudged:
         lines.append(
-            f"{name}: {comparison.unjudged:,} of {comparison.prompts:,} prompts unjudged, left out"
+            f"{name}: {result.unjudged:,} of {result.prompts:,} prompts unjudged, left out"
         )
     return lines
 

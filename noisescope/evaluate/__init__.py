@@ -1,23 +1,16 @@
-"""Which of two models is better: win rates over the same prompts, by judges.
+"""Compare two models on the same prompts by judges: generation, judging, win rates, the page.
 
-    from noisescope.evaluate import compare, paired_difference, win_rate
+    from noisescope.evaluate import summarise_verdicts, paired_difference, win_rate
 
     won = win_rate(outcomes)          # [N] of 1 (policy), 0.5 (tie), 0 (opponent)
     won.rate.estimate, won.rate.low, won.rate.high, won.ties
 
-`noisescope evaluate` is the same over stored generations; see docs/evaluate.md.
+`noisescope evaluate` does this with stored generations; see docs/evaluate.md. May import `report`,
+`models`, `datasets`, `scoring`, `storage` and below; only `cli` imports it.
 """
 
 from noisescope.evaluate.comparison import (
     Comparison,
-    Order,
-    WinRate,
-    compare,
-    paired_difference,
-    win_rate,
-)
-from noisescope.evaluate.results import (
-    Duel,
     Judge,
     JudgeCard,
     Output,
@@ -26,12 +19,20 @@ from noisescope.evaluate.results import (
     by_order,
     by_score,
 )
+from noisescope.evaluate.results import (
+    JudgeResult,
+    Order,
+    WinRate,
+    paired_difference,
+    summarise_verdicts,
+    win_rate,
+)
 
 __all__ = [
     "Comparison",
-    "Duel",
     "Judge",
     "JudgeCard",
+    "JudgeResult",
     "Order",
     "Output",
     "Prompt",
@@ -39,7 +40,7 @@ __all__ = [
     "WinRate",
     "by_order",
     "by_score",
-    "compare",
     "paired_difference",
+    "summarise_verdicts",
     "win_rate",
 ]

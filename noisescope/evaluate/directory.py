@@ -3,7 +3,7 @@
 evaluations/<policy>-vs-<against>-<fingerprint8>/
   plan.json                       written first: which models, prompts and settings
   generations/{policy,against}/   one Parquet part a batch
-  scores/<judge>-<fingerprint8>/  one Parquet part a few duels
+  scores/<judge>-<fingerprint8>/  one Parquet part a few comparisons
   results.parquet                 one row a prompt, with every judge's verdict
   report.html
   manifest.json                   written last
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, final
 
 from noisescope.errors import RunError
+from noisescope.evaluate.comparison import JudgeCard
 from noisescope.evaluate.generate import GenerationSettings
-from noisescope.evaluate.models import Contender
+from noisescope.evaluate.models import ModelSpec
 from noisescope.evaluate.prompts import Prompts
-from noisescope.evaluate.results import JudgeCard
 from noisescope.pairs import digest
 from noisescope.storage.files import TEMPORARY_PREFIX, refuse_link, write_atomic
 
@@ -40,8 +40,8 @@ class EvaluationPlan:
     Judges are not part of it: more of them judge the same outputs later.
     """
 
-    policy: Contender
-    against: Contender
+    policy: ModelSpec
+    against: ModelSpec
     prompts: Prompts
     settings: GenerationSettings
 

@@ -1,12 +1,12 @@
-"""What both models make of the prompts: generators, and their outputs on disk in whole parts.
+"""Generate outputs of both models and store them in resumable parts.
 
-    generator = open_generator(contender, settings)            # loads nothing yet
-    fill(generator, prompts, directory, progress)              # makes what no part holds
-    read(directory, generator.fingerprint)                     # key -> response or PNG bytes
+    generator = open_generator(spec, settings)            # loads nothing yet
+    generate_missing(generator, prompts, directory, progress, estimated)
+    read_outputs(directory, generator.fingerprint)             # key -> response or PNG bytes
 
-A batch becomes one Parquet part, written at once and named after its prompts, so a killed run
-loses one batch and ends with the same outputs. Parts carry the fingerprint of model and
-settings; those of another model are refused.
+A batch is one Parquet part, named after its prompts and written at once, so a killed run loses at
+most one batch and a continued one gives the same outputs. Each part contains the fingerprint of
+its model and settings; parts of a different model are refused.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from noisescope.errors import RunError, UsageError
-from noisescope.evaluate.models import Contender
-from noisescope.evaluate.results import Output, Prompt
+from noisescope.evaluate.comparison import Output, Prompt
+from noisescope.evaluate.models import ModelSpec
 from noisescope.pairs import digest
 from noisescope.storage.files import write_atomic
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
     from noisescope.progress import Progress
 
-#: Name of the fingerprint in a part's Parquet metadata.
+#: Key of the fingerprint in a part's Parquet metadata.
 MARK = b"noisescope.made_by"
 
 
 @final
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How outputs are made. `temperature` 0 is greedy; `guidance` and `size` None: the model's own.
+    """Settings of generation.
 
-    `batch` None chooses by device. Randomness is a function of (seed, prompt), the same for both
-    models, never of a batch.
+    `temperature` 0 is greedy; None is the model's own `guidance` or `size`, and a `batch` chosen by
+    device. Randomness is a function of (seed, prompt), the same for both models, never of a batch.
     """
 
     seed: int = 0
@@ -50,7 +50,7 @@ class GenerationSettings:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        """Raise UsageError naming every value that cannot be."""
+        """Raise UsageError with every value out of range."""
         faults = [
             text
             for wrong, text in (
@@ -65,60 +65,62 @@ class GenerationSettings:
             if wrong
         ]
         if faults:
-            raise UsageError("; ".join(faults), hint="`noisescope evaluate --help` lists them.")
+            raise UsageError(
+                "; ".join(faults), hint="`noisescope evaluate --help` lists the options."
+            )
 
     def used(self, modality: str) -> dict[str, Any]:
-        """The settings that shape outputs of a modality: what plans and fingerprints hold."""
+        """Settings that affect the outputs of a modality; plans and fingerprints contain them."""
         text = ("seed", "max_new_tokens", "temperature", "top_p")
         image = ("seed", "steps", "guidance", "size")
-        told = asdict(self)
-        return {name: told[name] for name in (text if modality == "text" else image)}
+        values = asdict(self)
+        return {name: values[name] for name in (text if modality == "text" else image)}
 
 
 class Generator(Protocol):
-    """Makes outputs with one model, loaded when first needed."""
+    """Generates outputs with one model, which is loaded at first use."""
 
     @property
     def fingerprint(self) -> str: ...
 
     @property
     def batch(self) -> int:
-        """Prompts of one part."""
+        """Prompts per part."""
 
     def outputs(self, prompts: Sequence[Prompt]) -> list[Output]:
-        """An output a prompt, in order; a function of prompt and settings alone."""
+        """Return one output per prompt, in order: a function of prompt and settings alone."""
 
     def probe(self, prompts: Sequence[Prompt]) -> float:
-        """Seconds one batch of these may take at the most, from a small part of its work."""
+        """Estimate an upper limit of the seconds per batch by running a small part of one."""
 
 
-def open_generator(contender: Contender, settings: GenerationSettings, device: str) -> Generator:
-    """The generator of a contender's modality."""
+def open_generator(spec: ModelSpec, settings: GenerationSettings, device: str) -> Generator:
+    """Return the generator for a model."""
     fingerprint = digest(
-        "generation", contender.fingerprint, repr(sorted(settings.used(contender.modality).items()))
+        "generation", spec.fingerprint, repr(sorted(settings.used(spec.modality).items()))
     )
-    if contender.modality == "text":
+    if spec.modality == "text":
         from noisescope.evaluate.text import TextGenerator
 
-        return TextGenerator(contender, settings, device, fingerprint)
-    from noisescope.evaluate.images import PictureGenerator
+        return TextGenerator(spec, settings, device, fingerprint)
+    from noisescope.evaluate.images import ImageGenerator
 
-    return PictureGenerator(contender, settings, device, fingerprint)
+    return ImageGenerator(spec, settings, device, fingerprint)
 
 
-def fill(
+def generate_missing(
     generator: Generator,
     prompts: Sequence[Prompt],
     directory: Path,
     progress: Progress,
     estimated: Callable[[float, int], None],
 ) -> None:
-    """Make the outputs that no part of `directory` holds, a batch at a time.
+    """Generate the outputs that are missing in `directory`, batch by batch.
 
-    `estimated` is told before the work how many seconds it takes at the most, and for how many
-    prompts. Raises RunError where a part belongs to another model.
+    `estimated(seconds, prompts)` is called before the work, with an upper limit of its duration.
+    Raises RunError if a part belongs to a different model.
     """
-    known = read(directory, generator.fingerprint)
+    known = read_outputs(directory, generator.fingerprint)
     batches = [
         batch
         for batch in batches_of(prompts, generator.batch)
@@ -138,7 +140,7 @@ def fill(
 
 
 def batches_of(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
-    """Prompts in order of their length (little padding), cut into batches of `size`."""
+    """Split prompts, sorted by length to save padding, into batches of `size`."""
     order = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.key))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -152,7 +154,7 @@ def _table(prompts: Sequence[Prompt], outputs: Sequence[Output]) -> pa.Table:
 
 
 def write_part(path: Path, table: pa.Table, fingerprint: str) -> None:
-    """One Parquet part that says what made it, whole or absent."""
+    """Write one Parquet part atomically, with the fingerprint of its model and settings."""
     import pyarrow.parquet as pq
 
     marked = table.replace_schema_metadata({MARK: fingerprint.encode()})
@@ -160,9 +162,9 @@ def write_part(path: Path, table: pa.Table, fingerprint: str) -> None:
 
 
 def read_parts(directory: Path, fingerprint: str) -> list[dict[str, Any]]:
-    """Rows of all sound parts; a damaged one is as if absent, and made again.
+    """Read the rows of all parts; a damaged part counts as missing and is made again.
 
-    Raises RunError for parts that something else made.
+    Raises RunError if a part has a different fingerprint.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -176,13 +178,13 @@ def read_parts(directory: Path, fingerprint: str) -> list[dict[str, Any]]:
         mark = (table.schema.metadata or {}).get(MARK, b"").decode("utf-8", "replace")
         if mark != fingerprint:
             raise RunError(
-                f"{path} was made by another model or other settings",
+                f"{path} was made by a different model or with different settings",
                 hint="Choose another directory with --out, or remove that file.",
             )
         rows += table.to_pylist()
     return rows
 
 
-def read(directory: Path, fingerprint: str) -> dict[str, Output]:
-    """Outputs on disk by prompt key. Raises RunError as `read_parts` does."""
+def read_outputs(directory: Path, fingerprint: str) -> dict[str, Output]:
+    """Read stored outputs by prompt key. Raises RunError as `read_parts` does."""
     return {row["key"]: row["output"] for row in read_parts(directory, fingerprint)}

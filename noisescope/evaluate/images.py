@@ -1,7 +1,7 @@
-"""Pictures of a diffusers pipeline: the same prompts, the same noise for both models.
+"""Generate images with a diffusers pipeline: both models get the same prompts and noise.
 
-The pipeline runs with its own scheduler. Initial latents, and the noise of schedulers that add
-some at each step, come from a generator for each picture, seeded by (seed, prompt).
+The pipeline runs with its own scheduler. Each image has its own generator, seeded by
+(seed, prompt), for its initial latents and for schedulers that add noise at each step.
 """
 
 from __future__ import annotations
@@ -14,35 +14,36 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.errors import ModelError
-from noisescope.evaluate.models import LORA_WEIGHTS, Contender
-from noisescope.evaluate.results import Output, Prompt
+from noisescope.errors import ModelError, first_line
+from noisescope.evaluate.comparison import Output, Prompt
+from noisescope.evaluate.models import LORA_WEIGHTS, ModelSpec
 from noisescope.evaluate.text import noise_seed
 
 if TYPE_CHECKING:
     from noisescope.evaluate.generate import GenerationSettings
 
-#: Pictures generated together by device type.
+#: Images per batch by device type.
 BATCH = {"cpu": 8, "cuda": 8}
-#: Guidance where none is asked: SD1.5's and SDXL's own defaults (2311.12908 evaluates with them).
+#: Default guidance of SD1.5 and SDXL (arXiv 2311.12908 evaluates with these).
 GUIDANCE = {False: 7.5, True: 5.0}
+#: Denoising steps run to estimate the time of more.
 PROBED = 3
 
 
 @final
 @dataclass(frozen=True)
-class PictureGenerator:
-    """`generating.Generator` of images; the pipeline is loaded when first asked."""
+class ImageGenerator:
+    """Generator of images; the pipeline is loaded at first use."""
 
-    contender: Contender
+    spec: ModelSpec
     settings: GenerationSettings
     device: str
     fingerprint: str
 
     @cached_property
     def pipeline(self) -> Any:
-        """The diffusers pipeline with its LoRA or UNet in place."""
-        return load_pipeline(self.contender, self.device)
+        """The diffusers pipeline with its LoRA or UNet applied."""
+        return load_pipeline(self.spec, self.device)
 
     @property
     def batch(self) -> int:
@@ -88,15 +89,15 @@ def _png(image: Any) -> bytes:
     return stream.getvalue()
 
 
-def load_pipeline(contender: Contender, device: str) -> Any:
-    """The contender's base pipeline with its LoRA weights or UNet. Raises ModelError."""
+def load_pipeline(spec: ModelSpec, device: str) -> Any:
+    """Load the base pipeline and apply LoRA weights or UNet. Raises ModelError."""
     import diffusers
 
     from noisescope.models import pipeline as parts
     from noisescope.models.device import pick_device, pick_dtype
 
     where = pick_device(device)
-    found = parts.find_pipeline(contender.base, prefer_half=where.type == "cuda")
+    found = parts.find_pipeline(spec.base, prefer_half=where.type == "cuda")
     loaded = parts.load_pipeline(found, where, pick_dtype("auto", where))
     scheduler = _scheduler(found)
     text = {
@@ -105,7 +106,7 @@ def load_pipeline(contender: Contender, device: str) -> Any:
         for name, part in zip(("tokenizer", "text_encoder"), pair, strict=True)
     }
     vae, kind = loaded.vae, loaded.unet.dtype
-    vae = vae if vae.dtype == kind else vae.to(kind)  # pipelines raise it where it must be
+    vae = vae if vae.dtype == kind else vae.to(kind)  # pipelines upcast it themselves if needed
     own = {"vae": vae, "unet": loaded.unet, "scheduler": scheduler, **text}
     if loaded.is_xl:
         pipeline = diffusers.StableDiffusionXLPipeline(
@@ -116,13 +117,13 @@ def load_pipeline(contender: Contender, device: str) -> Any:
             **own, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
     pipeline.set_progress_bar_config(disable=True)
-    _put_on(pipeline, contender)
+    _apply(pipeline, spec)
     return pipeline
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Errors alone from diffusers' own log."""
+    """Show only errors of diffusers' log."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()
@@ -134,7 +135,7 @@ def _silent() -> Iterator[None]:
 
 
 def _scheduler(found: Any) -> Any:
-    """The pipeline's own scheduler, by a class name that diffusers itself has."""
+    """Load the pipeline's scheduler, one of a fixed list of diffusers' classes."""
     import diffusers
 
     known: dict[str, Any] = {
@@ -153,30 +154,30 @@ def _scheduler(found: Any) -> Any:
     if name not in known:
         raise ModelError(
             f"{found.name}: cannot generate with the scheduler {name}",
-            hint=f"Use a pipeline with one of: {', '.join(known)}.",
+            hint=f"Supported schedulers: {', '.join(known)}.",
         )
     return known[name].from_pretrained(found.directory / "scheduler")
 
 
-def _put_on(pipeline: Any, contender: Contender) -> None:
-    """LoRA weights, or a whole UNet, in place of the base's."""
-    if contender.place is None:
+def _apply(pipeline: Any, spec: ModelSpec) -> None:
+    """Apply LoRA weights, or replace the UNet. Raises ModelError."""
+    if spec.adapter is None:
         return
     try:
-        if contender.kind == "lora":
-            with _silent():  # it says that our LoRA leaves the text encoder alone
+        if spec.kind == "lora":
+            with _silent():  # it warns that the LoRA has no text encoder weights
                 pipeline.load_lora_weights(
-                    str(contender.place), weight_name=LORA_WEIGHTS, use_safetensors=True
+                    str(spec.adapter), weight_name=LORA_WEIGHTS, use_safetensors=True
                 )
             return
         unet = pipeline.unet
         pipeline.unet = type(unet).from_pretrained(
-            contender.place / "unet", use_safetensors=True, torch_dtype=unet.dtype
+            spec.adapter / "unet", use_safetensors=True, torch_dtype=unet.dtype
         )
         pipeline.unet.to(unet.device).eval().requires_grad_(False)
     except Exception as error:  # diffusers and peft raise many kinds; all mean "does not fit"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(
-            f"{contender.name} does not fit {contender.base}: {reason}",
-            hint="Name the pipeline it was trained from: --base PATH_OR_NAME.",
+            f"{spec.name} does not fit {spec.base}: {reason}",
+            hint="Give the pipeline it was trained from: --base PATH_OR_NAME.",
         ) from error

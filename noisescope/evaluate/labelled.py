@@ -1,4 +1,4 @@
-"""What two language models say of labelled pairs, without generating.
+"""Compute ranking and implicit-reward accuracy on labelled pairs, without generation.
 
     found = labelled_accuracy(policy, against, dataset, device="auto")
     found.implicit, found.policy, found.against
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import UsageError
-from noisescope.evaluate.models import Contender
+from noisescope.evaluate.models import ModelSpec
 from noisescope.scoring.metrics import Interval, held_out_accuracy
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Float = NDArray[np.float64]
 @final
 @dataclass(frozen=True)
 class Ranking:
-    """Shares of pairs whose chosen side is the likelier, by sums and by means over tokens."""
+    """Shares of pairs whose chosen side is more probable, by sums and by means over tokens."""
 
     sums: Interval
     means: Interval
@@ -67,7 +67,7 @@ class Labelled:
 
 
 def accuracies(chosen: Float, rejected: Float, lengths: NDArray[np.int64]) -> Ranking:
-    """Ranking accuracy of log-probabilities [N] and lengths [2, N] (chosen, rejected) in tokens."""
+    """Compute ranking accuracy from log-probabilities [N] and lengths [2, N] in tokens."""
     return Ranking(
         held_out_accuracy(chosen - rejected),
         held_out_accuracy(chosen / lengths[0] - rejected / lengths[1]),
@@ -75,26 +75,26 @@ def accuracies(chosen: Float, rejected: Float, lengths: NDArray[np.int64]) -> Ra
 
 
 def labelled_accuracy(
-    policy: Contender,
-    against: Contender,
+    policy: ModelSpec,
+    against: ModelSpec,
     dataset: PreferenceDataset,
     *,
     device: str,
     reporter: Reporter,
 ) -> Labelled:
-    """Both models over the dataset's pairs, one in memory at a time. Raises UsageError."""
+    """Score the dataset's pairs with both models, one in memory at a time. Raises UsageError."""
     from noisescope.models.items import distinct_items
 
     if dataset.modality != "text" or policy.modality != "text":
         raise UsageError(
             "--labelled needs text models and text pairs",
-            hint="For pictures, `noisescope score --from-adapters` gives margins of pairs.",
+            hint="For images, `noisescope score --from-adapters` gives margins of pairs.",
         )
     items, chosen, rejected = distinct_items(dataset.table)
     found = []
-    for contender in (policy, against):
-        with reporter.stage(f"reading pairs with {contender.short}") as progress:
-            found.append(log_probabilities(contender, items, device, progress))
+    for spec in (policy, against):
+        with reporter.stage(f"reading pairs with {spec.short}") as progress:
+            found.append(log_probabilities(spec, items, device, progress))
     (mine, sizes), (theirs, other_sizes) = found
     ratio = mine - theirs
     return Labelled(
@@ -111,15 +111,15 @@ def labelled_accuracy(
 
 
 def log_probabilities(
-    contender: Contender, items: Sequence[Item], device: str, progress: Any
+    spec: ModelSpec, items: Sequence[Item], device: str, progress: Any
 ) -> tuple[Float, NDArray[np.int64]]:
-    """log pi(response | prompt), summed over tokens, and the number of tokens, of each item [n]."""
+    """Compute log pi(response | prompt), summed over tokens, and the token counts, both [n]."""
     import torch
 
     from noisescope.evaluate.text import load_policy
     from noisescope.models.forward import run_batch
 
-    policy = load_policy(contender, device)
+    policy = load_policy(spec, device)
     total, sizes = np.zeros(len(items)), np.zeros(len(items), np.int64)
     done = 0
     with torch.inference_mode():

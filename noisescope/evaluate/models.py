@@ -1,10 +1,10 @@
-"""The two models of an evaluation: what a name means, which base an adapter stands on, identity.
+"""Find the two models of an evaluation: kind, base model and fingerprint.
 
-    find_contender("trained/hh-rlhf-dpo-1a2b3c4d")    # what `noisescope train` wrote
-    find_contender("models/tiny-lm"), find_contender("stable-diffusion-v1-5/...")
+    find_model("trained/hh-rlhf-dpo-1a2b3c4d")    # output of `noisescope train`
+    find_model("models/tiny-lm"), find_model("stable-diffusion-v1-5/...")
 
-A directory says by its files what it is: a transformers model, a PEFT adapter, a diffusers
-pipeline, LoRA weights or a whole UNet for one. Nothing is loaded here; safetensors only.
+The kind follows from the files: a transformers model, a PEFT adapter, a diffusers pipeline, or
+LoRA weights or a UNet for one. No weights are loaded; only safetensors files are accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-from noisescope.errors import ModelError, RunError, UsageError
+from noisescope.errors import ModelError, RunError, UsageError, first_line
 from noisescope.pairs import Modality, digest
 from noisescope.storage.checksums import require_written
 
@@ -24,8 +24,8 @@ Kind = Literal["model", "adapter", "pipeline", "lora", "unet"]
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
-#: Small files that tell what a Hub repository holds, and what an adapter of it needs.
-TELLING = ("model_index.json", "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA_WEIGHTS)
+#: Files downloaded from a Hub repository to find its kind, and the weights of an adapter.
+SMALL_FILES = ("model_index.json", "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA_WEIGHTS)
 MODALITY: dict[Kind, Modality] = {
     "model": "text",
     "adapter": "text",
@@ -33,21 +33,22 @@ MODALITY: dict[Kind, Modality] = {
     "lora": "image",
     "unet": "image",
 }
-BASE_HINT = "Name the model it was trained from: --base PATH_OR_NAME."
+BASE_HINT = "Give the model it was trained from: --base PATH_OR_NAME."
 
 
 @final
 @dataclass(frozen=True)
-class Contender:
-    """One of the two models. `base` is loaded, then `place` (adapter, LoRA, UNet) put on it.
+class ModelSpec:
+    """One of the two models: `base` is loaded, then the directory `adapter` (PEFT, LoRA or UNet)
+    is applied to it.
 
-    `dataset` is what it was trained on, by name, where `noisescope train` made it.
+    `dataset` is the name of the dataset it was trained on, if `noisescope train` made it.
     """
 
     name: str
     kind: Kind
     base: str
-    place: Path | None
+    adapter: Path | None
     fingerprint: str
     dataset: str | None = None
 
@@ -57,7 +58,7 @@ class Contender:
 
     @property
     def short(self) -> str:
-        """The name's last part, safe for a file name."""
+        """The last part of the name, safe for a file name."""
         return re.sub(r"[^\w.-]+", "-", Path(self.name).name or "model").strip("-.") or "model"
 
     def to_json(self) -> dict[str, str | None]:
@@ -65,48 +66,49 @@ class Contender:
         return {
             "name": self.name,
             "kind": self.kind,
-            "base": self.base if self.place else None,
+            "base": self.base if self.adapter else None,
             "fingerprint": self.fingerprint,
         }
 
 
-def find_contender(name: str, *, base: str | None = None, root: Path | None = None) -> Contender:
-    """What `name` is. `base` overrides an adapter's own; `root` is where its paths may start.
+def find_model(name: str, *, base: str | None = None, root: Path | None = None) -> ModelSpec:
+    """Find a model by directory or Hub name.
 
-    Raises ModelError for what cannot be used, RunError for an unfinished training.
+    `base` overrides the base model that an adapter names; paths of adapters may be relative to
+    `root`. Raises ModelError for what cannot be used, RunError for an unfinished training.
     """
     path = Path(name).expanduser()
-    place = path if path.is_dir() else _download(name)
-    kind = _kind(name, place)
-    plan = _plan(place)
+    directory = path if path.is_dir() else _download(name)
+    kind = _kind(name, directory)
+    plan = _plan(directory)
     if kind in ("model", "pipeline"):
-        return Contender(name, kind, name, None, _whole(kind, name), plan.get("dataset"))
-    chosen = base or _base(name, place, kind, plan)
+        return ModelSpec(name, kind, name, None, _whole(kind, name), plan.get("dataset"))
+    chosen = base or _base(name, directory, kind, plan)
     if root is not None and not Path(chosen).exists() and (root / chosen).exists():
         chosen = str(root / chosen)
     weights = {"adapter": ADAPTER_WEIGHTS, "lora": LORA_WEIGHTS}.get(kind)
-    if weights and not (place / weights).is_file():
+    if weights and not (directory / weights).is_file():
         raise ModelError(
             f"{name} has no {weights}; pickled weights are refused",
             hint="Save it again with safetensors: save_pretrained(..., safe_serialization=True).",
         )
     whole = _whole("model" if kind == "adapter" else "pipeline", chosen)
-    mark = digest(whole, _content(place, kind))
-    return Contender(name, kind, chosen, place, mark, plan.get("dataset"))
+    fingerprint = digest(whole, _content(directory, kind))
+    return ModelSpec(name, kind, chosen, directory, fingerprint, plan.get("dataset"))
 
 
-def base_of(contender: Contender) -> Contender:
-    """The model an adapter stands on, as an opponent. Raises UsageError for a whole model."""
-    if contender.place is None:
+def base_of(spec: ModelSpec) -> ModelSpec:
+    """Return the base model of an adapter. Raises UsageError for a whole model."""
+    if spec.adapter is None:
         raise UsageError(
-            f"{contender.name} is a whole model: against which other?",
-            hint="Name the opponent with --against, such as the model it was trained from.",
+            f"{spec.name} is a whole model: it has no base model to be compared with",
+            hint="Give the opponent with --against, for example the model it was trained from.",
         )
-    return find_contender(contender.base)
+    return find_model(spec.base)
 
 
-def _kind(name: str, place: Path) -> Kind:
-    """By the files of a directory."""
+def _kind(name: str, directory: Path) -> Kind:
+    """Determine the kind from the files of a directory."""
     files: tuple[tuple[str, Kind], ...] = (
         ("model_index.json", "pipeline"),
         (ADAPTER_CONFIG, "adapter"),
@@ -115,33 +117,34 @@ def _kind(name: str, place: Path) -> Kind:
         ("config.json", "model"),
     )
     for file, kind in files:
-        if (place / file).is_file():
+        if (directory / file).is_file():
             return kind
-    if (place / "plan.json").is_file():
+    if (directory / "plan.json").is_file():
         raise RunError(
-            f"{name} holds an unfinished training",
+            f"{name} contains an unfinished training",
             hint="Finish it first: the same `noisescope train` command continues it.",
         )
     raise ModelError(
-        f"{name} is no model: none of {', '.join(file for file, _ in files)} is in it",
-        hint="Name what `noisescope train` wrote, a transformers or diffusers directory, or a "
+        f"{name} is not a model: it contains none of {', '.join(file for file, _ in files)}",
+        hint="Give an output of `noisescope train`, a transformers or diffusers directory, or a "
         "PEFT adapter.",
     )
 
 
-def _base(name: str, place: Path, kind: Kind, plan: dict[str, Any]) -> str:
-    """The base that a training or an adapter's config names."""
+def _base(name: str, directory: Path, kind: Kind, plan: dict[str, Any]) -> str:
+    """Return the base model that the training or the adapter's config names."""
     found = plan.get("model")
     if not found and kind == "adapter":
-        found = _object(place / ADAPTER_CONFIG).get("base_model_name_or_path")
+        found = _object(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(found, str) or not found:
-        raise ModelError(f"{name} does not say which model it changes", hint=BASE_HINT)
+        raise ModelError(f"{name} does not name its base model", hint=BASE_HINT)
     return found
 
 
-def _plan(place: Path) -> dict[str, Any]:
-    """plan.json of `noisescope train`, empty where there is none."""
-    return _object(place / "plan.json") if (place / "plan.json").is_file() else {}
+def _plan(directory: Path) -> dict[str, Any]:
+    """Read the plan.json of `noisescope train`; empty if there is none."""
+    path = directory / "plan.json"
+    return _object(path) if path.is_file() else {}
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -155,7 +158,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _whole(kind: Kind, name: str) -> str:
-    """Fingerprint of a whole model's files; they are checked on the way."""
+    """Check the files of a whole model and return their fingerprint."""
     if kind == "model":
         from noisescope.models.checkpoint import find_checkpoint, fingerprint
 
@@ -165,10 +168,10 @@ def _whole(kind: Kind, name: str) -> str:
     return find_pipeline(name).fingerprint({})
 
 
-def _content(place: Path, kind: Kind) -> str:
-    """Hash of what is put on a base."""
+def _content(directory: Path, kind: Kind) -> str:
+    """Hash the files that are applied to a base model."""
     names = {"adapter": (ADAPTER_CONFIG, ADAPTER_WEIGHTS), "lora": (LORA_WEIGHTS,)}.get(kind)
-    files = [place / n for n in names] if names else sorted((place / "unet").iterdir())
+    files = [directory / n for n in names] if names else sorted((directory / "unet").iterdir())
     sha = hashlib.sha256()
     for file in files:
         require_written(file)
@@ -178,18 +181,18 @@ def _content(place: Path, kind: Kind) -> str:
 
 
 def _download(name: str) -> Path:
-    """The telling files of a Hub repository (or of its copy in the local cache)."""
+    """Download the small files of a Hub repository, or find them in the local cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    hint = "Give a local directory instead, or check the name."
+    hint = "Check the name, or give a local directory."
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"no such model directory: {name}", hint=hint)
     try:
-        return Path(snapshot_download(name, allow_patterns=list(TELLING)))
+        return Path(snapshot_download(name, allow_patterns=list(SMALL_FILES)))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(
-            f"{name} is no directory here, and the Hugging Face Hub did not give it: {reason}",
+            f"{name} is not a local directory and could not be downloaded from the Hub: {reason}",
             hint=hint,
         ) from error

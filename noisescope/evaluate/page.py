@@ -1,9 +1,9 @@
-"""The report of an evaluation: one HTML file that loads nothing, styled as the audit's report.
+"""Render the report of an evaluation as one HTML file that loads nothing.
 
     write_atomic(path, page(done, command))
 
 Prompts and responses are untrusted: the template escapes them, and the content security policy
-lets nothing run at all.
+allows no script.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from noisescope import __version__
 from noisescope.errors import DataError
-from noisescope.evaluate.comparison import Comparison
-from noisescope.evaluate.results import Duel, Output, Verdict
+from noisescope.evaluate.comparison import Comparison, Output, Verdict
+from noisescope.evaluate.results import JudgeResult
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     from noisescope.evaluate.evaluate import Evaluation
 
-#: Prompts shown, texts side by side or pictures on the contact sheet; the rest is in the Parquet.
+#: Prompts shown, as texts side by side or as a contact sheet; results.parquet has all.
 SHOWN = {"text": 40, "image": 60}
 LONGEST = 4000
 THUMBNAIL = 256
@@ -31,7 +31,7 @@ WINNERS = {1.0: "policy", 0.5: "tie", 0.0: "against"}
 
 
 def page(done: Evaluation, command: str = "") -> str:
-    """The report's HTML."""
+    """Render the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -46,22 +46,22 @@ def page(done: Evaluation, command: str = "") -> str:
         "noisescope.evaluate", "page.css"
     )
     modality = done.plan.policy.modality
-    rows = list(zip(*done.verdicts, strict=True)) if done.verdicts else [()] * len(done.duels)
-    shown = list(zip(done.duels, rows, strict=True))[: SHOWN[modality]]
+    rows = list(zip(*done.verdicts, strict=True)) if done.verdicts else [()] * len(done.comparisons)
+    shown = list(zip(done.comparisons, rows, strict=True))[: SHOWN[modality]]
     return environment.get_template("page.html.jinja").render(
         policy=_policy(css),
         css=Markup(css),  # our own files, never data
         mine=printable(done.plan.policy.name),
         theirs=printable(done.plan.against.name),
-        base=printable(done.plan.policy.base) if done.plan.policy.place else "",
+        base=printable(done.plan.policy.base) if done.plan.policy.adapter else "",
         modality=modality,
-        prompts=len(done.duels),
+        prompts=len(done.comparisons),
         distinct=done.plan.prompts.distinct,
         source=printable(done.plan.prompts.source),
         same=done.same_output,
-        judges=[_judge(comparison) for comparison in done.comparisons],
+        judges=[_judge(result) for result in done.results],
         labelled=done.labelled and done.labelled | {"dataset": printable(done.labelled["dataset"])},
-        duels=[_duel(duel, found, done) for duel, found in shown],
+        comparisons=[_comparison(comparison, found, done) for comparison, found in shown],
         settings={name: str(value) for name, value in done.plan.used.items()},
         fingerprint=done.plan.fingerprint,
         command=printable(command),
@@ -69,60 +69,64 @@ def page(done: Evaluation, command: str = "") -> str:
     )
 
 
-def sentence(comparison: Comparison) -> str:
-    """One judge's result in plain words."""
-    won = comparison.won
+def sentence(result: JudgeResult) -> str:
+    """Describe one judge's result in a sentence."""
+    won = result.won
     if won is None:
-        return f"{comparison.card.name} judged no prompt."
+        return f"{result.card.name} judged no prompt."
     rate = won.rate
-    told = f"the policy wins {rate.estimate:.1%} (90% interval {rate.low:.1%} to {rate.high:.1%})"
+    interval = f"90% interval {rate.low:.1%} to {rate.high:.1%}"
     if rate.low > 0.5:
-        end = "better than its opponent"
+        end = "it is better than its opponent"
     elif rate.high < 0.5:
-        end = "worse than its opponent"
+        end = "it is worse than its opponent"
     else:
-        end = "not told apart from its opponent by so few prompts"
-    return f"By {comparison.card.name} {told}, ties counting half: {end}."
+        end = "these prompts are too few to show a difference"
+    wins = f"the policy wins {rate.estimate:.1%} of prompts ({interval}), ties counting half"
+    return f"Judge {result.card.name}: {wins}; {end}."
 
 
-def _judge(comparison: Comparison) -> dict[str, Any]:
-    """A row of the table of judges."""
-    card = comparison.card
+def _judge(result: JudgeResult) -> dict[str, Any]:
+    """Return a row of the table of judges."""
+    card = result.card
     return {
         "name": printable(card.name),
         "model": printable(card.model),
         "licence": card.licence,
-        "won": comparison.won,
-        "unjudged": comparison.unjudged,
-        "mine": comparison.policy_mean,
-        "theirs": comparison.against_mean,
-        "difference": comparison.difference,
-        "order": comparison.order,
-        "sentence": printable(sentence(comparison)),
+        "won": result.won,
+        "unjudged": result.unjudged,
+        "mine": result.policy_mean,
+        "theirs": result.against_mean,
+        "difference": result.difference,
+        "order": result.order,
+        "sentence": printable(sentence(result)),
     }
 
 
-def _duel(duel: Duel, found: tuple[Verdict, ...], done: Evaluation) -> dict[str, Any]:
-    """One prompt as the template shows it; the first judge marks the winner."""
-    turns = duel.prompt.turns or ()
-    said = [f"{turn.role}: {turn.content}" for turn in turns]
+def _comparison(
+    comparison: Comparison, found: tuple[Verdict, ...], done: Evaluation
+) -> dict[str, Any]:
+    """Return one prompt as the template shows it; the first judge marks the winner."""
+    turns = comparison.prompt.turns or ()
+    prompt = turns[-1].content if turns else comparison.prompt.text
+    lines = [f"{turn.role}: {turn.content}" for turn in turns]
     verdicts = [
-        f"{comparison.card.name}: {_says(verdict)}"
-        for comparison, verdict in zip(done.comparisons, found, strict=True)
+        f"{result.card.name}: {_describe(verdict)}"
+        for result, verdict in zip(done.results, found, strict=True)
     ]
     first = found[0].outcome if found else None
     return {
-        "key": duel.prompt.key,
-        "earlier": printable("\n\n".join(said[:-1]), lines=True)[:LONGEST],
-        "prompt": printable(turns[-1].content if turns else duel.prompt.text, lines=True)[:LONGEST],
+        "key": comparison.prompt.key,
+        "earlier": printable("\n\n".join(lines[:-1]), lines=True)[:LONGEST],
+        "prompt": printable(prompt, lines=True)[:LONGEST],
         "verdicts": [printable(text) for text in verdicts],
         "winner": "" if first is None else WINNERS[first],
-        "policy": _shown(duel.policy),
-        "against": _shown(duel.against),
+        "policy": _shown(comparison.policy),
+        "against": _shown(comparison.against),
     }
 
 
-def _says(verdict: Verdict) -> str:
+def _describe(verdict: Verdict) -> str:
     if verdict.outcome is None:
         return "unjudged"
     word = {1.0: "policy", 0.0: "opponent"}.get(verdict.outcome, "tie")
@@ -132,7 +136,7 @@ def _says(verdict: Verdict) -> str:
 
 
 def _shown(output: Output) -> dict[str, Any]:
-    """A text cut to LONGEST, or a picture as a data URI."""
+    """Return a text cut to LONGEST, or an image as a data URI."""
     if isinstance(output, str):
         text = printable(output, lines=True)
         return {"image": "", "text": text[:LONGEST], "cut": max(0, len(text) - LONGEST)}

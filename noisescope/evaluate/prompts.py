@@ -1,9 +1,9 @@
-"""Prompts to compare two models on: a text file, a table with a `prompt` column, or a dataset.
+"""Read the prompts of an evaluation: a text file, a table with a `prompt` column, or a dataset.
 
     read_prompts("prompts.txt", modality="text", limit=200, seed=0)
 
-Repeats are dropped. `limit` keeps a sample that is a function of (seed, prompt), so the same
-prompts are kept whatever their order.
+Repeats are dropped. `limit` keeps a sample that is a function of (seed, prompt) and does not
+depend on the order of the prompts.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import DataError
-from noisescope.evaluate.results import Prompt
+from noisescope.evaluate.comparison import Prompt
 from noisescope.pairs import Message, Modality, digest
 
 if TYPE_CHECKING:
     from noisescope.pairs import PreferenceDataset
     from noisescope.storage.workspace import Workspace
 
-#: Endings of tables that may hold prompts alone.
+#: Endings of tables that may contain only prompts.
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 ALONE = "prompt"
 LONGEST = 100_000
@@ -31,7 +31,7 @@ LONGEST = 100_000
 @final
 @dataclass(frozen=True)
 class Prompts:
-    """The kept prompts, how many distinct ones there were, and where they came from."""
+    """The kept prompts, the number of distinct ones, and their source."""
 
     kept: tuple[Prompt, ...]
     distinct: int
@@ -52,45 +52,47 @@ def read_prompts(
     split: str | None = None,
     workspace: Workspace | None = None,
 ) -> Prompts:
-    """Prompts of a file of them, else of a preference dataset. Raises DataError."""
+    """Read a file of prompts, or the prompts of a preference dataset. Raises DataError."""
     path = Path(source).expanduser()
     found = _alone(path) if path.is_file() else None
-    said = str(path)
+    resolved = str(path)
     if found is None:
         from noisescope.datasets import load
 
         dataset = load(source, split=split, workspace=workspace)
         if dataset.modality != modality:
             raise DataError(
-                f"{source} holds {dataset.modality} pairs, and the models make {modality}s",
-                hint="Name prompts of the models' own kind with --prompts.",
+                f"{source} contains {dataset.modality} pairs, and the models make {modality}s",
+                hint="Give prompts of the same kind with --prompts.",
             )
-        found, said = of_dataset(dataset), dataset.resolved
-    return sample(found, limit, seed, said)
+        found, resolved = of_dataset(dataset), dataset.resolved
+    return sample(found, limit, seed, resolved)
 
 
 def sample(prompts: Iterable[Prompt], limit: int | None, seed: int, source: str) -> Prompts:
-    """At most `limit` distinct prompts, chosen by (seed, prompt). Raises DataError for none."""
+    """Draw at most `limit` distinct prompts by (seed, prompt). Raises DataError for none."""
     distinct = list({prompt.key: prompt for prompt in prompts if prompt.text.strip()}.values())
     if not distinct:
-        raise DataError(f"{source} holds no prompt", hint="One prompt a line, or a prompt column.")
+        raise DataError(
+            f"{source} contains no prompt", hint="Write one prompt per line, or a prompt column."
+        )
     order = sorted(distinct, key=lambda prompt: digest("sample", str(seed), prompt.key))
     return Prompts(tuple(order[:limit]), len(distinct), source)
 
 
 def of_dataset(dataset: PreferenceDataset) -> list[Prompt]:
-    """The prompts of a preference dataset, its labels left aside."""
+    """Return the prompts of a preference dataset; its labels are not used."""
     columns = (dataset.table.column(name).to_pylist() for name in ("prompt", "turns"))
     return [_prompt(text, turns) for text, turns in zip(*columns, strict=True)]
 
 
 def _prompt(text: str, turns: Sequence[dict[str, str]] | None) -> Prompt:
-    told = tuple(Message(turn["role"], turn["content"]) for turn in turns or ())
-    return Prompt(text, told or None)
+    messages = tuple(Message(turn["role"], turn["content"]) for turn in turns or ())
+    return Prompt(text, messages or None)
 
 
 def _alone(path: Path) -> list[Prompt] | None:
-    """Prompts of a .txt, or of a table whose only preference column is `prompt`; else None."""
+    """Read a .txt, or a table with a `prompt` column and no preferences; else return None."""
     if path.suffix == ".txt":
         try:
             text = path.read_text("utf-8-sig")
@@ -106,7 +108,7 @@ def _alone(path: Path) -> list[Prompt] | None:
     if bad:
         raise DataError(
             f"{path}: {len(bad):,} rows have no readable prompt, first row {bad[0]}",
-            hint="A prompt is text, or a list of messages with role and content.",
+            hint="A prompt is a text, or a list of messages with role and content.",
         )
     return [_of_value(row[ALONE]) for row in rows]
 
@@ -131,7 +133,7 @@ def _of_value(value: Any) -> Prompt:
 
 
 def _rows(path: Path) -> list[dict[str, Any]] | None:
-    """Rows of a table that has `prompt` and neither `chosen` nor `rejected`; else None."""
+    """Read the rows of a table with `prompt`, without `chosen` and `rejected`; else None."""
     try:
         if path.suffix in (".jsonl", ".ndjson"):
             lines = path.read_text("utf-8-sig").splitlines()

@@ -1,112 +1,193 @@
-"""What an evaluation is made of: prompts, two outputs for each, and judges that compare them."""
+"""Compute win rates and score differences from verdicts, with intervals.
+
+    win_rate(np.array([1, 0.5, 0, 1]))           # share of wins, ties half, with its interval
+    paired_difference(policy, against)           # mean score difference, with its interval
+    summarise_verdicts(card, verdicts)                      # both, with counts, as one JudgeResult
+
+Intervals are 90 % intervals over prompts. Simulations of their coverage are in benchmarks/LOG.md.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Any, final
 
-from noisescope.pairs import Message, Modality, digest
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from scipy.stats import t as student
 
-#: A response, or the bytes of a PNG.
-Output = str | bytes
-#: What a judge that is shown two outputs may say of them, or why it said nothing.
-FIRST, SECOND, TIE, UNPARSABLE, FAILED = "first", "second", "tie", "unparsable", "failed"
+from noisescope.errors import EvidenceError
+from noisescope.evaluate.comparison import (
+    FAILED,
+    FIRST,
+    SECOND,
+    UNPARSABLE,
+    JudgeCard,
+    Verdict,
+)
+from noisescope.scoring.metrics import MASS, Interval
 
-
-@final
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What both models are asked. `turns` holds a conversation, `text` the same to read."""
-
-    text: str
-    turns: tuple[Message, ...] | None = None
-
-    @property
-    def key(self) -> str:
-        """Identity of the prompt: what noise, batches and stored outputs are keyed by."""
-        said = (f"{turn.role}\0{turn.content}" for turn in self.turns or ())
-        return digest("prompt", self.text, *said)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Duel:
-    """One prompt and what the policy and its opponent made of it."""
-
-    prompt: Prompt
-    policy: Output
-    against: Output
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a judge found: `outcome` 1 (policy better), 0.5 (tie), 0 (opponent), None (unjudged).
-
-    `policy` and `against` are scores, higher is better, of judges that see one output at a time.
-    `told` is what a judge of two outputs said with the policy's first, then with it second.
-    `retries` counts requests that had to be repeated.
-    """
-
-    outcome: float | None
-    policy: float | None = None
-    against: float | None = None
-    told: tuple[str, ...] = ()
-    retries: int = 0
+Float = NDArray[np.float64]
 
 
 @final
 @dataclass(frozen=True)
-class JudgeCard:
-    """Which judge: its name, its model, under which licence, and what it sees.
+class WinRate:
+    """Counts over N judged prompts, and the win rate (wins + ties / 2) / N with its interval."""
 
-    `fingerprint` changes with weights, prompts and settings: scores are stored under it. Higher
-    scores are better for every judge.
-    """
-
-    name: str
-    model: str
-    licence: str
-    modality: Modality
-    fingerprint: str
-    is_pairwise: bool = False
-
-
-class Judge(Protocol):
-    """Compares outputs. `judge` may be called with any number of duels, in any split."""
+    wins: int
+    ties: int
+    losses: int
+    rate: Interval
 
     @property
-    def card(self) -> JudgeCard: ...
+    def judged(self) -> int:
+        return self.wins + self.ties + self.losses
 
-    def cost(self, duels: int) -> str:
-        """What judging so many duels takes beside this machine's time; empty if nothing."""
-
-    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
-        """A verdict a duel, in order. Raises ModelError or UsageError, never invents one."""
-
-
-def by_score(policy: Sequence[float], against: Sequence[float]) -> list[Verdict]:
-    """Verdicts from two scores a duel: the higher wins, equal scores tie, NaN is unjudged."""
-    return [_by_score(mine, theirs) for mine, theirs in zip(policy, against, strict=True)]
+    def to_json(self) -> dict[str, Any]:
+        """JSON object with the interval beside the counts."""
+        counts = {"wins": self.wins, "ties": self.ties, "losses": self.losses}
+        return counts | {"win_rate": self.rate.to_json()}
 
 
-def _by_score(mine: float, theirs: float) -> Verdict:
-    if not (math.isfinite(mine) and math.isfinite(theirs)):
-        return Verdict(None)
-    outcome = 0.5 if mine == theirs else float(mine > theirs)
-    return Verdict(outcome, float(mine), float(theirs))
+def win_rate(outcomes: Sequence[float] | Float, mass: float = MASS) -> WinRate:
+    """Compute the win rate of outcomes [N] in {1, 0.5, 0}; NaN is omitted.
 
-
-def by_order(told: Sequence[str], retries: int = 0) -> Verdict:
-    """Verdict of a judge asked twice, the policy's output first, then second.
-
-    Both answers name the policy: it wins; both the opponent: it loses; anything else that was
-    understood is a tie. An answer that was not understood leaves the duel unjudged.
+    The interval is Wilson's score interval with ties: an outcome of rate p with share t of ties
+    has variance p (1 - p) - t / 4, so the interval is all p with
+    (p_hat - p)^2 <= z^2 (p (1 - p) - t / 4) / N, t estimated by ties / (N + z^2). Without ties it
+    is Wilson's (1927). Raises EvidenceError if nothing was judged.
     """
-    kept = tuple(told)
-    if any(answer in (UNPARSABLE, FAILED) for answer in kept):
-        return Verdict(None, told=kept, retries=retries)
-    outcome = {(FIRST, SECOND): 1.0, (SECOND, FIRST): 0.0}.get((kept[0], kept[1]), 0.5)
-    return Verdict(outcome, told=kept, retries=retries)
+    values = np.asarray(outcomes, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    n = len(values)
+    if not n:
+        raise EvidenceError("no prompt was judged", hint="The judge's counts show why.")
+    wins, ties = int((values == 1).sum()), int((values == 0.5).sum())
+    z = float(ndtri((1 + mass) / 2))
+    rate, tied = (wins + ties / 2) / n, ties / (n + z * z)
+    a, b = 1 + z * z / n, 2 * rate + z * z / n
+    c = rate * rate + z * z * tied / (4 * n)
+    half = float(np.sqrt(max(0.0, b * b - 4 * a * c)))
+    low, high = (b - half) / (2 * a), (b + half) / (2 * a)
+    interval = Interval(rate, max(0.0, min(rate, low)), min(1.0, max(rate, high)))
+    return WinRate(wins, ties, n - wins - ties, interval)
+
+
+def paired_difference(
+    policy: Sequence[float] | Float, against: Sequence[float] | Float, mass: float = MASS
+) -> Interval:
+    """Compute the mean of policy - against over N prompts with Student's paired interval."""
+    gaps = np.asarray(policy, dtype=np.float64) - np.asarray(against, dtype=np.float64)
+    gaps = gaps[np.isfinite(gaps)]
+    n = len(gaps)
+    if not n:
+        raise EvidenceError("no prompt was scored", hint="The judge's counts show why.")
+    mean = float(gaps.mean())
+    if n == 1:
+        return Interval(mean, float("-inf"), float("inf"))
+    half = float(student.ppf((1 + mass) / 2, n - 1) * gaps.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half, mean + half)
+
+
+@final
+@dataclass(frozen=True)
+class Order:
+    """Position bias of a judge that sees both outputs, in both orders.
+
+    `agreed` of `asked` comparisons got the same answer in both orders. `first` is the rate at
+    which the output shown first is named (one half: no position bias), over comparisons with two
+    valid answers; None without any. `unparsable` and `failed` count answers, `retries` repeated
+    requests.
+    """
+
+    asked: int
+    agreed: int
+    first: Interval | None
+    unparsable: int
+    failed: int
+    retries: int
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object."""
+        counts: dict[str, Any] = {"asked": self.asked, "agreed": self.agreed}
+        counts["named_first"] = self.first.to_json() if self.first else None
+        return counts | {
+            "unparsable": self.unparsable,
+            "failed": self.failed,
+            "retries": self.retries,
+        }
+
+
+@final
+@dataclass(frozen=True)
+class JudgeResult:
+    """One judge's result over all prompts. Means are None for judges that see both outputs."""
+
+    card: JudgeCard
+    prompts: int
+    unjudged: int
+    won: WinRate | None
+    policy_mean: float | None
+    against_mean: float | None
+    difference: Interval | None
+    order: Order | None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object for `--json` and the manifest."""
+        content: dict[str, Any] = {
+            "judge": self.card.name,
+            "model": self.card.model,
+            "licence": self.card.licence,
+            "fingerprint": self.card.fingerprint,
+            "prompts": self.prompts,
+            "unjudged": self.unjudged,
+        }
+        content |= self.won.to_json() if self.won else {"win_rate": None}
+        content["mean"] = {"policy": self.policy_mean, "against": self.against_mean}
+        content["difference"] = self.difference.to_json() if self.difference else None
+        return content | {"order": self.order.to_json() if self.order else None}
+
+
+def summarise_verdicts(card: JudgeCard, verdicts: Sequence[Verdict]) -> JudgeResult:
+    """Summarise one judge's verdicts on N prompts."""
+    outcomes = np.array([np.nan if v.outcome is None else v.outcome for v in verdicts], np.float64)
+    judged = np.isfinite(outcomes)
+    scored = [v for v in verdicts if v.policy is not None and v.against is not None]
+    mine = np.array([v.policy for v in scored], np.float64)
+    theirs = np.array([v.against for v in scored], np.float64)
+    return JudgeResult(
+        card=card,
+        prompts=len(verdicts),
+        unjudged=int((~judged).sum()),
+        won=win_rate(outcomes) if judged.any() else None,
+        policy_mean=float(mine.mean()) if scored else None,
+        against_mean=float(theirs.mean()) if scored else None,
+        difference=paired_difference(mine, theirs) if scored else None,
+        order=_order(verdicts) if card.is_pairwise else None,
+    )
+
+
+def _order(verdicts: Sequence[Verdict]) -> Order:
+    """Compute the position bias from a judge's answers in both orders."""
+    answers = [answer for verdict in verdicts for answer in verdict.answers]
+    understood = [v.answers for v in verdicts if v.outcome is not None]
+    share = {FIRST: 1.0, SECOND: 0.0}
+    named = [(share.get(one, 0.5) + share.get(other, 0.5)) / 2 for one, other in understood]
+    same = {(FIRST, SECOND), (SECOND, FIRST)}
+    return Order(
+        asked=len(verdicts),
+        agreed=sum(both in same or both[0] == both[1] == "tie" for both in understood),
+        first=_mean(np.array(named)) if named else None,
+        unparsable=answers.count(UNPARSABLE),
+        failed=answers.count(FAILED),
+        retries=sum(verdict.retries for verdict in verdicts),
+    )
+
+
+def _mean(values: Float) -> Interval:
+    """Compute the mean of values in [0, 1] with Student's interval, clipped to [0, 1]."""
+    spread = paired_difference(values, np.zeros(len(values)))
+    return Interval(spread.estimate, max(0.0, spread.low), min(1.0, spread.high))

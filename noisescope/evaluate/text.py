@@ -1,8 +1,8 @@
-"""Responses of a causal language model: batched, greedy or sampled, the same noise for both models.
+"""Generate responses with a causal language model: batched, greedy or sampled, shared noise.
 
-Sampling is exact: argmax of (log-probabilities + Gumbel noise) draws from them (Gumbel 1954), and
-the noise is a function of (seed, prompt, position). Two models that agree on a token's
-probabilities draw the same token, so differences are theirs and not the dice's.
+Sampling is exact: argmax of (log-probabilities + Gumbel noise) is a draw from them (Gumbel 1954).
+The noise is a function of (seed, prompt, position), so two models with the same probabilities of
+a token draw the same token, and differences come from the models.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.errors import ModelError
-from noisescope.evaluate.models import Contender
-from noisescope.evaluate.results import Output, Prompt
+from noisescope.errors import ModelError, first_line
+from noisescope.evaluate.comparison import Output, Prompt
+from noisescope.evaluate.models import ModelSpec
 from noisescope.models import Item
 
 if TYPE_CHECKING:
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from noisescope.evaluate.generate import GenerationSettings
     from noisescope.models.causal_lm import CausalLMPolicy
 
-#: Prompts generated together by device type.
+#: Prompts per batch by device type.
 BATCH = {"cpu": 16, "cuda": 32}
-#: What ends a response where a model without a chat template goes on with the next turn.
+#: End of a response when a model without a chat template continues with the next turn.
 NEXT_TURN = "\n\nHuman:"
-#: Tokens made to see how long more of them take.
+#: Tokens generated to estimate the time of more.
 PROBED = 6
 
 
 @final
 @dataclass(frozen=True)
 class TextGenerator:
-    """`generating.Generator` of text; the model is loaded when first asked."""
+    """Generator of text; the model is loaded at first use."""
 
-    contender: Contender
+    spec: ModelSpec
     settings: GenerationSettings
     device: str
     fingerprint: str
@@ -46,7 +46,7 @@ class TextGenerator:
     @cached_property
     def policy(self) -> CausalLMPolicy:
         """The model with its adapter merged in."""
-        return load_policy(self.contender, self.device)
+        return load_policy(self.spec, self.device)
 
     @property
     def batch(self) -> int:
@@ -67,7 +67,7 @@ class TextGenerator:
         return first + more / PROBED * (self.settings.max_new_tokens - 1)
 
     def _generate(self, prompts: Sequence[Prompt], tokens: int) -> list[str]:
-        """Responses of one batch, prompts padded on the left."""
+        """Generate the responses of one batch, prompts padded on the left."""
         import torch
 
         model, tokenizer = self.policy.model, self.policy.tokenizer
@@ -91,8 +91,8 @@ class TextGenerator:
         return [self._text(row, ends) for row in made]
 
     def _text(self, ids: list[int], ends: list[int]) -> str:
-        """Tokens before the first that ends the turn, as text."""
-        stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        """Decode the tokens before the first that ends the turn."""
+        stop = next((index for index, token in enumerate(ids) if token in ends), len(ids))
         text = str(self.policy.tokenizer.decode(ids[:stop], skip_special_tokens=True))
         if not self.policy.encoder.template:
             text = text.partition(NEXT_TURN)[0]
@@ -113,14 +113,14 @@ class TextGenerator:
 
 @final
 class Gumbel:
-    """Adds Gumbel noise to scores [B, V], so that their argmax is a draw from softmax(scores)."""
+    """Add Gumbel noise to scores [B, V], so that their argmax is a draw from softmax(scores)."""
 
     def __init__(self, seed: int, prompts: Sequence[Prompt], width: int) -> None:
         self.seeds = [noise_seed(seed, prompt) for prompt in prompts]
         self.width = width
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores plus the noise of this position."""
+        """Return scores plus the noise of this position."""
         import torch
 
         position = input_ids.shape[1] - self.width
@@ -133,21 +133,21 @@ class Gumbel:
 
 
 def noise_seed(seed: int, prompt: Prompt) -> int:
-    """63 bits of (seed, prompt): where the noise of a prompt starts."""
+    """Hash (seed, prompt) to 63 bits, the seed of a prompt's noise."""
     from noisescope.pairs import digest
 
     return int(digest("noise", str(seed), prompt.key)[:15], 16)
 
 
 def ending_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a response: the tokenizer's and those of the model's own settings."""
+    """Return the tokens that end a response, by the tokenizer and the model's settings."""
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]
     return sorted({token for token in (*own, tokenizer.eos_token_id) if token is not None})
 
 
 def _config(tokens: int, ends: list[int], tokenizer: Any) -> Any:
-    """Greedy search over (noised) scores; what a checkpoint asks beyond that is left aside."""
+    """Greedy search over (noised) scores; other settings of the checkpoint are not used."""
     from transformers import GenerationConfig
 
     pad = tokenizer.pad_token_id
@@ -159,28 +159,28 @@ def _config(tokens: int, ends: list[int], tokenizer: Any) -> Any:
     )
 
 
-def load_policy(contender: Contender, device: str) -> CausalLMPolicy:
-    """The contender's base with its adapter merged into the weights. Raises ModelError."""
+def load_policy(spec: ModelSpec, device: str) -> CausalLMPolicy:
+    """Load the base model and merge the adapter into its weights. Raises ModelError."""
     from noisescope.models.causal_lm import load_causal_lm
 
-    policy = load_causal_lm(contender.base, device=device, dtype="auto")
-    if contender.place is not None:
-        policy.model = _merged(policy.model, contender)
+    policy = load_causal_lm(spec.base, device=device, dtype="auto")
+    if spec.adapter is not None:
+        policy.model = _merged(policy.model, spec)
     return policy
 
 
-def _merged(model: Any, contender: Contender) -> Any:
-    """The model with a PEFT adapter merged in, whatever PEFT kind can be merged."""
+def _merged(model: Any, spec: ModelSpec) -> Any:
+    """Merge a PEFT adapter of any kind that can be merged. Raises ModelError."""
     from peft import PeftModel
 
-    assert contender.place is not None
+    assert spec.adapter is not None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
-            return PeftModel.from_pretrained(model, contender.place).merge_and_unload().eval()
+            return PeftModel.from_pretrained(model, spec.adapter).merge_and_unload().eval()
     except Exception as error:  # peft raises many kinds; all mean "does not fit"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(
-            f"{contender.name} does not fit {contender.base}: {reason}",
-            hint="Name the model it was trained from: --base PATH_OR_NAME.",
+            f"{spec.name} does not fit {spec.base}: {reason}",
+            hint="Give the model it was trained from: --base PATH_OR_NAME.",
         ) from error

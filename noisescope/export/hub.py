@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope import __version__
-from noisescope.errors import DataError, UsageError
+from noisescope.errors import DataError, UsageError, first_line
 from noisescope.export.clean import DECISIONS, count, plan_cleaning, write_decisions
 from noisescope.export.removal import CleanPolicy
 from noisescope.export.run_scores import Scored
@@ -213,7 +213,7 @@ def push(
     except UsageError:
         raise
     except Exception as error:  # the client raises the errors of several HTTP libraries
-        raise DataError(f"{repo_id}: not uploaded ({_first_line(error)})", hint=_LATER) from error
+        raise DataError(f"{repo_id}: not uploaded ({first_line(error)})", hint=_LATER) from error
     return str(done.commit_url)
 
 
@@ -223,7 +223,3 @@ def _check_ours(api: Any, repo_id: str) -> None:
             f"{repo_id} exists and no export made it",
             hint="Choose a new name with --repo-id.",
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,15 +20,15 @@ from transformers import (
 
 from helpers.tiny_diffusion import CAPTIONS, picture, sample_module
 from helpers.tiny_models import tiny_tokenizer
-from noisescope.evaluate import Duel, Prompt
+from noisescope.evaluate import Comparison, Prompt
 
 SIDE = 16
 
 
-def duels() -> list[Duel]:
+def comparisons() -> list[Comparison]:
     """Three captions and two pictures for each."""
     return [
-        Duel(Prompt(text), picture(2 * n, 24), picture(2 * n + 1, 20))
+        Comparison(Prompt(text), picture(2 * n, 24), picture(2 * n + 1, 20))
         for n, text in enumerate(CAPTIONS)
     ]
 

@@ -1,10 +1,10 @@
-"""Judges of two models' outputs: one line of JUDGES each, opened by name.
+"""Judges of two models' outputs: each is a line of JUDGES and is opened by its name.
 
     open_judge("pickscore", "image", JudgeOptions())              # its model from the Hub
     open_judge("reward=./my-reward-model", "text", JudgeOptions())
-    open_judge("rules.py:quality", "text", JudgeOptions())        # a function of one's own
+    open_judge("rules.py:quality", "text", JudgeOptions())        # your own function
 
-Opening checks files and fingerprints them; a model is loaded when it first judges.
+Opening checks and fingerprints the files; a model is loaded at its first use.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from dataclasses import dataclass
 from typing import final
 
 from noisescope.errors import UsageError
-from noisescope.evaluate.judges.custom import is_house, open_house
-from noisescope.evaluate.results import Judge
+from noisescope.evaluate.comparison import Judge
+from noisescope.evaluate.judges.custom import is_custom, open_custom
 from noisescope.pairs import Modality
 
 
 @final
 @dataclass(frozen=True)
 class JudgeOptions:
-    """What judges are opened with. The key's value is read from the variable, never kept."""
+    """Options of judges. The key is read from its environment variable and not stored."""
 
     device: str = "auto"
     endpoint: str | None = None
     key_env: str | None = None
 
     def key(self) -> str | None:
-        """The endpoint's key. Raises UsageError where the variable is not set."""
+        """Read the endpoint's key. Raises UsageError if the variable is not set."""
         if self.key_env is None:
             return None
         value = os.environ.get(self.key_env, "").strip()
         if not value:
             raise UsageError(
                 f"--key-env {self.key_env}: this environment variable is not set",
-                hint=f"export {self.key_env}=... first, or leave --key-env out.",
+                hint=f"export {self.key_env}=... first, or omit --key-env.",
             )
         return value
 
@@ -45,7 +45,7 @@ class JudgeOptions:
 @final
 @dataclass(frozen=True)
 class JudgeKind:
-    """A known judge: what it sees, its usual model and that model's licence, how it is opened."""
+    """A known judge: modality, default model and its licence, description, and how to open it."""
 
     modality: Modality
     model: str | None
@@ -103,25 +103,29 @@ JUDGES: dict[str, JudgeKind] = {
         "image",
         "openai/clip-vit-large-patch14",
         "MIT (CLIP), Apache-2.0 (LAION's layers)",
-        "LAION's predictor, the prompt unseen",
+        "LAION's predictor; the prompt is not used",
         _aesthetic,
     ),
     "image-reward": JudgeKind(
-        "image", "zai-org/ImageReward", "Apache-2.0", "BLIP on ranked pictures", _image_reward
+        "image", "zai-org/ImageReward", "Apache-2.0", "BLIP on ranked images", _image_reward
     ),
     "reward": JudgeKind(
         "text", None, "its model card's", "a sequence classifier with one output", _reward
     ),
     "llm": JudgeKind(
-        "text", None, "its provider's terms", "a chat model, asked both ways round", _llm
+        "text",
+        None,
+        "its provider's terms",
+        "a chat model, shown both outputs in both orders",
+        _llm,
     ),
 }
 
 
 def open_judge(name: str, modality: Modality, options: JudgeOptions) -> Judge:
-    """The judge NAME, NAME=MODEL or FILE.py:FUNCTION. Raises UsageError, ModelError."""
-    if is_house(name):
-        return open_house(name, modality)
+    """Open the judge NAME, NAME=MODEL or FILE.py:FUNCTION. Raises UsageError, ModelError."""
+    if is_custom(name):
+        return open_custom(name, modality)
     kind_name, _, model = name.partition("=")
     kind = JUDGES.get(kind_name)
     if kind is None:
@@ -138,7 +142,7 @@ def open_judge(name: str, modality: Modality, options: JudgeOptions) -> Judge:
         )
     if not (model or kind.model):
         raise UsageError(
-            f"--judge {kind_name}: which model?", hint=f"Such as --judge {kind_name}=NAME."
+            f"--judge {kind_name} needs a model", hint=f"For example --judge {kind_name}=NAME."
         )
     licence = kind.licence if not model or model == kind.model else "its model card's"
     return kind.open(model or str(kind.model), licence, options)

@@ -1,4 +1,4 @@
-"""Finding judge models: safetensors only, and how to convert what comes pickled."""
+"""Find the models of judges (safetensors only) and prepare images as CLIP does."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
     from noisescope.models.checkpoint import Checkpoint
 
-#: What CLIP was trained with, where preprocessor_config.json does not say.
+#: Normalisation of CLIP, if preprocessor_config.json has none.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
-def find_judge(name: str, convert: str, words: str | None = None) -> Checkpoint:
-    """A checked checkpoint. Raises ModelError.
+def find_judge(name: str, convert: str, tokenizer_hint: str | None = None) -> Checkpoint:
+    """Find and check a checkpoint. Raises ModelError.
 
-    `convert` is the hint where weights are pickled, `words` where the tokenizer is missing.
+    `convert` is the hint if its weights are pickled, `tokenizer_hint` if it has no tokenizer.
     """
     from noisescope.models.checkpoint import find_checkpoint
 
@@ -30,8 +30,8 @@ def find_judge(name: str, convert: str, words: str | None = None) -> Checkpoint:
         return find_checkpoint(name)
     except ModelError as error:
         is_pickle = "pickled" in error.message or "holds no weights" in error.message
-        lacks_words = words is not None and "no tokenizer" in error.message
-        hint = convert if is_pickle else words if lacks_words else error.hint
+        needs_tokenizer = tokenizer_hint is not None and "no tokenizer" in error.message
+        hint = convert if is_pickle else tokenizer_hint if needs_tokenizer else error.hint
         raise ModelError(error.message, hint=hint) from error
 
 
@@ -41,7 +41,7 @@ def pixels(
     mean: tuple[float, ...] = MEAN,
     deviation: tuple[float, ...] = DEVIATION,
 ) -> NDArray[np.float32]:
-    """[3, side, side]: shorter edge to `side` (bicubic), central square, normalised: CLIP's way."""
+    """Prepare an image as CLIP does: resize (bicubic), crop, normalise; [3, side, side]."""
     from PIL import Image as Pictures
 
     width, height = image.size

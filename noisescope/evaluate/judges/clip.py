@@ -1,8 +1,11 @@
-"""CLIP-class image judges: PickScore, HPS v2, LAION aesthetic.
+"""Judge images by CLIP models: PickScore, HPS v2, LAION aesthetic.
+
+    open_clip_judge("pickscore", "yuvalkirstain/PickScore_v1", licence, "auto", scaled=True)
 
 PickScore (arXiv 2305.01569): exp(logit scale) cos(text, image). HPS v2 (arXiv 2306.09341):
 cos(text, image). Aesthetic (LAION, sac+logos+ava1-l14-linearMSE): a stack of linear layers over
-the normalised image embedding, the prompt unseen.
+the normalised image embedding; the prompt is not used. Tensors may have transformers' names or,
+as HPS v2 is published, open_clip's.
 """
 
 from __future__ import annotations
@@ -18,82 +21,35 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from noisescope.errors import ModelError
+from noisescope.errors import ModelError, first_five, first_line
+from noisescope.evaluate.comparison import Comparison, JudgeCard, Output, Verdict, by_score
 from noisescope.evaluate.judges.base import DEVIATION, MEAN, find_judge, pixels
-from noisescope.evaluate.results import Duel, JudgeCard, Output, Verdict, by_score
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from noisescope.models.checkpoint import Checkpoint
 
-#: open_clip's names outside the blocks; (name, whether the matrix is transposed).
-WHOLE = {
-    "visual.class_embedding": ("vision_model.embeddings.class_embedding", False),
-    "visual.conv1.weight": ("vision_model.embeddings.patch_embedding.weight", False),
-    "visual.positional_embedding": ("vision_model.embeddings.position_embedding.weight", False),
-    "visual.ln_pre.weight": ("vision_model.pre_layrnorm.weight", False),
-    "visual.ln_pre.bias": ("vision_model.pre_layrnorm.bias", False),
-    "visual.ln_post.weight": ("vision_model.post_layernorm.weight", False),
-    "visual.ln_post.bias": ("vision_model.post_layernorm.bias", False),
-    "visual.proj": ("visual_projection.weight", True),
-    "token_embedding.weight": ("text_model.embeddings.token_embedding.weight", False),
-    "positional_embedding": ("text_model.embeddings.position_embedding.weight", False),
-    "ln_final.weight": ("text_model.final_layer_norm.weight", False),
-    "ln_final.bias": ("text_model.final_layer_norm.bias", False),
-    "text_projection": ("text_projection.weight", True),
-    "logit_scale": ("logit_scale", False),
-}
-#: Names inside a block.
-INSIDE = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
-
-
-def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors by transformers' names; q, k and v apart, projections transposed."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name in WHOLE:
-            new, is_transposed = WHOLE[name]
-            found[new] = tensor.T.contiguous() if is_transposed else tensor
-        elif block := BLOCK.fullmatch(name):
-            tower = "vision_model" if block[1] else "text_model"
-            start = f"{tower}.encoder.layers.{block[2]}."
-            if block[3] == "attn.in_proj":
-                parts = zip("qkv", tensor.chunk(3), strict=True)
-                found |= {f"{start}self_attn.{n}_proj.{block[4]}": p for n, p in parts}
-            else:
-                found[f"{start}{INSIDE[block[3]]}.{block[4]}"] = tensor
-    return found
-
-
-#: Pictures embedded together.
+#: Images per batch.
 BATCH = 16
-#: File of the aesthetic judge's linear layers, beside CLIP's own files.
+#: File of the aesthetic judge's linear layers, next to CLIP's files.
 HEAD_FILE = "head.safetensors"
 CONVERT = (
-    'Convert it once, where you trust it: python -c "import torch, safetensors.torch as s; '
+    'Convert it once, if you trust it: python -c "import torch, safetensors.torch as s; '
     "d = torch.load('{0}', weights_only=True); s.save_file({{k: v.contiguous() for k, v in "
     "d.get('state_dict', d).items()}}, '{1}')\""
 )
 HINTS = {
     "pickscore": CONVERT.format("pytorch_model.bin", "model.safetensors"),
     "hpsv2": CONVERT.format("HPS_v2.1_compressed.pt", "model.safetensors")
-    + ", beside config.json, tokenizer and preprocessor_config.json of "
+    + ", next to config.json, tokenizer and preprocessor_config.json of "
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K: --judge hpsv2=DIRECTORY.",
     "aesthetic": "Put CLIP's files (openai/clip-vit-large-patch14) and its layers into one "
     "directory, --judge aesthetic=DIRECTORY. "
     + CONVERT.format("sac+logos+ava1-l14-linearMSE.pth", f"DIRECTORY/{HEAD_FILE}"),
 }
 
-
-WORDS = (
+TOKENIZER = (
     "Put its files and the tokenizer and preprocessor_config.json of "
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K into one directory: --judge NAME=DIRECTORY."
 )
@@ -102,14 +58,14 @@ WORDS = (
 @final
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP checkpoint; the model is loaded when first asked."""
+    """A CLIP checkpoint; the model is loaded at first use."""
 
     found: Checkpoint
     device: str
 
     @cached_property
     def model(self) -> Any:
-        """transformers' CLIPModel in float32, from its own names or open_clip's."""
+        """The CLIPModel in float32."""
         from noisescope.models.device import pick_device
 
         return load_clip(self.found).to(pick_device(self.device)).eval().requires_grad_(False)
@@ -122,30 +78,30 @@ class Clip:
 
     @cached_property
     def preparation(self) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-        """(side, mean, deviation) of preprocessor_config.json, CLIP's own where it is silent."""
+        """(side, mean, deviation) of preprocessor_config.json, or CLIP's defaults."""
         path = self.found.directory / "preprocessor_config.json"
-        told = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         side = int(self.model.config.vision_config.image_size)
-        mean, deviation = told.get("image_mean", MEAN), told.get("image_std", DEVIATION)
+        mean, deviation = config.get("image_mean", MEAN), config.get("image_std", DEVIATION)
         return side, tuple(mean), tuple(deviation)
 
-    def images(self, pictures: Sequence[Output]) -> Tensor:
-        """Normalised image embeddings [n, D]."""
+    def images(self, outputs: Sequence[Output]) -> Tensor:
+        """Embed images; normalised [n, D]."""
         import torch
 
         from noisescope.datasets.images import decode
 
         parts = []
         with torch.inference_mode():
-            for start in range(0, len(pictures), BATCH):
-                shown = [decode(bytes(p)) for p in pictures[start : start + BATCH]]  # type: ignore[arg-type]
+            for start in range(0, len(outputs), BATCH):
+                shown = [decode(bytes(p)) for p in outputs[start : start + BATCH]]  # type: ignore[arg-type]
                 values = torch.from_numpy(np.stack([pixels(p, *self.preparation) for p in shown]))
                 vision = self.model.vision_model(pixel_values=values.to(self.model.device))
                 parts.append(self.model.visual_projection(vision.pooler_output))
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Normalised text embeddings [n, D]; prompts are cut to CLIP's length."""
+        """Embed prompts, truncated to CLIP's length; normalised [n, D]."""
         import torch
 
         length = int(self.model.config.text_config.max_position_embeddings)
@@ -167,20 +123,21 @@ class Clip:
 @final
 @dataclass(frozen=True)
 class ClipJudge:
-    """Scores pictures by `score(clip, texts [n, D] or None, images [n, D]) -> [n]`."""
+    """Scores images by `score(clip, texts [n, D] or None, images [n, D]) -> [n]`."""
 
     card: JudgeCard
     clip: Clip
     score: Callable[[Clip, Tensor | None, Tensor], Tensor]
     reads_prompt: bool = True
 
-    def cost(self, duels: int) -> str:
+    def cost(self, comparisons: int) -> str:
         return ""
 
-    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
-        texts = self.clip.texts([duel.prompt.text for duel in duels]) if self.reads_prompt else None
-        mine = self.clip.images([duel.policy for duel in duels])
-        theirs = self.clip.images([duel.against for duel in duels])
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        prompts = [c.prompt.text for c in comparisons]
+        texts = self.clip.texts(prompts) if self.reads_prompt else None
+        mine = self.clip.images([c.policy for c in comparisons])
+        theirs = self.clip.images([c.against for c in comparisons])
         return by_score(
             self.score(self.clip, texts, mine).tolist(),
             self.score(self.clip, texts, theirs).tolist(),
@@ -188,27 +145,27 @@ class ClipJudge:
 
 
 def scaled_cosine(clip: Clip, texts: Tensor | None, images: Tensor) -> Tensor:
-    """PickScore: exp(logit scale) times the cosine."""
+    """Compute PickScore: exp(logit scale) times the cosine."""
     assert texts is not None
     scaled: Tensor = clip.model.logit_scale.exp() * (texts * images).sum(-1)
     return scaled
 
 
 def cosine(clip: Clip, texts: Tensor | None, images: Tensor) -> Tensor:
-    """HPS v2: the cosine."""
+    """Compute HPS v2's score: the cosine."""
     assert texts is not None
     return (texts * images).sum(-1)
 
 
 def open_clip_judge(name: str, model: str, licence: str, device: str, *, scaled: bool) -> ClipJudge:
-    """PickScore (`scaled`) or HPS v2. Raises ModelError."""
-    found = find_judge(model, HINTS[name], WORDS)
+    """Open PickScore (`scaled`) or HPS v2. Raises ModelError."""
+    found = find_judge(model, HINTS[name], TOKENIZER)
     card = JudgeCard(name, model, licence, "image", _mark(found, name))
     return ClipJudge(card, Clip(found, device), scaled_cosine if scaled else cosine)
 
 
 def open_aesthetic(model: str, licence: str, device: str) -> ClipJudge:
-    """The aesthetic judge of a directory with CLIP's files and HEAD_FILE. Raises ModelError."""
+    """Open the aesthetic judge: a directory of CLIP's files and HEAD_FILE. Raises ModelError."""
     found = find_judge(model, HINTS["aesthetic"])
     layers = linear_layers(found.directory / HEAD_FILE)
     card = JudgeCard("aesthetic", model, licence, "image", _mark(found, "aesthetic"))
@@ -223,9 +180,9 @@ def open_aesthetic(model: str, licence: str, device: str) -> ClipJudge:
 
 
 def linear_layers(path: Path) -> list[tuple[Tensor, Tensor]]:
-    """Weights and biases in order of their names' numbers. Raises ModelError.
+    """Load weights and biases in the order of the numbers in their names. Raises ModelError.
 
-    LAION's names are `layers.0.weight`, `layers.2.weight`, ...; between them stands only dropout.
+    LAION's names are `layers.0.weight`, `layers.2.weight`, ..., with only dropout between them.
     The older one-layer head is `weight` and `bias`.
     """
     from safetensors import SafetensorError
@@ -253,7 +210,7 @@ def _number(name: str) -> int:
 
 
 def load_clip(found: Checkpoint) -> Any:
-    """CLIPModel of a checkpoint whose tensors have transformers' or open_clip's names."""
+    """Load a CLIPModel from tensors with transformers' or open_clip's names. Raises ModelError."""
     from transformers import CLIPConfig, CLIPModel
 
     try:
@@ -263,15 +220,16 @@ def load_clip(found: Checkpoint) -> Any:
             tensors = to_transformers(tensors)
         model = CLIPModel(config)
         notes = model.load_state_dict(tensors, strict=False)
-    except Exception as error:  # many kinds, all mean "does not load"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # of many kinds; all mean "does not load"
+        reason = first_line(error)
         raise ModelError(
             f"{found.name} does not load as CLIP: {reason}",
             hint="config.json and weights must be of one CLIP model; download them again.",
         ) from error
     if notes.missing_keys:
+        missing = first_five(notes.missing_keys)
         raise ModelError(
-            f"{found.name} lacks {len(notes.missing_keys)} tensors, first {notes.missing_keys[0]}",
+            f"{found.name}: {len(notes.missing_keys)} tensors are missing: {missing}",
             hint="config.json and weights must be of one CLIP model; download them again.",
         )
     return model
@@ -290,3 +248,49 @@ def _mark(found: Checkpoint, name: str) -> str:
     from noisescope.models.checkpoint import fingerprint
 
     return fingerprint(found, {"judge": name})
+
+
+#: open_clip's names outside the blocks -> (transformers' name, whether to transpose).
+WHOLE = {
+    "visual.class_embedding": ("vision_model.embeddings.class_embedding", False),
+    "visual.conv1.weight": ("vision_model.embeddings.patch_embedding.weight", False),
+    "visual.positional_embedding": ("vision_model.embeddings.position_embedding.weight", False),
+    "visual.ln_pre.weight": ("vision_model.pre_layrnorm.weight", False),
+    "visual.ln_pre.bias": ("vision_model.pre_layrnorm.bias", False),
+    "visual.ln_post.weight": ("vision_model.post_layernorm.weight", False),
+    "visual.ln_post.bias": ("vision_model.post_layernorm.bias", False),
+    "visual.proj": ("visual_projection.weight", True),
+    "token_embedding.weight": ("text_model.embeddings.token_embedding.weight", False),
+    "positional_embedding": ("text_model.embeddings.position_embedding.weight", False),
+    "ln_final.weight": ("text_model.final_layer_norm.weight", False),
+    "ln_final.bias": ("text_model.final_layer_norm.bias", False),
+    "text_projection": ("text_projection.weight", True),
+    "logit_scale": ("logit_scale", False),
+}
+#: open_clip's names inside a block -> transformers' names.
+INSIDE = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
+
+
+def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename open_clip's tensors; q, k and v are split, projections transposed."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in WHOLE:
+            new, is_transposed = WHOLE[name]
+            found[new] = tensor.T.contiguous() if is_transposed else tensor
+        elif block := BLOCK.fullmatch(name):
+            tower = "vision_model" if block[1] else "text_model"
+            start = f"{tower}.encoder.layers.{block[2]}."
+            if block[3] == "attn.in_proj":
+                parts = zip("qkv", tensor.chunk(3), strict=True)
+                found |= {f"{start}self_attn.{n}_proj.{block[4]}": p for n, p in parts}
+            else:
+                found[f"{start}{INSIDE[block[3]]}.{block[4]}"] = tensor
+    return found

@@ -1,8 +1,9 @@
-"""A judge of one's own: a function in a Python file, `--judge rules.py:quality`.
+"""Judge by a function in the user's Python file, `--judge rules.py:quality`.
 
     def quality(prompt, response): ...      # prompt: noisescope.evaluate.Prompt; higher is better
 
-Text judges get the response, image judges a PIL picture. The file is run: name only your own.
+Text judges get the response, image judges a PIL image. The file is executed: use only files you
+trust.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from pathlib import Path
 from typing import Any, final
 
 from noisescope.errors import UsageError
-from noisescope.evaluate.results import Duel, JudgeCard, Output, Prompt, Verdict, by_score
+from noisescope.evaluate.comparison import Comparison, JudgeCard, Output, Prompt, Verdict, by_score
 from noisescope.pairs import Modality
 
-HINT = "Such as --judge rules.py:quality, with def quality(prompt, response) in rules.py."
+HINT = "For example --judge rules.py:quality, with def quality(prompt, response) in rules.py."
 
 
 @final
 @dataclass(frozen=True)
-class HouseJudge:
-    """Scores each output by a function."""
+class CustomJudge:
+    """Scores each output with a function."""
 
     card: JudgeCard
     function: Callable[[Prompt, Any], float]
 
-    def cost(self, duels: int) -> str:
+    def cost(self, comparisons: int) -> str:
         return ""
 
-    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         return by_score(
-            [self._score(duel.prompt, duel.policy) for duel in duels],
-            [self._score(duel.prompt, duel.against) for duel in duels],
+            [self._score(c.prompt, c.policy) for c in comparisons],
+            [self._score(c.prompt, c.against) for c in comparisons],
         )
 
     def _score(self, prompt: Prompt, output: Output) -> float:
@@ -53,13 +54,13 @@ class HouseJudge:
         return float(value)
 
 
-def is_house(name: str) -> bool:
-    """Whether a judge's name means a function in a file."""
+def is_custom(name: str) -> bool:
+    """Return whether a judge's name is FILE.py:FUNCTION."""
     return ".py:" in name
 
 
-def open_house(name: str, modality: Modality) -> HouseJudge:
-    """The judge `FILE.py:FUNCTION`. Raises UsageError."""
+def open_custom(name: str, modality: Modality) -> CustomJudge:
+    """Open the judge `FILE.py:FUNCTION`. Raises UsageError."""
     file, _, function = name.rpartition(":")
     path = Path(file).expanduser()
     if not path.is_file():
@@ -68,15 +69,15 @@ def open_house(name: str, modality: Modality) -> HouseJudge:
     if not callable(found):
         raise UsageError(f"--judge {name}: {path.name} has no function {function}", hint=HINT)
     sha = hashlib.sha256(function.encode())
-    for source in sorted(path.parent.glob("*.py")):  # what it may import counts too
+    for source in sorted(path.parent.glob("*.py")):  # modules that it may import
         sha.update(source.read_bytes())
     card = JudgeCard(function, f"{path.name}:{function}", "your own", modality, sha.hexdigest())
-    return HouseJudge(card, found)
+    return CustomJudge(card, found)
 
 
 def _run(path: Path) -> Any:
-    """The module of a file, which may import its neighbours as a script does."""
-    spec = importlib.util.spec_from_file_location(f"noisescope_house_{path.stem}", path)
+    """Import a file as a module; it may import other files of its folder."""
+    spec = importlib.util.spec_from_file_location(f"noisescope_judge_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

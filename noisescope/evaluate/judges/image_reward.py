@@ -1,8 +1,8 @@
-"""ImageReward (arXiv 2304.05977): BLIP reads picture and prompt together, five layers score it.
+"""Judge images by ImageReward (arXiv 2304.05977): BLIP and five linear layers.
 
-The model's own package needs a transformers of 2023 and unpickles its weights, so its checkpoint,
-converted to safetensors, is run by transformers' BLIP here. A directory holds config.json and
-tokenizer of Salesforce/blip-itm-large-coco and model.safetensors with ImageReward's own names.
+The authors' package needs transformers of 2023 and unpickles its weights, so the checkpoint is
+converted to safetensors once and run by transformers' BLIP. The directory contains config.json and
+tokenizer of Salesforce/blip-itm-large-coco, and model.safetensors with ImageReward's tensor names.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from noisescope.errors import ModelError
+from noisescope.errors import ModelError, first_line
+from noisescope.evaluate.comparison import Comparison, JudgeCard, Output, Verdict, by_score
 from noisescope.evaluate.judges.base import find_judge, pixels
-from noisescope.evaluate.results import Duel, JudgeCard, Output, Verdict, by_score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from noisescope.models.checkpoint import Checkpoint
 
 BATCH = 8
-#: Tokens of a prompt, and mean and deviation that scores were given after training.
+#: Tokens of a prompt, and the mean and deviation by which the authors standardise scores.
 LENGTH, CENTRE, SPREAD = 35, 0.16717362830052426, 1.0333394966054072
 CONVERT = (
-    'Convert ImageReward.pt (zai-org/ImageReward) once, where you trust it: python -c "import '
+    'Convert ImageReward.pt (zai-org/ImageReward) once, if you trust it: python -c "import '
     "torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in "
     "torch.load('ImageReward.pt', weights_only=True).items()}, 'model.safetensors')\", and put "
-    "it beside config.json and tokenizer of Salesforce/blip-itm-large-coco: "
+    "it next to config.json and tokenizer of Salesforce/blip-itm-large-coco: "
     "--judge image-reward=DIRECTORY."
 )
-#: BLIP's names of the picture's tower, as transformers has them.
+#: Names of BLIP's vision tower -> transformers' names.
 VISION = {
     "cls_token": "embeddings.class_embedding",
     "pos_embed": "embeddings.position_embedding",
@@ -55,13 +55,13 @@ INSIDE = {
 @final
 @dataclass(frozen=True)
 class ImageRewardJudge:
-    """Scores each picture for its prompt."""
+    """Scores each image for its prompt."""
 
     card: JudgeCard
     found: Checkpoint
     device: str
 
-    def cost(self, duels: int) -> str:
+    def cost(self, comparisons: int) -> str:
         return ""
 
     @cached_property
@@ -69,14 +69,14 @@ class ImageRewardJudge:
         """(BLIP, the scoring layers, tokenizer). Raises ModelError."""
         return _load(self.found, self.device)
 
-    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
-        prompts = [duel.prompt.text for duel in duels]
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        prompts = [c.prompt.text for c in comparisons]
         return by_score(
-            self._scores(prompts, [duel.policy for duel in duels]),
-            self._scores(prompts, [duel.against for duel in duels]),
+            self._scores(prompts, [c.policy for c in comparisons]),
+            self._scores(prompts, [c.against for c in comparisons]),
         )
 
-    def _scores(self, prompts: Sequence[str], pictures: Sequence[Output]) -> list[float]:
+    def _scores(self, prompts: Sequence[str], images: Sequence[Output]) -> list[float]:
         import torch
 
         from noisescope.datasets.images import decode
@@ -87,7 +87,7 @@ class ImageRewardJudge:
         scores: list[float] = []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)
-            shown = [pixels(decode(bytes(p)), side) for p in pictures[part]]  # type: ignore[arg-type]
+            shown = [pixels(decode(bytes(p)), side) for p in images[part]]  # type: ignore[arg-type]
             ids = tokenizer(
                 list(prompts[part]),
                 padding="max_length",
@@ -111,7 +111,7 @@ class ImageRewardJudge:
 
 
 def open_image_reward(model: str, licence: str, device: str) -> ImageRewardJudge:
-    """The judge of a directory. Raises ModelError."""
+    """Open ImageReward from a directory. Raises ModelError."""
     from noisescope.models.checkpoint import fingerprint
 
     found = find_judge(model, CONVERT)
@@ -137,19 +137,19 @@ def _load(found: Checkpoint, device: str) -> tuple[Any, list[tuple[Tensor, Tenso
         blip = BlipForImageTextRetrieval(config)
         notes = blip.load_state_dict(own, strict=False)
         tokenizer = AutoTokenizer.from_pretrained(found.directory)
-    except Exception as error:  # many kinds, all mean "does not load"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # of many kinds; all mean "does not load"
+        reason = first_line(error)
         raise ModelError(f"{found.name} does not load: {reason}", hint=CONVERT) from error
     used = ("vision_model.", "text_encoder.")
-    lacking = [name for name in notes.missing_keys if name.startswith(used)]
-    if lacking or not layers:
-        first = lacking[0] if lacking else "mlp.layers"
-        raise ModelError(f"{found.name} is no ImageReward: it lacks {first}", hint=CONVERT)
+    missing = [name for name in notes.missing_keys if name.startswith(used)]
+    if missing or not layers:
+        first = missing[0] if missing else "mlp.layers"
+        raise ModelError(f"{found.name} is not ImageReward: {first} is missing", hint=CONVERT)
     return blip.to(pick_device(device)).eval().requires_grad_(False), layers, tokenizer
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """BLIP's tensors of an ImageReward checkpoint by the names transformers gives them."""
+    """Rename the BLIP tensors of an ImageReward checkpoint to transformers' names."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         tower, _, rest = name.removeprefix("blip.").partition(".")

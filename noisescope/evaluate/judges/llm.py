@@ -1,12 +1,12 @@
 """Compare two responses by a language model behind an OpenAI-compatible endpoint.
 
     judge = open_llm("qwen3-8b", "http://127.0.0.1:8000/v1", key=None)
-    judge.judge(duels)          # both orders of every duel, a few requests at once
+    judge.judge(comparisons)          # both orders of every comparison, a few requests at once
 
-Each duel is judged twice with the positions swapped. A response wins only if both answers name
-it; two different answers are a tie, and the report contains how often the first position was
+Each comparison is judged twice with the positions swapped. A response wins only if both answers
+name it; two different answers are a tie, and the report contains how often the first position was
 named. The last line of an answer must be a verdict and nothing else; other answers are counted
-and leave the duel unjudged.
+and leave the comparison unjudged.
 
 Timeouts, lost connections, 408, 425, 429 and 5xx are retried after 1, 2, 4, ... seconds with
 jitter, or as Retry-After asks. Any other refusal ends the command. The key is sent in one header
@@ -29,13 +29,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, final
 
 from noisescope.errors import UsageError
-from noisescope.evaluate.results import (
+from noisescope.evaluate.comparison import (
     FAILED,
     FIRST,
     SECOND,
     TIE,
     UNPARSABLE,
-    Duel,
+    Comparison,
     JudgeCard,
     Output,
     Prompt,
@@ -224,20 +224,21 @@ LONGEST = 20_000
 @final
 @dataclass(frozen=True)
 class LLMJudge:
-    """Send every duel to `endpoint` twice, in both orders."""
+    """Sends every comparison to `endpoint` twice, in both orders."""
 
     card: JudgeCard
     endpoint: Endpoint
     concurrency: int = CONCURRENCY
 
-    def cost(self, duels: int) -> str:
-        return f"{2 * duels:,} requests ({duels:,} prompts, both orders) to {self.endpoint.url}"
+    def cost(self, comparisons: int) -> str:
+        requests = f"{2 * comparisons:,} requests ({comparisons:,} prompts, both orders)"
+        return f"{requests} to {self.endpoint.url}"
 
-    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         requests = [
-            (duel.prompt, first, second)
-            for duel in duels
-            for first, second in ((duel.policy, duel.against), (duel.against, duel.policy))
+            (c.prompt, first, second)
+            for c in comparisons
+            for first, second in ((c.policy, c.against), (c.against, c.policy))
         ]
         pool = ThreadPoolExecutor(self.concurrency)
         try:

@@ -1,7 +1,7 @@
-"""A reward model of text: a transformers sequence classifier with one output.
+"""Judge responses by a reward model: a transformers sequence classifier with one output.
 
 The conversation goes through the tokenizer's chat template; without one, prompt and response
-are encoded as two texts, as the older reward models were trained.
+are encoded as two texts, as older reward models were trained.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.errors import ModelError
+from noisescope.errors import ModelError, first_line
+from noisescope.evaluate.comparison import Comparison, JudgeCard, Output, Prompt, Verdict, by_score
 from noisescope.evaluate.judges.base import find_judge
-from noisescope.evaluate.results import Duel, JudgeCard, Output, Prompt, Verdict, by_score
 
 if TYPE_CHECKING:
     from noisescope.models.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BATCH = 8
 LONGEST = 4096
 CONVERT = (
-    'Convert it once, where you trust it: python -c "from transformers import '
+    'Convert it once, if you trust it: python -c "from transformers import '
     "AutoModelForSequenceClassification as M; M.from_pretrained('{0}').save_pretrained("
     "'{0}-safe')\", and copy its tokenizer files."
 )
@@ -30,27 +30,27 @@ CONVERT = (
 @final
 @dataclass(frozen=True)
 class RewardJudge:
-    """Scores each response by the classifier's one output."""
+    """Scores each response with the classifier's output."""
 
     card: JudgeCard
     found: Checkpoint
     device: str
 
-    def cost(self, duels: int) -> str:
+    def cost(self, comparisons: int) -> str:
         return ""
 
     @cached_property
     def parts(self) -> tuple[Any, Any]:
-        """(model, tokenizer). Raises ModelError for another kind of model."""
+        """(model, tokenizer). Raises ModelError if it is not a reward model."""
         return _load(self.found, self.device)
 
-    def judge(self, duels: Sequence[Duel]) -> list[Verdict]:
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         return by_score(
-            self._scores([(duel.prompt, duel.policy) for duel in duels]),
-            self._scores([(duel.prompt, duel.against) for duel in duels]),
+            self._scores([(c.prompt, c.policy) for c in comparisons]),
+            self._scores([(c.prompt, c.against) for c in comparisons]),
         )
 
-    def _scores(self, told: Sequence[tuple[Prompt, Output]]) -> list[float]:
+    def _scores(self, outputs: Sequence[tuple[Prompt, Output]]) -> list[float]:
         import torch
 
         from noisescope.models.forward import setting
@@ -58,8 +58,10 @@ class RewardJudge:
         model, tokenizer = self.parts
         limit = min(LONGEST, setting(model, "max_position_embeddings") or LONGEST)
         scores: list[float] = []
-        for start in range(0, len(told), BATCH):
-            ids = [self._ids(tokenizer, p, str(r), limit) for p, r in told[start : start + BATCH]]
+        for start in range(0, len(outputs), BATCH):
+            ids = [
+                self._ids(tokenizer, p, str(r), limit) for p, r in outputs[start : start + BATCH]
+            ]
             padded = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
             with torch.inference_mode():
                 logits = model(
@@ -69,7 +71,7 @@ class RewardJudge:
         return scores
 
     def _ids(self, tokenizer: Any, prompt: Prompt, response: str, limit: int) -> list[int]:
-        """Token ids; what is too long loses its beginning, so that the response stays."""
+        """Encode prompt and response; too long ones lose their beginning, not the response."""
         if tokenizer.chat_template is None:
             ids = tokenizer(prompt.text, response, verbose=False)["input_ids"]
         else:
@@ -82,7 +84,7 @@ class RewardJudge:
 
 
 def open_reward(model: str, device: str) -> RewardJudge:
-    """The judge of a directory or Hub name. Raises ModelError."""
+    """Open a reward model by directory or Hub name. Raises ModelError."""
     from noisescope.models.checkpoint import fingerprint
 
     found = find_judge(model, CONVERT.format(model))
@@ -103,15 +105,15 @@ def _load(found: Checkpoint, device: str) -> tuple[Any, Any]:
             found.directory, use_safetensors=True, output_loading_info=True, dtype="auto"
         )
         tokenizer = AutoTokenizer.from_pretrained(found.directory)
-    except Exception as error:  # many kinds, all mean "does not load"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # of many kinds; all mean "does not load"
+        reason = first_line(error)
         raise ModelError(f"{found.name} does not load: {reason}", hint=None) from error
-    lacking = sorted(notes["missing_keys"])
-    if model.config.num_labels != 1 or lacking:
-        told = f"lacks {lacking[0]}" if lacking else f"has {model.config.num_labels} outputs"
+    missing = sorted(notes["missing_keys"])
+    if model.config.num_labels != 1 or missing:
+        fault = f"{model.config.num_labels} outputs" if not missing else f"no {missing[0]}"
         raise ModelError(
-            f"{found.name} is no reward model: it {told}",
-            hint="Name a sequence classifier with one output, trained as a reward model.",
+            f"{found.name} is not a reward model: it has {fault}",
+            hint="Give a sequence classifier with one output, trained as a reward model.",
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
