@@ -9,7 +9,7 @@ For text a side is the response itself; for images it is the content key of the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol, final
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    Float = NDArray[np.float64]
     U64 = NDArray[np.uint64]
 
 Modality = Literal["text", "image"]
@@ -322,3 +323,19 @@ def hashed(keys: U64, *salt: int) -> U64:
     for part in salt:
         state = mix(state ^ np.array([part % 2**64], np.uint64))
     return mix(keys.astype(np.uint64) ^ state)
+
+
+def keys_of(names: Sequence[str]) -> U64:
+    """Hash each name to 64 bits, [N]."""
+    import numpy as np
+
+    blake = hashlib.blake2b
+    digests = [blake(name.encode(), digest_size=8).digest() for name in names]
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def uniform(keys: U64, *salt: int) -> Float:
+    """Draw a number in [0, 1) for each key [N]: a hash of the key and the salts."""
+    import numpy as np
+
+    return (hashed(keys, *salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53

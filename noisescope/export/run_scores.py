@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.datasets.flip.plan import U64, Float, keys_of
+from noisescope.datasets.flip.plan import U64, Float
 from noisescope.errors import EvidenceError, NoisescopeError, RunError, first_five
+from noisescope.pairs import keys_of
 from noisescope.storage.run import Run, find_run
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ dataset once before. Flipping a copy again with the same plan takes every decisi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -27,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import RunError, UsageError
-from noisescope.pairs import Pair, hashed
+from noisescope.pairs import Pair, keys_of, uniform
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,20 +73,9 @@ class Parsed:
 Chance = Callable[[Parsed], Float]
 
 
-def keys_of(names: Sequence[str]) -> U64:
-    """64-bit hash of each name, [N]."""
-    blake = hashlib.blake2b
-    digests = [blake(name.encode(), digest_size=8).digest() for name in names]
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-
-
 def coins(names: Sequence[str], seed: int, salt: int = _COIN) -> Float:
     """A number in [0, 1) for each name: a hash of (seed, name)."""
-    return _uniform(keys_of(names), seed, salt)
-
-
-def _uniform(keys: U64, seed: int, salt: int) -> Float:
-    return (hashed(keys, seed, salt) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniform(keys_of(names), seed, salt)
 
 
 def decide(
@@ -95,7 +83,7 @@ def decide(
 ) -> NDArray[np.bool_]:
     """Which of these pairs are flipped, [N]; `keys` saves hashing the ids again."""
     hashes = keys_of(chunk.ids) if keys is None else keys
-    return _uniform(hashes, plan.seed, _COIN) < chance(chunk)
+    return uniform(hashes, plan.seed, _COIN) < chance(chunk)
 
 
 def chance_of(
