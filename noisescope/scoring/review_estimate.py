@@ -1,15 +1,22 @@
 """Estimate the share of wrong labels from a few people's judgements, whatever the noise is.
 
-    strata = stratify(p_wrong)                        # [N] 1..K
-    order = queue(strata, coins(ids), coins_2(ids))   # review in this order; stop anywhere
-    found = estimate(strata, p_wrong, votes)          # found.share.estimate, .low, .high
+    cells = stratify(p_wrong, seed)              # [N] 1..K * SLICES
+    order = queue(cells, coins, again, seed)     # review in this order; stop anywhere
+    found = review(cells, p_wrong, votes)
+    found.share().share                          # Interval(estimate, low, high)
 
 A stratum holds an equal share of sum_i sqrt(q_i (1 - q_i)), q = p_wrong drawn a little towards one
 half, and each round of the queue takes one pair from every stratum, so that sizes are near
-Neyman's and any beginning of the queue is a stratified sample. Given a stratum's answers its share
-of wrong labels is Beta-distributed, with a prior that weighs as much as one answer and is centred
-on p_wrong *as recalibrated on the answers themselves*; the variance has the finite-population
-factor of the design. p_wrong decides how narrow the interval is; that it covers rests on the draw.
+Neyman's and any beginning of the queue is a stratified sample. The share of stratum h is
+
+    s_h = (k_h + c_h) / (n_h + 1)          k_h of n_h answers found the label wrong
+    theta = sum_h W_h s_h                  W_h = N_h / N
+    V = sum_h W_h^2 s_h (1 - s_h) / (n_h + 1) (1 - n_h / N_h) (t / z)^2
+
+with c_h the stratum's mean p_wrong as recalibrated on the answers themselves, and t Student's
+quantile for Satterthwaite's degrees of freedom, which matter where one stratum dominates. The
+interval is that of the Beta distribution with this mean and variance. p_wrong decides how narrow
+it is; that it covers rests on the draw alone.
 
 Reviewers err. Where two or more judge the same pairs, their disagreements identify one error
 rate r: pairs of judgements differ with probability 2 r (1 - r), right label or wrong. The estimate
@@ -25,23 +32,27 @@ from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, betaincinv, expit, logit, xlogy
+from scipy.special import betaincinv, binom, expit, logit, ndtri, stdtrit, xlogy
 
 from noisescope.errors import EvidenceError
-from noisescope.statistics import MASS, Interval
+from noisescope.scoring.metrics import MASS, Interval
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
-Strata = NDArray[np.uint8]
+Cells = NDArray[np.uint8]
 
-#: Strata of a new sample, and the fewest pairs that one may hold on average.
+#: Cells of a stratum (a power of two), through which its sample walks.
+SLICES = 8
+_REVERSED = np.array([0, 4, 2, 6, 1, 5, 3, 7])
+#: Strata of a sample at most and at least, and the fewest pairs that one may hold on average.
 STRATA = 10
+FEWEST_STRATA = 4
 FEWEST_A_STRATUM = 5
 #: How far p_wrong is drawn towards one half before it decides sizes: where the audit is sure and
 #: wrong, pairs must still be looked at.
-FLOOR = 0.02
-#: Smallest and largest centre of a stratum's prior.
-CENTRE = 0.05
+FLOOR = 0.05
+#: Smallest centre of a stratum's prior, and 1 - the largest.
+CENTRE = 0.02
 #: Stratum of pairs that are not sampled: all of them were looked at (`--for fix`).
 CENSUS = 0
 #: Pairs that two reviewers must have judged before their error rate is estimated.
@@ -49,43 +60,69 @@ FEWEST_SHARED = 10
 #: Beta prior of a reviewer's error rate below one half: mean 10 %.
 ERROR_PRIOR = (1.0, 9.0)
 #: Standard deviations of the recalibration's prior: intercept, and slope around 1.
-RECALIBRATION_PRIOR = (3.0, 1.0)
+RECALIBRATION_PRIOR = (0.5, 0.25)
 FLATTEST = 0.05
+_SHIFT, _MASK = 1, 2  # salts of a sample's seed
 _RATES = 60  # grid of error rates
-_SHARES = 400  # grid of a stratum's share
 _EDGE = 1e-3  # probabilities are kept this far from 0 and 1 before their log odds are taken
 
 
-def stratify(p: Float, census: Bool | None = None) -> Strata:
-    """Stratum [N] of each pair by p_wrong [N]: 1..K, CENSUS where `census` [N] holds.
+def strata_for(count: int) -> int:
+    """Strata of a sample of `count` pairs: about ten answers each, or as many as are allowed."""
+    return min(STRATA, max(FEWEST_STRATA, count // 10))
 
+
+def stratify(p: Float, seed: int, census: Bool | None = None, *, strata: int = STRATA) -> Cells:
+    """Cell [N] of each pair by p_wrong [N]: 1..`strata` * SLICES, CENSUS where `census` [N] holds.
+
+    A stratum is SLICES cells in a row: slices of equal size of its pairs in the order of p_wrong,
+    which is taken as a circle with a start drawn by `seed`, so that no pair is the likelier one.
     Undefined probabilities count as one half: the audit knows nothing of these pairs.
     """
     known = np.zeros(len(p), bool) if census is None else census
-    strata = np.full(len(p), CENSUS, np.uint8)
+    cells = np.full(len(p), CENSUS, np.uint8)
     here = np.flatnonzero(~known)
     if not len(here):
-        return strata
-    count = max(1, min(STRATA, len(here) // FEWEST_A_STRATUM))
+        return cells
+    count = max(1, min(strata, len(here) // FEWEST_A_STRATUM))
     q = FLOOR + (1 - 2 * FLOOR) * np.nan_to_num(p[here], nan=0.5)
     size = np.sqrt(q * (1 - q))
     order = np.argsort(q, kind="stable")
     middle = np.cumsum(size[order]) - size[order] / 2
-    strata[here[order]] = 1 + np.minimum(count * middle / size.sum(), count - 1).astype(np.uint8)
-    return strata
+    stratum = np.minimum(count * middle / size.sum(), count - 1).astype(np.int64)
+    sizes = np.bincount(stratum, minlength=count)
+    shift = np.random.default_rng((seed, _SHIFT)).integers(0, np.maximum(sizes, 1))
+    position = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[stratum] + shift[stratum]
+    position %= sizes[stratum]
+    cells[here[order]] = 1 + SLICES * stratum + SLICES * position // sizes[stratum]
+    return cells
 
 
-def queue(strata: Strata, coins: Float, again: Float) -> NDArray[np.int64]:
+def stratum_of(cells: Cells) -> Cells:
+    """Stratum of each cell: 1..K, CENSUS for CENSUS."""
+    return np.asarray((cells + np.uint8(SLICES - 1)) // np.uint8(SLICES))
+
+
+def queue(cells: Cells, coins: Float, again: Float, seed: int) -> NDArray[np.int64]:
     """Places of the sampled pairs in the order to review them.
 
-    `coins` and `again` [N] are two independent uniform numbers of each pair. Round r takes the
-    pair with the r-th smallest coin of every stratum, in an order of their `again`.
+    `coins` and `again` [N] are two independent uniform numbers of each pair. Every round takes
+    one pair of each stratum, in an order of their `again`; the rounds walk through a stratum's
+    slices in bit-reversed order from a random start, so that few rounds already spread over all
+    of p_wrong; within a slice the pair with the smallest coin is next.
     """
-    sampled = np.flatnonzero(strata != CENSUS)
-    by_coin = sampled[np.lexsort((coins[sampled], strata[sampled]))]
-    sizes = np.bincount(strata[sampled])
-    starts = np.cumsum(sizes) - sizes
-    turn = np.arange(len(by_coin)) - starts[strata[by_coin]]
+    sampled = np.flatnonzero(cells != CENSUS)
+    by_coin = sampled[np.lexsort((coins[sampled], cells[sampled]))]
+    cell = cells[by_coin].astype(np.int64)
+    sizes = np.bincount(cell, minlength=1)
+    taken = np.arange(len(by_coin)) - (np.cumsum(sizes) - sizes)[cell]
+    stratum, piece = np.divmod(cell - 1, SLICES)
+    masks = np.random.default_rng((seed, _MASK)).integers(0, SLICES, STRATA)
+    visit = _REVERSED[piece ^ masks[stratum]]
+    turn = np.empty(len(by_coin), np.int64)
+    order = np.lexsort((visit, taken, stratum))  # close ranks where a slice is used up
+    counts = np.bincount(stratum, minlength=STRATA)
+    turn[order] = np.arange(len(order)) - (np.cumsum(counts) - counts)[stratum[order]]
     return np.asarray(by_coin[np.argsort(turn + again[by_coin], kind="stable")])
 
 
@@ -193,12 +230,12 @@ def recalibrate(p: Float, votes: Votes, weights: Float, error: float) -> Recalib
     """
     from scipy.optimize import minimize
 
-    told = (votes.judged > 0) & np.isfinite(p)
-    if not told.any():
+    used = (votes.judged > 0) & np.isfinite(p) & (weights > 0)
+    if not used.any():
         return Recalibration()
-    x = logit(np.clip(p[told], _EDGE, 1 - _EDGE))
-    w = weights[told] * weights[told].sum() / np.square(weights[told]).sum()
-    against, favour = (side[0][told] for side in votes.likelihoods(error))
+    x = logit(np.clip(p[used], _EDGE, 1 - _EDGE))
+    w = weights[used] * weights[used].sum() / np.square(weights[used]).sum()
+    against, favour = (side[0][used] for side in votes.likelihoods(error))
     spread = np.array(RECALIBRATION_PRIOR)
 
     def objective(theta: Float) -> tuple[float, Float]:
@@ -236,11 +273,12 @@ class Estimate:
 class Reviewed:
     """Everything that answers support: made once by `review`, asked of any set of pairs.
 
-    `strata` [N] as drawn, `p` [N] is p_wrong as recalibrated, `weights` [n] the inverse inclusion
-    probabilities of the judged pairs (0 for those outside the sample).
+    `cells` [N] as drawn, `p` [N] is p_wrong as recalibrated, `weights` [n] the inverse inclusion
+    probabilities of the judged pairs (1 in the census, 0 outside the
+    sample).
     """
 
-    strata: Strata
+    cells: Cells
     p: Float
     votes: Votes
     weights: Float
@@ -256,63 +294,44 @@ class Reviewed:
         size = int(inside.sum())
         if not size:
             raise EvidenceError("a share of no pairs has no value")
+        strata = stratum_of(self.cells)
         used = (self.weights > 0) & inside[self.votes.place]
-        mean, variance = np.zeros(len(self.error.rates)), np.zeros(len(self.error.rates))
-        for stratum in np.unique(self.strata[inside]):
-            members = inside & (self.strata == stratum)
-            chosen = used & (self.strata[self.votes.place] == stratum)
+        means, variances, freedom = [], [], []
+        for stratum in np.unique(strata[inside]):
+            members = inside & (strata == stratum)
+            chosen = used & (strata[self.votes.place] == stratum)
             weight = members.sum() / size
-            centre, spread = self._stratum(members, chosen, census=stratum == CENSUS)
-            mean += weight * centre
-            variance += np.square(weight) * spread
+            mean, variance = self._stratum(members, chosen)
+            means.append(weight * mean)
+            variances.append(np.square(weight) * variance)
+            freedom.append(max(int(chosen.sum()) - 1, 1))
+        mean, variance = np.sum(means, axis=0), np.sum(variances, axis=0)  # [R]
         estimate = float(self.error.weights @ mean)
-        total = float(self.error.weights @ (variance + np.square(mean - estimate)))
-        return Estimate(beta_interval(estimate, total), size, int(used.sum()))
+        within = np.stack(variances) @ self.error.weights  # [H]
+        wider = _student(within, np.array(freedom)) * within.sum()
+        between = float(self.error.weights @ np.square(mean - estimate))
+        return Estimate(beta_interval(estimate, wider + between), size, int(used.sum()))
 
-    def _stratum(self, members: Bool, chosen: Bool, *, census: bool) -> tuple[Float, Float]:
-        """Mean and variance [R] of the share of wrong labels among `members` [N] at each rate."""
+    def _stratum(self, members: Bool, chosen: Bool) -> tuple[Float, Float]:
+        """Mean and variance [R] of the share of wrong labels among `members` [N] of a stratum at
+        each error rate, from the judged pairs `chosen` [n].
+        """
         n, size = int(chosen.sum()), int(members.sum())
+        sampled = n / size
         centre = float(np.clip(self.p[members].mean(), CENTRE, 1 - CENTRE))
-        votes = self.votes
-        if not self.error.known:
-            tied = (votes.judged == 0)[chosen]
-            major = (np.sign(votes.wrong - votes.right) + 1)[chosen] / 2
-            wrong = float(np.where(tied, 0.5, major).sum())
-            a, b = wrong + centre, n - wrong + 1 - centre
-            share = np.array([a / (a + b)])
-            spread = share * (1 - share) / (n + 2)
-            sampled = min(n / size, 1.0)
-            if census or n == size:
-                return np.array([wrong / max(n, 1)]), np.zeros(1)
-            rest = (wrong + (size - n) * share) / size
-            return rest, spread * (1 - sampled)
-        share, spread = self._posterior(centre, chosen)
-        ideal = share * (1 - share) / (n + 2)
-        return share, np.maximum(spread - min(n / size, 1.0) * ideal, 0.0)
+        if self.error.known:
+            share, variance = _mode(self.votes, chosen, centre, self.error.rates)
+            of_the_draw = share * (1 - share) / (n + 1)
+            return share, np.maximum(variance - sampled * of_the_draw, 0.0)
+        wrong = float(self._wrong[chosen].sum())
+        share = np.array([(wrong + centre) / (n + 1)])
+        mean = sampled * wrong / max(n, 1) + (1 - sampled) * share
+        return mean, share * (1 - share) / (n + 1) * (1 - sampled)
 
-    def _posterior(self, centre: float, chosen: Bool) -> tuple[Float, Float]:
-        """Mean and variance [R] of a stratum's share, where reviewers err at each rate [R]."""
-        edges = np.sin(np.linspace(0, np.pi / 2, _SHARES + 1)) ** 2
-        prior = np.diff(betainc(centre, 1 - centre, edges))
-        shares = (edges[1:] + edges[:-1]) / 2
-        votes = self.votes
-        kinds, counts = np.unique(
-            np.stack([votes.wrong, votes.right, votes.tie > 0])[:, chosen], axis=1,
-            return_counts=True,
-        )  # fmt: skip
-        log = np.log(np.maximum(prior, 1e-300))[None, :] + np.zeros((len(self.error.rates), 1))
-        for (wrong, right, _), count in zip(kinds.T, counts, strict=True):
-            if wrong + right == 0:  # ties alone: half wrong, half right
-                log += count * (np.log(shares) + np.log1p(-shares)) / 2
-                continue
-            r = self.error.rates[:, None]
-            against = (1 - r) ** wrong * r**right
-            favour = r**wrong * (1 - r) ** right
-            log += count * np.log(against * shares + favour * (1 - shares))
-        mass = np.exp(log - log.max(axis=1, keepdims=True))
-        mass /= mass.sum(axis=1, keepdims=True)
-        mean = mass @ shares
-        return mean, np.maximum(mass @ np.square(shares) - np.square(mean), 0.0)
+    @cached_property
+    def _wrong(self) -> Float:
+        """1 where most reviewers of a pair found its label wrong, 0 right, one half a draw [n]."""
+        return np.asarray((np.sign(self.votes.wrong - self.votes.right) + 1) / 2)
 
     def posterior(self) -> Float:
         """p_wrong [N] given the answers: recalibrated, and of judged pairs by Bayes' rule.
@@ -327,20 +346,75 @@ class Reviewed:
         return p
 
 
-def review(strata: Strata, p: Float, votes: Votes) -> Reviewed:
-    """Make sense of judgements. p [N] is p_wrong as the audit has it, `strata` [N] as drawn.
+def review(
+    cells: Cells,
+    p: Float,
+    votes: Votes,
+    *,
+    drawn: Bool | None = None,
+    error: ErrorRate | None = None,
+) -> Reviewed:
+    """Estimate everything from judgements. p [N] is p_wrong as the audit has it, `cells` as drawn.
 
-    Judged pairs in the stratum CENSUS stand for themselves; those of a stratum stand for it.
+    `drawn` [n] is False for judged pairs that the queue has not reached (copies of a pair that it
+    has): they are no part of the sample. Judged pairs of the cell CENSUS represent themselves
+    alone. `error` is that of `votes` unless given.
     """
+    counted = np.ones(len(votes), bool) if drawn is None else drawn
+    strata = stratum_of(cells)
     sizes = np.bincount(strata)
-    answered = np.bincount(strata[votes.place], minlength=len(sizes))
-    inclusion = answered / np.maximum(sizes, 1)
-    inclusion[CENSUS] = 1.0
-    weights = 1 / inclusion[strata[votes.place]]
-    error = error_rate(votes)
+    answered = np.bincount(strata[votes.place[counted]], minlength=len(sizes))
+    weight = sizes / np.maximum(answered, 1)
+    weight[CENSUS] = 1.0
+    weights = np.where(counted, weight[strata[votes.place]], 0.0)
+    error = error or error_rate(votes)
     half = np.nan_to_num(p, nan=0.5)
     fitted = recalibrate(half[votes.place], votes, weights, error.mean)
-    return Reviewed(strata, fitted(half), votes, weights, error, fitted)
+    return Reviewed(cells, fitted(half), votes, weights, error, fitted)
+
+
+def _mode(votes: Votes, chosen: Bool, centre: float, rates: Float) -> tuple[Float, Float]:
+    """Share of wrong labels [R] behind the judgements of the pairs `chosen` [n], and its variance.
+
+    At an error rate r a pair with judgements v has the likelihood A s + B (1 - s), A = P(v | wrong
+    label), B = P(v | right). The share s maximises their product times s^c (1 - s)^(1 - c), one
+    answer's worth of prior; its variance is the inverse of the expected information. At r = 0
+    both are those of `Reviewed._stratum`.
+    """
+    sides = np.stack([votes.wrong, votes.right])[:, chosen]
+    kinds, counts = np.unique(sides, axis=1, return_counts=True)
+    wrong, right = kinds  # [J]
+    r = rates[:, None]
+    against, favour = (1 - r) ** wrong * r**right, r**wrong * (1 - r) ** right  # [R, J]
+    tied = counts[wrong + right == 0].sum() / 2
+    count = np.where(wrong + right > 0, counts, 0)
+    low, high = np.zeros_like(r), np.ones_like(r)
+    for _ in range(50):  # the slope falls
+        s = (low + high) / 2
+        slope = (centre + tied) / s - (1 - centre + tied) / (1 - s)
+        slope += (count * (against - favour) / (against * s + favour * (1 - s))).sum(
+            1, keepdims=True
+        )
+        low, high = np.where(slope > 0, s, low), np.where(slope > 0, high, s)
+    s = (low + high) / 2
+    information = (1 + 2 * tied) / (s * (1 - s))
+    for judged, several in zip(*np.unique(sides.sum(axis=0), return_counts=True), strict=True):
+        v = np.arange(judged + 1)
+        against, favour = (1 - r) ** v * r ** (judged - v), r**v * (1 - r) ** (judged - v)
+        mixed = against * s + favour * (1 - s)
+        each = binom(judged, v) * np.square(against - favour) / mixed
+        information += several * each.sum(axis=1, keepdims=True)
+    return s[:, 0], 1 / information[:, 0]
+
+
+def _student(variances: Float, freedom: NDArray[np.int64]) -> float:
+    """(t / z)^2 at Satterthwaite's degrees of freedom for a sum of variances [H]."""
+    total = variances.sum()
+    if total <= 0:
+        return 1.0
+    degrees = total**2 / (np.square(variances) / freedom).sum()
+    upper = (1 + MASS) / 2
+    return float((stdtrit(degrees, upper) / ndtri(upper)) ** 2)
 
 
 def beta_interval(mean: float, variance: float) -> Interval:
