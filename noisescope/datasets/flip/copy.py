@@ -31,13 +31,12 @@ from noisescope.datasets.flip.plan import (
     Parsed,
     chance_of,
     decide,
-    keys_of,
     score_gaps,
 )
 from noisescope.datasets.readers import Row
 from noisescope.datasets.rewrite import CHUNK_ROWS, Decoded, rewrite
 from noisescope.errors import RunError, UsageError
-from noisescope.pairs import Pair, digest
+from noisescope.pairs import Pair, digest, keys_of
 from noisescope.storage.files import (
     LOCK,
     TEMPORARY_PREFIX,
