@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from toy_run import rows, scored_run, toy, write_lines
+from helpers.toy_run import rows, scored_run, toy, write_lines
 
 from noisescope.datasets import load
 from noisescope.errors import RunError
