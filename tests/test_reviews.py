@@ -174,7 +174,7 @@ def judge_sample(run, count, wrong=lambda row: row % 6 == 0, reviewer="ann"):
     journal = Journal(run.directory, reviewer)
     if not draws:
         judged = read_judged(run, log, population)
-        draws = [draw_sample(log, judged, population, np.full(120, 0.2), count)]
+        draws = [draw_sample(log, judged, population, np.full(120, 0.2), count=count, seed=5)]
         journal.append(draws[0].to_json())
     order = queue_of(draws[0], population)[:count]
     numbers = {content_id(r["prompt"], r["chosen"], r["rejected"]): i for i, r in enumerate(rows())}
@@ -271,7 +271,7 @@ def test_copies_of_a_judged_pair_are_no_part_of_the_sample(tmp_path):
     run = scored_run(load(tmp_path / "twice.jsonl"), tmp_path / "runs" / "twice-1").run
     population = read_population(run)
     journal = Journal(run.directory, "ann")
-    draw = draw_sample(Log(), [], population, np.full(240, 0.2), 30)
+    draw = draw_sample(Log(), [], population, np.full(240, 0.2), count=30, seed=5)
     journal.append(draw.to_json())
     order = queue_of(draw, population)[:30]
     names = {}

@@ -13,7 +13,6 @@ hold for every run of the same pairs, whatever its scores, labels or order of ro
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -346,15 +345,20 @@ def queue_of(draw: Draw, population: Population) -> Places:
 
 
 def draw_sample(
-    log: Log, judged: Sequence[Judged], population: Population, p: Float, count: int
+    log: Log,
+    judged: Sequence[Judged],
+    population: Population,
+    p: Float,
+    *,
+    count: int,
+    seed: int,
 ) -> Draw:
-    """A new sample of about `count` of these pairs, which may be gone on with beyond that.
+    """Draw a sample of about `count` of these pairs; more of it may be reviewed later.
 
-    Its seed is drawn too, so that nobody can choose the pairs.
+    `seed` should be random: who can choose it can choose the pairs.
     """
     known = np.zeros(len(population), bool)
     known[census(judged, log, population)] = True
-    seed = secrets.randbits(32)
     cells = stratify(p, seed, known, strata=strata_for(count))
     return Draw(new_id(), "estimate", population.digest, seed, cells.tobytes())
 
@@ -363,7 +367,7 @@ def census(judged: Sequence[Judged], log: Log, population: Population) -> list[i
     """Places of judged pairs that represent themselves alone: those of lists and imports.
 
     A list asks for its most suspicious pairs in turn and passes by those already judged, which
-    therefore belong to it, too, up to the last pair that was answered for it.
+    therefore belong to it, too, up to where it has come.
     """
     samples = {draw.id for draw in log.draws.values() if draw.purpose == "estimate"}
     listed = {
@@ -372,10 +376,13 @@ def census(judged: Sequence[Judged], log: Log, population: Population) -> list[i
     answered = {one.place for one in judged}
     asked = {(answer.draw, answer.pair_id) for one in judged for answer in one.answers}
     for draw in log.draws.values():
-        reached = [at for at, pair in enumerate(draw.pairs) if (draw.id, pair) in asked]
-        if reached:
-            places = population.places(draw.pairs[: reached[-1] + 1])
-            listed |= answered.intersection(places.tolist())
+        turns = [at for at, pair in enumerate(draw.pairs) if (draw.id, pair) in asked]
+        if turns:
+            listed |= answered.intersection(population.places(draw.pairs[: turns[-1]]).tolist())
+            for place in population.places(draw.pairs[turns[-1] :]).tolist():
+                if place not in answered:
+                    break
+                listed.add(place)
     return sorted(listed)
 
 
