@@ -242,7 +242,7 @@ def test_table_5_has_the_choices_of_the_paper() -> None:
     assert table.row(15.0, 4.0) == [0.64, 0.68, 0.66, 0.69]
     assert table.row(10.0, 10.0) == [0.61, 0.70, 0.68, 0.66]
     won = [table.metrics_won(*cell) for cell in ((15.0, 4.0), (15.0, 12.0), (10.0, 10.0))]
-    assert won == [f"better on {count} of 4 metrics" for count in (3, 0, 2)]
+    assert won == [f"SD1.5: better on {count} of 4 metrics" for count in (3, 0, 2)]
 
 
 def test_three_people_are_held_against_each_other(tmp_path: Path) -> None:

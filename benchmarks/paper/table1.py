@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from benchmarks.paper.cells import (
     RATES,
     WHISKERS,
-    costs,
+    cost,
     dpo,
     image_cells,
     image_dpo,
@@ -40,7 +40,7 @@ def worse(rate: float) -> str:
             for share in (0.0, rate)
         )
         lower = sum(after < before for before, after in zip(clean, noisy, strict=True))
-        counts.append(f"{model}: lower by {lower} of {len(METRICS)} metrics")
+        counts.append(f"{model}: lower on {lower} of {len(METRICS)} metrics")
     return "; ".join(counts)
 
 
@@ -53,11 +53,12 @@ def tiny(small: Small) -> Result:
         result.tables["Images: LoRA, accuracy"] = rows(images, RATES)
         drawn |= series(images, RATES, "images, LoRA: ")
         for rate in RATES[1:]:
-            result.directions += costs(images, "images, LoRA", (rate,), worse(rate))
+            result.directions.append(cost(images, "images, LoRA", rate, worse(rate)))
     for regime, found in text_cells(small, RATES, {"dpo": dpo}).items():
         result.trained += found.seconds
         result.tables[f"Text: log-linear, {regime}, accuracy"] = rows(found, RATES)
-        result.directions += costs(found, f"text, {regime}", RATES, "")
+        for rate in RATES[1:]:
+            result.directions.append(cost(found, f"text, {regime}", rate, worse(rate)))
         drawn |= series(found, RATES, f"text, {regime}: ")
     caption = f"Falling lines: noise hurts. {WHISKERS}"
     result.pictures.append(lines("table1", TITLE, drawn, caption))

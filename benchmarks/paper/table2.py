@@ -49,16 +49,14 @@ TEXT_METHODS = {
 }
 
 
-def published(found: Resampled, where: str, method: str, image: bool) -> list[Direction]:
+def published(found: Resampled, where: str, method: str) -> list[Direction]:
     """Compare as the paper does: against DPO on the same labels, and against DPO without flips."""
     questions = []
     for baseline in ("DPO*", "DPO"):
         for rate in FLIPS:
             cells = win_rates("table2", against=baseline, flips=f"{100 * rate:.0f} %")
             than = (rate if baseline == "DPO*" else 0.0, "dpo")
-            questions.append(
-                better(found, where, (rate, method), than, f"yes, {cells}" if image else "")
-            )
+            questions.append(better(found, where, (rate, method), than, f"SD1.5: yes, {cells}"))
     return questions
 
 
@@ -69,13 +67,13 @@ def tiny(small: Small) -> Result:
         images = image_cells(small, RATES, IMAGE_METHODS)
         result.trained += images.seconds
         result.tables["Images: LoRA, accuracy"] = rows(images, RATES)
-        result.directions += published(images, "images, LoRA", ONLINE, image=True)
+        result.directions += published(images, "images, LoRA", ONLINE)
     text = text_cells(small, RATES, TEXT_METHODS)
     for regime, found in text.items():
         where = f"text, {regime}"
         result.trained += found.seconds
         result.tables[f"Text: log-linear, {regime}, accuracy"] = rows(found, RATES)
-        result.directions += published(found, where, ADAPTIVE, image=False)
+        result.directions += published(found, where, ADAPTIVE)
         for method, than in ((ADAPTIVE, CONTROL), (P_FLIP, "dpo"), (P_FLIP, ADAPTIVE)):
             result.directions += [
                 better(found, where, (rate, method), (rate, than)) for rate in RATES

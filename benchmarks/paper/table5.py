@@ -75,10 +75,10 @@ def row(rho: float, k1: float) -> list[float]:
 def metrics_won(rho: float, k1: float) -> str:
     """Return on how many of the paper's metrics a cell has a higher win rate than the chosen."""
     won = sum(mine > chosen for mine, chosen in zip(row(rho, k1), row(*CHOSEN), strict=True))
-    return f"better on {won} of {len(METRICS)} metrics"
+    return f"SD1.5: better on {won} of {len(METRICS)} metrics"
 
 
-def questions(found: Resampled, where: str, image: bool) -> list[Direction]:
+def questions(found: Resampled, where: str) -> list[Direction]:
     """Compare each choice with DPO, and with the chosen one."""
     against_dpo = [
         better(
@@ -86,7 +86,7 @@ def questions(found: Resampled, where: str, image: bool) -> list[Direction]:
             where,
             (0.0, named(*cell)),
             (0.0, "dpo"),
-            f"yes, {win_rates('table5', **where_of(*cell))}" if image else "",
+            f"SD1.5: yes, {win_rates('table5', **where_of(*cell))}",
         )
         for cell in CELLS
     ]
@@ -96,7 +96,7 @@ def questions(found: Resampled, where: str, image: bool) -> list[Direction]:
             where,
             (0.0, named(*cell)),
             (0.0, named(*CHOSEN)),
-            metrics_won(*cell) if image else "",
+            metrics_won(*cell),
         )
         for cell in CELLS[1:]
     ]
@@ -125,7 +125,7 @@ def tiny(small: Small) -> Result:
         result.tables["Images: LoRA, accuracy"] = [
             {"method": name, "labels as collected": shown(value)} for name, value in values.items()
         ]
-        result.directions += questions(images, "images, LoRA", image=True)
+        result.directions += questions(images, "images, LoRA")
         drawn |= {f"images, {name}": value for name, value in values.items()}
     text = text_cells(small, (0.0,), TEXT_METHODS)
     about, table = facts(small), []
@@ -138,7 +138,7 @@ def tiny(small: Small) -> Result:
     result.tables["Text: log-linear, accuracy"] = table
     for regime, found in text.items():
         result.trained += found.seconds
-        result.directions += questions(found, f"text, {regime}", image=False)
+        result.directions += questions(found, f"text, {regime}")
     drawn |= {
         f"text, memorising, {name}": text["memorising"].value((0.0, name)) for name in TEXT_METHODS
     }

@@ -48,10 +48,10 @@ IMAGE_METHODS = {"ipo": image_ipo, ONLINE: online("adaptive-ipo")}
 TEXT_METHODS = {"ipo": ipo, AUDIT: TextTask.adaptive_ipo}
 
 
-def questions(found: Resampled, where: str, method: str, image: bool) -> list[Direction]:
+def questions(found: Resampled, where: str, method: str) -> list[Direction]:
     """Compare as the paper does."""
     pretrain, rival = (
-        f"yes, {win_rates('table6', against=name)}" if image else "" for name in ("pretrain", "IPO")
+        f"SD1.5: yes, {win_rates('table6', against=name)}" for name in ("pretrain", "IPO")
     )
     return [
         above_pretrained(found, where, (0.0, method), pretrain),
@@ -69,7 +69,7 @@ def tiny(small: Small) -> Result:
         result.tables["Images: LoRA, accuracy"] = [
             {"method": name, "labels as collected": shown(value)} for name, value in values.items()
         ]
-        result.directions += questions(images, "images, LoRA", ONLINE, image=True)
+        result.directions += questions(images, "images, LoRA", ONLINE)
         drawn |= {f"images, {name}": value for name, value in values.items()}
     for regime, found in text_cells(small, (0.0,), TEXT_METHODS).items():
         result.trained += found.seconds
@@ -77,7 +77,7 @@ def tiny(small: Small) -> Result:
         result.tables[f"Text: log-linear, {regime}, accuracy"] = [
             {"method": name, "labels as collected": shown(value)} for name, value in values.items()
         ]
-        result.directions += questions(found, f"text, {regime}", AUDIT, image=False)
+        result.directions += questions(found, f"text, {regime}", AUDIT)
         drawn |= {f"text, {regime}, {name}": value for name, value in values.items()}
     result.pictures.append(bars("table6", TITLE, drawn, WHISKERS))
     return result
