@@ -77,9 +77,9 @@ def _add(result: Result, name: str, columns: dict[str, Any]) -> Result:
     ]
     areas = [auroc(columns["u"][part], flipped[part]) - 0.5 for part in plantings]
     question = f"Does u rank flipped labels above kept ones? ({name}; AUROC - 1/2, least to most)"
-    published = "yes, a significant increase" if name == "pick-a-pic" else ""
+    spread = Interval(float(np.mean(areas)), min(areas), max(areas))
     result.directions.append(
-        Direction(question, Interval(float(np.mean(areas)), min(areas), max(areas)), published)
+        Direction(question, spread, "Pick-a-Pic v2: yes, a significant increase")
     )
     first = plantings[0]
     scores, truth = columns["u"][first].astype(np.float64), flipped[first]
