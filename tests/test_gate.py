@@ -59,6 +59,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Run:
     pairs[13] = replace(pairs[13], chosen="donâ€™t")
     long = "please say in a few plain words what the weather is like by the sea today and why"
     pairs[14], pairs[15] = replace(pairs[14], prompt=long), replace(pairs[15], prompt=long.upper())
+    pairs[20:400] = [replace(pair, chosen=pair.chosen + "</s>") for pair in pairs[20:400]]
     margins = margins_of(1500, 0.15, 2)
     margins[::5] = margins_of(300, 0.9, 3)  # ann-0 is mostly wrong
     margins[101:401:5] = np.random.default_rng(4).normal(0, 0.02, 60)  # toss-ups
@@ -98,6 +99,7 @@ CASES = [
     ("reliability", "min_reliability", 0.5, 0.01, {}),
     ("labels", "min_labels", 400, 290, {}),
     ("length_bias", "max_length_auroc", 0.5, 0.9, {}),
+    ("giveaways", "max_giveaway_auroc", 0.55, 0.7, {}),
     ("side_order", "max_side_imbalance", 0.1, 0.4, {}),
     ("ties", "max_ties", 0.05, 0.1, {}),
     ("duplicates", "max_duplicates", 0.0, 0.01, {}),

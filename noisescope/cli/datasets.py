@@ -110,7 +110,8 @@ def _as_json(dataset: PreferenceDataset, limit: int) -> dict[str, Any]:
         "pairs_of": dataset.pairs,
         "limit": limit,
     }
-    return about | dataset.facts.to_json() | {"sample": _sample(dataset)}
+    facts = dataset.facts.to_json() | {"notes": _notes(dataset)}
+    return about | facts | {"sample": _sample(dataset)}
 
 
 def _show(
@@ -124,7 +125,7 @@ def _show(
 
     OUT.print(Text(f"{dataset.name} → {printable(dataset.resolved)}"), soft_wrap=True)
     OUT.print(_facts(dataset, limit))
-    for note in dataset.facts.notes:
+    for note in _notes(dataset):
         OUT.print(Text(f"note: {printable(note)}", style="yellow"), soft_wrap=True)
     for pair in _sample(dataset):
         OUT.print()
@@ -151,6 +152,14 @@ def _show(
 
 def _number(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _notes(dataset: PreferenceDataset) -> list[str]:
+    """What gives labels away on the surface of the texts, and what else a reader should know."""
+    from noisescope.scoring.giveaways import table_notes
+
+    found = table_notes(dataset.table) if dataset.modality == "text" else []
+    return [*dataset.facts.notes, *found]
 
 
 def _facts(dataset: PreferenceDataset, limit: int) -> Table:

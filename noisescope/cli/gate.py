@@ -140,6 +140,7 @@ def gate(
     min_reliability: Annotated[Typed, _number("min_reliability")] = None,
     min_labels: Annotated[Typed, _number("min_labels")] = None,
     max_length_auroc: Annotated[Typed, _number("max_length_auroc")] = None,
+    max_giveaway_auroc: Annotated[Typed, _number("max_giveaway_auroc")] = None,
     max_side_imbalance: Annotated[Typed, _number("max_side_imbalance")] = None,
     max_ties: Annotated[Typed, _number("max_ties")] = None,
     max_duplicates: Annotated[Typed, _number("max_duplicates")] = None,

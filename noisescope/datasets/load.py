@@ -278,7 +278,8 @@ def _notes(table: pa.Table, contradicted: int) -> Iterator[str]:
             yield (
                 f"{count:,} {name} texts hold chat-template text already "
                 f"({found[0] if found else ''}), which the model's own template would wrap a "
-                "second time: give them as messages with role and content"
+                "second time: give them as messages with role and content, or score them as they "
+                "are with --chat-template never"
             )
             break
 

@@ -21,7 +21,7 @@ from noisescope.gate.counts import (
     ties,
 )
 from noisescope.gate.input import Subject
-from noisescope.gate.label_bias import length_bias, side_order
+from noisescope.gate.label_bias import giveaways, length_bias, side_order
 from noisescope.gate.policy import Policy
 from noisescope.gate.verdict import Estimate, Result, judge, plural
 from noisescope.scoring.flip_rate import FEWEST_PAIRS, OVERDISPERSION, FlipRate, fit_flip_rate
@@ -274,6 +274,7 @@ CHECKS: dict[str, Check] = {
     "reliability": reliability,
     "labels": labels,
     "length_bias": length_bias,
+    "giveaways": giveaways,
     "side_order": side_order,
     "ties": ties,
     "duplicates": duplicates,

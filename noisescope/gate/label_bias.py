@@ -1,4 +1,4 @@
-"""Checks of the two sides of a pair: does length alone, or the place, decide the label?"""
+"""Checks of the two sides of a pair: does length, a mark or the place alone decide the label?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from noisescope.gate.input import Subject
 from noisescope.gate.policy import Policy
 from noisescope.gate.verdict import Estimate, Result, judge
+from noisescope.scoring.giveaways import LOOKED_AT, SAMPLE, find_giveaways
 from noisescope.scoring.metrics import share
 
 Float = NDArray[np.float64]
@@ -61,6 +62,40 @@ def length_bias(subject: Subject, policy: Policy) -> Result | None:
         found.low,
         found.high,
         policy.max_length_auroc,
+        "lower",
+        needed,
+    )
+
+
+def giveaways(subject: Subject, policy: Policy) -> Result | None:
+    """How well the presence of one mark (`scoring.giveaways`) predicts the label."""
+    if policy.max_giveaway_auroc is None:
+        return None
+    if subject.modality != "text":
+        return Result("giveaways", "skipped", "images have no text")
+    rows = subject.rows_of(SAMPLE, most=LOOKED_AT)
+    chosen, rejected = zip(*rows, strict=True)
+    marks = find_giveaways(chosen, rejected, least=0.5)
+    if not marks:
+        said = "no mark, beginning or end is on one side more often than on the other"
+        return Result("giveaways", "pass", said, 0.5, threshold=policy.max_giveaway_auroc)
+    mark, count = marks[0], len(rows)
+    sides = (np.array([mark.marks(text) for text in side], float) for side in (chosen, rejected))
+    only = np.subtract(*sides)
+    half = Z * float(only.std()) / (2 * np.sqrt(count))
+    most = count / (count + Z * Z)  # as for length_auroc
+    found = Estimate(mark.auroc, min(mark.auroc - half, most), min(1.0, mark.auroc + half), count)
+    status, needed = judge(found, policy.max_giveaway_auroc, "lower", policy.detect)
+    return Result(
+        "giveaways",
+        status,
+        f"{mark.text!r} {mark.place} {mark.chosen:,} chosen and {mark.rejected:,} rejected "
+        f"responses of {count:,} pairs: AUROC {found.value:.3f} ({found.low:.3f} to "
+        f"{found.high:.3f})",
+        found.value,
+        found.low,
+        found.high,
+        policy.max_giveaway_auroc,
         "lower",
         needed,
     )

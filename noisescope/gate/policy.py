@@ -46,6 +46,7 @@ class Policy:
     min_reliability: float | None = 0.5
     min_labels: int | None = None
     max_length_auroc: float | None = 0.95
+    max_giveaway_auroc: float | None = 0.75
     max_side_imbalance: float | None = 0.1
     max_ties: float | None = None
     max_duplicates: float | None = 0.01
@@ -70,6 +71,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "min_reliability": (0.01, 0.99, "Reliability of every annotator, 1 - flip rate."),
     "min_labels": (1, 1e9, "Labels of every annotator."),
     "max_length_auroc": (0.5, 0.99, "AUROC of length alone for the label."),
+    "max_giveaway_auroc": (0.5, 0.99, "AUROC of one mark in the texts for the label."),
     "max_side_imbalance": (0, 0.49, "Distance of the first side's share from one half."),
     "max_ties": (0, 0.99, "Share of rows that are ties."),
     "max_duplicates": (0, 0.99, "Share of labels one annotator gave before."),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from noisescope.errors import RunError, UsageError
 from noisescope.scoring.detectors import RHO, confidence, mean_over, stability, u_released
 from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
+from noisescope.scoring.giveaways import run_notes
 from noisescope.scoring.margins import RunMargins, connect, failure, read_margins
 from noisescope.scoring.scores import COLUMNS, ranks, write_scores
 from noisescope.scoring.summary import Summary, Totals, summarise
@@ -90,6 +91,8 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
         except (duckdb.Error, pa.ArrowException) as error:
             raise failure(error, directory, folder, [run.pairs_path]) from error
     summary = summarise(run, len(found.replicas), seen.margins, totals, seen.rate, SUSPECTS)
+    if modality == "text":
+        summary = replace(summary, notes=(*run_notes(run), *summary.notes))
     return replace(summary, notes=(IN_SAMPLE, *summary.notes)) if found.in_sample else summary
 
 

@@ -32,12 +32,12 @@ def margins_of(pairs: int, rate: float, seed: int) -> NDArray[np.float64]:
 
 
 def made_pairs(count: int, first: int = 0) -> list[Pair]:
-    """Plain text pairs with 5 annotators."""
+    """Plain text pairs with 5 annotators; how a side begins says nothing of its label."""
     return [
         Pair(
             prompt=f"Question {index} about topic {index * 7919 % 100003} and {index % 13}",
-            chosen=f"answer {index} {'word ' * (index * 31 % 17)}",
-            rejected=f"reply {index} {'word ' * (index * 53 % 19)}",
+            chosen=f"{'answer' if index % 2 else 'reply'} {index} {'word ' * (index * 31 % 17)}",
+            rejected=f"{'reply' if index % 2 else 'answer'} {index} {'word ' * (index * 53 % 19)}",
             annotator=f"ann-{index % 5}",
             source="pairs.jsonl",
             row=index,
