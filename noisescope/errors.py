@@ -13,7 +13,8 @@ line prints both and exits with 2; only `--debug` shows a traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import final
 
 
@@ -63,3 +64,37 @@ def first_five(items: Sequence[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its class if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def out_of_range(
+    values: Mapping[str, float | None],
+    *,
+    low: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> list[str]:
+    """One message for each of `values` (by flag) that is not at least `low`, above `above` and
+    below `below`. None is not set, NaN is outside every range."""
+    if above > -math.inf:
+        wanted = f"above {above:g} and finite"
+    elif below < math.inf:
+        wanted = f"a share in [{low:g}, {below:g})"
+    else:
+        wanted = f"at least {low:g}" if low else "0 or more"
+    return [
+        f"{flag} must be {wanted}, not {value:g}"
+        for flag, value in values.items()
+        if value is not None and not (low <= value < below and above < value)
+    ]
+
+
+def not_among(flag: str, value: str, choices: Iterable[str]) -> list[str]:
+    """A message if `value` is none of `choices`."""
+    known = list(choices)
+    return [] if value in known else [f"{flag} must be one of {', '.join(known)}, not {value}"]
+
+
+def refuse(faults: Sequence[str], hint: str) -> None:
+    """Raise one UsageError for all `faults`, if there are any."""
+    if faults:
+        raise UsageError("; ".join(faults), hint=hint)

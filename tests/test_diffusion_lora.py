@@ -18,16 +18,16 @@ from noisescope.datasets.images import StoredImages
 from noisescope.errors import DataError, RunError, UsageError
 from noisescope.models.denoising import DrawConfig, decode, draw_noise, encode
 from noisescope.models.diffusion import DiffusionPolicy
+from noisescope.replicas.config import DiffusionLoraConfig
 from noisescope.replicas.lora_image import (
-    DiffusionLoraConfig,
     diffusion_cost,
     diffusion_replicas,
     train_diffusion_lora,
 )
 from noisescope.replicas.packed_image import DiffusionReplicas
 from noisescope.replicas.reference_errors import ReferenceErrors
-from noisescope.training.loop import STATE_FILE
 from noisescope.training.objectives import DPO
+from noisescope.training.state import STATE_FILE
 
 PICTURES = pictures(24)
 TABLE = pairs_table(list(PICTURES))

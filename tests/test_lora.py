@@ -19,12 +19,9 @@ from noisescope.models.packing import PADDING, corpus_of, pack, stack
 from noisescope.pairs import Pair, to_table
 from noisescope.replicas.config import LoraConfig
 from noisescope.replicas.gather_adapters import scores_of
-from noisescope.replicas.lora_text import (
-    make_adapters,
-    make_streams,
-    train_lora,
-)
+from noisescope.replicas.lora_text import make_adapters, train_lora
 from noisescope.replicas.packed import PackedReplicas
+from noisescope.replicas.train import make_streams
 from noisescope.training.batch_order import Stream, clusters, held_out_by
 from noisescope.training.lora.activations import Trunk
 from noisescope.training.lora.adapters import attach_adapters, linear_names
@@ -50,7 +47,8 @@ def learner(model, config: LoraConfig = CONFIG, *, warm: bool = True):
         for _, tensor in adapters.parameters():
             torch.nn.init.normal_(tensor, std=0.2)
     held = held_out_by(data.fold_key, seed=0, replicas=config.replicas)
-    return PackedReplicas(trunk, adapters, data, config, make_streams(data, held, config)), held
+    streams = make_streams(data, held, config.seed, config.cluster, range(config.replicas))
+    return PackedReplicas(trunk, adapters, data, config, streams), held
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])

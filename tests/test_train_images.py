@@ -46,7 +46,7 @@ def policy_of(folder: Path) -> DiffusionPolicy:
     return DiffusionPolicy.load(str(folder), IMAGES, device="cpu", dtype="float32")
 
 
-def trainee_of(policy: DiffusionPolicy, layers: int | None, replicas: int = 1):
+def trainable_of(policy: DiffusionPolicy, layers: int | None, replicas: int = 1):
     space = ImageSpace(policy, pair_data(TABLE), 0)
     made = image_adapters(
         space,
@@ -67,17 +67,17 @@ def trainee_of(policy: DiffusionPolicy, layers: int | None, replicas: int = 1):
 def test_l_equals_a_plain_transcription(folder: Path, layers: int | None) -> None:
     """Eq. 6 on two whole UNets, adapters merged into one, the same (t, eps) for all four errors."""
     policy = policy_of(folder)
-    trainee = trainee_of(policy, layers, replicas=2)
+    policy_in_training = trainable_of(policy, layers, replicas=2)
     pairs = np.array([2, 5])
     with torch.no_grad():
-        found = trainee.sides(pairs, 3, (0, 1)).logratios
+        found = policy_in_training.sides(pairs, 3, (0, 1)).logratios
     reference = UNet2DConditionModel.from_pretrained(folder / "unet")
     schedule = policy.pipeline.schedule
-    data = trainee.data
+    data = policy_in_training.data
     wanted = np.zeros((2, 2))
     for replica in (0, 1):
         tuned = UNet2DConditionModel.from_pretrained(folder / "unet")
-        for name, layer in trainee.adapters.layers.items():
+        for name, layer in policy_in_training.adapters.layers.items():
             weight = tuned.get_submodule(name).weight
             with torch.no_grad():
                 weight += layer.scales[replica] * (layer.b[replica] @ layer.a[replica])

@@ -35,8 +35,8 @@ class Memory:
     pairs: int
     in_backward: bool = False
 
-    def sides(self, own: Any, trainee: TextAdapters, pairs: Any, *rest: Any) -> Sides:
-        found: Sides = own(trainee, pairs, *rest)
+    def sides(self, own: Any, policy_in_training: TextAdapters, pairs: Any, *rest: Any) -> Sides:
+        found: Sides = own(policy_in_training, pairs, *rest)
         if len(pairs) > self.pairs and torch.is_grad_enabled():
             if not self.in_backward:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -45,7 +45,7 @@ class Memory:
                 handle.remove()
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-            handle = next(iter(trainee.trainable().values())).register_hook(full)
+            handle = next(iter(policy_in_training.trainable().values())).register_hook(full)
         return found
 
 
@@ -60,7 +60,8 @@ def train(place: Path, output: Path, objective: str = "dpo", **changes: Any) -> 
 
 @pytest.mark.parametrize("in_backward", [False, True])
 @pytest.mark.parametrize(
-    ("objective", "changes"), [("dpo", {}), ("adaptive-dpo", {"online": "replicas"}), ("re-po", {})]
+    ("objective", "changes"),
+    [("dpo", {}), ("adaptive-dpo", {"online": "replicas", "accumulation": 2}), ("re-po", {})],
 )
 def test_smaller_forwards_are_the_same_step(
     place, tmp_path, monkeypatch, caplog, objective, changes, in_backward

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from noisescope.errors import UsageError
 from noisescope.scoring import detectors
 from noisescope.scoring.weights import WeightConfig, adaptive_weights
-from noisescope.training.loop import STATE_FILE
+from noisescope.training.config import EMA_DECAYS
 from noisescope.training.lora.adapters import attach_adapters
 from noisescope.training.pair_data import pair_data
-from noisescope.training.policy.adaptive import EMA_DECAYS, Online, OnlineConfig, Reliability
+from noisescope.training.policy.adaptive import Online, OnlineConfig, Reliability
 from noisescope.training.policy.run import fine_tune
 from noisescope.training.policy.text import TextAdapters, alike, text_space
+from noisescope.training.state import STATE_FILE
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -52,13 +53,13 @@ def test_online_u_on_fixed_replicas_is_offline_u(place, tmp_path):
     torch.manual_seed(0)
     for layer in adapters.layers.values():
         torch.nn.init.normal_(layer.b, std=0.1)
-    trainee = TextAdapters(space, adapters)
+    policy_in_training = TextAdapters(space, adapters)
     with torch.no_grad():
-        whole = trainee.sides(np.arange(40), 0, (0, 1, 2)).logratios.double().numpy()
+        whole = policy_in_training.sides(np.arange(40), 0, (0, 1, 2)).logratios.double().numpy()
         config = OnlineConfig("replicas", 3, rho=1.0, weights=WeightConfig(k1=4.0))
         online = Online(config)
         parts = [
-            online.weigh(trainee.sides(pairs, 0, online.trained).logratios)
+            online.weigh(policy_in_training.sides(pairs, 0, online.trained).logratios)
             for pairs in np.array_split(np.arange(40), 5)
         ]
     offline = detectors.u(whole, 1.0)

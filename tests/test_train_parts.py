@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.tiny_models import tiny_llama
 from helpers.training import audited, quick, read, write_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +25,6 @@ from noisescope.training.loop import right
 from noisescope.training.pair_data import PairData, pair_data
 from noisescope.training.policy.distributed import precision
 from noisescope.training.policy.logs import Tracker
-from noisescope.training.policy.memory import FEWEST, bytes_per_token, forward_tokens
 from noisescope.training.policy.output import TrainPlan, open_trained
 from noisescope.training.policy.pair_weights import WeightRule, run_weights
 from noisescope.training.policy.split import split_pairs
@@ -142,19 +140,6 @@ def test_number_types_that_cannot_be_are_named():
     assert "bfloat16" in str(refused.value.hint)
     with pytest.raises(UsageError, match="mixed precision fp8"):
         precision("auto", full=True, device="cuda", launched="fp8")
-
-
-def test_forwards_shrink_as_models_grow():
-    model = tiny_llama()
-    depth = model.config.num_hidden_layers
-    some = bytes_per_token(model, depth, checkpointing=False)
-    width, inner = model.config.hidden_size, model.config.intermediate_size
-    assert some == depth * (8 * width + 4 * inner) * 4
-    assert bytes_per_token(model, depth, checkpointing=True) < some
-    assert forward_tokens(model, depth, checkpointing=False) == 4096
-    assert forward_tokens(model, 10**6, checkpointing=False) == FEWEST
-    spared = bytes_per_token(model, depth, checkpointing=False, spared=True)
-    assert some - spared == depth * 2 * inner * 4
 
 
 def test_what_is_typed_next_names_the_judge_that_is_there(tmp_path: Path):

@@ -9,8 +9,10 @@ import torch
 from accelerate import Accelerator
 
 from noisescope.errors import EvidenceError, RunError, UsageError
-from noisescope.training.loop import Piece, Progress, TrainConfig, clip_norm, train
+from noisescope.training.config import TrainConfig
+from noisescope.training.loop import Piece, clip_norm, train
 from noisescope.training.objectives import DPO, PairValues
+from noisescope.training.state import Progress
 
 
 @dataclass

@@ -27,7 +27,8 @@ from benchmarks.models import cache
 from noisescope.models.causal_lm import load_causal_lm
 from noisescope.pairs import digest
 from noisescope.training.batch_order import Stream
-from noisescope.training.loop import TrainConfig, train
+from noisescope.training.config import TrainConfig
+from noisescope.training.loop import train
 from noisescope.training.lora.adapters import Adapters, attach_adapters
 from noisescope.training.objectives import REPO, Objective
 from noisescope.training.pair_data import pair_data
@@ -139,7 +140,7 @@ def learn(task: LoraTask, recipe: AdapterRecipe, seed: int) -> PreferenceLearner
         rejected=np.where(flipped, data.chosen, data.rejected),
     )
     task.adapters.initialise([seed], ALPHA)
-    trainee = TextAdapters(replace(task.space, data=swapped), task.adapters)
+    trainable = TextAdapters(replace(task.space, data=swapped), task.adapters)
     stream = Stream(recipe.pairs, swapped.chosen, swapped.rejected, seed=(seed, 0), cluster=1)
     objective = recipe.objective
     reliability = None
@@ -147,7 +148,7 @@ def learn(task: LoraTask, recipe: AdapterRecipe, seed: int) -> PreferenceLearner
         annotators = task.gold.dataset.table.column("annotator").to_pylist()
         reliability = Reliability(annotators, objective.reliability)
     learner = PreferenceLearner(
-        trainee,
+        trainable,
         stream,
         objective,
         BATCH,
@@ -164,7 +165,7 @@ def learn(task: LoraTask, recipe: AdapterRecipe, seed: int) -> PreferenceLearner
 
 def judged(task: LoraTask, learner: PreferenceLearner, test: Int) -> Float:
     """Return 1 where the trained reward prefers the better side of a test pair, ties 1/2, [n]."""
-    judge = replace(learner, trainee=TextAdapters(task.space, task.adapters))
+    judge = replace(learner, policy=TextAdapters(task.space, task.adapters))
     parts = [test[start : start + JUDGED] for start in range(0, len(test), JUDGED)]
     margins = np.concatenate([judge.judge(part, 1).logratio.numpy() for part in parts])
     return ((margins > 0) + 0.5 * (margins == 0)).astype(np.float64)

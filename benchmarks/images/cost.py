@@ -27,11 +27,10 @@ from noisescope.models.diffusion import DiffusionPolicy
 from noisescope.models.features import compute_features
 from noisescope.models.items import distinct_items
 from noisescope.pairs import PreferenceDataset
-from noisescope.replicas.lora_image import (
-    DiffusionLoraConfig,
-    DiffusionReplicas,
-    diffusion_replicas,
-)
+from noisescope.replicas.config import DiffusionLoraConfig
+from noisescope.replicas.lora_image import diffusion_replicas
+from noisescope.replicas.packed_image import DiffusionReplicas
+from noisescope.replicas.train import largest_half
 from noisescope.scoring.metrics import auroc
 from noisescope.training.loop import train
 from noisescope.training.objectives import DPO
@@ -101,7 +100,7 @@ def trained(dataset: PreferenceDataset, steps: int, draws: int) -> DiffusionRepl
     config = DiffusionLoraConfig(replicas=2, draws=draws, steps=steps)
     learner = diffusion_replicas(opened(dataset), dataset.table, config)
     learner.judge(None, silent)
-    train(learner, DPO(beta=config.beta), learner.plan())
+    train(learner, DPO(beta=config.beta), config.train_config(largest_half(learner.held_out), ""))
     return learner
 
 

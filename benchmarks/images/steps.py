@@ -22,7 +22,8 @@ from benchmarks.images.plain import BATCH, plain_steps
 from noisescope.datasets import load
 from noisescope.models.diffusion import DiffusionPolicy
 from noisescope.pairs import PreferenceDataset
-from noisescope.replicas.lora_image import DiffusionLoraConfig, diffusion_replicas
+from noisescope.replicas.config import DiffusionLoraConfig
+from noisescope.replicas.lora_image import diffusion_replicas
 
 SAMPLE = ROOT / "sample_data" / "pick-a-pic"
 MODEL = ROOT / "sample_data" / "models" / "tiny-sd"

@@ -24,10 +24,11 @@ from noisescope.datasets import load
 from noisescope.datasets.flip.plan import coins
 from noisescope.pairs import PreferenceDataset
 from noisescope.training.batch_order import Stream
-from noisescope.training.loop import TrainConfig, train
+from noisescope.training.config import EMA_DECAYS, TrainConfig
+from noisescope.training.loop import train
 from noisescope.training.pair_data import PairData, pair_data
-from noisescope.training.policy import Trainee
-from noisescope.training.policy.adaptive import EMA_DECAYS, Online, OnlineConfig
+from noisescope.training.policy import TrainablePolicy
+from noisescope.training.policy.adaptive import Online, OnlineConfig
 from noisescope.training.policy.learner import PreferenceLearner
 from noisescope.training.policy.settings import TrainSettings, settled
 
@@ -107,12 +108,12 @@ class ImageTask:
         )
         objective = settings.make_objective()
         data = self.data if training.corrected else self.labelled(wrong)
-        trainee = self._trainee(data, settings, training.online)
+        trainable = self._trainable(data, settings, training.online)
         online = None if training.online is None else Online(training.online)
         pairs = self.train_pairs
         stream = Stream(pairs, data.chosen, data.rejected, seed=(self.seed, 0), cluster=1)
         learner = PreferenceLearner(
-            trainee,
+            trainable,
             stream,
             objective,
             batch=settings.batch,
@@ -137,21 +138,21 @@ class ImageTask:
             train(learner, objective, config, after_step=after_step)
             return self._tested(learner)
         finally:
-            trainee.detach()
+            trainable.detach()
 
     def _tested(self, learner: PreferenceLearner) -> Float:
         """Return 1 where the policy's implicit reward prefers the right side, [n]."""
-        work = learner.trainee.work[self.test]
-        size = max(1, learner.trainee.budget // int(work.max()))
+        work = learner.policy.work[self.test]
+        size = max(1, learner.policy.budget // int(work.max()))
         parts = [
             learner.judge(self.test[start : start + size], TEST_DRAWS).logratio.cpu().numpy()
             for start in range(0, len(self.test), size)
         ]
         return np.asarray((np.sign(np.concatenate(parts)) + 1) / 2, np.float64)
 
-    def _trainee(
+    def _trainable(
         self, data: PairData, settings: TrainSettings, online: OnlineConfig | None
-    ) -> Trainee:
+    ) -> TrainablePolicy:
         """Attach new adapters to the shared model."""
         from noisescope.training.policy.images import image_adapters
 

@@ -31,12 +31,14 @@ from noisescope.models.diffusion import DiffusionPolicy
 from noisescope.pairs import Pair, to_table
 from noisescope.progress import Silent
 from noisescope.training.batch_order import Stream
-from noisescope.training.loop import Progress, TrainConfig, train
+from noisescope.training.config import TrainConfig
+from noisescope.training.loop import train
 from noisescope.training.pair_data import pair_data
-from noisescope.training.policy.build import make_trainee
+from noisescope.training.policy.build import make_trainable
 from noisescope.training.policy.learner import PreferenceLearner
 from noisescope.training.policy.output import Trained
 from noisescope.training.policy.settings import TrainSettings, settled
+from noisescope.training.state import Progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,11 +76,11 @@ def stepped(policy: Policy, table: pa.Table, settings: TrainSettings) -> dict[st
 
     with tempfile.TemporaryDirectory() as scratch:
         trained = Trained(Path(scratch))
-        trainee, _ = make_trainee(policy, data, settings, trained, Silent(), accelerator)
+        trainable, _ = make_trainable(policy, data, settings, trained, Silent(), accelerator)
         before = now()[0] - stamps[0][0]
         everyone = np.arange(table.num_rows)
         learner = PreferenceLearner(
-            trainee,
+            trainable,
             Stream(everyone, data.chosen, data.rejected, seed=(settings.seed, 0), cluster=1),
             settings.make_objective(),
             batch=settings.batch,

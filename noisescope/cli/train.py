@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -25,7 +25,7 @@ from noisescope.storage.printable import printable
 from noisescope.training.policy.presets import describe
 
 if TYPE_CHECKING:
-    from noisescope.models import Policy
+    from noisescope.models.diffusion import DiffusionPolicy
     from noisescope.pairs import Modality
     from noisescope.storage.workspace import Workspace
     from noisescope.training.policy.output import Trained
@@ -144,10 +144,10 @@ def train(
     """
     from noisescope.cli.resolve import chosen_dataset, chosen_model
     from noisescope.datasets import load
-    from noisescope.models.device import own_device, pick_device, pick_dtype
+    from noisescope.models.device import own_device
     from noisescope.models.load import load_policy
     from noisescope.storage.workspace import find_workspace, resolve
-    from noisescope.training.policy.distributed import precision, sharding
+    from noisescope.training.policy.distributed import precision
     from noisescope.training.policy.pair_weights import WeightRule
     from noisescope.training.policy.run import check_settings, fine_tune
     from noisescope.training.policy.settings import find_objective, settled
@@ -170,7 +170,7 @@ def train(
     terminal.note(f"{len(pairs):,} {pairs.modality} pairs read as {pairs.adapter}")
     asked = _asked(weight, loop, adapter) | {"objective": objective, "named": preset}
     settings = settled(pairs.modality, **asked)
-    check_settings(settings, report_to, pairs.modality)
+    check_settings(settings, report_to)
     refuse_idle(weight.weights, settings, weight.weighting, weight.restating())
     scheme = weight.weighting or settings.weighting
     rule = WeightRule(scheme, settings.k1, settings.k2, settings.c2, weight.rho)
@@ -180,23 +180,21 @@ def train(
         device=adapter.device,
         launched=os.environ.get("ACCELERATE_MIXED_PRECISION"),
     )
-    place = own_device(adapter.device)
-    cut = sharding() and place.startswith("cuda")  # loaded apart, moved there piece by piece
-    if cut:
-        number = str(pick_dtype(number, pick_device(place))).removeprefix("torch.")
     pictures = {} if reading.image_size is None else {"image_size": reading.image_size}
     policy = load_policy(
         chosen_model(model, pairs.modality, workspace),
         pairs,
         max_length=reading.max_length,
         chat_template=reading.chat_template,
-        device="cpu" if cut else place,
+        device=own_device(adapter.device),
         dtype=number,
         **pictures,
     )
     terminal.note(f"training {policy.identity.id}")
     if pairs.modality == "image":
-        settings = settled(pairs.modality, is_xl=_is_xl(policy), **asked)
+        settings = settled(
+            pairs.modality, is_xl=cast("DiffusionPolicy", policy).pipeline.is_xl, **asked
+        )
     command = f"noisescope {shlex.join(sys.argv[1:])}"
     began = time.monotonic()
     chosen = chosen_weights(
@@ -212,7 +210,6 @@ def train(
         report_to=report_to,
         mixed_precision=mixed,
         command=command,
-        device=place if cut else None,
     )
     terminal.note(f"done in {duration(time.monotonic() - began)}")
     if rank > 0:
@@ -241,12 +238,6 @@ def _asked(weight: WeightOptions, loop: LoopOptions, adapter: AdapterOptions) ->
         "c2": weight.c2,
         "parameters": _parameters(weight.parameter or [], weight.flip_rate),
     }
-
-
-def _is_xl(policy: Policy) -> bool:
-    from noisescope.models.diffusion import DiffusionPolicy
-
-    return isinstance(policy, DiffusionPolicy) and policy.pipeline.is_xl
 
 
 def _parameters(given: list[str], flip_rate: float | None) -> dict[str, float]:

@@ -15,9 +15,13 @@ from noisescope.pairs import Item as Item
 from noisescope.pairs import Modality
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+    from noisescope.models.latents import Encodings
 
 
 @final
@@ -53,3 +57,6 @@ class Policy(Protocol):
 
     def features(self, items: Sequence[Item]) -> dict[str, NDArray[np.float32]]:
         """Feature groups, group -> [n, D_g]; an item's row does not depend on its batch-mates."""
+
+    def open_encodings(self, directory: Path) -> Encodings | None:
+        """The cache of the denoiser's inputs, kept in `directory`; None for text."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -30,7 +31,7 @@ from noisescope.models.forward import (
     setting,
     to_batch,
 )
-from noisescope.models.memory import Halving, Limit
+from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.packing import Corpus, corpus_of, pack, stack
 from noisescope.models.tokenize import Encoded, Encoder
 from noisescope.pairs import Modality
@@ -98,8 +99,11 @@ class CausalLMPolicy:
         """How many items lost prompt or response tokens to max_length, and how many tokens."""
         return truncation(items, self.encode(items))
 
+    def open_encodings(self, directory: Path) -> None:
+        """Nothing: text needs no inputs computed ahead."""
+
     def cut_notes(self, items: Sequence[Item], encoded: Sequence[Encoded]) -> list[str]:
-        """How many prompts and responses lost tokens to max_length, where any did."""
+        """How many prompts and responses lost tokens to max_length, if any did."""
         cut = truncation(items, encoded)
         if not cut["tokens"]:
             return []
@@ -145,12 +149,12 @@ class CausalLMPolicy:
             size = len(corpus.prompts[corpus.prompt_of[item]]) + len(corpus.responses[item])
             return f"response {items[item].key} to {items[item].prompt[:40]!r}: {size:,} tokens"
 
-        halving = Halving("responses", name_of, self.limit)
+        retry = OomRetry("responses", name_of, self.limit)
         rows: dict[str, list[Float]] = {name: [] for name in self.groups}
         order: list[int] = []
         with torch.inference_mode():
             for batch in self._batches(corpus):
-                for part, found in halving.run(rows_of, batch):
+                for part, found in retry.run(rows_of, batch):
                     order += part
                     for name in self.groups:
                         rows[name].append(found[name])

@@ -96,7 +96,7 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
 
 
-def alone() -> Accelerator:
+def single_process_accelerator() -> Accelerator:
     """What drives a training of this process alone, whatever launch it is one of."""
     import torch
     from accelerate import Accelerator

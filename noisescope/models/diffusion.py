@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
@@ -31,7 +32,7 @@ from noisescope.models.image_features import (
     pooled,
 )
 from noisescope.models.latents import Encodings
-from noisescope.models.memory import Halving, Limit
+from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.pipeline import Pipeline, find_pipeline, load_pipeline
 from noisescope.pairs import ImageStore, Modality, digest
 
@@ -143,6 +144,11 @@ class DiffusionPolicy:
         work = max(1, calls * height * width // WORK_POSITIONS)
         return np.full(len(items), work, np.int64)
 
+    def open_encodings(self, directory: Path) -> Encodings:
+        """The cache of latents and caption embeddings, kept in `directory`."""
+        self.encodings.open(directory)
+        return self.encodings
+
     def flops(self, items: Sequence[Item]) -> float:
         """Useful FLOPs of one feature pass: denoiser calls, and each new image encoded once.
 
@@ -176,11 +182,11 @@ class DiffusionPolicy:
         _, height, width = self.latent_shape
         budget = BATCH_POSITIONS.get(self.device.type, BATCH_POSITIONS["cpu"])
         batch = max(1, budget // (height * width))
-        halving: Halving[Item] = Halving("images", self._name, self.limit)
+        retry: OomRetry[Item] = OomRetry("images", self._name, self.limit)
         rows: dict[str, list[Float]] = {}
         with torch.inference_mode():
             for start in range(0, len(items), batch):
-                for _, found in halving.run(self._measured, items[start : start + batch]):
+                for _, found in retry.run(self._measured, items[start : start + batch]):
                     for name, value in found.items():
                         rows.setdefault(name, []).append(value)
         return {name: np.concatenate(parts) for name, parts in rows.items()}

@@ -26,7 +26,7 @@ from noisescope.datasets.images import Framing, crop, decode
 from noisescope.errors import DataError, ModelError
 from noisescope.models import Item
 from noisescope.models.denoising import Conditioning
-from noisescope.models.memory import Halving, Limit
+from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.pipeline import Pipeline
 from noisescope.pairs import ImageStore, digest
 from noisescope.progress import Progress
@@ -103,7 +103,7 @@ class Latents:
 
         squares, framings = zip(*(self.square(item.response) for item in items), strict=True)
         step = max(1, BATCH_PIXELS // self.image_size**2)
-        halving: Halving[int] = Halving(
+        retry: OomRetry[int] = OomRetry(
             "images", lambda place: f"image {items[place].response}", self.limit
         )
 
@@ -115,7 +115,7 @@ class Latents:
         parts = [
             rows
             for start in range(0, len(squares), step)
-            for _, rows in halving.run(encoded, range(len(squares))[start : start + step])
+            for _, rows in retry.run(encoded, range(len(squares))[start : start + step])
         ]
         frames = [(*frame.original, *frame.corner, *frame.target) for frame in framings]
         found = {"latent": np.concatenate(parts), "framing": np.array(frames, np.int32)}

@@ -1,11 +1,14 @@
-"""Batches that do not fit into memory are halved, which is said once; one item that does not is
-an error that names it.
+"""Repeat work that ran out of memory in smaller batches.
 
-    halving = Halving("responses", name_of, self.limit)
-    for mine, rows in halving.run(compute, batch):  # mine: the part of `batch` in `rows`
+    retry = OomRetry("responses", name_of, self.limit)
+    for items, rows in retry.run(compute, batch):  # items: the part of `batch` that made `rows`
         ...
 
-The limit found is kept: later batches are cut to it before they are tried.
+The first failure is logged. The limit it leads to is kept, so later batches are split before they
+are tried. The training loop uses the same class for its micro-batches (`training.loop`).
+
+accelerate's `find_executable_batch_size` is not used: it starts the whole function again, keeps no
+limit between calls, does not name the item at fault, and does not recognise MPS or NumPy errors.
 """
 
 from __future__ import annotations
@@ -13,15 +16,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar, final
 
 from noisescope.errors import ModelError
 
 Item = TypeVar("Item")
-Rows = TypeVar("Rows")
+Result = TypeVar("Result")
 
-#: What the allocators of torch's devices say when they have no more to give.
-SAID = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+#: What the allocators of torch's devices write when memory runs out.
+ALLOCATOR_ERRORS = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
 HINT = "Lower --max-length (text) or --image-size (images), or take a smaller model or --dtype."
 
 
@@ -31,74 +35,73 @@ def out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    told = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in told for words in SAID)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in ALLOCATOR_ERRORS)
 
 
 @final
 @dataclass
 class Limit:
-    """Most items of a batch, once one was too large: what a policy remembers between calls."""
+    """Most items of a batch, once a larger one did not fit: kept between calls."""
 
     items: int | None = None
 
 
 @final
 @dataclass(frozen=True)
-class Halving(Generic[Item]):
-    """Runs batches of `what` within `limit`; `name` says which item does not fit even alone."""
+class OomRetry(Generic[Item]):
+    """Run batches of `what` within `limit`; `name` describes an item that does not fit alone."""
 
     what: str
     name: Callable[[Item], str]
     limit: Limit = field(default_factory=Limit)
+    hint: str = HINT
 
     def run(
-        self, compute: Callable[[Sequence[Item]], Rows], batch: Sequence[Item]
-    ) -> Iterator[tuple[Sequence[Item], Rows]]:
-        """`compute` of `batch`, in as few parts as fit, in order, each with its items.
+        self, compute: Callable[[Sequence[Item]], Result], batch: Sequence[Item]
+    ) -> Iterator[tuple[Sequence[Item], Result]]:
+        """`compute` of `batch`, in order and in as few parts as fit, each with its items.
 
-        Raises ModelError naming an item that does not fit alone, and what `compute` raises.
+        Raises ModelError naming an item that does not fit alone, and whatever `compute` raises.
         """
         left = list(batch)
         while left:
             part = left[: self.limit.items]
-            found = _attempt(compute, part)
+            found = attempt(partial(compute, part))
             if found is None:
-                self._halve(part)
+                self.halve(part)
                 continue
             yield part, found[0]
             left = left[len(part) :]
 
-    def _halve(self, part: Sequence[Item]) -> None:
-        """Lower the limit below `part`, and say so the first time."""
+    def halve(self, part: Sequence[Item]) -> None:
+        """Halve the limit after `part` did not fit; log it the first time.
+
+        Raises ModelError if `part` is a single item.
+        """
+        import torch
+
         if len(part) == 1:
             raise ModelError(
-                f"{self.name(part[0])} does not fit into memory, even alone in a batch", hint=HINT
+                f"{self.name(part[0])} does not fit into memory, even alone in a batch",
+                hint=self.hint,
             )
-        first = self.limit.items is None
-        self.limit.items = len(part) // 2
-        free()
-        if first:
+        if self.limit.items is None:
             logging.getLogger("noisescope").warning(
                 "%d %s at once do not fit into memory: going on in smaller batches",
                 len(part),
                 self.what,
             )
+        self.limit.items = len(part) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def _attempt(compute: Callable[[Sequence[Item]], Rows], part: Sequence[Item]) -> list[Rows] | None:
-    """[result], or None where memory ran out; its traceback, which holds tensors, is let go."""
+def attempt(compute: Callable[[], Result]) -> list[Result] | None:
+    """[result], or None if memory ran out. Drops the traceback, which would hold tensors."""
     try:
-        return [compute(part)]
+        return [compute()]
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
     return None
-
-
-def free() -> None:
-    """Give back what a device's allocator keeps."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,24 +1,20 @@
-"""Evidence of training replicas: margins at T checkpoints, and when to stop early."""
+"""Margins of replicas in training: at which steps, in which files, and their held-out loss."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import Self, final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from noisescope.replicas.packed import Float, PackedReplicas
 from noisescope.scoring.margins import write_margins
-from noisescope.training.loop import Progress
-from noisescope.training.pair_data import Report
+from noisescope.training.state import Progress
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Float = NDArray[np.float32]
 
 
 @final
@@ -33,6 +29,22 @@ class LoraSummary:
     seconds: dict[str, float]
     items: int
     replicas: int
+
+    @classmethod
+    def of(
+        cls, progress: Progress, seconds: dict[str, float], *, items: int, replicas: int
+    ) -> Self:
+        """The summary of a training, from what `train.ReplicaWriter` recorded in `progress`."""
+        losses = {int(step): loss for step, loss in progress.note["held_out_loss"].items()}
+        return cls(
+            steps=progress.step,
+            best_step=int(progress.note["best_step"]),
+            stopped_early=bool(progress.note["stopped"]),
+            held_out_loss=losses,
+            seconds=seconds,
+            items=items,
+            replicas=replicas,
+        )
 
 
 def part_name(step: int) -> str:
@@ -67,106 +79,3 @@ def write_step(
 def held_out_loss(margins: Float, held_out: NDArray[np.bool_]) -> float:
     """Mean of -log sigma(margin) over held-out (replica, pair) cells."""
     return float(np.logaddexp(0.0, -margins[held_out]).mean())
-
-
-@final
-@dataclass
-class EvidenceWriter:
-    """Called after every step: writes margins at T checkpoints, says when to stop early."""
-
-    learner: PackedReplicas
-    held_out: NDArray[np.bool_]  # [M, N]
-    run_directory: Path
-    base: str
-    report: Report | None
-    total: int = 0
-    scoring_seconds: float = 0.0
-
-    def __call__(self, progress: Progress) -> bool:
-        config = self.learner.config
-        if self.report is not None:
-            self.report("training", progress.step, self.total)
-        if progress.step not in checkpoint_steps(self.total, config.checkpoints):
-            return False
-        started = time.perf_counter()
-        margins = self.learner.margins(self.report)
-        losses: dict[str, float] = progress.note.setdefault("held_out_loss", {})
-        losses[str(progress.step)] = held_out_loss(margins, self.held_out)
-        best = min(losses, key=lambda step: losses[step])
-        progress.note["best_step"] = int(best)
-        if config.patience == 0 or int(best) == progress.step:
-            self._write(margins, progress)
-        self.scoring_seconds += time.perf_counter() - started
-        since = [step for step in losses if int(step) > int(best)]
-        return bool(config.patience) and len(since) >= config.patience
-
-    def lost(self, progress: Progress) -> list[Path]:
-        """Files that `progress` says were written and that are gone."""
-        written = [self.run_directory / name for name in progress.note.get("written", [])]
-        return [path for path in written if not path.is_file()]
-
-    def mend(self, progress: Progress) -> None:
-        """Save adapters again of which a file is gone, where the last state is what they hold."""
-        gone = [path.relative_to(self.run_directory).parts[0] for path in self.lost(progress)]
-        if set(gone) == {"replicas"} and progress.note["best_step"] == progress.step:
-            self._save(progress)
-
-    def _save(self, progress: Progress) -> list[str]:
-        """Write the adapters and their averaged copies; names of their files."""
-        from noisescope.training.lora.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_peft
-
-        adapters, first, names = self.learner.adapters, self.learner.first, []
-        weights = {"": self.learner.trainable()}
-        weights |= {f"/ema-{decay}": copies for decay, copies in progress.averages.items()}
-        for m in range(adapters.replicas):
-            for inner, tensors in weights.items():
-                folder = f"replicas/{first + m}{inner}"
-                place = self.run_directory / folder
-                save_peft(adapters, m, place, base=self.base, weights=tensors)
-                names += [f"{folder}/{ADAPTER_WEIGHTS}", f"{folder}/{ADAPTER_CONFIG}"]
-        return names
-
-    def _write(self, margins: Float, progress: Progress) -> None:
-        """The checkpoint's adapters and margins, and those of averaged copies if any."""
-        ids, first, step = self.learner.data.pair_ids, self.learner.first, progress.step
-        copies = [self._averaged(copy) for copy in progress.averages.values()]
-        names = self._save(progress)
-        if copies:
-            rows = np.stack(copies, 1).reshape(-1, margins.shape[1])  # row C m + copy
-            held, lowest = np.repeat(self.held_out, len(copies), 0), first * len(copies)
-            write_step(self.run_directory / "averages", ids, rows, held, step, lowest)
-            names.append(f"averages/{part_name(step)}")
-        write_step(self.run_directory / "margins", ids, margins, self.held_out, step, first)
-        names.append(f"margins/{part_name(step)}")
-        known = progress.note.setdefault("written", [])
-        known += [name for name in names if name not in known]
-
-    def _averaged(self, copies: dict[str, Tensor]) -> Float:
-        """Margins under averaged adapters; the live ones are put back."""
-        import torch
-
-        live = {name: tensor.detach().clone() for name, tensor in self.learner.trainable().items()}
-        with torch.no_grad():
-            for name, tensor in self.learner.trainable().items():
-                tensor.copy_(copies[name])
-            margins = self.learner.margins(self.report)
-            for name, tensor in self.learner.trainable().items():
-                tensor.copy_(live[name])
-        return margins
-
-    def summary(self, progress: Progress, *, trunk: float, train: float) -> LoraSummary:
-        """What the run did; seconds of the trunk, and of training with its scoring."""
-        losses = {int(step): loss for step, loss in progress.note["held_out_loss"].items()}
-        return LoraSummary(
-            steps=progress.step,
-            best_step=int(progress.note["best_step"]),
-            stopped_early=bool(progress.note["stopped"]),
-            held_out_loss=losses,
-            seconds={
-                "trunk": trunk,
-                "train": train - self.scoring_seconds,
-                "score": self.scoring_seconds,
-            },
-            items=len(self.learner.data.items),
-            replicas=len(self.held_out),
-        )

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from noisescope.models.latents import Encodings
-    from noisescope.replicas.config import LoraConfig
-    from noisescope.replicas.lora_image import DiffusionLoraConfig
+    from noisescope.replicas.config import DiffusionLoraConfig, LoraConfig
 
 
 #: Kinds of evidence: log-linear replicas, packed LoRA replicas, somebody else's LoRA adapters.
@@ -113,8 +112,7 @@ class EvidenceConfig:
 
 def lora_config(evidence: EvidenceConfig, modality: Modality) -> LoraConfig | DiffusionLoraConfig:
     """The settings of `evidence`'s LoRA replicas, checked. Raises UsageError."""
-    from noisescope.replicas.config import LoraConfig, known_fields
-    from noisescope.replicas.lora_image import DiffusionLoraConfig
+    from noisescope.replicas.config import DiffusionLoraConfig, LoraConfig, known_fields
 
     shared: dict[str, Any] = {
         "replicas": evidence.replicas,
@@ -217,13 +215,8 @@ def _estimate(policy: Policy, todo: list[Item], distinct: int) -> str:
 
 
 def kept_encodings(policy: Policy, run: Run) -> Encodings | None:
-    """Where an image policy keeps latents and embeddings, opened; None for a text policy."""
-    from noisescope.models.diffusion import DiffusionPolicy
-
-    if not isinstance(policy, DiffusionPolicy):
-        return None
-    policy.encodings.open(cache_directory(run).with_name("encodings"))
-    return policy.encodings
+    """The cache of an image policy's latents and embeddings, opened; None for a text policy."""
+    return policy.open_encodings(cache_directory(run).with_name("encodings"))
 
 
 def cache_directory(run: Run) -> Path:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from noisescope.errors import RunError, UsageError
 from noisescope.models import Policy
 from noisescope.models.items import distinct_items
-from noisescope.models.memory import Halving, Limit
+from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.packing import Corpus, pack
 from noisescope.pairs import Item, PreferenceDataset, digest
 from noisescope.progress import Reporter, Stopwatch
@@ -65,7 +65,7 @@ class AdapterScores:
         import torch
 
         corpus = encoded_corpus(self.policy, items)
-        halving: Halving[int] = Halving(
+        retry: OomRetry[int] = OomRetry(
             "responses", lambda place: f"response {items[place].key}", self.limit
         )
         found = np.empty((len(items), 1 + self.adapters.replicas), np.float32)
@@ -73,9 +73,7 @@ class AdapterScores:
         done = np.cumsum(corpus.response_sizes[order]) - corpus.response_sizes[order]
         with torch.inference_mode():
             for batch in np.split(order, np.flatnonzero(np.diff(done // FORWARD_TOKENS)) + 1):
-                for mine, rows in halving.run(
-                    lambda part: self._rows(corpus, part), batch.tolist()
-                ):
+                for mine, rows in retry.run(lambda part: self._rows(corpus, part), batch.tolist()):
                     found[mine] = rows
         return {"reference": found[:, 0], "logps": found[:, 1:]}
 
@@ -177,10 +175,9 @@ def fill_scores(
 
     Raises RunError, DataError, and ModelError for adapters that do not fit the model.
     """
-    from noisescope.models.causal_lm import CausalLMPolicy
     from noisescope.training.lora.peft_files import stated_base
 
-    if not isinstance(policy, CausalLMPolicy):
+    if policy.modality != "text":
         raise UsageError(f"--from-adapters cannot adapt {policy.identity.id}")
     base = stated_base(evidence.adapters)
     if base is not None and Path(base).name.lower() != Path(policy.identity.id).name.lower():
@@ -191,7 +188,10 @@ def fill_scores(
     place, made_by = scores_place(evidence, policy.identity.fingerprint, run)
     todo = unscored(policy, items, evidence, run)
     label = f"{len(evidence.adapters)} adapters over {len(todo):,} distinct responses{of}"
-    with scores_of(policy, evidence.adapters) as source, reporter.stage(label) as progress:
+    with (
+        scores_of(cast("TextPolicy", policy), evidence.adapters) as source,
+        reporter.stage(label) as progress,
+    ):
         fill(source, items, place, progress, "adapter score", made_by)
     return len(todo)
 

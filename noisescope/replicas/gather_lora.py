@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisescope.errors import RunError, UsageError
+from noisescope.errors import RunError
 from noisescope.models import Policy
 from noisescope.models.items import distinct_items
-from noisescope.pairs import PreferenceDataset
+from noisescope.pairs import Modality, PreferenceDataset
 from noisescope.progress import Reporter, Stopwatch
 from noisescope.replicas.gather import EvidenceConfig, cache_directory, kept_encodings, lora_config
+from noisescope.replicas.lora_image import fill_reference, train_diffusion_lora
+from noisescope.replicas.lora_text import TextPolicy, fill_trunk, train_lora
 from noisescope.replicas.partition import cut, share_of
 from noisescope.replicas.standalone import (
     DONE,
@@ -28,10 +30,12 @@ from noisescope.storage.run import Run
 from noisescope.training.state import STATE_FILE
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from noisescope.progress import Progress
-    from noisescope.replicas.config import LoraConfig
+    from noisescope.replicas.config import DiffusionLoraConfig, LoraConfig
     from noisescope.replicas.cost import LoraCost
-    from noisescope.replicas.lora_image import DiffusionLoraConfig
+    from noisescope.training.pair_data import Report
 
 
 def gather_lora(
@@ -95,23 +99,16 @@ def fill_shared(
 ) -> None:
     """Share `i` of `n` (from 0) of what all replicas need of the model itself: below the adapters,
     or the reference's errors. After `keep_encodings`."""
-    from noisescope.models.causal_lm import CausalLMPolicy
-    from noisescope.models.diffusion import DiffusionPolicy
-    from noisescope.replicas.config import LoraConfig
-    from noisescope.replicas.lora_image import DiffusionLoraConfig, fill_reference
-    from noisescope.replicas.lora_text import fill_trunk
-
-    config, table = lora_config(evidence, dataset.modality), dataset.table
+    config, shared = lora_config(evidence, dataset.modality), shared_directory(run, policy)
     with reporter.stage(f"the model itself, share {share[0] + 1} of {share[1]}") as progress:
-        if isinstance(policy, CausalLMPolicy) and isinstance(config, LoraConfig):
+        FILL[dataset.modality](policy, dataset.table, config, shared, share, progress)
 
-            def report(stage: str, done: int, total: int) -> None:
-                progress(done, total, None)
 
-            fill_trunk(policy, table, config, run.directory / "trunk", share, report)
-        elif isinstance(policy, DiffusionPolicy) and isinstance(config, DiffusionLoraConfig):
-            errors = cache_directory(run).with_name("reference_errors")
-            fill_reference(policy, table, config, errors, share, progress)
+def shared_directory(run: Run, policy: Policy) -> Path:
+    """Where the results of the model itself are kept, which all replicas need."""
+    if policy.modality == "text":
+        return run.directory / "trunk"
+    return cache_directory(run).with_name("reference_errors")
 
 
 def train_apart(
@@ -147,6 +144,33 @@ def train_apart(
     return len(todo)
 
 
+def _train_text(
+    policy: TextPolicy,
+    table: pa.Table,
+    config: LoraConfig,
+    place: Path,
+    shared: Path,
+    report: Report,
+    estimate: Callable[[LoraCost], None],
+    note: Callable[[str], None],
+    *,
+    members: range | None,
+) -> dict[str, Any]:
+    """`train_lora` with the signature of `train_diffusion_lora`."""
+    done = train_lora(
+        policy, table, config, place, report, estimate, members=members, trunk_directory=shared
+    )
+    return {k: v for k, v in asdict(done).items() if k not in ("seconds", "replicas")}
+
+
+#: How replicas of a modality are trained, and how a share of the model's own results is computed.
+TRAIN: dict[Modality, Callable[..., dict[str, Any]]] = {
+    "text": _train_text,
+    "image": train_diffusion_lora,
+}
+FILL: dict[Modality, Callable[..., None]] = {"text": fill_trunk, "image": fill_reference}
+
+
 def _train(
     dataset: PreferenceDataset,
     policy: Policy,
@@ -156,38 +180,25 @@ def _train(
     progress: Progress,
     members: range | None = None,
 ) -> dict[str, Any]:
-    """Replicas of a causal language model or a diffusion policy, in `place`; what training did."""
-    from noisescope.models.causal_lm import CausalLMPolicy
-    from noisescope.models.diffusion import DiffusionPolicy
-    from noisescope.replicas.config import LoraConfig
+    """Train replicas in `place`; facts of what the training did."""
     from noisescope.replicas.cost import Meter
-    from noisescope.replicas.lora_image import DiffusionLoraConfig, train_diffusion_lora
-    from noisescope.replicas.lora_text import train_lora
 
-    meter, table = Meter(progress), dataset.table
+    meter = Meter(progress)
 
-    def say(text: str) -> None:
+    def note(text: str) -> None:
         progress(0, 1, text)
 
     def estimated(cost: LoraCost) -> None:
-        cost = cost if members is None else replace(cost, reference=0.0)  # `fill_shared` saw to it
+        cost = cost if members is None else replace(cost, reference=0.0)  # `fill_shared` did it
         meter.begin(cost)
         progress(0, cost.total, cost_in_words(cost, policy))
 
     if (place / "replicas" / STATE_FILE).is_file():
-        say("continuing from the last saved step")
-    if isinstance(policy, CausalLMPolicy) and isinstance(config, LoraConfig):
-        trunk = run.directory / "trunk"
-        done = train_lora(
-            policy, table, config, place, meter, estimated, members=members, trunk_directory=trunk
-        )
-        return {k: v for k, v in asdict(done).items() if k not in ("seconds", "replicas")}
-    if isinstance(policy, DiffusionPolicy) and isinstance(config, DiffusionLoraConfig):
-        errors = cache_directory(run).with_name("reference_errors")
-        return train_diffusion_lora(
-            policy, table, config, place, errors, meter, estimated, say, members=members
-        )
-    raise UsageError(f"--kind lora cannot adapt {policy.identity.id}")
+        note("continuing from the last saved step")
+    shared = shared_directory(run, policy)
+    return TRAIN[dataset.modality](
+        policy, dataset.table, config, place, shared, meter, estimated, note, members=members
+    )
 
 
 def cost_in_words(cost: LoraCost, policy: Policy) -> str:

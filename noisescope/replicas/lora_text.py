@@ -1,9 +1,9 @@
-"""LoRA replicas: M short DPO fine-tunings in one process, and the margins they give.
+"""Train LoRA replicas of a causal language model: M short DPO fine-tunings in one process.
 
-One base model stands in memory. Blocks below the first adapted one run once per distinct
-prompt and response (`trunk.py`), every replica's adapters run in the same forward
-(`adapters.py`), log-probabilities exist at response tokens only (`cut.py`), and the reference
-is the model with its adapters off, once per distinct response.
+The base model is held in memory once. Blocks below the first adapted one run once per distinct
+prompt and response (`training.lora.activations`), the adapters of every replica run in the same
+forward (`training.lora.adapters`), log-probabilities are computed at response tokens only
+(`training.lora.split_model`), and the reference is the model with its adapters off.
 
     train_lora(policy, pairs_table, LoraConfig(replicas=8, top_layers=6), run_directory)
 
@@ -13,34 +13,30 @@ with `ema` also averages/part-*.parquet, the margins of each replica's two avera
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from noisescope.errors import DataError, ModelError
+from noisescope.errors import ModelError
 from noisescope.models import Item, ModelIdentity
-from noisescope.models.device import alone
 from noisescope.models.packing import Corpus, corpus_of
-from noisescope.pairs import digest
-from noisescope.replicas.checkpoints import (
-    EvidenceWriter,
-    LoraSummary,
-    checkpoint_steps,
-)
+from noisescope.progress import Progress
+from noisescope.replicas.checkpoints import LoraSummary, checkpoint_steps
 from noisescope.replicas.config import LoraConfig
-from noisescope.replicas.oom import FittingReplicas
 from noisescope.replicas.packed import PackedReplicas
-from noisescope.training.batch_order import Stream, held_out_by
-from noisescope.training.loop import Progress, TrainConfig
-from noisescope.training.objectives import DPO
-from noisescope.training.pair_data import PairData, Report, pair_data
+from noisescope.replicas.train import (
+    ReplicaWriter,
+    evidence_fingerprint,
+    halves,
+    initialise,
+    largest_half,
+    make_streams,
+    train_replicas,
+)
+from noisescope.training.pair_data import Report, pair_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,9 +44,6 @@ if TYPE_CHECKING:
     from noisescope.models.tokenize import Encoded
     from noisescope.replicas.cost import LoraCost
     from noisescope.training.lora.adapters import Adapters
-
-#: Decays of the two averaged copies in the released code of 2503.16921 (`u_released`).
-EMA_TRIO = (0.9999, 0.5)
 
 
 class TextPolicy(Protocol):
@@ -74,7 +67,7 @@ def encoded_corpus(policy: TextPolicy, items: Sequence[Item]) -> Corpus:
     """Token ids of `items`, prompts stored once; ModelError for a model that cannot pack them."""
     if not policy.shares_prompts:
         raise ModelError(
-            f"{policy.identity.id} has attention of its own kind, which LoRA replicas do not know",
+            f"{policy.identity.id} has attention of its own kind, unknown to LoRA replicas",
             hint="Use --kind head.",
         )
     return corpus_of([(item.prompt, item.response) for item in policy.encode(items)])
@@ -91,13 +84,13 @@ def train_lora(
     members: range | None = None,
     trunk_directory: Path | None = None,
 ) -> LoraSummary:
-    """Train, checkpoint by checkpoint write margins, save every replica; what it did.
+    """Train, write margins checkpoint by checkpoint, save every replica; what was done.
 
-    `members` are the replicas to train where others are trained elsewhere: a replica's seed and
-    its half of the pairs depend on its number alone. States below the first adapted block are
-    kept in `trunk_directory`, which they may share. `estimate` is told the cost before anything
-    is computed. Raises DataError for too few pairs, ModelError for a model that cannot be cut,
-    EvidenceError for a diverged loss, RunError for a directory that holds other evidence.
+    `members` are the replicas to train if others are trained elsewhere. States below the first
+    adapted block are kept in `trunk_directory`, which several trainings may share. `estimate` is
+    called with the cost before anything is computed. Raises DataError for too few pairs,
+    ModelError for a model that cannot be split, EvidenceError for a diverged loss, RunError for a
+    directory that holds other evidence.
     """
     from noisescope.models.forward import measure
     from noisescope.replicas.cost import lora_cost
@@ -105,34 +98,32 @@ def train_lora(
 
     start = time.perf_counter()
     members = range(config.replicas) if members is None else members
-    data = pair_data(table)
+    data, identity = pair_data(table), policy.identity
     held = halves(data, config)
     corpus = encoded_corpus(policy, data.items)
-    plan = train_config(config, held, evidence_fingerprint(policy, data, config, members))
+    evidence = evidence_fingerprint(identity.fingerprint, data, config, members)
+    plan = config.train_config(largest_half(held), evidence)
     first, size = first_adapted(policy.model, config), measure(policy.model)
     adapters = None
     try:
         trunk = Trunk(policy.model, first, corpus, checkpointing=config.checkpointing)
         adapters = make_adapters(policy.model, first, config, members)
-        streams = make_streams(data, held, config, members)
-        learner = PackedReplicas(trunk, adapters, data, config, streams, members.start)
+        streams = make_streams(data, held, config.seed, config.cluster, members)
+        learner = PackedReplicas(
+            trunk, adapters, data, config, streams, members.start, base=identity.id
+        )
         if estimate is not None:
             due = checkpoint_steps(plan.steps, config.checkpoints)
             depth = policy.model.config.num_hidden_layers
             estimate(lora_cost(learner, size, depth, plan.steps, due))
         place = trunk_directory or run_directory / "trunk"
-        trunk.fill(place, policy.identity.fingerprint, data.items, report)
+        trunk.fill(place, identity.fingerprint, data.items, report)
         filled = time.perf_counter()
-        writer = EvidenceWriter(
-            learner,
-            held[members.start : members.stop],
-            run_directory,
-            policy.identity.id,
-            report,
-            total=plan.steps,
-        )
-        progress = train_whole(learner, writer, plan, run_directory / "replicas")
-        return writer.summary(progress, trunk=filled - start, train=time.perf_counter() - filled)
+        writer = ReplicaWriter(learner, run_directory, plan.steps, report, config.patience)
+        progress = train_replicas(learner, writer, plan, run_directory / "replicas")
+        trained = time.perf_counter() - filled - writer.scoring_seconds
+        seconds = {"trunk": filled - start, "train": trained, "score": writer.scoring_seconds}
+        return LoraSummary.of(progress, seconds, items=len(data.items), replicas=len(members))
     finally:
         if adapters is not None:
             adapters.detach()
@@ -144,10 +135,13 @@ def fill_trunk(
     config: LoraConfig,
     directory: Path,
     share: tuple[int, int],
-    report: Report | None = None,
+    progress: Progress,
 ) -> None:
-    """Compute share `i` of `n` (from 0) of what lies below the adapters, for all who will train."""
+    """Compute share `i` of `n` (from 0) of the states below the adapters, for all trainings."""
     from noisescope.training.lora.activations import Trunk
+
+    def report(stage: str, done: int, total: int) -> None:
+        progress(done, total, None)
 
     data = pair_data(table)
     halves(data, config)
@@ -162,68 +156,6 @@ def first_adapted(model: PreTrainedModel, config: LoraConfig) -> int:
     return 0 if config.top_layers is None else max(0, depth - config.top_layers)
 
 
-def train_whole(
-    learner: PackedReplicas, writer: EvidenceWriter, plan: TrainConfig, directory: Path
-) -> Progress:
-    """Train to the end, from the saved state if there is one, with all evidence written.
-
-    Where a file that the state says was written is gone, it is written again from the state, or
-    the training starts again. torch's own
-    random numbers take no part, but they are saved with the state: they start the same, whatever
-    the process did before.
-    """
-    import torch
-
-    from noisescope.training.loop import STATE_FILE, train
-
-    def run() -> Progress:
-        torch.manual_seed(learner.config.seed)
-        objective = DPO(beta=learner.config.beta)
-        return train(
-            learner,
-            objective,
-            plan,
-            directory,
-            accelerator=alone(),
-            after_step=writer,
-            fitting=FittingReplicas(learner, learner.data.pair_ids),
-        )
-
-    with torch.random.fork_rng(devices=[]):
-        progress = run()
-        writer.mend(progress)
-        if writer.lost(progress):
-            (directory / STATE_FILE).unlink()
-            initialise(learner.adapters, learner.config, learner.first)
-            progress = run()
-    return progress
-
-
-def halves(data: PairData, config: LoraConfig) -> NDArray[np.bool_]:
-    """[M, N]: the pairs each replica holds out. Raises DataError where one has none to train on."""
-    held = held_out_by(data.fold_key, seed=config.seed, replicas=config.replicas)
-    if len(data.pair_ids) < 4 or held.all(1).any():
-        raise DataError(
-            f"{len(data.pair_ids)} pairs are too few for LoRA replicas",
-            hint="Give a dataset with at least 4 pairs, better hundreds, or use --kind head.",
-        )
-    return held
-
-
-def evidence_fingerprint(
-    policy: TextPolicy, data: PairData, config: LoraConfig, members: range
-) -> str:
-    """What a saved training state belongs to: model, settings, pairs, and replicas if not all."""
-    some = [str(members)] if len(members) < config.replicas else []
-    return digest(
-        *some,
-        policy.identity.fingerprint,
-        json.dumps(asdict(config), sort_keys=True),
-        *data.pair_ids,
-        *(data.items[i].key for i in (*data.chosen, *data.rejected)),
-    )
-
-
 def make_adapters(
     model: PreTrainedModel, first: int, config: LoraConfig, members: range | None = None
 ) -> Adapters:
@@ -232,44 +164,5 @@ def make_adapters(
 
     members = range(config.replicas) if members is None else members
     adapters = attach_adapters(model, len(members), config.rank, first, config.targets)
-    initialise(adapters, config, members.start)
+    initialise(adapters, config, members.start, config.alpha)
     return adapters
-
-
-def initialise(adapters: Adapters, config: LoraConfig, first: int = 0) -> None:
-    """Every replica (the lowest is `first`) at its start: A from its own seed, B zero."""
-    seeds = [config.seed * 1000 + first + m for m in range(adapters.replicas)]
-    adapters.initialise(seeds, config.alpha)
-
-
-def make_streams(
-    data: PairData, held: NDArray[np.bool_], config: LoraConfig, members: range | None = None
-) -> list[Stream]:
-    """Each replica's endless order over the pairs it trains on."""
-    return [
-        Stream(
-            np.flatnonzero(~held[m]),
-            data.chosen,
-            data.rejected,
-            seed=(config.seed, m),
-            cluster=config.cluster,
-        )
-        for m in (range(len(held)) if members is None else members)
-    ]
-
-
-def train_config(config: LoraConfig, held: NDArray[np.bool_], evidence: str) -> TrainConfig:
-    """The loop's settings: `epochs` over the largest half, unless `steps` says otherwise."""
-    largest = int((~held).sum(1).max())
-    steps = config.steps or max(1, round(config.epochs * largest / min(config.batch, largest)))
-    return TrainConfig(
-        steps=steps,
-        learning_rate=config.learning_rate,
-        schedule=config.schedule,
-        warmup=config.warmup,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        ema=EMA_TRIO if config.ema else (),
-        save_every=config.save_every,
-        evidence=evidence,
-    )

@@ -1,24 +1,26 @@
-"""The learner behind LoRA replicas: M adapters, one forward, a batch of pairs for each.
+"""LoRA replicas of a causal language model: M adapters in one forward, each with its own pairs.
 
 learner = PackedReplicas(trunk, adapters, data, config, streams)
-training.train(learner, ...)
+train(learner, ...)
 learner.margins()  # [M, N], beta * l
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.models.memory import Halving, Limit
+from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.packing import Corpus, Packed, pack, stack
 from noisescope.replicas.config import LoraConfig
-from noisescope.training.batch_order import Stream
-from noisescope.training.loop import Piece
+from noisescope.training.batch_order import Stream, held_out_by
+from noisescope.training.loop import MicroBatch, PairBatch, Piece
 from noisescope.training.objectives import PairValues
 from noisescope.training.pair_data import PairData, Report
 
@@ -33,22 +35,12 @@ Float = NDArray[np.float32]
 
 
 @final
-@dataclass(frozen=True)
-class Part:
-    """Some pairs of one replica's batch, and their share of its loss."""
-
-    replica: int
-    pairs: Int
-    share: float
-
-
-@final
 @dataclass
 class PackedReplicas:
-    """The learner: M replicas over one model (`training.Learner`), and their scores.
+    """M replicas over one model (`train.Replicas`).
 
-    `first` is the number of its lowest replica, where others are trained elsewhere; `limit` the
-    most responses that are scored at once, where more did not fit into memory.
+    `first` is the number of the lowest replica; `base` the model that adapter files name; `limit`
+    the most responses to score at once, after more did not fit into memory.
     """
 
     trunk: Trunk
@@ -57,7 +49,13 @@ class PackedReplicas:
     config: LoraConfig
     streams: list[Stream] = field(default_factory=list)
     first: int = 0
+    base: str = ""
     limit: Limit = field(default_factory=Limit)
+
+    @cached_property
+    def held_out(self) -> NDArray[np.bool_]:
+        config, numbers = self.config, slice(self.first, self.first + self.adapters.replicas)
+        return held_out_by(self.data.fold_key, seed=config.seed, replicas=config.replicas)[numbers]
 
     @property
     def corpus(self) -> Corpus:
@@ -73,9 +71,9 @@ class PackedReplicas:
         """Distinct items of some pairs, sorted."""
         return np.unique(np.concatenate([self.data.chosen[pairs], self.data.rejected[pairs]]))
 
-    def batches(self, step: int) -> list[list[Part]]:
+    def batches(self, step: int) -> list[MicroBatch]:
         """Every replica's pairs of a step, folded into forwards of at most `tokens` tokens."""
-        groups: list[list[Part]] = []
+        groups: list[MicroBatch] = []
         room = 0
         for accumulated in range(self.config.accumulation):
             for m, stream in enumerate(self.streams):
@@ -87,11 +85,11 @@ class PackedReplicas:
                 if not groups or size > room or (accumulated and groups[-1][0].replica == m):
                     groups.append([])
                     room = self.config.tokens
-                groups[-1].append(Part(m, mine, len(mine) / len(pairs)))
+                groups[-1].append(PairBatch(m, mine, len(mine) / len(pairs), step))
                 room -= size
         return groups
 
-    def pieces(self, batch: list[Part]) -> Iterator[Piece]:
+    def pieces(self, batch: MicroBatch) -> Iterator[Piece]:
         import torch
 
         packs = [
@@ -130,13 +128,13 @@ class PackedReplicas:
 
         plan = self.trunk.plan(self.config.tokens)
         result = torch.zeros(self.adapters.replicas, len(self.data.items))
-        halving: Halving[int] = Halving(
+        retry: OomRetry[int] = OomRetry(
             "responses", lambda item: f"response {self.data.items[item].key}", self.limit
         )
         with torch.inference_mode():
             for done, items in enumerate(plan):
-                for mine, said in halving.run(self._scored, items.tolist()):
-                    result[:, torch.tensor(mine)] = said
+                for mine, logps in retry.run(self._scored, items.tolist()):
+                    result[:, torch.tensor(mine)] = logps
                 if report is not None:
                     report("scoring", done + 1, len(plan))
         return result
@@ -159,3 +157,9 @@ class PackedReplicas:
         sides = ratio[:, self.data.chosen], ratio[:, self.data.rejected]
         margins: Float = self.config.beta * (sides[0] - sides[1])
         return margins
+
+    def save(self, replica: int, directory: Path, weights: Mapping[str, Tensor]) -> list[str]:
+        """One replica as a directory that PEFT loads."""
+        from noisescope.training.lora.peft_files import save_peft
+
+        return save_peft(self.adapters, replica, directory, base=self.base, weights=weights)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.models import Item
-from noisescope.models.memory import Halving, Limit
+from noisescope.models.memory import Limit, OomRetry
 from noisescope.pairs import digest
 from noisescope.progress import Progress
 from noisescope.storage.cache import Array, fill, gather, missing, scan
@@ -81,7 +81,7 @@ class ReferenceErrors:
         k, unet = self.noised.draws, self.noised.policy.pipeline.unet
         pairs = np.array([self.index[item.key] for item in items], np.int64)
         size = max(1, self.rows // (2 * k))
-        halving: Halving[int] = Halving(
+        retry: OomRetry[int] = OomRetry(
             "pairs", lambda pair: f"pair {self.noised.data.pair_ids[pair]}", self.limit
         )
 
@@ -95,7 +95,7 @@ class ReferenceErrors:
         with torch.inference_mode():
             for start in range(0, len(pairs), size):
                 batch = pairs[start : start + size].tolist()
-                found += [errors for _, errors in halving.run(errors_of, batch)]
+                found += [errors for _, errors in retry.run(errors_of, batch)]
         return {"errors": self._exchanged(np.concatenate(found), pairs)}
 
     def all(self, cache_directory: Path | None, progress: Progress) -> Float:

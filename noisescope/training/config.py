@@ -1,4 +1,4 @@
-"""How to optimise: steps, AdamW's numbers, clipping, and the schedule of the learning rate.
+"""Settings of the optimiser: steps, AdamW's numbers, clipping, and the learning rate's schedule.
 
 TrainConfig(steps=100, schedule="cosine").rate(3)   # of 0-based step 3
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from noisescope.errors import UsageError
+from noisescope.errors import not_among, out_of_range, refuse
 
 #: Share of the learning rate after warm-up, as a function of progress in [0, 1].
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -18,12 +18,14 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
 }
+#: Decays of the two averaged copies in the released code of 2503.16921 (`u_released`).
+EMA_DECAYS = (0.9999, 0.5)
 
 
 @final
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to optimise. `steps` are optimiser steps; `warmup` a share of them."""
+    """How to optimise: `steps` optimiser steps, `warmup` a share of them."""
 
     steps: int
     learning_rate: float = 1e-4
@@ -38,26 +40,15 @@ class TrainConfig:
     evidence: str = ""  # fingerprint of the data, model and settings a saved state belongs to
 
     def __post_init__(self) -> None:
-        faults = [
-            *([f"--steps must be at least 1, not {self.steps}"] if self.steps < 1 else []),
-            *(
-                [f"--learning-rate must be above 0, not {self.learning_rate}"]
-                if not self.learning_rate > 0
-                else []
-            ),
-            *(
-                [f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule}"]
-                if self.schedule not in SCHEDULES
-                else []
-            ),
-            *(
-                [f"--warmup must be a share in [0, 1), not {self.warmup}"]
-                if not 0 <= self.warmup < 1
-                else []
-            ),
-        ]
-        if faults:
-            raise UsageError("; ".join(faults), hint="Run the command with --help.")
+        refuse(
+            [
+                *out_of_range({"--steps": self.steps}, low=1),
+                *out_of_range({"--learning-rate": self.learning_rate}, above=0),
+                *not_among("--schedule", self.schedule, SCHEDULES),
+                *out_of_range({"--warmup": self.warmup}, low=0, below=1),
+            ],
+            hint="Run the command with --help.",
+        )
 
     def rate(self, step: int) -> float:
         """Learning rate of 0-based optimiser step `step`: linear warm-up, then the schedule."""

@@ -1,42 +1,62 @@
-"""The only training loop: batches -> pair values -> objective -> step, resumable to the same bits.
+"""Train tensors by a preference objective: the only training loop of the package.
 
-A `Learner` says which tensors train, which micro-batches make up optimiser step `step` (a pure
-function of the step, so data order needs no saved state) and what a micro-batch's pairs look
-like to an objective. The loop owns gradients, clipping, AdamW, schedule, EMA copies,
-checkpoints and several processes (accelerate):
+A `Learner` names the tensors to optimise, the micro-batches of optimiser step `step` (a function
+of the step alone, so the order of the data needs no saved state) and the pair values of one
+micro-batch. The loop owns everything else: gradients, clipping, AdamW, the schedule, averaged
+copies, checkpoints and several processes (accelerate).
 
     train(learner, OBJECTIVES["dpo"](beta=0.1), TrainConfig(steps=100), directory)
 
-A checkpoint is one safetensors file, written whole or not at all.
+A checkpoint is one safetensors file, written completely or not at all; a killed training
+continues from it to the same bits. A micro-batch that runs out of memory is split, and the step
+repeated: a step is a sum over its pairs, so it stays the same but for rounding. (Dr. DPO is not
+such a sum and is refused.)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Protocol, final
 
-from noisescope.errors import EvidenceError
-from noisescope.models.memory import out_of_memory
-from noisescope.training.config import SCHEDULES, TrainConfig
-from noisescope.training.objectives import Objective, PairValues
-from noisescope.training.state import STATE_FILE, Progress, is_cut, load_state, save_state, whole
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.errors import EvidenceError, ModelError
+from noisescope.models.memory import OomRetry, attempt
+from noisescope.training.config import TrainConfig
+from noisescope.training.objectives import Objective, PairValues, objective_name
+from noisescope.training.state import STATE_FILE, Progress, load_state, save_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
     from torch.optim import Optimizer
 
-Batch = TypeVar("Batch")
-
 #: What a step sums over its pairs; `light` counts weights below one half.
 TOTALS = ("loss", "margin", "right", "weight", "light", "pairs", "share")
-#: Margins no further from 0 are a tie: before the first step all are, but for rounding.
+#: Margins at most this far from 0 are ties. Before the first step all are, but for rounding.
 TIE = 1e-5
-#: Loss scale of float16 below which an overflow is no accident.
+#: Loss scale of float16 at which an overflow is an error: there is nothing left to halve.
 LEAST_SCALE = 1.0
+
+
+@final
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs that one replica meets in optimiser step `step`, and their share of its loss."""
+
+    replica: int
+    pairs: NDArray[np.int64]
+    share: float
+    step: int = 0
+
+
+#: The pairs of one forward and backward pass.
+MicroBatch = list[PairBatch]
 
 
 @final
@@ -48,16 +68,16 @@ class Piece:
     share: float
 
 
-class Learner(Protocol[Batch]):
-    """What the loop needs to know of a model in training."""
+class Learner(Protocol):
+    """A model in training."""
 
     def trainable(self) -> Mapping[str, Tensor]:
         """Named tensors to optimise, in a fixed order."""
 
-    def batches(self, step: int) -> Sequence[Batch]:
+    def batches(self, step: int) -> Sequence[MicroBatch]:
         """Micro-batches of 0-based optimiser step `step`: a pure function of the step."""
 
-    def pieces(self, batch: Batch) -> Iterable[Piece]:
+    def pieces(self, batch: MicroBatch) -> Iterable[Piece]:
         """Pair values of a micro-batch, with gradient. Shares sum to 1 over a step's batches
         (to M for M independent replicas)."""
 
@@ -65,46 +85,173 @@ class Learner(Protocol[Batch]):
         """Clip the gradients in place; returns their norm before that."""
 
 
-class Fitting(Protocol[Batch]):
-    """How micro-batches are held to memory, and to the pace of other processes."""
+def train(
+    learner: Learner,
+    objective: Objective,
+    config: TrainConfig,
+    directory: Path | None = None,
+    *,
+    accelerator: Accelerator | None = None,
+    after_step: Callable[[Progress], bool] | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
+    retry: OomRetry[int] | None = None,
+    before_retry: Callable[[], None] | None = None,
+) -> Progress:
+    """Train until `config.steps`, or until `after_step` returns True; the final `Progress`.
 
-    @property
-    def together(self) -> bool:
-        """Whether every process has to run as many forwards as the others."""
+    With a `directory`, state is saved every `save_every` steps and a killed run continues
+    there; `buffers` are tensors beside the trained ones that belong to that state. With `retry`,
+    a step that runs out of memory is repeated in smaller micro-batches, after `before_retry` has
+    dropped what the failed attempt recorded. Raises EvidenceError if the loss stops being a
+    number, ModelError if a pair does not fit into memory alone, RunError if the saved state
+    belongs to another configuration or cannot be written (the one before it is kept).
+    """
+    import torch
+    from accelerate import Accelerator
 
-    def parts(self, batch: Batch) -> Sequence[Batch]:
-        """`batch` in parts that are known to fit; their shares sum to its own."""
+    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    accelerator.gradient_accumulation_steps = 1  # a launcher's would divide our shares again
+    tensors = dict(learner.trainable())
+    optimizer = torch.optim.AdamW(
+        list(tensors.values()),
+        lr=config.learning_rate,
+        betas=config.adam_betas,
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
+    )
+    progress = Progress(
+        averages={d: {n: t.detach().clone() for n, t in tensors.items()} for d in config.ema}
+    )
+    state = (tensors, optimizer, progress, config, buffers or {}, accelerator.scaler)
+    if directory is not None and (directory / STATE_FILE).exists():
+        load_state(directory / STATE_FILE, *state)
+    stopped = bool(progress.note.get("stopped"))
+    while progress.step < config.steps and not stopped:
+        totals = _accumulate(learner, objective, accelerator, progress.step, retry, before_retry)
+        if totals is None:  # out of memory: nothing of this attempt may stay
+            optimizer.zero_grad(set_to_none=True)
+            continue
+        record = _step(learner, totals, config, accelerator, optimizer, progress.step)
+        progress.step += 1
+        progress.history.append(record)
+        _update_averages(progress.averages, tensors)
+        stopped = after_step is not None and after_step(progress)
+        progress.note["stopped"] = stopped
+        last = stopped or progress.step == config.steps
+        if directory is not None and (last or progress.step % config.save_every == 0):
+            if accelerator.is_main_process:
+                save_state(directory / STATE_FILE, *state)
+            accelerator.wait_for_everyone()
+    return progress
 
-    def halve(self, batch: Batch) -> None:
-        """Go on in smaller parts: `batch` did not fit. What it left behind of this step is
-        forgotten. Raises ModelError where there are none."""
 
-    def idle(self, batch: Batch) -> Tensor:
-        """A loss of 0 with the forward and backward pass of `batch`, and no other trace."""
+def _accumulate(
+    learner: Learner,
+    objective: Objective,
+    accelerator: Accelerator,
+    step: int,
+    retry: OomRetry[int] | None,
+    before_retry: Callable[[], None] | None,
+) -> Tensor | None:
+    """Add up gradients and `TOTALS` over this process's share of the micro-batches of a step.
 
-
-def clip_norm(tensors: Iterable[Tensor], max_norm: float | None) -> float:
-    """Scale the gradients of `tensors` to a joint L2 norm of at most `max_norm`; their norm."""
+    Returns None if one ran out of memory, with the limit of `retry` lowered.
+    """
     import torch
 
-    most = math.inf if max_norm is None else max_norm
-    return float(whole(torch.nn.utils.clip_grad_norm_(list(tensors), most)))
+    totals = torch.zeros(len(TOTALS), dtype=torch.float64)
+    most = None if retry is None else retry.limit.items
+    for batch in learner.batches(step)[accelerator.process_index :: accelerator.num_processes]:
+        for part in split(batch, most):
+            run = partial(_forward_backward, learner, objective, accelerator, part, totals)
+            if retry is None:
+                run()
+            elif attempt(run) is None:
+                pairs = [int(pair) for one in part for pair in one.pairs]
+                if objective.whole_batch and len(pairs) > 1:
+                    raise ModelError(
+                        f"{len(pairs)} pairs at once do not fit into memory, and "
+                        f"{objective_name(objective)} is a loss of the whole micro-batch: smaller "
+                        "ones would be another loss",
+                        hint="Set --accumulation to the number of micro-batches in a step.",
+                    )
+                retry.halve(pairs)
+                if before_retry is not None:
+                    before_retry()
+                return None
+    return totals
 
 
-def take_step(
-    learner: Learner[Batch],
+def split(batch: MicroBatch, most: int | None) -> list[MicroBatch]:
+    """`batch` in micro-batches of at most `most` pairs, in order; shares sum to its own."""
+    if most is None or sum(len(part.pairs) for part in batch) <= most:
+        return [batch]
+    groups: list[MicroBatch] = []
+    room = 0
+    for part in batch:
+        start = 0
+        while start < len(part.pairs):
+            if not room:
+                groups.append([])
+                room = most
+            pairs = part.pairs[start : start + room]
+            share = part.share * len(pairs) / len(part.pairs)
+            groups[-1].append(replace(part, pairs=pairs, share=share))
+            start, room = start + len(pairs), room - len(pairs)
+    return groups
+
+
+def _forward_backward(
+    learner: Learner,
     objective: Objective,
+    accelerator: Accelerator,
+    batch: MicroBatch,
+    totals: Tensor,
+) -> None:
+    """Forward and backward of one micro-batch."""
+    loss = None
+    with accelerator.autocast():
+        for piece in learner.pieces(batch):
+            part = piece.share * objective(piece.values).mean()
+            loss = part if loss is None else loss + part
+            totals += _tally(objective, piece)
+    if loss is not None:
+        totals[0] += float(loss.detach())
+        accelerator.backward(loss)
+
+
+def _tally(objective: Objective, piece: Piece) -> Tensor:
+    """What a piece adds to a step's `TOTALS`, all but the loss."""
+    import torch
+
+    margin = objective.margin(piece.values).detach()
+    weight = piece.values.weight
+    heavy = torch.ones_like(margin) if weight is None else weight.detach()
+    sums = (margin.sum(), right(margin), heavy.sum(), (heavy < 0.5).sum())
+    return torch.tensor([0.0, *map(float, sums), len(margin), piece.share], dtype=torch.float64)
+
+
+def right(margin: Tensor) -> Tensor:
+    """How many pairs of margin [B] are ranked as labelled; a tie counts one half."""
+    return (margin > TIE).sum() + 0.5 * (margin.abs() <= TIE).sum()
+
+
+def _step(
+    learner: Learner,
+    totals: Tensor,
     config: TrainConfig,
     accelerator: Accelerator,
     optimizer: Optimizer,
     step: int,
-    fitting: Fitting[Batch] | None = None,
 ) -> dict[str, float]:
-    """One optimiser step over this process's share of the micro-batches; its record."""
-    totals = _own_totals(learner, objective, accelerator, optimizer, step, fitting)
+    """Take the optimiser step that the accumulated gradients make; its record."""
+    import torch
+
     if accelerator.num_processes > 1:
         totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
-        _add_gradients(learner.trainable().values(), accelerator)
+        for tensor in learner.trainable().values():
+            held = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
+            tensor.grad = accelerator.reduce(held, "sum")
     found = dict(zip(TOTALS, totals.tolist(), strict=True))
     _check_finite("loss", found["loss"], step)
     rate = config.rate(step)
@@ -125,102 +272,17 @@ def take_step(
     }
 
 
-def _own_totals(
-    learner: Learner[Batch],
-    objective: Objective,
-    accelerator: Accelerator,
-    optimizer: Optimizer,
-    step: int,
-    fitting: Fitting[Batch] | None,
-) -> Tensor:
-    """`TOTALS` of this process's micro-batches, whose gradients are added up."""
-    import torch
-
-    batches = learner.batches(step)
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    mine = batches[rank::processes]
-    while True:
-        if fitting is not None:
-            mine = [part for batch in mine for part in fitting.parts(batch)]
-        totals = torch.zeros(len(TOTALS), dtype=torch.float64)
-        failed = _add_up(learner, objective, accelerator, mine, totals, fitting is not None)
-        if failed is None:
-            break
-        assert fitting is not None
-        optimizer.zero_grad(set_to_none=True)
-        fitting.halve(mine[failed])
-    if fitting is not None and fitting.together and len(mine) < -(-len(batches) // processes):
-        with accelerator.autocast():
-            nothing = fitting.idle(batches[0])
-        accelerator.backward(nothing)
-    return totals
-
-
-def _add_up(
-    learner: Learner[Batch],
-    objective: Objective,
-    accelerator: Accelerator,
-    batches: Sequence[Batch],
-    totals: Tensor,
-    may_fail: bool,
-) -> int | None:
-    """Add gradients and `TOTALS`; the number of the batch that memory had no room for, if any.
-
-    A traceback holds tensors, so none outlives this function.
-    """
-    for number, batch in enumerate(batches):
-        try:
-            _run(learner, objective, accelerator, batch, totals)
-        except (RuntimeError, MemoryError) as error:
-            if not (may_fail and out_of_memory(error)):
-                raise
-            return number
-    return None
-
-
-def _run(
-    learner: Learner[Batch],
-    objective: Objective,
-    accelerator: Accelerator,
-    batch: Batch,
-    totals: Tensor,
-) -> None:
-    """Forward and backward of one micro-batch."""
-    loss = None
-    with accelerator.autocast():
-        for piece in learner.pieces(batch):
-            part = piece.share * objective(piece.values).mean()
-            loss = part if loss is None else loss + part
-            totals += _tally(objective, piece)
-    if loss is not None:
-        totals[0] += float(loss.detach())
-        accelerator.backward(loss)
-
-
-def _add_gradients(tensors: Iterable[Tensor], accelerator: Accelerator) -> None:
-    """Sum every tensor's gradient over processes; pieces were averaged as they were cut."""
-    import torch
-
-    for tensor in tensors:
-        if is_cut(tensor):
-            if tensor.grad is not None:
-                tensor.grad.mul_(accelerator.num_processes)
-            continue
-        held = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
-        tensor.grad = accelerator.reduce(held, "sum")
-
-
 def _update(
-    learner: Learner[Batch],
+    learner: Learner,
     config: TrainConfig,
     accelerator: Accelerator,
     optimizer: Optimizer,
     step: int,
 ) -> float:
-    """Clip and apply the gradients; their norm before that.
+    """Clip and apply the gradients; returns their norm before that.
 
-    float16's scaled gradients overflow now and then: such a step changes no weight, and the scale
-    is halved, until there is nothing left to halve.
+    float16's scaled gradients overflow now and then. Such a step changes no weight, and the scale
+    is halved until there is nothing left to halve.
     """
     scaler = accelerator.scaler
     if scaler is not None:
@@ -237,20 +299,12 @@ def _update(
     return norm
 
 
-def _tally(objective: Objective, piece: Piece) -> Tensor:
-    """What a piece adds to a step's `TOTALS`, all but the loss."""
+def clip_norm(tensors: Iterable[Tensor], max_norm: float | None) -> float:
+    """Scale the gradients of `tensors` to a joint L2 norm of at most `max_norm`; their norm."""
     import torch
 
-    margin = objective.margin(piece.values).detach()
-    weight = piece.values.weight
-    heavy = torch.ones_like(margin) if weight is None else weight.detach()
-    sums = (margin.sum(), right(margin), heavy.sum(), (heavy < 0.5).sum())
-    return torch.tensor([0.0, *map(float, sums), len(margin), piece.share], dtype=torch.float64)
-
-
-def right(margin: Tensor) -> Tensor:
-    """How many pairs of margin [B] are told right; a tie counts one half."""
-    return (margin > TIE).sum() + 0.5 * (margin.abs() <= TIE).sum()
+    most = math.inf if max_norm is None else max_norm
+    return float(torch.nn.utils.clip_grad_norm_(list(tensors), most))
 
 
 def _check_finite(what: str, value: float, step: int) -> None:
@@ -260,90 +314,6 @@ def _check_finite(what: str, value: float, step: int) -> None:
             f"the {what} is not a number at step {step + 1}; the last saved state is kept",
             hint="Lower --learning-rate or --beta, or use --dtype float32.",
         )
-
-
-__all__ = [
-    "SCHEDULES",
-    "STATE_FILE",
-    "Fitting",
-    "Learner",
-    "Piece",
-    "Progress",
-    "TrainConfig",
-    "clip_norm",
-    "train",
-]
-
-
-def train(
-    learner: Learner[Batch],
-    objective: Objective,
-    config: TrainConfig,
-    directory: Path | None = None,
-    *,
-    accelerator: Accelerator | None = None,
-    after_step: Callable[[Progress], bool] | None = None,
-    buffers: Mapping[str, Tensor] | None = None,
-    fitting: Fitting[Batch] | None = None,
-) -> Progress:
-    """Train until `config.steps`, or until `after_step` returns True; the final `Progress`.
-
-    With a `directory`, state is saved every `save_every` steps and a killed run continues
-    there; `buffers` are tensors beside the trained ones that belong to that state. With
-    `fitting`, micro-batches that memory has no room for are taken in smaller parts. Raises
-    EvidenceError when the loss stops being a number, RunError when the saved state belongs to
-    another configuration or cannot be written (the one before it is kept).
-    """
-    import torch
-    from accelerate import Accelerator
-
-    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-    accelerator.gradient_accumulation_steps = 1  # a launcher's would divide our shares again
-    tensors = dict(learner.trainable())
-    optimizer = torch.optim.AdamW(
-        list(tensors.values()),
-        lr=config.learning_rate,
-        betas=config.adam_betas,
-        eps=config.adam_eps,
-        weight_decay=config.weight_decay,
-    )
-    progress = Progress(
-        averages={d: {n: t.detach().clone() for n, t in tensors.items()} for d in config.ema}
-    )
-    if directory is not None and (directory / STATE_FILE).exists():
-        load_state(
-            directory / STATE_FILE,
-            tensors,
-            optimizer,
-            progress,
-            config,
-            buffers or {},
-            scaler=accelerator.scaler,
-        )
-    stopped = bool(progress.note.get("stopped"))
-    while progress.step < config.steps and not stopped:
-        record = take_step(
-            learner, objective, config, accelerator, optimizer, progress.step, fitting
-        )
-        progress.step += 1
-        progress.history.append(record)
-        _update_averages(progress.averages, tensors)
-        stopped = after_step is not None and after_step(progress)
-        progress.note["stopped"] = stopped
-        last = stopped or progress.step == config.steps
-        if directory is not None and (last or progress.step % config.save_every == 0):
-            save_state(
-                directory / STATE_FILE,
-                tensors,
-                optimizer,
-                progress,
-                config,
-                buffers or {},
-                scaler=accelerator.scaler,
-                writes=accelerator.is_main_process,
-            )
-            accelerator.wait_for_everyone()
-    return progress
 
 
 def _update_averages(averages: dict[float, dict[str, Tensor]], tensors: dict[str, Tensor]) -> None:

@@ -1,11 +1,11 @@
-"""Both sides of pairs under shared noise: what a diffusion policy is compared with itself on.
+"""Noise both sides of image pairs alike: the inputs on which a UNet is compared with itself.
 
     noised = NoisedPairs(policy, data, seed=0, draws=4)
-    rows = noised.rows(pairs, [(0, 1)] * len(pairs))   # encoded once, for everyone
+    rows = noised.rows(pairs, [(0, 1)] * len(pairs))      # down blocks run once, for all replicas
     errors = squared_errors(policy.pipeline.unet, rows)   # e of Eq. 6, [R]
 
-The two sides of a pair, the reference and all replicas see the same (t, eps), which is a
-function of (seed, pair_id, draw): never of a batch.
+The two sides of a pair, the reference and all replicas see the same (t, eps), a function of
+(seed, pair_id, draw) and never of a batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.models.denoising import Half, decode, draw_noise, encode
+from noisescope.models.denoising import Conditioning, Half, decode, draw_noise, encode, generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,11 +30,22 @@ Int = NDArray[np.int64]
 
 @final
 @dataclass(frozen=True)
-class Rows:
-    """Both sides of some pairs under some draws, ready to denoise: R = 2 x pairs x draws rows.
+class Noised:
+    """Both sides of some pairs under some draws: R = 2 x pairs x draws rows.
 
     Order: chosen of all (pair, draw), then rejected of the same.
     """
+
+    latents: Tensor  # [R, C, h, w], noised
+    t: Tensor  # [R]
+    conditioning: Conditioning
+    target: Tensor  # [R, C, h, w]
+
+
+@final
+@dataclass(frozen=True)
+class Rows:
+    """`Noised` rows after the down blocks."""
 
     half: Half
     target: Tensor  # [R, C, h, w]
@@ -43,37 +54,55 @@ class Rows:
 @final
 @dataclass(frozen=True)
 class NoisedPairs:
-    """Pairs of a dataset and the K draws they are judged by."""
+    """Pairs of a dataset under noise.
+
+    `draws` K: draw k is one of K that cover the schedule together (`draw_noise`). 0: every number
+    is an independent draw.
+    """
 
     policy: DiffusionPolicy
     data: PairData
     seed: int
-    draws: int
+    draws: int = 0
 
-    def rows(self, pairs: Int, draws: Sequence[tuple[int, ...]]) -> Rows:
-        """Noised latents of both sides of pairs [P] under each pair's draws, encoded once."""
+    def noised(self, pairs: Int, draws: Sequence[tuple[int, ...]]) -> Noised:
+        """Noised latents of both sides of pairs [P] under each pair's draws (as many for each)."""
         import torch
 
         policy, items = self.policy, self.data.items
         schedule, device = policy.pipeline.schedule, policy.device
-        sides = (self.data.chosen[pairs], self.data.rejected[pairs])
-        whole = [items[index] for side in sides for index in side]
-        each = len(draws[0])
-        times, noises = [], []
-        for pair, wanted in zip(pairs.tolist(), draws, strict=True):
-            name, steps = self.data.pair_ids[pair], len(schedule.alphas)
-            chosen, drawn = draw_noise(self.seed, name, self.draws, policy.latent_shape, steps)
-            times.append(chosen[list(wanted)])
-            noises.append(drawn[list(wanted)])
-        t = torch.from_numpy(np.concatenate(times)).to(device).repeat(2)
-        eps = torch.from_numpy(np.concatenate(noises)).to(device).repeat(2, 1, 1, 1)
+        both = [items[i] for side in (self.data.chosen, self.data.rejected) for i in side[pairs]]
+        drawn = [self._draw(int(pair), own) for pair, own in zip(pairs, draws, strict=True)]
+        times, noises = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        t = torch.from_numpy(times).to(device).repeat(2)
+        eps = torch.from_numpy(noises).to(device).repeat(2, 1, 1, 1)
         with torch.no_grad():
-            latents, framings = policy.latents([item.response for item in whole])
-            told = policy.conditioning([item.prompt for item in whole], framings)
-            index = torch.arange(len(whole), device=device).repeat_interleave(each)
-            latents, told = latents[index], told.rows(index)
-            half = encode(policy.pipeline.unet, schedule.noisy(latents, t, eps), t, told)
-            return Rows(half, schedule.target(latents, t, eps).float())
+            latents, framings = policy.latents([item.response for item in both])
+            conditioning = policy.conditioning([item.prompt for item in both], framings)
+            index = torch.arange(len(both), device=device).repeat_interleave(len(draws[0]))
+            latents, conditioning = latents[index], conditioning.rows(index)
+            target = schedule.target(latents, t, eps).float()
+            return Noised(schedule.noisy(latents, t, eps), t, conditioning, target)
+
+    def rows(self, pairs: Int, draws: Sequence[tuple[int, ...]]) -> Rows:
+        """`noised` after the down blocks of the policy's UNet, without gradient."""
+        import torch
+
+        found = self.noised(pairs, draws)
+        with torch.no_grad():
+            half = encode(self.policy.pipeline.unet, found.latents, found.t, found.conditioning)
+        return Rows(half, found.target)
+
+    def _draw(self, pair: int, draws: tuple[int, ...]) -> tuple[Int, NDArray[np.float32]]:
+        """Timesteps [k] and noises [k, C, h, w] of some draws of a pair."""
+        name, shape = self.data.pair_ids[pair], self.policy.latent_shape
+        steps = len(self.policy.pipeline.schedule.alphas)
+        if self.draws:
+            times, noises = draw_noise(self.seed, name, self.draws, shape, steps)
+            return times[list(draws)], noises[list(draws)]
+        sources = [generator(self.seed, name, draw) for draw in draws]
+        times = np.array([int(source.random() * steps) for source in sources], np.int64)
+        return times, np.stack([source.standard_normal(shape, np.float32) for source in sources])
 
 
 def squared_errors(unet: Any, rows: Rows) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from noisescope.errors import UsageError
 
@@ -62,9 +62,13 @@ def log_sigmoid(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """Loss [B] of PairValues; `beta` scales l into the margin h."""
+    """Loss [B] of PairValues; `beta` scales l into the margin h.
+
+    `whole_batch`: whether a pair's loss depends on the other pairs of its micro-batch.
+    """
 
     beta: float = 0.1
+    whole_batch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -236,6 +240,7 @@ class DrDPO(Objective):
     """
 
     temperature: float = 1.0
+    whole_batch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -349,6 +354,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "rpo": RPO,
 }
 
+
+def objective_name(objective: Objective) -> str:
+    """The name of an objective in `OBJECTIVES`, or of its class if it is not listed there."""
+    names = {kind: name for name, kind in OBJECTIVES.items()}
+    return names.get(type(objective), type(objective).__name__)
+
+
 __all__ = [
     "CDPO",
     "DPO",
@@ -368,4 +380,5 @@ __all__ = [
     "MaPO",
     "Objective",
     "PairValues",
+    "objective_name",
 ]

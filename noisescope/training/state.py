@@ -1,9 +1,9 @@
-"""Where a training stands, and the one safetensors file it continues from.
+"""Save and load the state of a training: one safetensors file.
 
     save_state(path, tensors, optimizer, progress, config, buffers)
     load_state(path, tensors, optimizer, progress, config, buffers)   # in place
 
-The file is written whole or not at all; the one before it stays where it cannot be written.
+The file is written completely or not at all; if it cannot be written, the one before it is kept.
 """
 
 from __future__ import annotations
@@ -24,47 +24,13 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-def is_cut(tensor: Tensor) -> bool:
-    """Whether this process holds only its piece of `tensor`."""
-    import torch
-
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of `tensor`, on the CPU where it was cut. Every process has to call it."""
-    if not is_cut(tensor):
-        return tensor.detach()
-    full: Tensor = tensor.detach().full_tensor().cpu()  # type: ignore[attr-defined]
-    return full
-
-
-def piece(full: Tensor, like: Tensor) -> Tensor:
-    """This process's part of `full`, cut as `like` is; no process speaks to another."""
-    if not is_cut(like):
-        return full
-    from torch.distributed.tensor import distribute_tensor
-
-    part: Tensor = distribute_tensor(
-        full.to(like.device),
-        like.device_mesh,  # type: ignore[attr-defined]
-        like.placements,  # type: ignore[attr-defined]
-        src_data_rank=None,
-    )
-    return part
-
-
 STATE_FILE = "state.safetensors"
 
 
 @final
 @dataclass
 class Progress:
-    """Where training stands: steps done, one record a step, and a free note for callbacks."""
+    """Steps done, one record per step, a `note` for callbacks, and averaged copies by decay."""
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -79,26 +45,14 @@ def save_state(
     progress: Progress,
     config: TrainConfig,
     buffers: Mapping[str, Tensor],
-    *,
     scaler: GradScaler | None = None,
-    writes: bool = True,
 ) -> None:
-    """Write everything a resumed run needs: tensors, AdamW moments, averages, RNG, history.
-
-    Of several processes one `writes`; all of them hand over their pieces of what is cut.
-    """
+    """Write everything a resumed run needs: tensors, AdamW moments, averages, RNG, history."""
     import torch
 
-    content = {}
+    content = {f"tensor/{name}": tensor.detach() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
-        parts = {f"tensor/{name}": tensor}
-        parts |= {f"adam/{key}/{name}": value for key, value in optimizer.state[tensor].items()}
-        for key, value in parts.items():
-            gathered = whole(value)
-            if writes:
-                content[key] = gathered
-    if not writes:
-        return
+        content |= {f"adam/{key}/{name}": value for key, value in optimizer.state[tensor].items()}
     for decay, copies in progress.averages.items():
         content |= {f"ema/{decay}/{name}": copy for name, copy in copies.items()}
     content |= {f"buffer/{name}": buffer for name, buffer in buffers.items()}
@@ -122,27 +76,29 @@ def load_state(
     progress: Progress,
     config: TrainConfig,
     buffers: Mapping[str, Tensor],
-    *,
     scaler: GradScaler | None = None,
 ) -> None:
-    """Continue from `path`; raises RunError where it is damaged, or of another configuration."""
+    """Read the state in `path` into its arguments.
+
+    Raises RunError if the file is damaged or was written with another configuration.
+    """
     import torch
 
     held, facts = read_sealed(path)
-    wanted = json.loads(json.dumps(asdict(config)))
+    expected = json.loads(json.dumps(asdict(config)))
     found = facts["config"]
-    if found != wanted:
-        differing = sorted(key for key in wanted if found.get(key) != wanted[key])
+    if found != expected:
+        differing = sorted(key for key in expected if found.get(key) != expected[key])
         raise RunError(
             f"{path} was written with other settings: {', '.join(differing)}",
             hint="Use the same dataset, model and settings, or another directory.",
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(piece(held[f"tensor/{name}"], tensor))
+            tensor.copy_(held[f"tensor/{name}"])
             moments = {key: held[f"adam/{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             optimizer.state[tensor] = {
-                key: value if key == "step" else piece(value.to(tensor.device), tensor)
+                key: value if key == "step" else value.to(tensor.device)
                 for key, value in moments.items()
             }
         for decay, copies in progress.averages.items():

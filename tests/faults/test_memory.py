@@ -29,14 +29,14 @@ from noisescope.models import Item, causal_lm
 from noisescope.models.causal_lm import load_causal_lm
 from noisescope.models.diffusion import DiffusionPolicy
 from noisescope.models.items import distinct_items
-from noisescope.models.memory import Halving, out_of_memory
+from noisescope.models.memory import OomRetry, out_of_memory
 from noisescope.models.packing import corpus_of
 from noisescope.pairs import Pair, response_key, to_table
-from noisescope.replicas.lora_image import DiffusionLoraConfig, train_diffusion_lora
+from noisescope.replicas.config import DiffusionLoraConfig
+from noisescope.replicas.lora_image import train_diffusion_lora
 from noisescope.replicas.lora_text import train_lora
-from noisescope.replicas.oom import FittingReplicas
-from noisescope.replicas.packed import Part
 from noisescope.replicas.reference_errors import ReferenceErrors
+from noisescope.training.loop import PairBatch, split
 from noisescope.training.lora.activations import Trunk
 from noisescope.training.noisy_pairs import NoisedPairs
 from noisescope.training.pair_data import pair_data
@@ -110,7 +110,8 @@ def test_a_batch_beyond_the_address_space_is_halved(
         small = policy.features(items)
     assert policy.limit.items in (1, 2, 4, 8, 16)
     assert caplog.text.count(SAID) == 1
-    for name, rows in load_causal_lm(checkpoint, device="cpu").features(items).items():
+    whole = load_causal_lm(checkpoint, device="cpu", dtype="float32").features(items)
+    for name, rows in whole.items():
         np.testing.assert_allclose(small[name], rows, atol=1e-3)
 
 
@@ -226,20 +227,20 @@ def test_diffusion_replicas_train_and_judge_the_same_in_smaller_batches(
 
 
 def test_batches_of_replicas_in_parts() -> None:
-    fitting = FittingReplicas(None, [f"p{n}" for n in range(20)])  # type: ignore[arg-type]
-    batch = [Part(0, np.arange(7), 1.0), Part(1, np.arange(10, 15), 0.5)]
-    assert fitting.parts(batch) == [batch]
-    fitting.halve(batch)
-    assert fitting.limit == 6
-    fitting.halve(fitting.parts(batch)[0])
-    groups = fitting.parts(batch)
+    retry: OomRetry[int] = OomRetry("pairs", lambda pair: f"pair p{pair}")
+    batch = [PairBatch(0, np.arange(7), 1.0), PairBatch(1, np.arange(10, 15), 0.5)]
+    assert split(batch, retry.limit.items) == [batch]
+    retry.halve(range(12))
+    assert retry.limit.items == 6
+    retry.halve(range(6))
+    groups = split(batch, retry.limit.items)
     assert [sum(len(part.pairs) for part in group) for group in groups] == [3, 3, 3, 3]
     for given in batch:
         mine = [part for group in groups for part in group if part.replica == given.replica]
         assert np.concatenate([part.pairs for part in mine]).tolist() == given.pairs.tolist()
         assert sum(part.share for part in mine) == pytest.approx(given.share)
     with pytest.raises(ModelError, match="pair p4 does not fit"):
-        fitting.halve([Part(0, np.array([4]), 1.0)])
+        retry.halve([4])
 
 
 def test_the_limit_is_kept_and_nothing_is_computed_twice() -> None:
@@ -251,8 +252,8 @@ def test_the_limit_is_kept_and_nothing_is_computed_twice() -> None:
         seen.extend(part)
         return len(part)
 
-    halving: Halving[int] = Halving("numbers", str)
-    sizes = [n for start in (0, 20) for _, n in halving.run(compute, range(start, start + 20))]
+    retry: OomRetry[int] = OomRetry("numbers", str)
+    sizes = [n for start in (0, 20) for _, n in retry.run(compute, range(start, start + 20))]
     assert seen == list(range(40))
     assert max(sizes) == 2
-    assert list(halving.run(compute, [])) == []
+    assert list(retry.run(compute, [])) == []

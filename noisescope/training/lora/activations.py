@@ -20,7 +20,7 @@ from torch import Tensor
 
 from noisescope.errors import RunError
 from noisescope.models import Item
-from noisescope.models.memory import Halving, Limit
+from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.packing import PADDING, Corpus, Packed, pack
 from noisescope.pairs import digest
 from noisescope.storage.files import read_sealed, write_sealed
@@ -101,7 +101,7 @@ class Trunk:
         reference = torch.zeros(len(group))
         sizes = self.corpus.response_sizes[group]
         batches = (np.cumsum(sizes) - sizes) // FORWARD_TOKENS
-        halving: Halving[int] = Halving(
+        retry: OomRetry[int] = OomRetry(
             "responses", lambda place: f"response {items[group[place]].key}", self._limit
         )
 
@@ -113,7 +113,7 @@ class Trunk:
         with torch.inference_mode():
             for b in np.unique(batches):
                 members = np.flatnonzero(batches == b).tolist()
-                for places, (packed, entering, logps) in halving.run(forward, members):
+                for places, (packed, entering, logps) in retry.run(forward, members):
                     reference[places] = logps
                     if not self.cut.first:
                         continue

@@ -259,8 +259,8 @@ def attach_peft(model: PreTrainedModel, directories: Sequence[Path]) -> Adapters
 
 def save_peft(
     adapters: Adapters, replica: int, directory: Path, *, base: str, weights: Mapping[str, Tensor]
-) -> None:
-    """Write one replica as a directory that `peft.PeftModel.from_pretrained` loads.
+) -> list[str]:
+    """Write one replica as a directory that `peft.PeftModel.from_pretrained` loads; its files.
 
     `weights` are stacked tensors by the names of `Adapters.parameters` (live ones or averages).
     """
@@ -286,6 +286,7 @@ def save_peft(
     write_tensors(directory / ADAPTER_WEIGHTS, tensors)
     text = json.dumps(settings, indent=2, sort_keys=True, default=_jsonable) + "\n"
     write_atomic(directory / ADAPTER_CONFIG, text)
+    return [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
 
 
 def _jsonable(value: object) -> object:

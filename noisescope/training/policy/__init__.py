@@ -70,7 +70,7 @@ class Sides:
         )
 
 
-class Trainee(Protocol):
+class TrainablePolicy(Protocol):
     """A policy in training over the N pairs of `data`."""
 
     @property
@@ -83,10 +83,6 @@ class Trainee(Protocol):
     @property
     def budget(self) -> int:
         """Most work one forward should hold."""
-
-    @property
-    def together(self) -> bool:
-        """Whether its weights are cut among processes, which then run as many forwards each."""
 
     def trainable(self) -> Mapping[str, Tensor]:
         """Named tensors to optimise, in a fixed order."""
@@ -103,9 +99,8 @@ class Trainee(Protocol):
     def average(self, replica: int, copies: Mapping[str, Tensor]) -> None:
         """Make `replica` what `copies` (averages of `trainable`) hold of the first one."""
 
-    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
-        """Write the trained policy in its library's own format; the files' names. Every process
-        calls it, and one `writes`: the others hand over their pieces of the weights."""
+    def save(self, directory: Path) -> list[str]:
+        """Write the trained policy in its library's own format; the files' names."""
 
     def detach(self) -> None:
         """Give the policy its own layers back."""

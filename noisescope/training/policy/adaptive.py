@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from noisescope.errors import UsageError
 from noisescope.scoring.detectors import u, u_released
 from noisescope.scoring.weights import WeightConfig, adaptive_weights
+from noisescope.training.config import EMA_DECAYS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,8 +84,6 @@ Float = NDArray[np.float64]
 Mode = Literal["replicas", "ema"]
 
 MODES: tuple[Mode, ...] = ("replicas", "ema")
-#: Decays of the released code's two averaged copies.
-EMA_DECAYS = (0.9999, 0.5)
 #: Decay of the running mean square that scales a copy's l.
 SCALE_DECAY = 0.99
 

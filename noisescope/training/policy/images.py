@@ -17,41 +17,29 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from noisescope.errors import ModelError
-from noisescope.models.denoising import Conditioning, Half, decode, encode, generator
-from noisescope.storage.files import write_tensors
+from noisescope.models.denoising import Half, decode, encode
+from noisescope.training.lora.unet import attention_layers, save_unet_adapter
+from noisescope.training.noisy_pairs import Noised, NoisedPairs
 from noisescope.training.pair_data import PairData
-from noisescope.training.policy import Int, Sides
+from noisescope.training.policy import Int, Sides, TrainablePolicy
 from noisescope.training.policy.models import AdaptedModel, WholeModel, publish
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import Tensor
 
     from noisescope.models.diffusion import DiffusionPolicy
-    from noisescope.progress import Progress
+    from noisescope.progress import Progress, Reporter
+    from noisescope.training.policy.settings import TrainSettings
 
-#: Linear layers that carry adapters, as in the released code of 2503.16921.
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-LORA_FILE = "pytorch_lora_weights.safetensors"
 #: Latent positions of one forward, by device type.
 FORWARD_POSITIONS = {"cpu": 16384, "cuda": 131072}
 
 
 @final
 @dataclass(frozen=True)
-class Noised:
-    """Both sides of B pairs under one draw each: rows of all chosen, then of all rejected."""
-
-    latents: Tensor  # [2B, C, h, w], noised
-    t: Tensor  # [2B]
-    told: Conditioning
-    target: Tensor  # [2B, C, h, w]
-
-
-@final
-@dataclass(frozen=True)
 class ImageSpace:
-    """The pairs of a diffusion policy, noised on demand."""
+    """The pairs of a diffusion policy, noised when needed, by one independent draw each."""
 
     policy: DiffusionPolicy
     data: PairData
@@ -68,33 +56,12 @@ class ImageSpace:
         return FORWARD_POSITIONS.get(self.policy.device.type, 16384)
 
     @property
-    def together(self) -> bool:
-        return False  # no UNet is cut: `launching.check_launch`
-
-    def release(self) -> None:
-        """Nothing in the UNet's layers was changed."""
+    def unet(self) -> Any:
+        return self.policy.pipeline.unet
 
     def noised(self, pairs: Int, draw: int) -> Noised:
-        """Rows of some pairs under `draw`."""
-        import torch
-
-        policy, items = self.policy, self.data.items
-        schedule, device = policy.pipeline.schedule, policy.device
-        times, noises = [], []
-        for pair in pairs.tolist():
-            source = generator(self.seed, self.data.pair_ids[pair], draw)
-            times.append(int(source.random() * len(schedule.alphas)))
-            noises.append(source.standard_normal(policy.latent_shape, np.float32))
-        t = torch.tensor(times, device=device).repeat(2)
-        eps = torch.from_numpy(np.stack(noises)).to(device).repeat(2, 1, 1, 1)
-        rows = [items[i] for side in (self.data.chosen, self.data.rejected) for i in side[pairs]]
-        with torch.no_grad():
-            latents, framings = policy.latents([item.response for item in rows])
-            told = policy.conditioning([item.prompt for item in rows], framings)
-            told = told.rows(torch.arange(len(rows), device=device))
-            latents = latents.clone()  # cached ones are inference tensors
-            target = schedule.target(latents, t, eps).float()
-            return Noised(schedule.noisy(latents, t, eps), t, told, target)
+        """Rows of some pairs under `draw`: all chosen, then all rejected."""
+        return NoisedPairs(self.policy, self.data, self.seed).noised(pairs, [(draw,)] * len(pairs))
 
     def sides(self, errors: Tensor, reference: Tensor) -> Sides:
         """Sides from errors e [K, 2B] and those of the reference [2B]."""
@@ -127,9 +94,9 @@ class ImageAdapters(AdaptedModel[ImageSpace]):
         import torch
 
         rows = self.space.noised(pairs, draw)
-        unet = self.space.policy.pipeline.unet
+        unet = self.space.unet
         with torch.no_grad():
-            half = encode(unet, rows.latents, rows.t, rows.told) if self.shared else None
+            half = encode(unet, rows.latents, rows.t, rows.conditioning) if self.shared else None
             reference = self._errors(rows, half, ())[0]
             seen = [self._errors(rows, half, watched)] if watched else []
         errors = torch.cat([self._errors(rows, half, trained), *seen])
@@ -145,30 +112,23 @@ class ImageAdapters(AdaptedModel[ImageSpace]):
         placement.segments = tuple((m, k * size, (k + 1) * size) for k, m in enumerate(replicas))
         try:
             if half is not None:
-                guess = decode(self.space.policy.pipeline.unet, half.rows(index))
+                guess = decode(self.space.unet, half.rows(index))
             else:
-                told = rows.told.rows(index)
-                guess = self.space.policy.denoise(rows.latents[index], rows.t[index], told)
+                conditioning = rows.conditioning.rows(index)
+                guess = self.space.policy.denoise(rows.latents[index], rows.t[index], conditioning)
         finally:
             if not (self.checkpointing and replicas):  # recomputed blocks need it again
                 placement.segments = ()
         wrong = (guess.float() - rows.target[index]).square().mean(dim=(1, 2, 3))
         return wrong.view(count, size)
 
-    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
+    def save(self, directory: Path) -> list[str]:
         """What `pipeline.load_lora_weights(directory)` reads."""
-        if not writes:
-            return []
-        tensors = {}
-        for name, layer in self.adapters.layers.items():
-            tensors[f"unet.{name}.lora_A.weight"] = layer.a[0]
-            tensors[f"unet.{name}.lora_B.weight"] = layer.b[0] * layer.scales[0]
-        write_tensors(directory / LORA_FILE, tensors)
-        return [LORA_FILE]
+        return save_unet_adapter(self.adapters, 0, directory, self.trainable())
 
     def detach(self) -> None:
         if self.checkpointing:
-            self.space.policy.pipeline.unet.disable_gradient_checkpointing()
+            self.space.unet.disable_gradient_checkpointing()
         super().detach()
 
 
@@ -188,7 +148,7 @@ class WholeUNet(WholeModel[ImageSpace]):
 
     @property
     def model(self) -> Any:
-        return self.space.policy.pipeline.unet
+        return self.space.unet
 
     def sides(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
@@ -199,15 +159,13 @@ class WholeUNet(WholeModel[ImageSpace]):
         errors = []
         for unet, scope in ((self.reference, torch.no_grad()), (self.model, nullcontext())):
             with scope:
-                half = encode(unet, rows.latents, rows.t, rows.told)
+                half = encode(unet, rows.latents, rows.t, rows.conditioning)
                 guess = decode(unet, half).float()
                 errors.append((guess - rows.target).square().mean(dim=(1, 2, 3)))
         return self.space.sides(errors[1][None], errors[0])
 
-    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
+    def save(self, directory: Path) -> list[str]:
         """A diffusers UNet in `unet/`, to take the place of the pipeline's own."""
-        if not writes:
-            return []
         names = publish(directory / "unet", self.model.save_pretrained)
         return [f"unet/{name}" for name in names]
 
@@ -217,6 +175,34 @@ class WholeUNet(WholeModel[ImageSpace]):
         super().detach()
 
 
+def build(
+    policy: DiffusionPolicy,
+    data: PairData,
+    settings: TrainSettings,
+    seeds: Sequence[int],
+    directory: Path,
+    reporter: Reporter,
+    accelerator: Accelerator,
+) -> tuple[TrainablePolicy, Int]:
+    """Adapters, one from each of `seeds`, or the whole UNet. Latents and embeddings are kept in
+    `directory`. No two images count as the same."""
+    nothing = np.zeros(0, np.int64)
+    with reporter.stage("latents and embeddings") as advance, accelerator.main_process_first():
+        space = image_space(policy, data, settings.seed, directory / "encodings", advance)
+    if settings.full:
+        return WholeUNet(space, settings.checkpointing), nothing
+    adapters = image_adapters(
+        space,
+        replicas=len(seeds),
+        rank=settings.lora_r,
+        alpha=settings.lora_alpha,
+        seeds=seeds,
+        layers=settings.layers,
+        checkpointing=settings.checkpointing,
+    )
+    return adapters, nothing
+
+
 def image_space(
     policy: DiffusionPolicy, data: PairData, seed: int, directory: Path, report: Progress
 ) -> ImageSpace:
@@ -224,30 +210,6 @@ def image_space(
     policy.encodings.open(directory)
     policy.encodings.keep(data.items, report)
     return ImageSpace(policy, data, seed)
-
-
-def attention_layers(unet: Any, layers: int | None) -> tuple[list[str], bool]:
-    """Names of the adapted layers, and whether the down blocks carry none of them.
-
-    `layers` K: the last K up blocks; None: every block. Raises ModelError where there are none.
-    """
-    ends = tuple(f".{end}" for end in TARGETS)
-    prefixes: tuple[str, ...] = ("",)
-    if layers is not None:
-        count = len(unet.up_blocks)
-        prefixes = tuple(f"up_blocks.{i}." for i in range(max(0, count - layers), count))
-    names = [
-        name
-        for name, _ in unet.named_modules()
-        if name.endswith(ends) and name.startswith(prefixes)
-    ]
-    if not names:
-        raise ModelError(
-            f"no attention layer ({', '.join(TARGETS)}) stands in "
-            + ("this UNet" if layers is None else f"its last {layers} up blocks"),
-            hint="Leave --layers out, or use --full.",
-        )
-    return names, layers is not None
 
 
 def image_adapters(
@@ -264,10 +226,9 @@ def image_adapters(
     from noisescope.training.lora.adapters import Adapters
 
     unet = space.policy.pipeline.unet
-    names, shared = attention_layers(unet, layers)
     adapters = Adapters(unet, replicas, rank, 0)
-    adapters.attach(names)
+    adapters.attach(attention_layers(unet, layers))
     adapters.initialise(seeds, alpha)
     if checkpointing:
         unet.enable_gradient_checkpointing()
-    return ImageAdapters(space, adapters, shared, checkpointing)
+    return ImageAdapters(space, adapters, layers is not None, checkpointing)

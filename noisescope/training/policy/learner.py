@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.errors import ModelError
-from noisescope.models.memory import HINT, Halving, free
+from noisescope.models.memory import HINT, OomRetry
 from noisescope.training.batch_order import Stream
-from noisescope.training.loop import Piece, right
-from noisescope.training.objectives import DPO, REPO, DistilledDPO, DrDPO, Objective, PairValues
-from noisescope.training.policy import Int, Sides, Trainee
+from noisescope.training.loop import MicroBatch, PairBatch, Piece, right
+from noisescope.training.objectives import DPO, REPO, DistilledDPO, Objective, PairValues
+from noisescope.training.policy import Int, Sides, TrainablePolicy
 from noisescope.training.policy.adaptive import Online, Reliability
 
 if TYPE_CHECKING:
@@ -26,25 +24,15 @@ Float = NDArray[np.float64]
 
 
 @final
-@dataclass(frozen=True)
-class Micro:
-    """Some pairs of optimiser step `step`, and their share of its loss."""
-
-    step: int
-    pairs: Int
-    share: float
-
-
-@final
 @dataclass
 class PreferenceLearner:
     """`training.Learner` of a policy: `batch` pairs an optimiser step, over all processes.
 
-    A step is computed in `accumulation` micro-batches; None: as few as the trainee's budget
+    A step is computed in `accumulation` micro-batches; None: as few as the policy's budget
     allows. `weight` and `gamma` [N] are fixed (an audit's) or made online.
     """
 
-    trainee: Trainee
+    policy: TrainablePolicy
     stream: Stream
     objective: Objective
     batch: int
@@ -55,106 +43,55 @@ class PreferenceLearner:
     online: Online | None = None
     reliability: Reliability | None = None
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    limit: int | None = None  # most work of a forward, once one was too large
+    retry: OomRetry[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        ids = self.policy.data.pair_ids
+        hint = f"--gradient-checkpointing keeps less. {HINT}"
+        self.retry = OomRetry("pairs", lambda pair: f"pair {ids[pair]}", hint=hint)
         for part in (self.online, self.reliability):
             if part is not None:
                 self.buffers |= part.buffers
 
     def trainable(self) -> Mapping[str, Tensor]:
-        return self.trainee.trainable()
+        return self.policy.trainable()
 
     def clip(self, max_norm: float | None) -> float:
-        norm = self.trainee.clip(max_norm)
+        norm = self.policy.clip(max_norm)
         if self.online is None:
             return norm
         return norm * self.online.config.adapters / len(self.online.trained)  # mean of those
 
-    def batches(self, step: int) -> list[Micro]:
+    def batches(self, step: int) -> list[MicroBatch]:
         """The step's pairs in micro-batches, at least one a process where there are so many."""
         pairs = self.stream.batch(step, self.batch)
         if self.accumulation is not None:
             count = max(self.accumulation, self.processes)
             parts = np.array_split(pairs, min(count, len(pairs)))
         else:
-            parts = _within(pairs, self.trainee.work[pairs], self.trainee.budget)
+            parts = _within(pairs, self.policy.work[pairs], self.policy.budget)
             if len(parts) < min(self.processes, len(pairs)):
                 parts = np.array_split(pairs, min(self.processes, len(pairs)))
-        return [Micro(step, part, len(part) / len(pairs)) for part in parts]
+        return [[PairBatch(0, part, len(part) / len(pairs), step)] for part in parts]
 
-    def pieces(self, batch: Micro) -> Iterator[Piece]:
+    def pieces(self, batch: MicroBatch) -> Iterator[Piece]:
         """Pair values of a micro-batch; one piece a replica that trains."""
-        pairs, online = batch.pairs, self.online
+        (part,) = batch
+        pairs, online = part.pairs, self.online
         if online is None:
-            sides = self.trainee.sides(pairs, batch.step)
-            yield Piece(self._values(sides, pairs), batch.share)
+            sides = self.policy.sides(pairs, part.step)
+            yield Piece(self._values(sides, pairs), part.share)
             return
-        sides = self.trainee.sides(pairs, batch.step, online.trained, online.watched)
+        sides = self.policy.sides(pairs, part.step, online.trained, online.watched)
         weight, gamma = online.weigh(sides.logratios.detach())
         for replica in range(len(online.trained)):
-            yield Piece(sides.values(replica, weight=weight, gamma=gamma), batch.share)
+            yield Piece(sides.values(replica, weight=weight, gamma=gamma), part.share)
 
-    @property
-    def together(self) -> bool:
-        return self.trainee.together
-
-    def parts(self, batch: Micro) -> list[Micro]:
-        work = self.trainee.work[batch.pairs]
-        if self.limit is None or work.sum() <= self.limit:
-            return [batch]
-        whole = len(batch.pairs)
-        return [
-            replace(batch, pairs=part, share=batch.share * len(part) / whole)
-            for part in _within(batch.pairs, work, self.limit)
-        ]
-
-    def halve(self, batch: Micro) -> None:
-        """Lower the limit below `batch`, and say so the first time (`training.Fitting`).
-
-        Raises ModelError for one pair, for a loss of the whole micro-batch, and where weights
-        are cut among processes.
-        """
-        self._check_divisible(batch)
-        if self.limit is None:
-            logging.getLogger("noisescope").warning(
-                "%d pairs at once do not fit into memory: going on in smaller micro-batches, whose "
-                "sum is the same step",
-                len(batch.pairs),
-            )
-        self.limit = int(self.trainee.work[batch.pairs].sum()) // 2
+    def forget(self) -> None:
+        """Drop what a step has recorded so far, before it is repeated."""
         for part in (self.online, self.reliability):
             if part is not None:
                 part.forget()
-        free()
-
-    def _check_divisible(self, batch: Micro) -> None:
-        """Raise ModelError where a micro-batch cannot be taken in parts."""
-        alone = len(batch.pairs) == 1
-        if alone:
-            which = self.trainee.data.pair_ids[batch.pairs[0]]
-            what = f"pair {which} does not fit into memory, even alone in a forward"
-        else:
-            what = f"{len(batch.pairs)} pairs at once do not fit into memory"
-        if alone:
-            raise ModelError(what, hint=f"--gradient-checkpointing keeps less. {HINT}")
-        if isinstance(self.objective, DrDPO):
-            raise ModelError(
-                f"{what}, and dr-dpo is a loss of the whole micro-batch: smaller ones would be "
-                "another loss",
-                hint="Set --accumulation to how many micro-batches a step is made of.",
-            )
-        if self.together:
-            raise ModelError(
-                f"{what}, and processes that share their weights cannot split a forward alone",
-                hint="Set --accumulation to more micro-batches, or give --gradient-checkpointing.",
-            )
-
-    def idle(self, batch: Micro) -> Tensor:
-        """0, by a forward with gradient as `pieces` runs it, that nothing remembers."""
-        chosen = () if self.online is None else (self.online.trained, self.online.watched)
-        sides = self.trainee.sides(batch.pairs, batch.step, *chosen)
-        return 0.0 * (sides.chosen.sum() + sides.rejected.sum())
 
     def judge(self, pairs: Int, draws: int) -> PairValues:
         """Values of `pairs` under the first replica without gradient, W = 1 and Gamma = 0: what
@@ -162,7 +99,7 @@ class PreferenceLearner:
         import torch
 
         with torch.no_grad():
-            found = [self.trainee.sides(pairs, -1 - draw) for draw in range(draws)]
+            found = [self.policy.sides(pairs, -1 - draw) for draw in range(draws)]
             ones = torch.ones_like(found[0].chosen_tokens, dtype=torch.float32)
             mean = Sides(
                 torch.stack([one.chosen for one in found]).mean(0),
@@ -183,7 +120,7 @@ class PreferenceLearner:
         """
         if self.online is not None:
             for replica, copies in zip(self.online.watched, averages.values(), strict=False):
-                self.trainee.average(replica, copies)
+                self.policy.average(replica, copies)
             self.online.finish(total)
         if self.reliability is not None:
             self.reliability.finish(total)
@@ -261,18 +198,9 @@ def validate(
     totals = torch.zeros(4, dtype=torch.float64)
     rank, processes = accelerator.process_index, accelerator.num_processes
     mine = pairs[rank::processes].tolist()
-    size = max(1, learner.trainee.budget // int(learner.trainee.work[pairs].max()))
-    halving: Halving[int] = Halving(
-        "pairs", lambda pair: f"pair {learner.trainee.data.pair_ids[pair]}"
-    )
-    for start in range(0, -(-len(pairs) // processes), size):
-        part = mine[start : start + size]
-        if (
-            learner.together
-        ):  # as many forwards as the others, one that counts for nothing if need be
-            totals += measured(part) if part else 0.0 * measured(pairs[:1].tolist())
-            continue
-        for _, found in halving.run(measured, part):
+    size = max(1, learner.policy.budget // int(learner.policy.work[pairs].max()))
+    for start in range(0, len(mine), size):
+        for _, found in learner.retry.run(measured, mine[start : start + size]):
             totals += found
     loss_sum, margin_sum, agreed, count = total_over(totals, accelerator).tolist()
     return {

@@ -1,7 +1,7 @@
-"""What text and image trainees share: adapters on a frozen model, or every weight of one.
+"""Base classes of text and image policies in training: adapters on a frozen model, or all weights.
 
-A subclass says how likely both sides of its pairs are (`sides`) and how the result is saved
-(`save`); see `learners.Trainee`.
+A subclass computes the log-likelihoods of both sides of its pairs (`sides`) and saves the result
+(`save`); see `training.policy.TrainablePolicy`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,6 @@ class Space(Protocol):
     @property
     def budget(self) -> int: ...
 
-    @property
-    def together(self) -> bool: ...
-
-    def release(self) -> None: ...
-
 
 SpaceT = TypeVar("SpaceT", bound=Space)
 
@@ -59,17 +54,13 @@ class TrainedModel(ABC, Generic[SpaceT]):
     def work(self) -> Int:
         return self.space.work
 
-    @property
-    def together(self) -> bool:
-        return self.space.together
-
     @abstractmethod
     def sides(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
     ) -> Sides: ...
 
     @abstractmethod
-    def save(self, directory: Path, *, writes: bool = True) -> list[str]: ...
+    def save(self, directory: Path) -> list[str]: ...
 
 
 @dataclass
@@ -97,7 +88,6 @@ class AdaptedModel(TrainedModel[SpaceT]):
 
     def detach(self) -> None:
         self.adapters.detach()
-        self.space.release()
 
 
 @dataclass
@@ -123,7 +113,6 @@ class WholeModel(TrainedModel[SpaceT]):
 
     def detach(self) -> None:
         self.model.requires_grad_(False)
-        self.space.release()
 
 
 def publish(directory: Path, *savers: Callable[[str], object]) -> list[str]:

@@ -25,7 +25,7 @@ from noisescope.pairs import digest
 from noisescope.storage.checksums import refuse_links
 from noisescope.storage.files import LOCK, TEMPORARY_PREFIX, hold, refuse_link, sweep, write_atomic
 from noisescope.storage.redact import without_secrets
-from noisescope.training.loop import STATE_FILE
+from noisescope.training.state import STATE_FILE
 
 LOADING = {
     ("text", False): (

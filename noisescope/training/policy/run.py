@@ -20,17 +20,18 @@ import numpy as np
 from noisescope.errors import DataError, EvidenceError, ModelError, UsageError
 from noisescope.models import Policy
 from noisescope.models.readable import judged_by
-from noisescope.pairs import Modality, PreferenceDataset
+from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter, Silent
 from noisescope.storage.files import slug
 from noisescope.storage.run import versions
 from noisescope.training.batch_order import Stream
-from noisescope.training.loop import STATE_FILE, Progress, TrainConfig, train
+from noisescope.training.config import EMA_DECAYS, TrainConfig
+from noisescope.training.loop import train
 from noisescope.training.objectives import REPO, Objective
 from noisescope.training.pair_data import pair_data
-from noisescope.training.policy import Trainee
-from noisescope.training.policy.adaptive import EMA_DECAYS, Online, Reliability
-from noisescope.training.policy.build import make_trainee, online_config
+from noisescope.training.policy import TrainablePolicy
+from noisescope.training.policy.adaptive import Online, Reliability
+from noisescope.training.policy.build import make_trainable, online_config
 from noisescope.training.policy.distributed import check_launch
 from noisescope.training.policy.learner import PreferenceLearner, total_over, validate
 from noisescope.training.policy.logs import Tracker, line, summary
@@ -38,6 +39,7 @@ from noisescope.training.policy.output import Trained, TrainPlan, open_trained
 from noisescope.training.policy.pair_weights import PairWeights
 from noisescope.training.policy.settings import ADAPTIVE, TrainSettings
 from noisescope.training.policy.split import Split, split_pairs
+from noisescope.training.state import STATE_FILE, Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -103,7 +105,8 @@ def run_steps(
             accelerator=accelerator,
             after_step=after_step,
             buffers=learner.buffers,
-            fitting=learner,
+            retry=learner.retry,
+            before_retry=learner.forget,
         )
 
 
@@ -122,19 +125,17 @@ def fine_tune(
     report_to: str | None = None,
     mixed_precision: str = "no",
     command: str = "",
-    device: str | None = None,
 ) -> Trained:
     """Train `policy` (its model is changed in place until the end) and write the result.
 
-    `output` None: `trained/<dataset>-<objective>-<fingerprint8>`. `device`: where to train if not
-    where the policy lies; only FSDP moves it, piece by piece, and leaves it cut. Raises
-    UsageError, DataError, ModelError, RunError or EvidenceError; the last checkpoint stays.
+    `output` None: `trained/<dataset>-<objective>-<fingerprint8>`. Raises UsageError, DataError,
+    ModelError, RunError or EvidenceError; the last checkpoint is kept.
     """
     import torch
     from accelerate import Accelerator
 
     reporter = reporter or Silent()
-    objective = check_settings(settings, report_to, dataset.modality)
+    objective = check_settings(settings, report_to)
     dataset, weights = _readable(dataset, policy, weights, reporter)
     _check_weights(settings, weights)
     plan = _plan(dataset, policy, settings, weights, mixed_precision)
@@ -142,7 +143,7 @@ def fine_tune(
     directory = output or Path("trained") / name
     try:
         accelerator = Accelerator(
-            cpu=(device or policy.device.type).startswith("cpu"),
+            cpu=policy.device.type == "cpu",
             mixed_precision=mixed_precision,
             log_with=report_to,
             project_dir=str(directory) if report_to else None,
@@ -160,9 +161,9 @@ def fine_tune(
     torch.manual_seed(settings.seed)
     began = time.perf_counter()
     data = pair_data(dataset.table)
-    trainee: Trainee | None = None
+    trainable: TrainablePolicy | None = None
     try:
-        trainee, same = make_trainee(policy, data, settings, trained, reporter, accelerator)
+        trainable, same = make_trainable(policy, data, settings, trained, reporter, accelerator)
         split = split_pairs(data, settings, weights, same)
         for reason, count in split.aside.items():
             reporter.note(f"{count:,} pairs set aside: {reason}")
@@ -170,12 +171,12 @@ def fine_tune(
             reporter.note(
                 "too few prompts to hold out whole ones: prompts that are trained on validate too"
             )
-        learner = _learner(dataset, trainee, settings, objective, split, weights, accelerator)
+        learner = _learner(dataset, trainable, settings, objective, split, weights, accelerator)
         progress = run_steps(
             learner, objective, settings, split, plan, trained, reporter, accelerator, report_to
         )
-        files = trainee.save(directory, writes=accelerator.is_main_process)
         if accelerator.is_main_process:
+            files = trainable.save(directory)
             trained.write_history(progress.history)
             trained.finish(
                 {
@@ -196,8 +197,8 @@ def fine_tune(
             trained.abandon()
         raise
     finally:
-        if trainee is not None:
-            trainee.detach()
+        if trainable is not None:
+            trainable.detach()
         if report_to is not None:
             accelerator.end_training()
     return trained
@@ -232,13 +233,11 @@ def _readable(
     return found, replace(weights, weight=weights.weight[kept], gamma=weights.gamma[kept])
 
 
-def check_settings(
-    settings: TrainSettings, report_to: str | None = None, modality: Modality = "text"
-) -> Objective:
-    """The objective asked for. Raises UsageError for what cannot be trained: call it before
+def check_settings(settings: TrainSettings, report_to: str | None = None) -> Objective:
+    """The objective of `settings`. Raises UsageError for what cannot be trained: call it before
     anything is computed."""
     objective = settings.make_objective()
-    check_launch(settings, modality)
+    check_launch()
     online_config(settings)
     if report_to is not None and report_to not in TRACKERS:
         raise UsageError(
@@ -278,7 +277,7 @@ def _plan(
 
 def _learner(
     dataset: PreferenceDataset,
-    trainee: Trainee,
+    trainable: TrainablePolicy,
     settings: TrainSettings,
     objective: Objective,
     split: Split,
@@ -286,14 +285,14 @@ def _learner(
     accelerator: Accelerator,
 ) -> PreferenceLearner:
     config = online_config(settings)
-    data = trainee.data
+    data = trainable.data
     reliability = None
     if isinstance(objective, REPO):
         annotators = dataset.table.column("annotator").to_pylist()
         reliability = Reliability(annotators, objective.reliability)
     stream = Stream(split.train, data.chosen, data.rejected, seed=(settings.seed, 0), cluster=1)
     return PreferenceLearner(
-        trainee,
+        trainable,
         stream,
         objective,
         batch=settings.batch,

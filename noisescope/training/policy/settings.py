@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, final
 
-from noisescope.errors import UsageError
+from noisescope.errors import UsageError, not_among, out_of_range, refuse
 from noisescope.pairs import Modality
 from noisescope.scoring.detectors import RHO
 from noisescope.scoring.weights import WeightConfig
-from noisescope.training.loop import SCHEDULES
+from noisescope.training.config import SCHEDULES
 from noisescope.training.objectives import OBJECTIVES, Objective
 from noisescope.training.policy.presets import preset
 
@@ -68,50 +68,43 @@ class TrainSettings:
     c2: float | None = None
 
     def __post_init__(self) -> None:
+        counts = {
+            "--batch": self.batch,
+            "--steps": self.steps,
+            "--accumulation": self.accumulation,
+            "--lora-r": self.lora_r,
+            "--layers": self.layers,
+            "--save-every": self.save_every,
+        }
+        positive = {
+            "--beta": self.beta,
+            "--learning-rate": self.learning_rate,
+            "--epochs": self.epochs,
+            "--max-grad-norm": self.max_grad_norm,
+            "--lora-alpha": self.lora_alpha,
+            "--rho": self.rho,
+        }
+        not_negative = {
+            "--weight-decay": self.weight_decay,
+            "--seed": self.seed,
+            "--warmup": self.warmup,
+        }
         faults = [
-            f"{flag} must be at least 1, not {value}"
-            for flag, value in (
-                ("--batch", self.batch),
-                ("--steps", 1 if self.steps is None else self.steps),
-                ("--accumulation", 1 if self.accumulation is None else self.accumulation),
-                ("--lora-r", self.lora_r),
-                ("--layers", 1 if self.layers is None else self.layers),
-                ("--save-every", self.save_every),
-            )
-            if value < 1
+            *out_of_range(counts, low=1),
+            *out_of_range(positive, above=0),
+            *out_of_range(not_negative, low=0),
+            *out_of_range({"--validation": self.validation}, low=0, below=1),
+            *not_among("--schedule", self.schedule, SCHEDULES),
         ]
-        faults += [
-            f"{flag} must be above 0 and finite, not {value}"
-            for flag, value in (
-                ("--beta", self.beta),
-                ("--learning-rate", self.learning_rate),
-                ("--epochs", self.epochs),
-                ("--max-grad-norm", self.max_grad_norm),
-                ("--lora-alpha", self.lora_alpha),
-                ("--rho", self.rho),
-            )
-            if not 0 < value < float("inf")
-        ]
-        if not 0 <= self.weight_decay < float("inf"):
-            faults.append(f"--weight-decay must be 0 or more, not {self.weight_decay}")
-        if self.seed < 0:
-            faults.append(f"--seed must be 0 or more, not {self.seed}")
         if self.full and self.layers is not None:
             faults.append("--layers is about adapters: leave --full out")
         if self.full and self.targets:
             faults.append("--targets is about adapters: leave --full out")
-        if not self.warmup >= 0:
-            faults.append(f"--warmup must be 0 or more, not {self.warmup}")
-        if not 0 <= self.validation < 1:
-            faults.append(f"--validation must be a share in [0, 1), not {self.validation}")
-        if self.schedule not in SCHEDULES:
-            faults.append(f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule}")
         if self.online is not None and self.objective not in ONLINE:
             faults.append(f"--online is for {' and '.join(ONLINE)}, not {self.objective}")
         if self.online is not None and self.full:
             faults.append("--online needs adapters: leave --full out")
-        if faults:
-            raise UsageError("; ".join(faults), hint="Run `noisescope train --help`.")
+        refuse(faults, hint="Run `noisescope train --help`.")
 
     @property
     def weighting(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -18,19 +18,23 @@ import numpy as np
 from noisescope.errors import ModelError
 from noisescope.models.packing import Corpus, Packed, corpus_of, pack, stack
 from noisescope.training.pair_data import PairData
-from noisescope.training.policy import Int, Sides
-from noisescope.training.policy.memory import forward_tokens
+from noisescope.training.policy import Int, Sides, TrainablePolicy
 from noisescope.training.policy.models import AdaptedModel, WholeModel, publish
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import Tensor
 
     from noisescope.models.causal_lm import CausalLMPolicy
+    from noisescope.progress import Reporter
     from noisescope.training.lora.activations import Trunk
-    from noisescope.training.policy.distributed import Shards
+    from noisescope.training.policy.settings import TrainSettings
 
 #: Tokens of a packed row.
 ROW_TOKENS = 256
+#: Most tokens of one forward by device type, to begin with: a GPU that runs out of memory halves
+#: its micro-batches, but a CPU's operating system ends the process instead.
+FORWARD_TOKENS = {"cpu": 512, "cuda": 16384}
 
 Report = Callable[[str, int, int], None]
 
@@ -38,38 +42,19 @@ Report = Callable[[str, int, int], None]
 @final
 @dataclass(frozen=True)
 class TextSpace:
-    """The tokens of all pairs and the reference's view of them; `shards` where the weights are
-    cut among processes."""
+    """The tokens of all pairs, and the reference's log-probabilities of them."""
 
     policy: CausalLMPolicy
     data: PairData
     trunk: Trunk
-    shards: Shards | None = None
-    restore: Callable[[], None] | None = None  # undoes what training changed in the model's layers
-
-    def release(self) -> None:
-        """Give the model's layers their own forward back."""
-        if self.restore is not None:
-            self.restore()
 
     @property
     def corpus(self) -> Corpus:
         return self.trunk.corpus
 
     @property
-    def together(self) -> bool:
-        return self.shards is not None
-
-    @cached_property
     def budget(self) -> int:
-        cut = self.trunk.cut
-        blocks = len(cut.own) - cut.first
-        return forward_tokens(
-            self.policy.model,
-            blocks,
-            checkpointing=cut.checkpointing,
-            spared=self.restore is not None,
-        )
+        return FORWARD_TOKENS.get(self.policy.device.type, FORWARD_TOKENS["cpu"])
 
     @cached_property
     def work(self) -> Int:
@@ -78,10 +63,6 @@ class TextSpace:
         prompts = self.corpus.prompt_sizes[self.corpus.prompt_of[self.data.chosen]]
         total: Int = prompts + sizes[self.data.chosen] + sizes[self.data.rejected]
         return total
-
-    def forward(self, act: Callable[[], Tensor]) -> Tensor:
-        """What a forward through the model gives."""
-        return act() if self.shards is None else self.shards(act)
 
     def packed(self, pairs: Int) -> Packed:
         """The distinct items of some pairs, packed."""
@@ -117,7 +98,7 @@ def alike(policy: CausalLMPolicy, data: PairData) -> tuple[Corpus, Int]:
     """
     if not policy.shares_prompts:
         raise ModelError(
-            f"{policy.identity.id} has attention of its own kind, which training does not know",
+            f"{policy.identity.id} has attention of its own kind, which training does not support",
             hint="Choose a model with ordinary causal attention, or lower --max-length to its "
             "sliding window.",
         )
@@ -144,10 +125,7 @@ class TextAdapters(AdaptedModel[TextSpace]):
         return self.space.sides(pairs, packed, logps)
 
     def _forward(self, packed: Packed, replicas: Sequence[int]) -> Tensor:
-        return self.space.forward(lambda: self._logps(packed, replicas)).view(len(replicas), -1)
-
-    def _logps(self, packed: Packed, replicas: Sequence[int]) -> Tensor:
-        """log pi of every packed item under the given adapters, one after another, [K items]."""
+        """log pi of every packed item under the given adapters, [K, items]."""
         cut, count = self.space.trunk.cut, len(replicas)
         whole, rows = stack([packed] * count)
         ends = np.cumsum(rows).tolist()
@@ -156,19 +134,16 @@ class TextAdapters(AdaptedModel[TextSpace]):
         )
         try:
             last = cut.top(whole, self.space.trunk.states(whole))
-            return cut.item_logps(whole, last)
+            return cut.item_logps(whole, last).view(count, -1)
         finally:
             if not cut.checkpointing:  # recomputed blocks need it again in the backward pass
                 self.adapters.placement.segments = ()
 
-    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
-        if not writes:
-            return []
-        from noisescope.training.lora.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_peft
+    def save(self, directory: Path) -> list[str]:
+        from noisescope.training.lora.peft_files import save_peft
 
         base = self.space.policy.identity.id
-        save_peft(self.adapters, 0, directory, base=base, weights=self.trainable())
-        return [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+        return save_peft(self.adapters, 0, directory, base=base, weights=self.trainable())
 
 
 @final
@@ -184,21 +159,13 @@ class WholeText(WholeModel[TextSpace]):
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
     ) -> Sides:
         packed = self.space.packed(pairs)
+        states = self.space.trunk.cut.top(packed, None).flatten(0, 1)
+        return self.space.sides(pairs, packed, item_logps(self.model, packed, states)[None])
 
-        def logps() -> Tensor:
-            states = self.space.trunk.cut.top(packed, None).flatten(0, 1)
-            return item_logps(self.model, packed, states)
-
-        return self.space.sides(pairs, packed, self.space.forward(logps)[None])
-
-    def save(self, directory: Path, *, writes: bool = True) -> list[str]:
+    def save(self, directory: Path) -> list[str]:
         """A transformers directory with its tokenizer."""
-        shards, saved = self.space.shards, self.model.save_pretrained
-        if shards is not None:
-            saved = partial(saved, state_dict=shards.weights())
-        if not writes:
-            return []
-        return publish(directory, saved, self.space.policy.tokenizer.save_pretrained)
+        savers = self.model.save_pretrained, self.space.policy.tokenizer.save_pretrained
+        return publish(directory, *savers)
 
 
 def item_logps(model: Any, packed: Packed, states: Tensor) -> Tensor:
@@ -227,6 +194,43 @@ def item_logps(model: Any, packed: Packed, states: Tensor) -> Tensor:
     return summed
 
 
+def build(
+    policy: CausalLMPolicy,
+    data: PairData,
+    settings: TrainSettings,
+    seeds: Sequence[int],
+    directory: Path,
+    reporter: Reporter,
+    accelerator: Accelerator,
+) -> tuple[TrainablePolicy, Int]:
+    """Adapters, one from each of `seeds`, or all weights; and the pairs whose two sides are the
+    same tokens. Reference log-probabilities are kept in `directory`."""
+    from noisescope.training.lora.adapters import attach_adapters
+
+    corpus, same = alike(policy, data)
+    with (
+        reporter.stage("reference log-probabilities") as advance,
+        accelerator.main_process_first(),
+        accelerator.autocast(),  # rounded as the policy is: l is then 0 before the first step
+    ):
+        space = text_space(
+            policy,
+            data,
+            corpus,
+            directory,
+            layers=None if settings.full else settings.layers,
+            checkpointing=settings.checkpointing,
+            report=lambda stage, done, total: advance(done, total, None),
+        )
+    if settings.full:
+        policy.model.requires_grad_(True)
+        return WholeText(space), same
+    first = space.trunk.cut.first
+    adapters = attach_adapters(policy.model, len(seeds), settings.lora_r, first, settings.targets)
+    adapters.initialise(seeds, settings.lora_alpha)
+    return TextAdapters(space, adapters), same
+
+
 def text_space(
     policy: CausalLMPolicy,
     data: PairData,
@@ -236,20 +240,13 @@ def text_space(
     layers: int | None,
     checkpointing: bool,
     report: Report | None = None,
-    shards: Shards | None = None,
-    restore: Callable[[], None] | None = None,
 ) -> TextSpace:
     """Reference log-probabilities of every item (kept in `directory` until training ends), and
-    the states below the adapted blocks where only the top `layers` are adapted."""
+    the states below the adapted blocks if only the top `layers` are adapted."""
     from noisescope.training.lora.activations import Trunk
 
     depth = policy.model.config.num_hidden_layers
     first = 0 if layers is None else max(0, depth - layers)
-
-    def filled() -> Trunk:
-        trunk = Trunk(policy.model, first, corpus, checkpointing=checkpointing)
-        trunk.fill(directory, policy.identity.fingerprint, data.items, report)
-        return trunk
-
-    trunk = filled() if shards is None else shards(filled)
-    return TextSpace(policy, data, trunk, shards, restore)
+    trunk = Trunk(policy.model, first, corpus, checkpointing=checkpointing)
+    trunk.fill(directory, policy.identity.fingerprint, data.items, report)
+    return TextSpace(policy, data, trunk)

@@ -1,4 +1,4 @@
-"""Weights cut among two processes (FSDP 2 on CPUs, gloo): one process' losses and files."""
+"""Training over two processes (gloo, CPU): the losses and files of one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from helpers.training import quick, tiny_checkpoint, write_pairs
 from safetensors.torch import load_file
 
 from noisescope.errors import UsageError
-from noisescope.training.policy.distributed import check_launch
+from noisescope.training.policy.run import check_settings
 
 HERE = Path(__file__).parent
 #: Each line on stdin: {"port", "size", "env", "runs": [{"output", "dies", settings}, ...]}. Starts
@@ -25,14 +25,10 @@ HERE = Path(__file__).parent
 LAUNCHER = """
 import json, os, signal, sys, traceback
 from pathlib import Path
-import accelerate, peft, torch, torch.distributed.fsdp, torch.distributed.tensor
+import accelerate, peft, torch
 import transformers.models.llama.modeling_llama
 from helpers.training import Interrupted, quick, read, tiny_policy
-from noisescope.training.policy import memory as budget
 from noisescope.training.policy.run import fine_tune
-
-budget.FEWEST = 1
-budget.MOST = {"cpu": 1}  # a pair a forward, so that two processes have unequal shares
 
 
 def rank(number, job):
@@ -68,8 +64,8 @@ for line in sys.stdin:
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     print(json.dumps(codes), flush=True)
 """
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-SETTINGS = {"steps": 4, "batch": 7, "validation": 0.2}
+#: A pair a forward, so that two processes have unequal shares.
+SETTINGS = {"steps": 4, "batch": 7, "accumulation": 7, "validation": 0.2}
 ONLINE = SETTINGS | {"objective": "adaptive-dpo", "online": "replicas", "online_replicas": 2}
 ONLINE |= {"layers": 2}
 FULL = SETTINGS | {"full": True, "learning_rate": 1e-3}
@@ -112,13 +108,11 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 @pytest.fixture(scope="module")
 def trained(launch: Launcher) -> Path:
-    """One process, two of them, and two that share the weights: adapters, then every weight."""
-    whole = FULL | {"checkpointing": True}
-    for name, size, env in (("one", 1, {}), ("two", 2, {}), ("cut", 2, FSDP)):
-        runs = [SETTINGS | {"output": f"{name}-lora"}, whole | {"output": f"{name}-full"}]
-        if size > 1:
-            runs.append(ONLINE | {"output": f"{name}-online"})
-        assert launch(size, *runs, **env) == [0] * size
+    """One process and two of them: adapters, then every weight."""
+    for name, size in (("one", 1), ("two", 2)):
+        runs = [SETTINGS | {"output": f"{name}-lora"}, FULL | {"output": f"{name}-full"}]
+        runs.append(ONLINE | {"output": f"{name}-online"})
+        assert launch(size, *runs) == [0] * size
     return launch.place
 
 
@@ -142,55 +136,36 @@ def assert_alike(one: Path, other: Path, *, within: float) -> None:
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=50 * within)
 
 
-@pytest.mark.parametrize("kind", ["lora", "online"])
-def test_frozen_weights_cut_among_processes_change_no_bit_of_the_adapters(trained: Path, kind: str):
-    assert_alike(trained / f"two-{kind}", trained / f"cut-{kind}", within=0)
-    if kind == "lora":
-        assert_alike(trained / f"one-{kind}", trained / f"cut-{kind}", within=1e-4)
-
-
-def test_trained_weights_cut_among_processes_learn_as_whole_ones_do(trained: Path):
-    assert_alike(trained / "two-full", trained / "cut-full", within=1e-5)
-    assert_alike(trained / "one-full", trained / "cut-full", within=1e-4)
-    moved = load_file(trained / "cut-full" / "model.safetensors")
-    before = load_file(trained / "model" / "model.safetensors")
-    assert all(not torch.equal(moved[name], before[name]) for name in before)
+@pytest.mark.parametrize("kind", ["lora", "full", "online"])
+def test_two_processes_train_as_one_does(trained: Path, kind: str):
+    assert_alike(trained / f"one-{kind}", trained / f"two-{kind}", within=1e-4)
 
 
 def test_kill_9_and_resume_ends_with_the_same_weights(trained: Path, launch: Launcher):
-    run = FULL | {"checkpointing": True, "output": "killed"}
-    assert launch(2, run | {"dies": 3}, **FSDP) == [-9, -9]
+    run = FULL | {"output": "killed"}
+    assert launch(2, run | {"dies": 3}) == [-9, -9]
     assert (trained / "killed" / "state.safetensors").exists()
-    assert launch(2, run, **FSDP) == [0, 0]
-    assert history(trained / "killed") == history(trained / "cut-full")
-    weights = [(trained / name / "model.safetensors") for name in ("killed", "cut-full")]
+    assert launch(2, run) == [0, 0]
+    assert history(trained / "killed") == history(trained / "two-full")
+    weights = [(trained / name / "model.safetensors") for name in ("killed", "two-full")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_bfloat16_is_gathered_as_such_and_one_process_may_take_over(
-    trained: Path, launch: Launcher
-):
+def test_bfloat16_trains_alike_and_one_process_may_take_over(trained: Path, launch: Launcher):
     run = FULL | {"output": "half", "mixed": "bf16"}
-    assert launch(2, run | {"dies": 3}, **FSDP) == [-9, -9]
-    assert launch(1, run) == [0]  # a state holds whole tensors
-    losses = [[r["loss"] for r in history(trained / name)] for name in ("half", "cut-full")]
+    assert launch(2, run | {"dies": 3}) == [-9, -9]
+    assert launch(1, run) == [0]
+    losses = [[r["loss"] for r in history(trained / name)] for name in ("half", "two-full")]
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
     assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize(
-    ("env", "modality", "named"),
-    [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "text", "DeepSpeed drives a training"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "text", "FSDP version 1"),
-        (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, "text", "FSDP_OFFLOAD_PARAMS is on"),
-        (FSDP, "image", "FSDP cuts text models alone"),
-        (FSDP | {"ACCELERATE_MIXED_PRECISION": "fp16"}, "text", "does not scale its loss"),
-    ],
+    ("variable", "name"),
+    [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")],
 )
-def test_what_a_launcher_cannot_have_is_named(monkeypatch, env, modality, named):
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=named) as refused:
-        check_launch(quick(full=True), modality)
-    assert refused.value.hint
+def test_a_launcher_that_splits_the_weights_is_refused(monkeypatch, variable, name):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UsageError, match=f"{name} splits the weights among processes") as refused:
+        check_settings(quick())
+    assert "AdaptiveDPOTrainer" in str(refused.value.hint)

@@ -1,0 +1,59 @@
+"""LoRA on the attention layers of a UNet: which layers, and the file that diffusers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisescope.errors import ModelError
+from noisescope.storage.files import write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from noisescope.training.lora.adapters import Adapters
+
+#: Linear layers that carry adapters, as in the released code of 2503.16921.
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def attention_layers(unet: Any, layers: int | None) -> list[str]:
+    """Names of the adapted layers of the last `layers` up blocks; None: of every block.
+
+    Raises ModelError if there are none.
+    """
+    ends = tuple(f".{end}" for end in TARGETS)
+    prefixes: tuple[str, ...] = ("",)
+    if layers is not None:
+        count = len(unet.up_blocks)
+        prefixes = tuple(f"up_blocks.{i}." for i in range(max(0, count - layers), count))
+    names = [
+        name
+        for name, _ in unet.named_modules()
+        if name.endswith(ends) and name.startswith(prefixes)
+    ]
+    if not names:
+        raise ModelError(
+            f"no attention layer ({', '.join(TARGETS)}) in "
+            + ("this UNet" if layers is None else f"the last {layers} up blocks of this UNet"),
+            hint="Remove --layers, or use --full.",
+        )
+    return names
+
+
+def save_unet_adapter(
+    adapters: Adapters, replica: int, directory: Path, weights: Mapping[str, Tensor]
+) -> list[str]:
+    """Write one replica as `pipeline.load_lora_weights(directory)` reads it; the file's name.
+
+    `weights` are stacked tensors by the names of `Adapters.parameters`; B includes the scale.
+    """
+    tensors = {}
+    for name, layer in adapters.layers.items():
+        a, b = (weights[f"{name}.{part}"][replica].detach() for part in "ab")
+        tensors[f"unet.{name}.lora_A.weight"] = a
+        tensors[f"unet.{name}.lora_B.weight"] = b * layer.scales[replica]
+    write_tensors(directory / LORA_FILE, tensors)
+    return [LORA_FILE]
