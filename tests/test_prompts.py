@@ -56,11 +56,12 @@ def test_conversations_are_prompts(tmp_path: Path) -> None:
     ("name", "content", "told"),
     [
         ("p.txt", b"\xff\xfe\xfa", "cannot be read"),
-        ("p.jsonl", b'{"prompt": \n', "cannot be read"),
-        ("p.json", b"[1", "cannot be read"),
+        ("p.jsonl", b'{"prompt": \n', "can be decoded"),
+        ("p.jsonl", b'{"prompt": "How?"}\n{"prompt": \n', "first row 1"),
+        ("p.json", b"[1", "neither a JSON array nor"),
         ("p.jsonl", b'{"prompt": "How?"}\n{"prompt": 7}\n', "first row 1"),
         ("p.jsonl", b'{"prompt": [{"role": "user"}]}\n', "first row 0"),
-        ("p.parquet", b"PAR1", "cannot be read"),
+        ("p.parquet", b"PAR1", "not a readable Parquet file"),
         ("p.json", b'{"question": "How?"}', ""),
         ("p.txt", b"\n \n", ""),
     ],
@@ -71,3 +72,8 @@ def test_a_file_without_prompts_is_refused(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=told or None):
         read(tmp_path / name)
+
+
+def test_a_line_separator_inside_a_prompt_does_not_end_its_line(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "one\u2028two"}\n', "utf-8")
+    assert read(tmp_path / "p.jsonl") == ["one\u2028two"]

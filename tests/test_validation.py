@@ -18,6 +18,7 @@ import torch
 
 from noisescope.auditing.audit import audit
 from noisescope.auditing.validation import Planned, validate, validate_truth
+from noisescope.datasets.flip.ground_truth import read_truth
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
 from noisescope.models import Item, ModelIdentity
 from noisescope.pairs import Facts, Pair, PreferenceDataset, dataset_fingerprint, to_table
@@ -181,6 +182,15 @@ def test_lost_features_are_never_computed_in_silence(run: Run, tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["hard", "long", "annotator"])
 def test_other_kinds_of_flips(run: Run, kind: str, tmp_path: Path) -> None:
     assert validate(run, Planned((0.1,), kind, 1))["base_rate"] > 0
+
+
+def test_ids_of_a_truth_csv_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "truth.csv"
+    path.write_text("pair_id,mislabelled\n007,true\n010,false\n")
+    table = pa.table({"pair_id": ["007", "010", "7"]})
+    wrong, known = read_truth(path, table)
+    assert wrong.tolist() == [True, False, False]
+    assert known.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("name", ["truth.parquet", "truth.csv", "truth.jsonl"])

@@ -17,12 +17,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, AnyStr, cast, final
+from typing import IO, TYPE_CHECKING, Any, AnyStr, cast, final
 
 from noisescope.datasets.adapters.cells import kind
 from noisescope.datasets.columnar_files import BATCH_ROWS as BATCH_ROWS
 from noisescope.datasets.columnar_files import Decoded, check_unique, read_arrow, read_parquet
-from noisescope.errors import DataError
+from noisescope.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: What to do about a source without rows.
 NO_ROWS = "Give each pair a row: columns (or JSON keys) prompt, chosen, rejected."
@@ -297,6 +300,31 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
             hint="Write it with commas, or with tabs and the ending .tsv.",
         )
     return header
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a small Parquet, CSV or JSON-lines file whole; `pair_id` is text. Raises DataError."""
+    import pyarrow as pa
+
+    name = path.name.lower()
+    try:
+        if name.endswith((".csv", ".csv.gz")):
+            from pyarrow import csv as arrow_csv
+
+            text_ids = arrow_csv.ConvertOptions(column_types={"pair_id": pa.string()})  # 007
+            return arrow_csv.read_csv(path, convert_options=text_ids)
+        if name.endswith((".jsonl", ".jsonl.gz", ".ndjson", ".json")):
+            from pyarrow import json as arrow_json
+
+            return arrow_json.read_json(path)
+        import pyarrow.parquet as pq
+
+        return pq.read_table(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path} cannot be read: {first_line(error)}",
+            hint="Give a Parquet, CSV or JSON-lines file.",
+        ) from error
 
 
 #: File ending -> reader. The longest ending that fits is taken.

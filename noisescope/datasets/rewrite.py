@@ -9,6 +9,8 @@ in the chunk; None drops the row. One path a format, each in constant memory exc
 - Parquet and Arrow: same schema, metadata, compression and row groups, by pyarrow;
 - CSV and JSON arrays: read and written again by the standard library, so spacing and quoting
   may change while every value stays.
+
+`copy_metadata` completes the copy of a dataset that `datasets.save_to_disk` wrote.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -34,6 +36,8 @@ from noisescope.datasets.readers import (
     suffix,
 )
 from noisescope.errors import DataError
+from noisescope.pairs import digest
+from noisescope.storage.files import write_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -259,6 +263,37 @@ def _patched(column: pa.ChunkedArray, values: Mapping[int, Any]) -> pa.ChunkedAr
     take[list(values)] = len(column) + np.arange(len(added))
     joined = pa.concat_arrays([*column.chunks, added])
     return pa.chunked_array([joined.take(pa.array(take))], column.type)
+
+
+def copy_metadata(
+    files: Sequence[Path],
+    root: Path,
+    out: Path,
+    change: tuple[str, str],
+    *,
+    drop: Collection[str] = (),
+) -> None:
+    """Copy the metadata of a saved dataset to `out`, without the keys `drop` of its info.
+
+    `change` (what was done, and how) becomes part of the fingerprint: `datasets` caches by it,
+    and would confuse the copy with its source.
+    """
+    splits: list[str] = []
+    for folder in sorted({file.parent for file in files}):
+        if not (folder / "state.json").is_file():
+            continue
+        inside = folder.relative_to(root) if folder.is_relative_to(root) else Path()
+        state = json.loads((folder / "state.json").read_text("utf-8"))
+        kind, detail = change
+        state["_fingerprint"] = digest(kind, str(state.get("_fingerprint")), detail)[:16]
+        write_atomic(out / inside / "state.json", json.dumps(state, indent=2) + "\n")
+        if (folder / "dataset_info.json").is_file():
+            info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+            info = {key: value for key, value in info.items() if key not in drop}
+            write_atomic(out / inside / "dataset_info.json", json.dumps(info, indent=2) + "\n")
+        splits += [folder.name] if inside != Path() else []
+    if splits:
+        write_atomic(out / "dataset_dict.json", json.dumps({"splits": splits}) + "\n")
 
 
 #: File ending, without .gz -> its copier.

@@ -8,7 +8,6 @@ depend on the order of the prompts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,33 +133,13 @@ def _of_value(value: Any) -> Prompt:
 
 def _rows(path: Path) -> list[dict[str, Any]] | None:
     """Read the rows of a table with `prompt`, without `chosen` and `rejected`; else None."""
-    try:
-        if path.suffix in (".jsonl", ".ndjson"):
-            lines = path.read_text("utf-8-sig").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
-        elif path.suffix == ".json":
-            value = json.loads(path.read_text("utf-8-sig"))
-            rows = value if isinstance(value, list) else []
-        elif path.suffix == ".csv":
-            import csv
+    from noisescope.datasets.readers import read_file
 
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                rows = list(csv.DictReader(stream))
-        else:
-            import pyarrow.parquet as pq
-
-            if ALONE not in pq.read_schema(path).names:
-                return None
-            rows = pq.read_table(path, columns=[ALONE]).to_pylist() if _is_alone(path) else []
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint="Check the file.") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        return None
-    own = set().union(*(row.keys() for row in rows))
-    return rows if ALONE in own and not own & {"chosen", "rejected"} else None
-
-
-def _is_alone(path: Path) -> bool:
-    import pyarrow.parquet as pq
-
-    return not set(pq.read_schema(path).names) & {"chosen", "rejected"}
+    rows: list[dict[str, Any]] = []
+    names: set[str] = set()
+    for row in read_file(path, path.name):
+        rows.append(row.values or {})
+        names |= rows[-1].keys()
+        if names & {"chosen", "rejected"}:
+            return None
+    return rows if ALONE in names else None

@@ -10,7 +10,6 @@ what was judged: its pairs are fingerprinted before anything is written.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,12 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from noisescope.datasets.rewrite import Decoded, rewrite
+from noisescope.datasets.rewrite import Decoded, copy_metadata, rewrite
 from noisescope.errors import DataError, RunError, UsageError
 from noisescope.export.removal import ACTIONS, DROP, FLIP, KEEP, Actions, CleanPolicy
 from noisescope.export.run_scores import BATCH, Scored
 from noisescope.export.weights import facts_of, metadata_of
 from noisescope.pairs import Pair, digest, unused
-from noisescope.storage.files import write_atomic
 from noisescope.storage.output import claim, write_directory
 
 if TYPE_CHECKING:
@@ -33,8 +31,8 @@ if TYPE_CHECKING:
 
 #: What became of every pair, beside the copy.
 DECISIONS = "decisions.parquet"
-#: What a saved dataset says of its size, which is no longer true of the copy.
-_SIZES = ("splits", "dataset_size", "download_size", "size_in_bytes", "download_checksums")
+#: Keys of a saved dataset's metadata that no longer hold for a copy with fewer rows.
+SIZES = ("splits", "dataset_size", "download_size", "size_in_bytes", "download_checksums")
 
 
 @final
@@ -57,7 +55,8 @@ class Cleaner:
             name = file.relative_to(self.root).as_posix() if inside else file.name
             (data / name).parent.mkdir(parents=True, exist_ok=True)
             _copy(file, data / name, changes.get(name, {}), self.adapter)
-        _copy_metadata(self.source, self.root, data, self.policy.said())
+        change = ("clean", self.policy.said())
+        copy_metadata(self.source.files, self.root, data, change, drop=SIZES)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -194,21 +193,3 @@ def _copy(file: Path, target: Path, changes: Mapping[int, int], adapter: Adapter
         return new
 
     rewrite(file, target, change)
-
-
-def _copy_metadata(source: Source, root: Path, out: Path, said: str) -> None:
-    """What a saved dataset says of itself, less its sizes, under a fingerprint of its own."""
-    for folder in sorted({file.parent for file in source.files}):
-        if not (folder / "state.json").is_file():
-            continue
-        inside = folder.relative_to(root) if folder.is_relative_to(root) else Path()
-        state = json.loads((folder / "state.json").read_text("utf-8"))
-        state["_fingerprint"] = digest("clean", str(state.get("_fingerprint")), said)[:16]
-        write_atomic(out / inside / "state.json", json.dumps(state, indent=2) + "\n")
-        if (folder / "dataset_info.json").is_file():
-            info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
-            info = {key: value for key, value in info.items() if key not in _SIZES}
-            write_atomic(out / inside / "dataset_info.json", json.dumps(info, indent=2) + "\n")
-        if inside != Path():
-            names = json.dumps({"splits": [folder.name]}) + "\n"
-            write_atomic(out / "dataset_dict.json", names)

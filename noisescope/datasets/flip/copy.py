@@ -34,9 +34,9 @@ from noisescope.datasets.flip.plan import (
     score_gaps,
 )
 from noisescope.datasets.readers import Row
-from noisescope.datasets.rewrite import CHUNK_ROWS, Decoded, rewrite
+from noisescope.datasets.rewrite import CHUNK_ROWS, Decoded, copy_metadata, rewrite
 from noisescope.errors import RunError, UsageError
-from noisescope.pairs import Pair, digest, keys_of
+from noisescope.pairs import Pair, keys_of
 from noisescope.storage.files import (
     LOCK,
     TEMPORARY_PREFIX,
@@ -125,28 +125,6 @@ def _other(out: Path) -> RunError:
 def _stays(path: Path) -> bool:
     """Whether a file is more than a lock and what a killed write left."""
     return path.name != LOCK and not path.name.startswith(TEMPORARY_PREFIX)
-
-
-def copy_metadata(source: Source, root: Path, out: Path, plan: FlipPlan) -> None:
-    """What a saved dataset's directory says about itself, under a fingerprint of its own.
-
-    Caches of `datasets` go by that fingerprint: with the source's own they would be mixed up.
-    """
-    for folder in sorted({file.parent for file in source.files}):
-        state = folder / "state.json"
-        if not state.is_file():
-            continue
-        target = out / (folder.relative_to(root) if folder.is_relative_to(root) else "")
-        content = json.loads(state.read_text("utf-8"))
-        content["_fingerprint"] = digest(
-            "flip", str(content.get("_fingerprint")), json.dumps(asdict(plan))
-        )[:16]
-        write_atomic(target / "state.json", json.dumps(content, indent=2) + "\n")
-        for name in ("dataset_info.json",):
-            if (folder / name).is_file():
-                write_atomic(target / name, (folder / name).read_bytes())
-        if target != out:
-            write_atomic(out / "dataset_dict.json", json.dumps({"splits": [folder.name]}) + "\n")
 
 
 def copy_images(rows: Sequence[Decoded], folder: Path, target: Path) -> None:
@@ -307,7 +285,8 @@ class Planter:
         with TruthWriter(out, self.plan) as truth:
             for file in source.files:
                 self._copy(file, root, out, truth)
-            copy_metadata(source, root, out, self.plan)
+            change = ("flip", json.dumps(asdict(self.plan)))
+            copy_metadata(source.files, root, out, change)
         untouched = dict(self.untouched)
         modality = self.adapter.modality
         return Planted(out, self.pairs, self.flipped, untouched, self.undo, modality)

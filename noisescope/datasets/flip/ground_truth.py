@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.datasets.flip.plan import U64, FlipPlan, Float, Parsed
+from noisescope.datasets.readers import read_table
 from noisescope.errors import DataError
 from noisescope.pairs import unused
 from noisescope.storage.files import TEMPORARY_PREFIX, unwritten, write_atomic
@@ -37,14 +38,9 @@ def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
 
     Raises DataError where the file cannot be read, lacks a column, or names no pair of the run.
     """
-    import pyarrow as pa
-
-    try:
-        stated = _truth_table(path)
-        columns = stated.schema.names
-        lists = {name: column.to_pylist() for name, column in _wanted(stated).items()}
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as truth ({error})") from error
+    stated = read_table(path)
+    columns = stated.schema.names
+    lists = {name: column.to_pylist() for name, column in _wanted(stated).items()}
     label = next((name for name in LABELS if name in columns), None)
     if label is None or "pair_id" not in columns:
         raise DataError(
@@ -62,21 +58,6 @@ def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
 def _wanted(table: pa.Table) -> dict[str, Any]:
     """Columns that are used, by name."""
     return {name: table.column(name) for name in ("pair_id", *LABELS) if name in table.schema.names}
-
-
-def _truth_table(path: Path) -> pa.Table:
-    name = path.name.lower()
-    if name.endswith((".csv", ".csv.gz")):
-        import pyarrow.csv
-
-        return pyarrow.csv.read_csv(path)
-    if name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
-        import pyarrow.json
-
-        return pyarrow.json.read_json(path)
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path)
 
 
 #: The truth, beside the copy; its schema metadata holds the plan under this key.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.datasets.readers import read_table
 from noisescope.errors import DataError, RunError, UsageError, first_five
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.scoring.score import ScoreConfig
@@ -163,7 +164,7 @@ def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
 
     Raises RunError for another dataset's, DataError for gaps or missing columns.
     """
-    table = _read_table(path)
+    table = read_table(path)
     facts = _origin(table)
     said = f"file {path.name}"
     if "dataset_fingerprint" not in facts:
@@ -190,30 +191,6 @@ def _check_dataset(where: str, theirs: Any, name: Any, dataset: PreferenceDatase
             f"{dataset.name} has {dataset.source_fingerprint}",
             hint="Leave --weights out: the dataset's own audit is found, or made first.",
         )
-
-
-def _read_table(path: Path) -> pa.Table:
-    """A table by its file's ending. Raises DataError."""
-    import pyarrow as pa
-
-    try:
-        if path.suffix == ".csv":
-            from pyarrow import csv
-
-            names = csv.ConvertOptions(column_types={"pair_id": pa.string()})  # 007 is not 7
-            return csv.read_csv(path, convert_options=names)
-        if path.suffix in (".jsonl", ".json"):
-            from pyarrow import json as lines
-
-            return lines.read_json(path)
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}",
-            hint="Weights are a Parquet, CSV or JSONL file with pair_id and W.",
-        ) from error
 
 
 def _origin(table: pa.Table) -> Mapping[str, Any]:
