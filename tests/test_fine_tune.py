@@ -67,7 +67,7 @@ def test_heads_alone_then_only_verdicts(
         find_run(None, tmp_path / "runs")
     before = evidence_bytes(directory.directory)
     assert run(command("fine-tune", place, "--replicas", "2", "--folds", "2")) == 0
-    assert "were made before" in capsys.readouterr().err
+    assert "are already complete" in capsys.readouterr().err
     assert run(command("score", place, "--replicas", "2", "--folds", "2", "--no-pool")) in (0, 2)
     assert run(command("score", place, "--replicas", "2", "--folds", "2")) in (0, 2)
     assert "only verdicts are made again" in capsys.readouterr().err

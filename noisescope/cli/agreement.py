@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisescope.cli.console import OUT, Terminal, print_json, print_lines, short
-from noisescope.cli.options import ColumnsOption
+from noisescope.cli.options import ColumnsOption, FormatOption, JsonOption, LimitOption, SplitOption
 from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,14 +28,12 @@ def agreement(
     figure: Annotated[
         Path | None, typer.Option(help="Write the two histograms to this .png or .svg file.")
     ] = None,
-    format: Annotated[
-        str | None, typer.Option(help="Dataset format; recognised from the columns if left out.")
-    ] = None,
+    format: FormatOption = None,
     columns: ColumnsOption = None,
-    split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
+    split: SplitOption = None,
+    limit: LimitOption = None,
     seed: Annotated[int, typer.Option(help="Random seed of the bootstrap.", min=0)] = 0,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Measure how well annotators agree who judged the same pairs (one row per vote).
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noisescope.cli.console import OUT, print_json, print_lines, short
-from noisescope.cli.options import ColumnsOption, PairsOption
+from noisescope.cli.options import ColumnsOption, JsonOption, PairsOption, SplitOption
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def datasets(
     format: Annotated[str | None, typer.Option(help="Format, if not to be recognised.")] = None,
     columns: ColumnsOption = None,
     pairs: PairsOption = None,
-    split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None,
+    split: SplitOption = None,
     limit: Annotated[int, typer.Option(help="Rows read for the look.", min=1)] = LOOK,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """List known datasets and formats; with NAME, read its first rows and show how they are read.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noisescope.cli.console import OUT, print_json, print_lines, print_note, print_row_note, short
+from noisescope.cli.options import JsonOption, RunsDirOption
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ GROUPS = 10
 def diff(
     run_a: Annotated[str, typer.Argument(help="The earlier run: a directory or a name.")],
     run_b: Annotated[str, typer.Argument(help="The later run.")],
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    runs_dir: RunsDirOption = Path("runs"),
+    json: JsonOption = False,
 ) -> None:
     """Show new, removed and relabelled pairs, noise by source, and changed verdicts.
 

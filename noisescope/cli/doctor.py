@@ -8,11 +8,12 @@ import shutil
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, final
+from typing import final
 
 import typer
 
 from noisescope.cli.console import OUT, print_json, print_lines
+from noisescope.cli.options import JsonOption, RunsDirOption
 from noisescope.storage.files import TEMPORARY_PREFIX
 from noisescope.storage.printable import printable
 
@@ -155,8 +156,8 @@ def _hub() -> Finding:
 
 
 def doctor(
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    runs_dir: RunsDirOption = Path("runs"),
+    json: JsonOption = False,
 ) -> None:
     """Show versions, device, speed, cache and network. Exits with 2 if there is a problem.
 

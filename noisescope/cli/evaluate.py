@@ -11,7 +11,7 @@ import typer
 
 from noisescope.cli.console import Terminal, print_json
 from noisescope.cli.evaluate_table import print_evaluation
-from noisescope.cli.options import ColumnsOption
+from noisescope.cli.options import ColumnsOption, DeviceOption, JsonOption
 
 if TYPE_CHECKING:
     from noisescope.evaluate import Judge
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from noisescope.storage.workspace import Workspace
 
 TEXT, PICTURES, JUDGING = "Generating text", "Generating pictures", "Judging"
-#: Prompts compared where --limit is left out.
+#: Default of --limit: prompts compared.
 LIMIT = 100
-#: Rows of --labelled where --labelled-limit is left out.
+#: Default of --labelled-limit.
 LABELLED = 1000
 
 
@@ -32,91 +32,93 @@ def evaluate(
     policy: Annotated[
         str,
         typer.Option(
-            help="What `noisescope train` wrote, a model or pipeline directory, a PEFT adapter, "
+            help="Output of `noisescope train`, a model or pipeline directory, a PEFT adapter, "
             "or a Hub name."
         ),
     ],
     against: Annotated[
         str | None,
-        typer.Option(help="The opponent, likewise; the base of --policy if left out."),
+        typer.Option(help="Model to compare with.", show_default="the base model of --policy"),
     ] = None,
     prompts: Annotated[
         str | None,
         typer.Option(
-            help="A .txt (one a line), a table with a `prompt` column, or a dataset. Left out: "
-            "the dataset the policy was trained on, else the workspace's default."
+            help="A .txt file (one prompt per line), a table with a `prompt` column, or a dataset.",
+            show_default="the dataset that --policy was trained on, or the workspace's",
         ),
     ] = None,
     judge: Annotated[
         list[str] | None,
         typer.Option(
             help="pickscore, hpsv2, aesthetic, image-reward (pictures); reward=MODEL, llm=MODEL "
-            "(text); NAME=DIRECTORY for local files; FILE.py:FUNCTION of your own. May be "
-            "repeated; none for --labelled alone. Left out: the judge that noisescope.toml gives "
-            "the dataset.",
+            "(text); NAME=DIRECTORY for local files; FILE.py:FUNCTION for your own. May be "
+            "repeated; none with --labelled alone.",
+            show_default="the dataset's judge in noisescope.toml",
             rich_help_panel=JUDGING,
         ),
     ] = None,
     endpoint: Annotated[
         str | None,
         typer.Option(
-            help="Of --judge llm: an OpenAI-compatible URL, such as http://127.0.0.1:8000/v1.",
+            help="OpenAI-compatible URL for --judge llm, such as http://127.0.0.1:8000/v1.",
             rich_help_panel=JUDGING,
         ),
     ] = None,
     key_env: Annotated[
         str | None,
-        typer.Option(
-            help="Environment variable that holds the endpoint's key.", rich_help_panel=JUDGING
-        ),
+        typer.Option(help="Environment variable with the endpoint's key.", rich_help_panel=JUDGING),
     ] = None,
     labelled: Annotated[
         str | None,
         typer.Option(
-            help="Labelled text pairs: ranking and implicit-reward accuracy, nothing generated.",
+            help="Labelled text pairs: ranking and implicit-reward accuracy, without generation.",
             rich_help_panel=JUDGING,
         ),
     ] = None,
     labelled_limit: Annotated[
-        int, typer.Option(help="First rows of --labelled read.", min=1, rich_help_panel=JUDGING)
+        int, typer.Option(help="Rows of --labelled to read.", min=1, rich_help_panel=JUDGING)
     ] = LABELLED,
     base: Annotated[
-        str | None, typer.Option(help="The model an adapter stands on, where it is elsewhere.")
+        str | None, typer.Option(help="Base model of the adapter, if it has moved.")
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", help="Prompts compared, drawn by --seed.", min=1)
+        int, typer.Option("--limit", "-n", help="Number of prompts, drawn by --seed.", min=1)
     ] = LIMIT,
-    seed: Annotated[int, typer.Option(help="Of prompts and noise.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of prompts and noise.", min=0)] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Directory; evaluations/POLICY-vs-AGAINST-... if left out.")
+        Path | None,
+        typer.Option(help="Result directory.", show_default="evaluations/POLICY-vs-AGAINST-..."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Of a response.", rich_help_panel=TEXT)] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Maximum new tokens per response.", rich_help_panel=TEXT)
+    ] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=TEXT)] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.", rich_help_panel=TEXT)] = 1.0,
     steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=PICTURES)] = 50,
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="Classifier-free guidance, 1 is off; 7.5, SDXL 5, if left out.",
+            help="Classifier-free guidance; 1 switches it off.",
+            show_default="7.5, SDXL 5",
             rich_help_panel=PICTURES,
         ),
     ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
-            help="Side in pixels; the pipeline's own if left out.", rich_help_panel=PICTURES
+            help="Side in pixels.", show_default="the pipeline's", rich_help_panel=PICTURES
         ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Prompts generated together.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Prompts per batch.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset of prompts.")] = None,
     columns: ColumnsOption = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
 ) -> None:
     """Generate with two models from the same prompts and let judges compare the outputs.
 
-    Outputs and verdicts are kept as they come: the same command continues after a stop, and
-    another --judge judges what is already there.
+    Outputs and verdicts are saved as they are made: the same command continues after a stop, and
+    another --judge reuses the outputs.
 
     Example: noisescope evaluate --policy trained/hh-rlhf-dpo-1a2b3c4d --judge llm=qwen3-8b
     --endpoint http://127.0.0.1:8000/v1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noisescope.cli.console import print_json, print_lines, print_note
+from noisescope.cli.options import JsonOption, RunsDirOption
 from noisescope.errors import UsageError
 from noisescope.storage.printable import printable
 
@@ -45,24 +46,33 @@ _OPTIONS: dict[Format, tuple[str, ...]] = {
 def export(
     context: typer.Context,
     run: Annotated[
-        str | None, typer.Argument(help="Run or scored dataset; the latest run if left out.")
+        str | None,
+        typer.Argument(help="Run or scored dataset.", show_default="the latest run"),
     ] = None,
     format: Annotated[Format, typer.Option(help="What to write.")] = Format.weights,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where; exports/RUN-FORMAT if left out.")
+        Path | None,
+        typer.Option("--output", "-o", help="Output path.", show_default="exports/RUN-FORMAT"),
     ] = None,
     weight: Annotated[
         str, typer.Option(help="weights, trl, hub: u (W and gamma of the paper), p_flip or margin.")
     ] = "u",
     drop_above: Annotated[
-        float | None, typer.Option(help="Drop pairs at this p_flip or above; 0.5 for clean, hub.")
+        float | None,
+        typer.Option(help="Drop pairs with at least this p_flip.", show_default="0.5 (clean, hub)"),
     ] = None,
-    drop_top: Annotated[float | None, typer.Option(help="Drop this share, the worst.")] = None,
+    drop_top: Annotated[
+        float | None, typer.Option(help="Drop this share of the pairs, worst first.")
+    ] = None,
     flip_above: Annotated[
-        float | None, typer.Option(help="Flip pairs at this p_flip or above instead.")
+        float | None, typer.Option(help="Flip pairs with at least this p_flip.")
     ] = None,
-    flip_top: Annotated[float | None, typer.Option(help="Flip this share instead.")] = None,
-    most: Annotated[float, typer.Option(help="Refuse to change a larger share.")] = 0.3,
+    flip_top: Annotated[
+        float | None, typer.Option(help="Flip this share of the pairs, worst first.")
+    ] = None,
+    most: Annotated[
+        float, typer.Option(help="Refuse to change a larger share of the pairs.")
+    ] = 0.3,
     count: Annotated[int, typer.Option(help="review: pairs in the queue.", min=1)] = 200,
     threshold: Annotated[
         float, typer.Option(help="review: p_flip at which you would drop a pair unseen.")
@@ -71,17 +81,22 @@ def export(
         str | None, typer.Option(help="hub: OWNER/NAME of the dataset repository.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="hub: write the directory, touch no network.")
+        bool, typer.Option("--dry-run", help="hub: write the directory without uploading it.")
     ] = False,
-    public: Annotated[bool, typer.Option("--public", help="hub: not a private one.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="hub: make the repository public.")
+    ] = False,
     source: Annotated[
-        str | None, typer.Option(help="The dataset judged, if it is no longer where it was.")
+        str | None, typer.Option(help="The audited dataset, if it has moved.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Beyond --most, or scores that carry no verdict.")
+        bool,
+        typer.Option(
+            "--force", help="Exceed --most, or use scores that are no better than chance."
+        ),
     ] = False,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    runs_dir: RunsDirOption = Path("runs"),
+    json: JsonOption = False,
 ) -> None:
     """Write weights, a cleaned dataset, a queue for human review, or a dataset for the Hub.
 

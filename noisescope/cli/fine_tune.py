@@ -1,4 +1,4 @@
-"""noisescope fine-tune DATASET: the replicas and their margins alone; `score` judges them."""
+"""noisescope fine-tune DATASET: make the replicas and their margins, without scores."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from noisescope.cli.console import Terminal, duration, print_json, print_lines
 from noisescope.cli.launch import begin
-from noisescope.cli.options import EvidenceOptions, SourceOptions, spread
+from noisescope.cli.options import (
+    DatasetArgument,
+    EvidenceOptions,
+    JsonOption,
+    SourceOptions,
+    spread,
+)
 
 if TYPE_CHECKING:
     from noisescope.storage.run import Run
@@ -23,12 +27,10 @@ if TYPE_CHECKING:
 def fine_tune(
     source: SourceOptions,
     evidence: EvidenceOptions,
-    dataset: Annotated[
-        str | None, typer.Argument(help="Workspace name, path, glob, or Hub name of a dataset.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    dataset: DatasetArgument = None,
+    json: JsonOption = False,
 ) -> None:
-    """Make the replicas and ask each about every pair; `score` with the same options judges.
+    """Fine-tune M short-run replicas and write their margins; `score` then needs seconds.
 
     Example: noisescope fine-tune hh-rlhf --kind lora --replicas 4 --layers top-2
     """
@@ -49,7 +51,7 @@ def fine_tune(
         reporter=terminal,
     )
     if done.reused:
-        terminal.note(f"the replicas of {done.run.directory} were made before")
+        terminal.note(f"the replicas of {done.run.directory} are already complete")
     else:
         terminal.note(f"done in {duration(time.monotonic() - began)}")
     facts = result(done.run, sys.argv[1:])
@@ -90,7 +92,7 @@ def next_command(arguments: Sequence[str]) -> str:
 
 
 def print_result(facts: Mapping[str, Any]) -> None:
-    """A few lines on stdout: what was made, how it went, what to type next."""
+    """Print what was made, its losses, and the next command."""
     training = facts["training"]
     rows = {
         "replicas": f"{facts['replicas']} {facts['kind']} over {facts['pairs']:,} pairs",
@@ -99,8 +101,8 @@ def print_result(facts: Mapping[str, Any]) -> None:
     }
     losses: Mapping[str, float] = training.get("held_out_loss", {})
     if losses:
-        said = ", ".join(f"{loss:.3f} at step {step}" for step, loss in losses.items())
-        rows["held-out loss"] = f"{said}; 0.693 is chance"
+        text = ", ".join(f"{loss:.3f} at step {step}" for step, loss in losses.items())
+        rows["held-out loss"] = f"{text}; 0.693 is chance"
         if training["stopped_early"]:
             rows["stopped early"] = f"best at step {training['best_step']}"
     if facts["adapters"]:

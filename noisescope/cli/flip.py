@@ -9,38 +9,45 @@ from typing import Annotated
 import typer
 
 from noisescope.cli.console import Terminal, print_json, print_lines
-from noisescope.cli.options import ColumnsOption, PairsOption
+from noisescope.cli.options import (
+    ColumnsOption,
+    DatasetArgument,
+    FormatOption,
+    JsonOption,
+    PairsOption,
+    RunsDirOption,
+    SplitOption,
+)
 
 
 def flip(
-    dataset: Annotated[
-        str | None, typer.Argument(help="Workspace name, path or glob of a dataset.")
-    ] = None,
-    rate: Annotated[float, typer.Option(help="Expected share of labels turned round.")] = 0.2,
+    dataset: DatasetArgument = None,
+    rate: Annotated[float, typer.Option(help="Expected share of labels to flip.")] = 0.2,
     kind: Annotated[
         str,
         typer.Option(help="uniform, hard (close pairs), long (to the longer side) or annotator."),
     ] = "uniform",
-    seed: Annotated[int, typer.Option(help="Which pairs: a function of (seed, pair_id).")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed; a pair is flipped by a hash of (seed, pair_id).")
+    ] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Directory of the copy; flipped/NAME-KIND-RATE-sSEED.")
+        Path | None,
+        typer.Option(help="Directory of the copy.", show_default="flipped/NAME-KIND-RATE-sSEED"),
     ] = None,
-    format: Annotated[
-        str | None, typer.Option(help="Dataset format; recognised from the columns if left out.")
-    ] = None,
+    format: FormatOption = None,
     columns: ColumnsOption = None,
     pairs: PairsOption = None,
-    split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None,
+    split: SplitOption = None,
     run: Annotated[
-        str | None, typer.Option(help="Run whose margins say which pairs are close (--kind hard).")
+        str | None, typer.Option(help="Run whose margins define close pairs, for --kind hard.")
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    runs_dir: RunsDirOption = Path("runs"),
+    json: JsonOption = False,
 ) -> None:
-    """Write a copy of a dataset, in its own format, with known labels turned round.
+    """Write a copy of a dataset with a known set of labels flipped, in the same format.
 
-    Kinds uniform and annotator decide each pair by itself. Kinds hard and long compare it with all
-    others: they read the dataset twice, and a part of it is flipped otherwise than the whole.
+    Kinds uniform and annotator decide about each pair separately. Kinds hard and long depend on
+    the whole dataset: they read it twice, and flip a subset differently.
 
     Example: noisescope flip hh-rlhf --rate 0.2 --seed 7
     """
@@ -62,14 +69,14 @@ def flip(
     gaps = margin_gaps(find_run(run, runs_dir)) if run is not None else None
     done = plant(source, plan, directory, format=format, columns=columns, pairs=pairs, gaps=gaps)
     for reason, count in done.untouched.items():
-        terminal.note(f"{count:,} rows passed through untouched: {reason}")
+        terminal.note(f"{count:,} rows copied unchanged: {reason}")
     if done.undone:
-        terminal.note("the source is itself this plan's copy: its flips were taken back")
+        terminal.note("the source is already a copy made with this plan, so its flips were undone")
     if json:
         print_json(done.to_json())
         return
     share = done.flipped / max(done.pairs, 1)
-    print(f"{done.flipped:,} of {done.pairs:,} labels turned round ({share:.1%})")
+    print(f"{done.flipped:,} of {done.pairs:,} labels flipped ({share:.1%})")
     judge = model_flag(done.modality, named, workspace, runs_dir)
     print_lines(
         copy=str(done.directory),

@@ -23,7 +23,15 @@ from noisescope.cli.console import (
     short,
 )
 from noisescope.cli.launch import audited
-from noisescope.cli.options import ColumnsOption, PairsOption
+from noisescope.cli.options import (
+    ColumnsOption,
+    DeviceOption,
+    FormatOption,
+    LimitOption,
+    PairsOption,
+    RunsDirOption,
+    SplitOption,
+)
 from noisescope.gate.policy import CHOICES, KEYS, RANGES
 from noisescope.storage.printable import printable
 
@@ -103,8 +111,8 @@ def _number(name: str) -> Any:
 
 
 def _choice(name: str) -> Any:
-    allowed, said = CHOICES[name]
-    return typer.Option(help=said, metavar="|".join(allowed), rich_help_panel="Checks")
+    allowed, text = CHOICES[name]
+    return typer.Option(help=text, metavar="|".join(allowed), rich_help_panel="Checks")
 
 
 #: Values of a setting as typed; a setting typed twice is a fault of the policy.
@@ -120,14 +128,15 @@ def gate(
         ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Finished run to compare with: its pairs are the old ones.")
+        str | None,
+        typer.Option(help="Finished run to compare with; pairs that it has count as old."),
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option(help="TOML file of settings, beside noisescope.toml.")
+        Path | None, typer.Option(help="TOML file of settings, in addition to noisescope.toml.")
     ] = None,
     sql: Annotated[
         list[str] | None,
-        typer.Option(help="House rule 'NAME: SELECT ...': every row it returns is a breach."),
+        typer.Option(help="Custom rule 'NAME: SELECT ...': every row it returns is a violation."),
     ] = None,
     max_flip_rate: Annotated[Typed, _number("max_flip_rate")] = None,
     flip_rate_bound: Annotated[Typed, _choice("flip_rate_bound")] = None,
@@ -164,16 +173,16 @@ def gate(
         bool,
         typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Outputs"),
     ] = False,
-    model: Annotated[str | None, typer.Option(help="Model of the audit, as for score.")] = None,
-    format: Annotated[str | None, typer.Option(help="Dataset format, as for score.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of the audit, as in score.")] = None,
+    format: FormatOption = None,
     columns: ColumnsOption = None,
     pairs: PairsOption = None,
-    split: Annotated[str | None, typer.Option(help="Split, as for score.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Read only the first rows.", min=1)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    split: SplitOption = None,
+    limit: LimitOption = None,
+    device: DeviceOption = "auto",
+    runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
-    """Check a dataset against a policy: exit 0 passed, 1 breached, 2 not enough evidence, or wrong.
+    """Check a dataset against a policy. Exit code: 0 passed, 1 failed, 2 inconclusive or error.
 
     Settings come from the gate section of noisescope.toml or a policy file; flags override them.
     `off` switches a check off. docs/gate.md gives the defaults and the reason for each.

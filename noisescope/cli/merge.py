@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from noisescope.cli.console import Terminal, duration
-from noisescope.cli.options import ConstantOptions, spread
+from noisescope.cli.options import ConstantOptions, JsonOption, RunsDirOption, spread
 
 
 @spread
@@ -18,19 +18,20 @@ def merge(
     shards: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Run directories that `score --shard` wrote, or directories of runs, one for "
-            "each disk they are on; local or URLs such as s3://bucket/runs. Left out: --runs-dir."
+            help="Run directories written by `score --shard`, or directories of runs, one per "
+            "disk; local paths or URLs such as s3://bucket/runs.",
+            show_default="RUNS_DIR",
         ),
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    runs_dir: RunsDirOption = Path("runs"),
     run_dir: Annotated[
-        Path | None, typer.Option(help="The merged run's own directory, instead of one by name.")
+        Path | None, typer.Option(help="Directory of the merged run.", show_default="RUNS_DIR/NAME")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
-    """Check that all shards of an audit are there, and finish it: replicas, margins, verdicts.
+    """Check that all shards of an audit are present, and finish it: margins and scores.
 
-    Needs neither the dataset nor the model. A missing or damaged share is named, with the command
+    Needs neither the dataset nor the model. A missing or damaged shard is named with the command
     that computes it.
 
     Example: noisescope merge from-a/runs from-b/runs

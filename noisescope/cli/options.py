@@ -57,55 +57,116 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     )
 
 
-#: Options of every command that reads pairs.
+READING, HEADS, LORA, ADAPTERS = "Dataset", "Heads", "LoRA replicas", "External adapters"
+
+#: Arguments and options that several commands share.
+DatasetArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="Workspace name, path, glob, or Hub name of a dataset.",
+        show_default="the workspace's dataset",
+    ),
+]
+RunArgument = Annotated[
+    str | None, typer.Argument(help="Run directory or name.", show_default="the latest run")
+]
+RunOption = Annotated[
+    str | None, typer.Option(help="Run directory or name.", show_default="the latest run")
+]
+RunsDirOption = Annotated[Path, typer.Option(help="Directory of all runs.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Causal LM or text-to-image pipeline: directory, GGUF file or Hub name.",
+        show_default="the workspace's model",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Dataset format.", show_default="recognised by its columns", rich_help_panel=READING
+    ),
+]
 ColumnsOption = Annotated[
     str | None,
-    typer.Option(help="Which column plays which role: prompt=question,chosen=best,rejected=worst."),
+    typer.Option(
+        help="Which column plays which role: prompt=question,chosen=best,rejected=worst.",
+        rich_help_panel=READING,
+    ),
 ]
 PairsOption = Annotated[
-    str | None, typer.Option(help="Pairs of ranked or rated answers: all, best or adjacent.")
+    str | None,
+    typer.Option(
+        help="Pairs of ranked or rated answers: all, best or adjacent.", rich_help_panel=READING
+    ),
+]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Split of a dataset that has several.", rich_help_panel=READING)
+]
+LimitOption = Annotated[
+    int | None, typer.Option(help="Read only the first rows.", min=1, rich_help_panel=READING)
+]
+MaxLengthOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens kept of a prompt and response.",
+        show_default="1024, or the model's limit",
+        rich_help_panel=READING,
+    ),
+]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Side of images in pixels.", show_default="the pipeline's", rich_help_panel=READING
+    ),
+]
+ChatTemplateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, never (plain text), or the name of one of several templates.",
+        show_default="auto",
+        rich_help_panel=READING,
+    ),
 ]
 
 
 @final
 @dataclass(frozen=True)
 class SourceOptions:
-    """Which pairs, judged by which model, and where the run is kept."""
+    """Which pairs, which model, and where the run is written."""
 
-    model: Annotated[
-        str | None, typer.Option(help="Causal LM or pipeline: directory, GGUF file or Hub name.")
-    ] = None
-    format: Annotated[
-        str | None, typer.Option(help="Dataset format; recognised from the columns if left out.")
-    ] = None
+    model: ModelOption = None
+    format: FormatOption = None
     columns: ColumnsOption = None
     pairs: PairsOption = None
-    split: Annotated[str | None, typer.Option(help="Split of a dataset that has several.")] = None
-    limit: Annotated[int | None, typer.Option(help="Read only the first rows.", min=1)] = None
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens kept; 1024 or the model's limit if left out.")
-    ] = None
-    chat_template: Annotated[
-        str | None,
-        typer.Option(help="auto, never (plain text), or the name of one of several templates."),
-    ] = None
-    image_size: Annotated[
-        int | None, typer.Option(help="Side of images in pixels; the pipeline's own if left out.")
-    ] = None
+    split: SplitOption = None
+    limit: LimitOption = None
+    chat_template: ChatTemplateOption = None
+    max_length: MaxLengthOption = None
+    image_size: ImageSizeOption = None
     draws: Annotated[
-        int | None, typer.Option(help="K, (t, eps) draws an image is judged by; 4 if left out.")
+        int | None,
+        typer.Option(
+            help="K, the number of (t, eps) draws per image.",
+            show_default="4",
+            rich_help_panel=READING,
+        ),
     ] = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto"
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto"
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs")
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "auto"
+    runs_dir: RunsDirOption = Path("runs")
     run_dir: Annotated[
-        Path | None, typer.Option(help="This run's own directory, instead of one by name.")
+        Path | None,
+        typer.Option(help="Directory of this run.", show_default="RUNS_DIR/DATASET-FINGERPRINT"),
     ] = None
 
     def read(
         self, dataset: str | None, terminal: Terminal, check: Callable[[PreferenceDataset], None]
     ) -> tuple[PreferenceDataset, Policy]:
-        """The pairs and the policy that judges them; `check` sees the pairs before it is loaded."""
+        """Load the pairs, pass them to `check`, then load the model."""
         from noisescope.cli.resolve import chosen_dataset, chosen_model
         from noisescope.datasets import load
         from noisescope.models.device import own_device
@@ -143,7 +204,7 @@ class SourceOptions:
 
 
 def remarks(pairs: PreferenceDataset) -> list[str]:
-    """What to note of how a dataset was read: columns without a role, doubts about its labels."""
+    """Notes on how a dataset was read: unused columns, doubts about its labels."""
     unused = pairs.facts.unused_columns
     return ([f"not used: {', '.join(unused)}"] if unused else []) + list(pairs.facts.notes)
 
@@ -154,125 +215,138 @@ class ConstantOptions:
     """The paper's constants, from margins to u, W and Gamma."""
 
     rho: Annotated[
-        float | None, typer.Option(help="Eq. 11 rho; 1 for text, 15 for images if left out.")
+        float | None,
+        typer.Option(help="Eq. 11 rho.", show_default="1 for text, 15 for images"),
     ] = None
     k1: Annotated[float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).")] = 10.0
     k2: Annotated[float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.")] = -1.0
     c2: Annotated[float, typer.Option(help="Eq. 15: c2.")] = 0.0
     released: Annotated[
         bool,
-        typer.Option("--released", help="W and Gamma from u_released, as the released code has."),
+        typer.Option(
+            "--released", help="Compute W and Gamma from u_released, as in the released code."
+        ),
     ] = False
 
 
-#: Headings of the help page.
-HEADS, LORA, THEIRS = "Heads", "LoRA replicas", "Adapters of others"
-
-
 def _lora(text: str, default: object) -> Any:
-    return typer.Option(help=f"{text}; {default} if left out.", rich_help_panel=LORA)
+    """An option of LoRA replicas; its default is shown as it stands in `LoraConfig`."""
+    return typer.Option(help=text, show_default=str(default), rich_help_panel=LORA)
 
 
 @final
 @dataclass(frozen=True)
 class EvidenceOptions:
-    """How the replicas are made. None stands for an option that was not given."""
+    """How the replicas are made. None means that an option was not given."""
 
     kind: Annotated[
         str | None,
         typer.Option(
-            help="Kind of replica: head (log-linear) or lora (DPO fine-tuned); head if left out."
+            help="Kind of replica: head (log-linear) or lora (DPO fine-tuned).",
+            show_default=EvidenceConfig.kind,
         ),
     ] = None
-    replicas: Annotated[int | None, typer.Option(help="M, how many replicas; 8 if left out.")] = (
-        None
-    )
-    seed: Annotated[int, typer.Option(help="Seed of folds and replicas.")] = 0
+    replicas: Annotated[
+        int | None,
+        typer.Option(help="M, the number of replicas.", show_default=str(EvidenceConfig.replicas)),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Random seed of folds and replicas.")] = 0
     beta: Annotated[
-        float | None, typer.Option(help="DPO beta; 0.1 for text, 2500 for images if left out.")
+        float | None, typer.Option(help="DPO beta.", show_default="0.1 for text, 2500 for images")
     ] = None
     folds: Annotated[
-        int | None, typer.Option(help="Folds of each; 10 if left out.", rich_help_panel=HEADS)
+        int | None,
+        typer.Option(
+            help="Folds of each replica.",
+            show_default=str(EvidenceConfig.folds),
+            rich_help_panel=HEADS,
+        ),
     ] = None
     pool: Annotated[
         bool | None,
         typer.Option(
             "--pool/--no-pool",
-            help="Pool by identity, a free ability per recurring response; on if left out.",
+            help="Pool by identity: a free ability per recurring response.",
+            show_default="pool",
             rich_help_panel=HEADS,
         ),
     ] = None
-    lora_r: Annotated[int | None, _lora("rank", f"{LoraConfig.rank}, images 8")] = None
-    lora_alpha: Annotated[float | None, _lora("alpha", f"{LoraConfig.alpha:g}")] = None
+    lora_r: Annotated[int | None, _lora("LoRA rank.", f"{LoraConfig.rank}, images 8")] = None
+    lora_alpha: Annotated[float | None, _lora("LoRA alpha.", f"{LoraConfig.alpha:g}")] = None
     targets: Annotated[
-        str | None,
-        _lora("layers adapted, such as q_proj,v_proj", "all linear ones"),
+        str | None, _lora("Linear layers to adapt, such as q_proj,v_proj.", "all")
     ] = None
     layers: Annotated[
-        str | None,
-        _lora("blocks adapted, top-K or all", f"top-{LoraConfig.top_layers}"),
+        str | None, _lora("Blocks to adapt: top-K or all.", f"top-{LoraConfig.top_layers}")
     ] = None
     learning_rate: Annotated[
-        float | None, _lora("learning rate", f"{LoraConfig.learning_rate:g}")
+        float | None, _lora("Learning rate.", f"{LoraConfig.learning_rate:g}")
     ] = None
-    schedule: Annotated[str | None, _lora("constant, linear or cosine", LoraConfig.schedule)] = None
+    schedule: Annotated[str | None, _lora("constant, linear or cosine.", LoraConfig.schedule)] = (
+        None
+    )
     epochs: Annotated[
-        float | None,
-        _lora("epochs over a half", f"{LoraConfig.epochs:g}, images 2"),
+        float | None, _lora("Epochs over half of the pairs.", f"{LoraConfig.epochs:g}, images 2")
     ] = None
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps, instead of --epochs.", rich_help_panel=LORA)
     ] = None
-    warmup: Annotated[float | None, _lora("share of warm-up steps", f"{LoraConfig.warmup:g}")] = (
-        None
-    )
-    batch_size: Annotated[int | None, _lora("pairs a step", f"{LoraConfig.batch}, images 32")] = (
-        None
-    )
-    accumulation: Annotated[int | None, _lora("parts of a batch", LoraConfig.accumulation)] = None
+    warmup: Annotated[
+        float | None, _lora("Share of the steps that warm up.", f"{LoraConfig.warmup:g}")
+    ] = None
+    batch_size: Annotated[
+        int | None, _lora("Pairs per optimiser step.", f"{LoraConfig.batch}, images 32")
+    ] = None
+    accumulation: Annotated[
+        int | None, _lora("Micro-batches per step.", LoraConfig.accumulation)
+    ] = None
     checkpoints: Annotated[
-        int | None, _lora("T, times margins are taken", LoraConfig.checkpoints)
+        int | None, _lora("T, the number of times margins are written.", LoraConfig.checkpoints)
     ] = None
     early_stopping: Annotated[
         int | None,
         typer.Option(
-            help="Stop after this many checkpoints without a better held-out loss; 0, never.",
+            help="Stop after this many checkpoints without a better held-out loss.",
+            show_default="never",
             rich_help_panel=LORA,
         ),
     ] = None
     ema: Annotated[
         bool,
         typer.Option(
-            "--ema", help="Two averaged copies a replica, for u_released.", rich_help_panel=LORA
+            "--ema",
+            help="Keep two averaged copies per replica, for u_released.",
+            rich_help_panel=LORA,
         ),
     ] = False
     gradient_checkpointing: Annotated[
         bool,
         typer.Option(
             "--gradient-checkpointing",
-            help="Compute activations again instead of keeping them: less memory, slower.",
+            help="Recompute activations instead of keeping them: less memory, slower.",
             rich_help_panel=LORA,
         ),
     ] = False
     from_adapters: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Score with these PEFT LoRA adapters instead: a directory, or one that holds "
-            "several. May be repeated.",
-            rich_help_panel=THEIRS,
+            help="Score with these PEFT LoRA adapters instead: a directory of one or of several. "
+            "May be repeated.",
+            rich_help_panel=ADAPTERS,
         ),
     ] = None
     held_out: Annotated[
         bool | None,
         typer.Option(
             "--held-out/--trained-on-these",
-            help="Whether the adapters never saw these pairs; taken as seen if left out.",
-            rich_help_panel=THEIRS,
+            help="Whether the adapters were trained without these pairs.",
+            show_default="trained on these",
+            rich_help_panel=ADAPTERS,
         ),
     ] = None
 
     def config(self) -> EvidenceConfig:
-        """What the options say, checked. Raises UsageError, and ModelError for adapters."""
+        """Check the options. Raises UsageError, and ModelError for adapters."""
         kind = self.kind or ("adapters" if self.from_adapters else "head")
         lora = self._lora()
         self._refuse_foreign(kind, lora)
@@ -292,12 +366,12 @@ class EvidenceOptions:
 
     def _lora(self) -> dict[str, Any]:
         """The LoRA settings given, by field of LoraConfig."""
-        said = asdict(self)
+        values = asdict(self)
         names = {field: flag.removeprefix("--").replace("-", "_") for field, flag in FLAGS.items()}
         given = {
-            field: said[name]
+            field: values[name]
             for field, name in names.items()
-            if said[name] is not None and said[name] is not False
+            if values[name] is not None and values[name] is not False
         }
         if self.targets is not None:
             given["targets"] = _targets(self.targets)
@@ -308,26 +382,27 @@ class EvidenceOptions:
     def _refuse_foreign(self, kind: str, lora: dict[str, Any]) -> None:
         """Raise UsageError naming every flag that belongs to another kind."""
         heads = {"--folds": self.folds, "--pool": self.pool}
-        theirs = {"--from-adapters": self.from_adapters or None, "--held-out": self.held_out}
+        adapters = {"--from-adapters": self.from_adapters or None, "--held-out": self.held_out}
         named = {
             "head": [flag for flag, value in heads.items() if value is not None],
             "lora": [FLAGS[name] for name in lora],
-            "adapters": [flag for flag, value in theirs.items() if value is not None],
+            "adapters": [flag for flag, value in adapters.items() if value is not None],
         }
         if kind == "adapters" and self.replicas is not None:
             named["lora"].append("--replicas")
         wrong = [
-            f"{', '.join(flags)} cannot be used with {_said(kind)} (only with {_said(owner)})"
+            f"{', '.join(flags)} cannot be used with {_flag_of(kind)} (only with {_flag_of(owner)})"
             for owner, flags in named.items()
             if flags and owner != kind and kind in named
         ]
         if wrong:
             raise UsageError(
-                "; ".join(wrong), hint="`noisescope fine-tune --help` says which is whose."
+                "; ".join(wrong),
+                hint="`noisescope fine-tune --help` lists the options of each kind.",
             )
 
 
-def _said(kind: str) -> str:
+def _flag_of(kind: str) -> str:
     return "--from-adapters" if kind == "adapters" else f"--kind {kind}"
 
 
@@ -335,7 +410,8 @@ def _targets(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
         raise UsageError(
-            f"--targets {text!r} names no layer", hint="Such as --targets q_proj,v_proj, or all."
+            f"--targets {text!r} names no layer",
+            hint="For example --targets q_proj,v_proj, or all.",
         )
     return () if names == ("all",) else names
 
@@ -347,6 +423,7 @@ def _layers(text: str) -> int | None:
     number = text.removeprefix("top-")
     if not number.isdecimal() or int(number) < 1:
         raise UsageError(
-            f"--layers {text}: top-K or all", hint="Such as --layers top-6, or --layers all."
+            f"--layers {text} must be top-K or all",
+            hint="For example --layers top-6, or --layers all.",
         )
     return int(number)

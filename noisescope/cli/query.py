@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisescope.cli.console import OUT, finite, json_text, print_lines, print_note, safe_block
+from noisescope.cli.options import RunsDirOption
 from noisescope.errors import UsageError
 from noisescope.storage.printable import printable
 
@@ -34,7 +35,7 @@ def query(
         str | None,
         typer.Option(help="Run directory, name or URL (s3://...).", show_default="the latest run"),
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    runs_dir: RunsDirOption = Path("runs"),
     format: Annotated[Format, typer.Option(help="How to write the result.")] = Format.table,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this file, not stdout.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noisescope.cli.console import OUT, print_json, print_lines, print_note
+from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -87,17 +88,15 @@ def _annotators(contents: Contents) -> RenderableType:
 
 
 def report(
-    run: Annotated[
-        str | None, typer.Argument(help="Run directory or name; the latest run if left out.")
-    ] = None,
+    run: RunArgument = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The HTML file; report.html in the run.")
     ] = None,
     terminal: Annotated[
         bool, typer.Option("--terminal", help="Print it here instead of writing a page.")
     ] = False,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    runs_dir: RunsDirOption = Path("runs"),
+    json: JsonOption = False,
 ) -> None:
     """Write a run's report: one HTML file that needs no network, and its figures.
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from noisescope.cli.console import print_json, print_lines
+from noisescope.cli.options import JsonOption
 from noisescope.errors import RunError
 from noisescope.storage.workspace import FILE_NAME
 
@@ -82,7 +83,7 @@ def sample(
     directory: Annotated[Path, typer.Argument(help="The directory to make.")] = Path(
         "noisescope-sample"
     ),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Write the sample datasets and tiny models into a new directory, to try every command offline.
 

@@ -14,7 +14,14 @@ import typer
 
 from noisescope.cli.console import OUT, Terminal, duration, print_json
 from noisescope.cli.launch import begin
-from noisescope.cli.options import ConstantOptions, EvidenceOptions, SourceOptions, spread
+from noisescope.cli.options import (
+    ConstantOptions,
+    DatasetArgument,
+    EvidenceOptions,
+    JsonOption,
+    SourceOptions,
+    spread,
+)
 from noisescope.storage.printable import printable
 from noisescope.storage.sql import Spill
 
@@ -28,24 +35,23 @@ def score(
     source: SourceOptions,
     evidence: EvidenceOptions,
     constants: ConstantOptions,
-    dataset: Annotated[
-        str | None, typer.Argument(help="Workspace name, path, glob, or Hub name of a dataset.")
-    ] = None,
+    dataset: DatasetArgument = None,
     shard: Annotated[
         str | None,
-        typer.Option(help="Compute share i/n of the evidence alone; `noisescope merge` ends it."),
+        typer.Option(help="Compute only shard i of n. Combine them with `noisescope merge`."),
     ] = None,
     memory: Annotated[
-        str, typer.Option(help="Memory for sorting verdicts; more is sorted on disk.")
+        str, typer.Option(help="Memory for sorting scores; beyond it, DuckDB sorts on disk.")
     ] = Spill.memory,
     spill_dir: Annotated[
-        Path | None, typer.Option(help="Where that disk is; the run's own directory if left out.")
+        Path | None,
+        typer.Option(help="Directory for temporary files.", show_default="the run directory"),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
-    """Score every pair: is its label wrong, and how far can that be trusted?
+    """Score every pair: how likely is its label wrong, and how far can that be trusted?
 
-    Several processes, GPUs or hosts share the work under torchrun or accelerate launch.
+    Under torchrun or accelerate launch, several processes, GPUs or hosts share the work.
 
     Example: noisescope score hh-rlhf --model models/SmolLM2-135M-Instruct
     """
@@ -92,7 +98,7 @@ def score(
 
 
 def finish(done: Audit, terminal: Terminal, *, json: bool) -> None:
-    """Print the verdicts. Exits with 2 where there are none to be had."""
+    """Print the summary. Exits with 2 if the replicas are no better than chance."""
     from noisescope.cli.summary import print_summary
 
     if json:

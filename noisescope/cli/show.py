@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from noisescope.cli.console import OUT, print_json, print_lines, print_note, safe_block
+from noisescope.cli.options import JsonOption, RunOption, RunsDirOption
 from noisescope.errors import UsageError
 
 
@@ -19,15 +20,13 @@ def show(
     rank: Annotated[
         int | None, typer.Option(min=1, help="Instead of an id: 1 is the most suspicious pair.")
     ] = None,
-    run: Annotated[
-        str | None, typer.Option(help="Run directory or name.", show_default="the latest run")
-    ] = None,
+    run: RunOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="PNG of an image pair.", show_default="PAIR_ID.png"),
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    runs_dir: RunsDirOption = Path("runs"),
+    json: JsonOption = False,
 ) -> None:
     """Show one pair: its prompt, both sides in full, and its scores.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from noisescope.cli.console import OUT, Terminal, duration, print_json, print_lines, short
-from noisescope.cli.options import spread
+from noisescope.cli.options import DatasetArgument, JsonOption, ModelOption, spread
 from noisescope.cli.train_options import (
     AdapterOptions,
     LoopOptions,
@@ -107,9 +107,7 @@ def train(
     loop: LoopOptions,
     adapter: AdapterOptions,
     reading: ReadingOptions,
-    dataset: Annotated[
-        str | None, typer.Argument(help="Workspace name, path, glob, or Hub name of a dataset.")
-    ] = None,
+    dataset: DatasetArgument = None,
     objective: Annotated[
         str,
         typer.Option(
@@ -117,9 +115,7 @@ def train(
             "dr-dpo, holder-dpo, re-po, mapo, ln-dpo or rpo."
         ),
     ] = "adaptive-dpo",
-    model: Annotated[
-        str | None, typer.Option(help="Causal LM or pipeline: directory or Hub name.")
-    ] = None,
+    model: ModelOption = None,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -129,14 +125,16 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Result directory; trained/DATASET-OBJECTIVE-FINGERPRINT if left out."),
+        typer.Option(
+            help="Result directory.", show_default="trained/DATASET-OBJECTIVE-FINGERPRINT"
+        ),
     ] = None,
     report_to: Annotated[
-        str | None, typer.Option(help="tensorboard, wandb or mlflow: every step is logged there.")
+        str | None, typer.Option(help="Also log every step to tensorboard, wandb or mlflow.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json: JsonOption = False,
 ) -> None:
-    """Fine-tune a model on preference pairs, each weighted by how far its label can be trusted.
+    """Fine-tune a model on preference pairs, weighted by how far each label can be trusted.
 
     Example: noisescope train hh-rlhf --objective adaptive-dpo --model models/SmolLM2-135M
 

@@ -1,17 +1,34 @@
-"""Options of `noisescope train`: a dataclass a group, a field an option (`cli.spread`).
+"""Options of `noisescope train`: a dataclass a group, a field an option (`cli.options.spread`).
 
-Fields of `LoopOptions` and `AdapterOptions` bear the names of `learners.settings.TrainSettings`.
+Fields of `LoopOptions` and `AdapterOptions` have the names of `TrainSettings`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, final
+from typing import Annotated, Any, final
 
 import typer
 
-LOOP, ADAPTER, NOISE, READING = "Optimisation", "What trains", "Weights", "Reading and judging"
+from noisescope.cli.options import (
+    ChatTemplateOption,
+    ColumnsOption,
+    FormatOption,
+    ImageSizeOption,
+    LimitOption,
+    MaxLengthOption,
+    PairsOption,
+    SplitOption,
+)
+from noisescope.training.policy.settings import TrainSettings
+
+LOOP, ADAPTER, NOISE = "Optimisation", "What trains", "Weights"
+
+
+def _loop(text: str, default: object) -> Any:
+    """An option of the loop; its default is shown as it stands in `TrainSettings`."""
+    return typer.Option(help=text, show_default=str(default), rich_help_panel=LOOP)
 
 
 @final
@@ -22,51 +39,65 @@ class WeightOptions:
     weights: Annotated[
         str | None,
         typer.Option(
-            help="RUN, FILE (pair_id, W, gamma) or none. Left out: the dataset's own audit for "
-            "adaptive objectives, made first if missing; none for the others.",
+            help="RUN, FILE (pair_id, W, gamma) or none.",
+            show_default="adaptive objectives: the dataset's audit, made first if missing",
             rich_help_panel=NOISE,
         ),
     ] = None
     weighting: Annotated[
         str | None,
         typer.Option(
-            help="How a run's scores become weights: u (the paper's W and Gamma; if left out), "
-            "p_flip (W = max(0, 1 - 2 p_flip)) or margin (distilled-dpo's, if left out).",
+            help="How a run's scores become weights: u (the paper's W and Gamma), p_flip "
+            "(W = max(0, 1 - 2 p_flip)) or margin (for distilled-dpo).",
+            show_default="u; distilled-dpo margin",
             rich_help_panel=NOISE,
         ),
     ] = None
     online: Annotated[
         str | None,
         typer.Option(
-            help="Weights made while training: replicas (M co-trained adapters, as the paper "
-            "writes it) or ema (live and two averaged copies, as its code does).",
+            help="Compute weights during training: replicas (M co-trained adapters, as in the "
+            "paper) or ema (live and two averaged copies, as in its code).",
             rich_help_panel=NOISE,
         ),
     ] = None
     online_replicas: Annotated[
         int | None,
-        typer.Option(help="M of --online replicas; 4 if left out.", rich_help_panel=NOISE),
+        typer.Option(
+            help="M of --online replicas.",
+            show_default=str(TrainSettings.online_replicas),
+            rich_help_panel=NOISE,
+        ),
     ] = None
     rho: Annotated[
-        float | None, typer.Option(help="Eq. 11; 1 (text), 15 (images).", rich_help_panel=NOISE)
+        float | None,
+        typer.Option(
+            help="Eq. 11 rho.", show_default="1 for text, 15 for images", rich_help_panel=NOISE
+        ),
     ] = None
     k1: Annotated[
         float | None,
         typer.Option(
-            help="Eq. 14: W = 1/(1 + k1 u). As scored, or 10.",
+            help="Eq. 14: W = 1/(1 + k1 u).",
+            show_default="as scored, or 10",
             rich_help_panel=NOISE,
         ),
     ] = None
     k2: Annotated[
         float | None,
-        typer.Option(help="Eq. 15: Gamma = k2 u² + c2. As scored, or -1.", rich_help_panel=NOISE),
+        typer.Option(
+            help="Eq. 15: Gamma = k2 u² + c2.",
+            show_default="as scored, or -1",
+            rich_help_panel=NOISE,
+        ),
     ] = None
     c2: Annotated[
-        float | None, typer.Option(help="Eq. 15. As scored, or 0.", rich_help_panel=NOISE)
+        float | None,
+        typer.Option(help="Eq. 15.", show_default="as scored, or 0", rich_help_panel=NOISE),
     ] = None
     flip_rate: Annotated[
         float | None,
-        typer.Option(help="e of cdpo and rdpo; 0.1 if left out.", rich_help_panel=NOISE),
+        typer.Option(help="e of cdpo and rdpo.", show_default="0.1", rich_help_panel=NOISE),
     ] = None
     parameter: Annotated[
         list[str] | None,
@@ -77,11 +108,11 @@ class WeightOptions:
         ),
     ] = None
     runs_dir: Annotated[
-        Path, typer.Option(help="Where audits are kept.", rich_help_panel=NOISE)
+        Path, typer.Option(help="Directory of all runs.", rich_help_panel=NOISE)
     ] = Path("runs")
 
     def restating(self) -> list[str]:
-        """Flags given about an audit's scores."""
+        """Flags given that change how an audit's scores become weights."""
         values = {
             "--weighting": self.weighting,
             "--rho": self.rho,
@@ -100,92 +131,108 @@ class LoopOptions:
     beta: Annotated[
         float | None,
         typer.Option(
-            help="0.1 for text, 1000 (SD1.5) or 2500 (SDXL) for images if left out.",
+            help="DPO beta.",
+            show_default="0.1 for text, 1000 for SD1.5, 2500 for SDXL",
             rich_help_panel=LOOP,
         ),
     ] = None
     learning_rate: Annotated[
         float | None,
-        typer.Option("--learning-rate", "--lr", help="2e-4; --full 5e-6.", rich_help_panel=LOOP),
+        typer.Option(
+            "--learning-rate",
+            "--lr",
+            help="Learning rate.",
+            show_default="2e-4; --full 5e-6, images 1e-5",
+            rich_help_panel=LOOP,
+        ),
     ] = None
-    epochs: Annotated[float | None, typer.Option(help="1 if left out.", rich_help_panel=LOOP)] = (
-        None
-    )
+    epochs: Annotated[
+        float | None, _loop("Passes over the pairs.", f"{TrainSettings.epochs:g}")
+    ] = None
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps, instead of epochs.", rich_help_panel=LOOP)
     ] = None
     batch: Annotated[
         int | None,
-        typer.Option(help="Pairs an optimiser step, over all processes; 32.", rich_help_panel=LOOP),
+        _loop("Pairs per optimiser step, over all processes.", TrainSettings.batch),
     ] = None
     accumulation: Annotated[
         int | None,
-        typer.Option(
-            help="Micro-batches of a step; as memory asks if left out.", rich_help_panel=LOOP
-        ),
+        _loop("Micro-batches per step.", "as many as memory requires"),
     ] = None
     warmup: Annotated[
         float | None,
-        typer.Option(
-            help="Share of the steps (below 1) or number of steps; 0.1.", rich_help_panel=LOOP
-        ),
+        _loop("Share of the steps (below 1) or number of steps.", TrainSettings.warmup),
     ] = None
     schedule: Annotated[
         str | None,
-        typer.Option(help="linear, cosine or constant after warm-up.", rich_help_panel=LOOP),
+        _loop("linear, cosine or constant after warm-up.", TrainSettings.schedule),
     ] = None
     weight_decay: Annotated[
-        float | None, typer.Option(help="AdamW's; 0.", rich_help_panel=LOOP)
+        float | None, _loop("Weight decay of AdamW.", f"{TrainSettings.weight_decay:g}")
     ] = None
     max_grad_norm: Annotated[
-        float | None, typer.Option(help="Gradient clipping; 1.", rich_help_panel=LOOP)
+        float | None, _loop("Gradient clipping.", f"{TrainSettings.max_grad_norm:g}")
     ] = None
     seed: Annotated[
         int | None,
-        typer.Option(help="Seed of adapters, data order, noise; 0.", rich_help_panel=LOOP),
+        _loop("Random seed of adapters, data order and noise.", TrainSettings.seed),
     ] = None
     validation: Annotated[
         float | None,
-        typer.Option(
-            help="Share of pairs held out to validate, all pairs of a prompt together; 0.05.",
-            rich_help_panel=LOOP,
+        _loop(
+            "Share of pairs held out to validate, all pairs of a prompt together.",
+            TrainSettings.validation,
         ),
     ] = None
     save_every: Annotated[
         int | None,
-        typer.Option(help="Steps between checkpoints (and validations); 50.", rich_help_panel=LOOP),
+        _loop("Steps between checkpoints and validations.", TrainSettings.save_every),
     ] = None
 
 
 @final
 @dataclass(frozen=True)
 class AdapterOptions:
-    """Which tensors train, and where they are computed."""
+    """Which tensors train, and on what device."""
 
     full: Annotated[
         bool | None,
-        typer.Option("--full/--lora", help="Every weight, not LoRA.", rich_help_panel=ADAPTER),
+        typer.Option(
+            "--full/--lora",
+            help="Train every weight, or LoRA adapters.",
+            show_default="lora",
+            rich_help_panel=ADAPTER,
+        ),
     ] = None
     lora_r: Annotated[
         int | None,
-        typer.Option(help="LoRA rank; 16 (text), 8 (images).", rich_help_panel=ADAPTER),
+        typer.Option(
+            help="LoRA rank.", show_default="16 for text, 8 for images", rich_help_panel=ADAPTER
+        ),
     ] = None
     lora_alpha: Annotated[
         float | None,
-        typer.Option(help="LoRA alpha; twice the rank (text), the rank.", rich_help_panel=ADAPTER),
+        typer.Option(
+            help="LoRA alpha.",
+            show_default="twice the rank for text, the rank for images",
+            rich_help_panel=ADAPTER,
+        ),
     ] = None
     targets: Annotated[
         str | None,
         typer.Option(
-            help="Linear layers of a text model's blocks, comma-separated; all if left out.",
+            help="Linear layers of a text model's blocks, comma-separated.",
+            show_default="all",
             rich_help_panel=ADAPTER,
         ),
     ] = None
     layers: Annotated[
         int | None,
         typer.Option(
-            help="Adapt the last K blocks (text) or up blocks (images) only: what lies below "
-            "runs once for the policy and its reference.",
+            help="Adapt only the last K blocks (text) or up blocks (images). Blocks below run once "
+            "for the policy and its reference.",
+            show_default="all",
             rich_help_panel=ADAPTER,
         ),
     ] = None
@@ -220,52 +267,11 @@ class AdapterOptions:
 class ReadingOptions:
     """How pairs are read."""
 
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens kept; 1024 or the model's limit if left out.", rich_help_panel=READING
-        ),
-    ] = None
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            help="auto, never (plain text), or the name of one of several templates.",
-            rich_help_panel=READING,
-        ),
-    ] = None
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Side of images in pixels; the pipeline's own if left out.",
-            rich_help_panel=READING,
-        ),
-    ] = None
-    format: Annotated[
-        str | None,
-        typer.Option(
-            help="Dataset format; recognised from the columns if left out.",
-            rich_help_panel=READING,
-        ),
-    ] = None
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            help="Which column plays which role: prompt=question,chosen=best,rejected=worst.",
-            rich_help_panel=READING,
-        ),
-    ] = None
-    pairs: Annotated[
-        str | None,
-        typer.Option(
-            help="Pairs of ranked or rated answers: all, best or adjacent.",
-            rich_help_panel=READING,
-        ),
-    ] = None
-    split: Annotated[
-        str | None,
-        typer.Option(help="Split of a dataset that has several.", rich_help_panel=READING),
-    ] = None
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Read only the first rows.", min=1, rich_help_panel=READING),
-    ] = None
+    format: FormatOption = None
+    columns: ColumnsOption = None
+    pairs: PairsOption = None
+    split: SplitOption = None
+    limit: LimitOption = None
+    chat_template: ChatTemplateOption = None
+    max_length: MaxLengthOption = None
+    image_size: ImageSizeOption = None

@@ -1,4 +1,4 @@
-"""noisescope validate DATASET: plant errors, look for them, say how many were found."""
+"""noisescope validate DATASET: plant label errors, audit, and count how many were found."""
 
 from __future__ import annotations
 
@@ -11,39 +11,49 @@ import typer
 
 from noisescope.cli.console import OUT, Terminal, print_json, print_lines
 from noisescope.cli.launch import audited
-from noisescope.cli.options import ColumnsOption, PairsOption
+from noisescope.cli.options import (
+    ColumnsOption,
+    DatasetArgument,
+    DeviceOption,
+    FormatOption,
+    JsonOption,
+    LimitOption,
+    ModelOption,
+    PairsOption,
+    RunsDirOption,
+    SplitOption,
+)
 from noisescope.errors import UsageError
 from noisescope.storage.printable import printable
 
 
 def validate(
-    dataset: Annotated[
-        str | None, typer.Argument(help="Workspace name, path, glob, or Hub name of a dataset.")
-    ] = None,
-    rate: Annotated[float, typer.Option(help="Share of labels to turn round.")] = 0.2,
+    dataset: DatasetArgument = None,
+    rate: Annotated[float, typer.Option(help="Share of labels to flip.")] = 0.2,
     rates: Annotated[
-        str | None, typer.Option(help="Several shares, such as 0.1,0.2,0.3; the first leads.")
+        str | None,
+        typer.Option(help="Several shares, such as 0.1,0.2,0.3; the first is reported in full."),
     ] = None,
     kind: Annotated[str, typer.Option(help="uniform, hard, long or annotator.")] = "uniform",
     seeds: Annotated[int, typer.Option(help="Plantings of each share.", min=1)] = 3,
     truth: Annotated[
         Path | None,
-        typer.Option(help="Plant nothing; compare with this file (pair_id, mislabelled)."),
+        typer.Option(help="Plant nothing; compare with this truth file (pair_id, mislabelled)."),
     ] = None,
     run: Annotated[
         str | None, typer.Option(help="A finished run to validate instead of a dataset.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model, as for score.")] = None,
-    format: Annotated[str | None, typer.Option(help="Dataset format, as for score.")] = None,
+    model: ModelOption = None,
+    format: FormatOption = None,
     columns: ColumnsOption = None,
     pairs: PairsOption = None,
-    split: Annotated[str | None, typer.Option(help="Split, as for score.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Read only the first rows.", min=1)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    split: SplitOption = None,
+    limit: LimitOption = None,
+    device: DeviceOption = "auto",
+    runs_dir: RunsDirOption = Path("runs"),
+    json: JsonOption = False,
 ) -> None:
-    """Plant label errors, audit, and report how many were found and how honest p_flip is.
+    """Plant label errors, audit, and report how many were found and how well p_flip is calibrated.
 
     Example: noisescope validate hh-rlhf --rates 0.1,0.2,0.3 --seeds 3
     """
@@ -86,11 +96,13 @@ def _rates(rates: str | None, rate: float) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in rates.split(",")) if rates else (rate,)
     except ValueError:
-        raise UsageError(f"--rates {rates}: numbers apart by commas, such as 0.1,0.2") from None
+        raise UsageError(
+            f"--rates {rates} must be numbers separated by commas, such as 0.1,0.2"
+        ) from None
 
 
 def print_validation(result: Mapping[str, Any]) -> None:
-    """The result on one screen: detectors, then how honest the numbers are, then Fig. 3's twin."""
+    """Print detectors, calibration, and the share of flips by decile (the paper's Fig. 3)."""
     from rich.table import Table
     from rich.text import Text
 
@@ -117,15 +129,15 @@ def print_validation(result: Mapping[str, Any]) -> None:
         "flip rate": f"{rate['estimate']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})",
     }
     if "expected" in rate:
-        lines["flip rate"] += f"; {rate['expected']:.1%} with what was there before"
+        lines["flip rate"] += f"; {rate['expected']:.1%} including the dataset's own errors"
     lines["tenths"] = (
         f"rise strictly in {result['deciles_rise']:.0%} of the plantings (honest p_flip of this "
         f"size: {result['deciles_rise_expected']:.0%}); the last holds "
         f"{result['deciles'][-1] / result['base_rate']:.1f} times the base rate"
     )
     grid = Table.grid(padding=(0, 2))
-    for name, said in lines.items():
-        grid.add_row(Text(name, style="bold"), said)
+    for name, text in lines.items():
+        grid.add_row(Text(name, style="bold"), text)
     OUT.print(grid)
     print_deciles(result["deciles"], result["base_rate"])
 
