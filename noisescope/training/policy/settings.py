@@ -10,15 +10,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import UsageError, not_among, out_of_range, refuse
 from noisescope.pairs import Modality
-from noisescope.scoring.detectors import RHO
-from noisescope.scoring.weights import WeightConfig
 from noisescope.training.config import SCHEDULES
 from noisescope.training.objectives import OBJECTIVES, Objective
 from noisescope.training.policy.presets import preset
+
+if TYPE_CHECKING:
+    from noisescope.scoring.weights import WeightConfig
 
 #: Objectives whose loss has W and Gamma in it: they take an audit's weights by default.
 ADAPTIVE = ("adaptive-dpo", "adaptive-ipo", "distilled-dpo")
@@ -124,6 +125,8 @@ class TrainSettings:
     @property
     def constants(self) -> WeightConfig:
         """k1, k2 and c2 as asked for, the usual ones elsewhere."""
+        from noisescope.scoring.weights import WeightConfig
+
         given = {"k1": self.k1, "k2": self.k2, "c2": self.c2}
         return WeightConfig(**{name: value for name, value in given.items() if value is not None})
 
@@ -172,6 +175,8 @@ def settled(
     **given: Any,
 ) -> TrainSettings:
     """Settings of a run: `given` flags (None: not given) over preset `named` over defaults."""
+    from noisescope.scoring.detectors import RHO
+
     asked = {name: value for name, value in given.items() if value is not None}
     chosen = (preset(named, modality) if named else {}) | asked
     _refuse_idle(modality, chosen, asked)
