@@ -15,6 +15,7 @@ from helpers.tiny_diffusion import ROOT, picture
 from noisescope.datasets import ADAPTERS, Row, RowFault, load, read_pairs, recognise
 from noisescope.datasets.image_store import Gallery
 from noisescope.datasets.images import image_key
+from noisescope.datasets.readers import read_file
 from noisescope.errors import DataError
 from noisescope.pairs import Fault, Pair, response_key
 from noisescope.storage.workspace import find_workspace
@@ -233,16 +234,48 @@ def test_paths_are_found_in_the_folder_named_after_their_file(tmp_path: Path) ->
     assert dataset.images.get(dataset.table["chosen"][0].as_py()) == picture(1)
 
 
-def test_large_datasets_remember_places_instead_of_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("noisescope.datasets.image_store.HELD_BYTES", 0)
-    rows = [pick(jpg_0=picture(2 * n), jpg_1=picture(2 * n + 1)) for n in range(12)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet", row_group_size=5)
-    dataset = load(tmp_path / "data.parquet")
-    assert dataset.images is not None
-    keys = dataset.table["chosen"].to_pylist() + dataset.table["rejected"].to_pylist()
-    assert {image_key(dataset.images.get(key)) for key in keys} == set(keys)
+@pytest.mark.parametrize("kind", ["raw", "datasets", "list"])
+def test_large_datasets_remember_places_instead_of_bytes(kind: str, tmp_path: Path) -> None:
+    def stored(number: int) -> Any:
+        return picture(number) if kind == "raw" else {"bytes": picture(number), "path": None}
+
+    rows = [pick(jpg_0=stored(2 * n), jpg_1=stored(2 * n + 1)) for n in range(12)]
+    name = "pick_a_pic"
+    if kind == "list":
+        name = "image_reward"
+        rows = [
+            {"prompt": f"p {n}", "image_path": [picture(3 * n + i) for i in range(3)],
+             "rank": [1, 2, 3]}
+            for n in range(8)
+        ]  # fmt: skip
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    gallery = Gallery(most=0)
+    pairs = list(read_pairs(read_file(path, path.name), ADAPTERS[name], gallery=gallery))
+    assert len(pairs) == (24 if kind == "list" else 12)
+    assert gallery.held == {}
+    assert bool(gallery.spooled) == (kind == "list")
+    assert bool(gallery.located) == (kind != "list")
+    store = gallery.store()
+    keys = [key for pair in pairs for key in (pair.chosen, pair.rejected)]
+    assert {image_key(store.get(key)) for key in reversed(keys)} == set(keys)
+
+
+def test_streamed_images_are_kept_on_disk(tmp_path: Path) -> None:
+    """Rows of the Hub come from no file: beyond the limit their images are in a temporary one."""
+    rows = [
+        {"prompt": "p", "chosen": {"bytes": picture(2 * n), "path": None},
+         "rejected": {"bytes": picture(2 * n + 1), "path": None}}
+        for n in range(20)
+    ]  # fmt: skip
+    gallery = Gallery(most=2 * len(picture(0)))
+    stream = [Row("hub:train", n, row) for n, row in enumerate(rows)]
+    pairs = list(read_pairs(stream, ADAPTERS["image_columnar"], gallery=gallery))
+    assert sum(map(len, gallery.held.values())) <= 2 * len(picture(0))
+    assert len(gallery.held) + len(gallery.spooled) == 40
+    assert [gallery.store().get(pair.chosen) for pair in pairs] == [
+        picture(2 * n) for n in range(20)
+    ]
 
 
 def test_folder_with_a_manifest(tmp_path: Path) -> None:

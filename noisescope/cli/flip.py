@@ -78,8 +78,10 @@ def flip(
     share = done.flipped / max(done.pairs, 1)
     print(f"{done.flipped:,} of {done.pairs:,} labels flipped ({share:.1%})")
     judge = model_flag(done.modality, named, workspace, runs_dir)
+    reading = {"format": format, "columns": columns, "pairs": pairs}
+    flags = "".join(f" --{flag} {shlex.quote(text)}" for flag, text in reading.items() if text)
     print_lines(
         copy=str(done.directory),
         truth=str(done.truth),
-        next=f"noisescope score {shlex.quote(str(done.directory))}{judge}",
+        next=f"noisescope score {shlex.quote(str(done.directory))}{flags}{judge}",
     )

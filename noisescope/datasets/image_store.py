@@ -1,11 +1,12 @@
-"""From what a row says of an image to the image's content key, with the bytes kept findable.
+"""Replace the images of a row by content keys, and keep their bytes findable in bounded memory.
 
-An image adapter's pairs name their sides by a path into the row (`jpg_0`, `images.1`): `admit`
-finds the bytes there, checks that they decode, and puts the content key in their place. What a
-row may hold: raw bytes, the `datasets` library's {"bytes", "path"}, or a path relative to the
-row's file, or to the folder named after it (train.json: train/, as in HPDv2). Small images stay
-in memory; beyond HELD_BYTES only their place is remembered.
-A row of any image format may also give the caption's own image, in the column REFERENCE.
+The pairs of an image schema name their sides by a path into the row (`jpg_0`, `images.1`): `admit`
+finds the bytes there, checks that they decode, and puts the content key in their place. A row may
+contain raw bytes, the `datasets` library's {"bytes", "path"}, or a path relative to the row's
+file, or to the folder named after it (train.json: train/, as in HPDv2). HELD_BYTES of images stay
+in memory; of the others only the place is remembered: a file, a cell of a Parquet column, or, for
+streams and lists, a temporary file on disk.
+A row of any image format may also contain the caption's own image, in the column REFERENCE.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, final
 
 from noisescope.datasets.adapters.cells import RowFault, kind, shortened
-from noisescope.datasets.images import MAX_BYTES, Location, StoredImages, check, image_key
+from noisescope.datasets.images import MAX_BYTES, Location, Spool, StoredImages, check, image_key
 from noisescope.datasets.readers import Row
 from noisescope.errors import DataError
 from noisescope.pairs import Pair, response_key
@@ -41,7 +42,10 @@ class Gallery:
     located: dict[str, Location] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     references: dict[str, set[str]] = field(default_factory=dict)
+    spooled: dict[str, tuple[int, int]] = field(default_factory=dict)
+    spool: Spool = field(default_factory=Spool)
     size: int = 0
+    most: int = HELD_BYTES
 
     def admit(self, row: Row, pair: Pair) -> Pair:
         """The pair with content keys as its sides.
@@ -60,13 +64,13 @@ class Gallery:
     def store(self) -> StoredImages:
         """The images by key."""
         references = {name: tuple(sorted(keys)) for name, keys in self.references.items()}
-        return StoredImages(self.held, self.located, references)
+        return StoredImages(self.held, self.located, references, self.spooled, self.spool)
 
     def _key(self, row: Row, side: str) -> str:
         """Content key of the image at path `side` of the row."""
         data, place = _find(row, side)
         key = image_key(data)
-        if key in self.held or key in self.located:
+        if key in self.held or key in self.located or key in self.spooled:
             return key
         if key not in self.broken:
             try:
@@ -75,9 +79,11 @@ class Gallery:
                 self.broken[key] = error.message
         if key in self.broken:
             raise RowFault("unreadable", f"{side}: {self.broken[key]}")
-        if place is None or self.size + len(data) <= HELD_BYTES:
+        if self.size + len(data) <= self.most:
             self.held[key] = data
             self.size += len(data)
+        elif place is None:
+            self.spooled[key] = self.spool.add(data)
         else:
             self.located[key] = place
         return key
@@ -93,13 +99,14 @@ def _find(row: Row, side: str) -> tuple[bytes, Location | None]:
             value = value[int(step)]
         else:
             raise RowFault("unreadable", f"{side} is missing")
-    nested = "." in side
+    column = side
     if isinstance(value, Mapping):
-        value, nested = value.get("bytes") or value.get("path"), True
+        inner = "bytes" if value.get("bytes") else "path"
+        value, column = value.get(inner), f"{side}.{inner}"
     if isinstance(value, bytes):
         if not value:
             raise RowFault("unreadable", f"{side}: empty image")
-        return value, None if nested else _cell(row, side)
+        return value, None if "." in side else _cell(row, column)
     if isinstance(value, str) and value:
         return _file(row, value)
     raise RowFault("unreadable", f"{side} is {kind(value)}, expected an image")

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import IO, TYPE_CHECKING, final
 
 from noisescope.errors import DataError
 
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 50_000_000
-#: Row groups of a Parquet column kept while reading images lazily.
-GROUPS_KEPT = 4
+#: Bytes of Parquet row groups kept while reading images lazily; the last one always is.
+GROUP_BYTES = 256 << 20
 
 
 def image_key(data: bytes) -> str:
@@ -136,7 +138,7 @@ def crop(image: Image, side: int) -> tuple[Image, Framing]:
 @final
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where an image lies: a file of its own, or a row of a Parquet column (`a.b` if nested)."""
+    """Where an image is: a file of its own, or a row of a Parquet column (`a.b` if nested)."""
 
     path: str
     column: str | None = None
@@ -144,13 +146,52 @@ class Location:
 
 
 @final
+class Spool:
+    """Images on disk, in a temporary file without a name that is deleted with the spool.
+
+    It is made in TMPDIR. Raises DataError if there is no room.
+    """
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._size = 0
+
+    def add(self, data: bytes) -> tuple[int, int]:
+        """Write an image; returns (offset, length) to read it by."""
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the spool
+                weakref.finalize(self, self._file.close)
+            self._file.seek(self._size)
+            self._file.write(data)
+        except OSError as error:
+            raise DataError(
+                f"{tempfile.gettempdir()}: images cannot be kept there "
+                f"({error.strerror or error}) after {self._size / 1e9:.1f} GB",
+                hint="Name a directory with more room: TMPDIR=DIRECTORY noisescope ...",
+            ) from error
+        place = self._size, len(data)
+        self._size += len(data)
+        return place
+
+    def read(self, place: tuple[int, int]) -> bytes:
+        """The image at (offset, length)."""
+        if self._file is None:
+            return b""
+        self._file.seek(place[0])
+        return self._file.read(place[1])
+
+
+@final
 @dataclass(frozen=True)
 class StoredImages:
-    """Images held in memory, and images read when asked for and checked against their key."""
+    """Images by content key: some in memory, the others read from disk and checked."""
 
     held: Mapping[str, bytes]
     located: Mapping[str, Location] = field(default_factory=dict)
     references: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    spooled: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    spool: Spool = field(default_factory=Spool, repr=False, compare=False)
     _groups: OrderedDict[tuple[str, str, int], list[bytes]] = field(
         default_factory=OrderedDict, repr=False, compare=False
     )
@@ -159,6 +200,8 @@ class StoredImages:
         """The image's bytes. Raises DataError for an unknown key, a lost or a changed file."""
         if key in self.held:
             return self.held[key]
+        if key in self.spooled:
+            return self.spool.read(self.spooled[key])
         place = self.located.get(key)
         if place is None:
             raise DataError(f"image {key} is not part of the dataset")
@@ -172,7 +215,7 @@ class StoredImages:
         if image_key(data) != key:
             raise DataError(
                 f"image {key}: {place.path} has changed since the dataset was read",
-                hint="Run the same command again: the dataset is read afresh.",
+                hint="Run the same command again: it reads the changed dataset.",
             )
         return data
 
@@ -186,12 +229,18 @@ class StoredImages:
                 row, group = row - size, group + 1
             name = (path, column, group)
             if name not in self._groups:
-                values = file.read_row_group(group, columns=[column]).flatten().column(0)
-                self._groups[name] = values.to_pylist()
-                if len(self._groups) > GROUPS_KEPT:
+                values = file.read_row_group(group, columns=[column])
+                while values.num_columns and values.schema.names != [column]:
+                    values = values.flatten()
+                self._groups[name] = values.column(0).to_pylist()
+                while len(self._groups) > 1 and self._kept > GROUP_BYTES:
                     self._groups.popitem(last=False)
         self._groups.move_to_end(name)
         return self._groups[name][row]
+
+    @property
+    def _kept(self) -> int:
+        return sum(len(data or b"") for group in self._groups.values() for data in group)
 
 
 def side_by_side(first: bytes, second: bytes, side: int = 384) -> Image:

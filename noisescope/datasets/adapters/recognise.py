@@ -483,7 +483,7 @@ def _coding(table: _Table, name: str, tag: tuple[str, str]) -> Roles | None:
     if tag in (("a", "b"), ("first", "second"), ("left", "right")):
         own = ("1", "2")
     ids = {"better_response_id", "preferred_id", "winner", "better", "choice", "preferred", "best"}
-    if own == ("1", "2") and values <= {"1", "2"}:
+    if own == ("1", "2") and "2" in values and values <= {"1", "2"}:
         return {"a_wins": "1", "b_wins": "2"}
     if own == ("0", "1") and values <= {"0", "1"} and key(name) in ids:
         return {"a_wins": "0", "b_wins": "1"}

@@ -36,7 +36,7 @@ LABELS = ("mislabelled", "flipped")
 def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
     """(mislabelled, known) [N] of the pairs from a Parquet, CSV or JSON-lines file.
 
-    Raises DataError where the file cannot be read, lacks a column, or names no pair of the run.
+    Raises DataError if the file cannot be read, has not both columns, or names no pair of the run.
     """
     stated = read_table(path)
     columns = stated.schema.names
@@ -51,7 +51,10 @@ def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
     told = [values.get(name) for name in table.column("pair_id").to_pylist()]
     known = np.array([value is not None for value in told])
     if not known.any():
-        raise DataError(f"{path}: names none of the run's pairs", hint="Is it another dataset's?")
+        raise DataError(
+            f"{path}: names none of the run's pairs",
+            hint="Name the truth of the dataset that was scored: --truth FILE",
+        )
     return np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in told]), known
 
 
