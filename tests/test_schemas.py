@@ -11,9 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from noisescope.datasets import load
+from noisescope.datasets.in_memory import load_table
 from noisescope.errors import DataError
 from noisescope.pairs import PreferenceDataset
 
@@ -301,3 +303,73 @@ def test_splits_as_the_readme_of_a_hub_copy_names_them(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no configuration 'absent'"):
         load(f"{tmp_path}:absent:train")
     shutil.rmtree(tmp_path)
+
+
+# --- labels in other spellings ----------------------------------------------------------------
+
+
+def judged(**cells: Any) -> dict[str, list[Any]]:
+    """Twelve rows of two answers, the better one first in every other row."""
+    good, bad = ([f"a {word} answer {i}" for i in range(12)] for word in ("good", "bad"))
+    first = [good[i] if i % 2 else bad[i] for i in range(12)]
+    second = [bad[i] if i % 2 else good[i] for i in range(12)]
+    asked = {"question": [f"ask {i}" for i in range(12)]}
+    return asked | {"response_a": first, "response_b": second} | cells
+
+
+def alternate(even: Any, odd: Any) -> list[Any]:
+    return [odd if i % 2 else even for i in range(12)]
+
+
+SPELLED: dict[str, dict[str, list[Any]]] = {
+    "words": {"winner": alternate("B", "A")},
+    "orders": {"verdict": alternate("A<B", "A>>B")},
+    "sentences": {"preference": alternate("Response B is better", "response a is better")},
+    "brackets": {"choice": alternate("[[B]]", "[[A]]")},
+    "ids": {"label": alternate(2, 1)},
+    "model names": {
+        "model_a": alternate("x", "y"), "model_b": ["z"] * 12, "winner": alternate("z", "y"),
+    },
+    "one hot": {"winner_a": alternate(0, 1), "winner_b": alternate(1, 0)},
+    "counts": {"votes_a": alternate(1, 4), "votes_b": alternate(4, 1)},
+    "scores": {"score_a": alternate(1.5, 3), "score_b": alternate("2.5", "2")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_a_label_in_any_spelling(name: str) -> None:
+    columns = judged(**SPELLED[name])
+    dataset = load_table(pa.table({key: list(map(str, cells)) for key, cells in columns.items()}))
+    for row in dataset.table.to_pylist():
+        assert (row["chosen"][:6], row["rejected"][:5]) == ("a good", "a bad")
+    assert len(dataset) == 12
+    assert [row["votes"] for row in dataset.table.to_pylist()[:1]] == (
+        [5] if name == "counts" else [None]
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "flag"),
+    [
+        (alternate(1, 0), "a_wins=0,b_wins=1"),
+        (alternate(-2, 2), "a_wins=negative,b_wins=positive,tie=0"),
+        ([0, 1, 2] * 4, "a_wins=0,b_wins=1,tie=2"),
+    ],
+)
+def test_a_label_that_can_be_read_both_ways_is_refused(labels: list[int], flag: str) -> None:
+    with pytest.raises(DataError, match=r"label holds .*does not tell by itself") as caught:
+        load_table(pa.table(judged(label=labels)))
+    assert f"prompt=question,a=response_a,b=response_b,preference=label,{flag}" in str(
+        caught.value.hint
+    )
+
+
+def test_a_prompt_that_contains_a_response_is_no_prompt() -> None:
+    asked = {"role": "user", "content": "ask"}
+    rows = [
+        {"messages": [asked, {"role": "assistant", "content": f"good {i}"}],
+         "chosen": f"good {i}", "rejected": f"bad {i}"}
+        for i in range(12)
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="the prompt contains one of the responses"):
+        load_table(pa.Table.from_pylist(rows))

@@ -128,6 +128,9 @@ def _plain(prompt: str | None, a: str, b: str, opening: Opening) -> Composed:
         sides = tuple(turns_of(a, "chosen")), tuple(turns_of(b, "rejected"))
         if _holds(sides[0], prompt):
             return _conversation(Opening(), prompt, *sides)
+    if any(len(side.strip()) >= REPEATED and prompt.rstrip().endswith(side.strip())
+           for side in (a, b)):  # fmt: skip
+        raise RowFault("unreadable", "the prompt contains one of the responses")
     if repeats(prompt, a, b):
         cut = len(prompt.strip())
         a, b = (side.lstrip()[cut:].lstrip() for side in (a, b))
@@ -146,6 +149,11 @@ def _conversation(opening: Opening, prompt: Any, one: Spoken, other: Spoken) -> 
     """A prompt and two sides, any of which may be messages."""
     before = _context(opening)
     asked = _turns(prompt) if prompt is not None else ()
+    ends = {
+        (side if isinstance(side, str) else written(side[-1:])).strip() for side in (one, other)
+    }
+    if asked and asked[-1].role == "assistant" and asked[-1].content.strip() in ends:
+        raise RowFault("unreadable", "the prompt contains one of the responses")
     if isinstance(one, str) and isinstance(other, str):
         turns = (*before, *asked)
         if not any(turn.role not in ("system", "tools") for turn in turns):

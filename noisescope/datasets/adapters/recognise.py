@@ -428,6 +428,8 @@ def _labelled(table: _Table, mapped: Roles) -> Roles | None:
     candidates = [name for name in candidates if name not in found and table.values(name)]
     for name in candidates:
         coding = _coding(table, name, tags(*found))
+        if coding is None:
+            coding = _names(table, name, tags(*found))
         if coding is not None:
             return roles | {"preference": name} | coding
     for name in candidates:
@@ -453,15 +455,22 @@ def _shares(table: _Table, tag: tuple[str, str]) -> Roles | None:
     """Two number columns of votes or one-hot winners: winner_model_a, winner_model_b."""
     if not tag[0]:
         return None
-    words = {"winner", "preference", "label", "share", "win", "votes", "vote", "preferred"}
+    words = {"winner", "preference", "label", "share", "win", "preferred"}
+    counts = {"votes", "vote"}
     for name, column in table.by_key.items():
         parts = set(re.findall(r"[a-z]+|\d+", name))
         other = re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", tag[1], name)
-        if not parts & words or tag[0] not in parts or other == name or other not in table.by_key:
+        if tag[0] not in parts or other == name or other not in table.by_key:
+            continue
+        if not parts & (words | counts):
             continue
         twin = table.by_key[other]
         known = [*table.values(column), *table.values(twin)]
-        if table.numeric(column) and table.numeric(twin) and all(0 <= float(x) <= 1 for x in known):
+        if not (table.numeric(column) and table.numeric(twin)):
+            continue
+        if parts & counts and all(float(x) >= 0 and float(x).is_integer() for x in known):
+            return {"votes_a": column, "votes_b": twin}
+        if all(0 <= float(x) <= 1 for x in known):
             tie = re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", "tie", name)
             tie = tie if tie in table.by_key else tie.replace("model_tie", "tie")
             more = {"share_tie": table.by_key[tie]} if tie in table.by_key else {}
@@ -487,6 +496,24 @@ def _coding(table: _Table, name: str, tag: tuple[str, str]) -> Roles | None:
         return {"a_wins": "1", "b_wins": "2"}
     if own == ("0", "1") and values <= {"0", "1"} and key(name) in ids:
         return {"a_wins": "0", "b_wins": "1"}
+    return None
+
+
+def _names(table: _Table, name: str, tag: tuple[str, str]) -> Roles | None:
+    """Two columns that hold, in every row, what a label calls the sides: model_a, model_b."""
+    for column_key, one in table.by_key.items():
+        parts = re.findall(r"[a-z]+|\d+", column_key)
+        if tag[0] not in parts or not tag[0]:
+            continue
+        other = table.by_key.get(
+            re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", tag[1], column_key), one
+        )
+        rows = [row for row in table.rows if not is_missing(row.get(name))]
+        fits = [str(row.get(name)).strip() in (str(row.get(one)), str(row.get(other)))
+                or word_side(str(row.get(name)), ("", "")) == 0.0 for row in rows]  # fmt: skip
+        named_ = any(str(row.get(name)).strip() == str(row.get(one)) for row in rows)
+        if other != one and rows and all(fits) and named_:
+            return {"name_a": one, "name_b": other}
     return None
 
 
@@ -591,6 +618,10 @@ def _completed(schema: Schema, table: _Table, mapped: Roles, *, explicit: bool) 
             and name.replace("chosen", "rejected") in table.by_key
         ]  # fmt: skip
         return replace(schema, roles=roles, twins=tuple(dict.fromkeys([*schema.twins, *twins])))
+    if schema.shape == "labelled" and "preference" in roles and "a_wins" not in roles:
+        label, tag = roles["preference"], tags(roles["a"], roles["b"])
+        if "name_a" not in roles and _coding(table, label, tag) is None:
+            roles = roles | (_names(table, label, tag) or {})
     if schema.shape == "labelled" and "score_a" not in roles | mapped:
         scores = _score_pair(table, *tags(roles["a"], roles["b"]))
         roles = roles | ({"score_a": scores[0], "score_b": scores[1]} if scores else {})
@@ -697,17 +728,40 @@ def _refuse_label(schema: Schema, table: _Table, mapped: Roles, explicit: bool) 
             counts = Counter(canonical(each) for each in found).most_common(6)
             values = ", ".join(f"{each}: {count}" for each, count in sorted(counts))
             as_written = _flag({"chosen": one, "rejected": other})
-            wins, loses = ("1", "0") if number else ("chosen", "rejected")
-            by_label = _flag({"a": one, "b": other, "preference": column, "a_wins": wins,
-                              "b_wins": loses})  # fmt: skip
-            other_way = _flag({"a": one, "b": other, "preference": column, "a_wins": loses,
-                               "b_wins": wins})  # fmt: skip
+            labels = {canonical(each) for each in found}
+            flags = [
+                f"{_flag({'a': one, 'b': other, 'preference': column} | coding)} if "
+                f"{coding['a_wins']} means that {one} is better"
+                for coding in (_codings(labels) if number else _WORDS)
+            ]
             raise DataError(
                 f"{table.name}: {column} ({values}) beside {one} and {other} can "
                 f"mean which of them is better, or nothing at all",
-                hint=f"{as_written} reads {one} as better in every row; {by_label} where "
-                f"{wins} means {one} is; {other_way} where {wins} means {other} is.",
+                hint="; ".join([f"{as_written} reads {one} as better in every row", *flags]) + ".",
             )
+
+
+#: The two ways to read a label in words.
+_WORDS = [{"a_wins": "chosen", "b_wins": "rejected"}, {"a_wins": "rejected", "b_wins": "chosen"}]
+
+
+def _codings(values: set[str]) -> list[Roles]:
+    """The likely meanings of some labels, each as roles."""
+    if any(one.startswith("-") for one in values):
+        return [
+            {"a_wins": "negative", "b_wins": "positive", "tie": "0"},
+            {"a_wins": "positive", "b_wins": "negative", "tie": "0"},
+        ]
+    tie = {"tie": "0.5"} if "0.5" in values else {}
+    if values <= {"0", "1", "0.5"}:
+        return [{"a_wins": "0", "b_wins": "1"} | tie, {"a_wins": "1", "b_wins": "0"} | tie]
+    if values <= {"0", "1", "2"}:
+        return [
+            {"a_wins": "0", "b_wins": "1", "tie": "2"},
+            {"a_wins": "1", "b_wins": "2", "tie": "0"},
+        ]
+    first, *_, last = sorted(values) if len(values) > 1 else [*values, "VALUE"]
+    return [{"a_wins": first, "b_wins": last}, {"a_wins": last, "b_wins": first}]
 
 
 def _ambiguous(table: _Table, sides: tuple[str, str], name: str) -> DataError:
@@ -718,18 +772,10 @@ def _ambiguous(table: _Table, sides: tuple[str, str], name: str) -> DataError:
     prompt = _prompt_of(table, {*sides, name}, False)
     if prompt:
         roles = {"prompt": prompt} | roles
-    if any(one.startswith("-") for one in values):
-        codings = [("negative", "positive", "0"), ("positive", "negative", "0")]
-    elif set(values) <= {"0", "1"}:
-        codings = [("0", "1", ""), ("1", "0", "")]
-    elif set(values) <= {"0", "1", "2"}:
-        codings = [("0", "1", "2"), ("1", "2", "0")]
-    else:
-        codings = [(values[0], values[-1], ""), (values[-1], values[0], "")]
-    flags = []
-    for first, second, tie in codings:
-        coding = {"a_wins": first, "b_wins": second} | ({"tie": tie} if tie else {})
-        flags.append(f"{_flag(roles | coding)} where {first} means {sides[0]} is better")
+    flags = [
+        f"{_flag(roles | coding)} if {coding['a_wins']} means that {sides[0]} is better"
+        for coding in _codings(set(values))
+    ]
     return DataError(
         f"{table.name}: {name} holds {', '.join(values[:6])}, which does not tell by itself "
         f"whether {sides[0]} or {sides[1]} is better",

@@ -62,6 +62,10 @@ ROLES: dict[str, str] = {
     "share_a": "label or share of votes of a, 0 to 1",
     "share_b": "label or share of votes of b, 0 to 1",
     "share_tie": "1 for a tie",
+    "name_a": "what preference calls a in this row, such as the name of its model",
+    "name_b": "what preference calls b",
+    "votes_a": "number of votes for a",
+    "votes_b": "number of votes for b",
     "score_a": "score of a, the higher the better",
     "score_b": "score of b",
     "score_chosen": "score of chosen: equal scores are a tie, the difference is the strength",
@@ -90,6 +94,7 @@ VALUES: dict[str, str] = {
     "b_wins": "values of preference if b is better",
     "tie": "values of preference if neither is",
 }
+_BY_SIDE = ("share_a", "share_b", "votes_a", "votes_b")
 _OPENING = ("system", "tools", "history", "context")
 _TIES = {
     "tie", "ties", "tied", "draw", "both", "both_bad", "bothbad", "tie_bothbad", "tie_both_bad",
@@ -141,7 +146,16 @@ class Schema:
         """Roles without which a row states nothing."""
         of_shape: dict[Shape, tuple[str, ...]] = {
             "sides": ("prompt", "chosen", "rejected"),
-            "labelled": ("prompt", "a", "b", "preference", "share_a", "share_b", "tie"),
+            "labelled": (
+                "prompt",
+                "a",
+                "b",
+                "preference",
+                "share_a",
+                "share_b",
+                "votes_a",
+                "votes_b",
+            ),
             "list": ("prompt", "responses", "ranks", "ratings"),
             "rows": ("prompt", "response", "rating"),
         }
@@ -306,9 +320,13 @@ class Schema:
             return None, None, None
         if "share_a" in roles:
             return self._shares(row)
+        if "votes_a" in roles:
+            return self._counted(row)
         if "preference" not in roles:
             return self._difference(row), None, None
-        prefers = self.meaning(value(row, roles["preference"]))
+        prefers: float | str | None = self._named(row) if "name_a" in roles else None
+        if prefers is None:
+            prefers = self.meaning(value(row, roles["preference"]))
         if isinstance(prefers, str):
             raise RowFault("unreadable", f"{roles['preference']} is {prefers}")
         if "votes" not in roles or not prefers:
@@ -324,6 +342,20 @@ class Schema:
             return None, None, None
         agreement = max(one, other) if min(one, other) > 0 else None
         return one - other, agreement, None
+
+    def _counted(self, row: RawRow) -> tuple[float | None, float | None, int | None]:
+        one, other = number(row, self.roles["votes_a"]), number(row, self.roles["votes_b"])
+        if one is None or other is None or one + other <= 0:
+            return None, None, None
+        return one - other, max(one, other) / (one + other), round(one + other)
+
+    def _named(self, row: RawRow) -> float | None:
+        """Which side `preference` names by the name that the row gives it; None if neither."""
+        name = self._name(row, "preference")
+        one, other = self._name(row, "name_a"), self._name(row, "name_b")
+        if name is None or one == other or name not in (one, other):
+            return None
+        return 1.0 if name == one else -1.0
 
     def _share(self, row: RawRow, role: str) -> float | None:
         path = self.roles[role]
@@ -399,7 +431,7 @@ class Schema:
         if "share_a" in self.roles:
             one, other = (self._share(row, role) for role in ("share_a", "share_b"))
             return "" if one is None or other is None else f"both labels are {one:g}"
-        path = self.roles.get("preference") or self.roles["score_a"]
+        path = next(self.roles[r] for r in ("preference", "votes_a", "score_a") if r in self.roles)
         return f"{path} {value(row, path)!r}"
 
     def _list(self, row: RawRow) -> list[Pair | RowFault]:
@@ -536,7 +568,7 @@ class Schema:
             return "its pairs are made of several rows, so no row has a preference to reverse"
         if self.shape == "list" and self.pairs == "best":
             return "--pairs best compares with the best answer, which reversing would change"
-        if self.shape == "labelled" and not {"preference", "share_a"} & set(self.roles):
+        if self.shape == "labelled" and not {"preference", "share_a", "votes_a"} & set(self.roles):
             return "its labels follow from scores, which are not exchanged"
         order = {"sides": ("chosen", "rejected"), "labelled": (), "list": ("ranks", "ratings")}
         for role in order.get(self.shape, ()):
@@ -559,8 +591,14 @@ class Schema:
                 if role in self.roles:
                     flipped = changed(flipped, self.roles[role], mirrored_ranks)
             return flipped
-        if "share_a" in self.roles:
-            flipped = exchanged(row, (self.roles["share_a"], self.roles["share_b"]))
+        twins = [(f"{kind}_a", f"{kind}_b") for kind in ("share", "votes")]
+        twin = next(((a, b) for a, b in twins if a in self.roles), None)
+        if twin is not None:
+            flipped = exchanged(row, (self.roles[twin[0]], self.roles[twin[1]]))
+        elif "name_a" in self.roles and self._named(row) is not None:
+            other = "name_b" if (self._named(row) or 0) > 0 else "name_a"
+            name = value(row, self.roles[other])
+            flipped = changed(row, self.roles["preference"], lambda _: name)
         else:
             flipped = changed(row, self.roles["preference"], self._mirrored)
             if "votes" in self.roles and self.roles["votes"] != self.roles["preference"]:
