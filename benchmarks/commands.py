@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from benchmarks.harness import Options, Report, main
 from noisescope.pairs import pairs_schema
 from noisescope.scoring.margins import write_margins
-from noisescope.storage.run import Plan, open_run
+from noisescope.storage.run import Plan, create_run
 
 SQL = "SELECT count(*) AS n, avg(u) AS u FROM scores WHERE p_flip > 0.2"
 
@@ -39,7 +39,7 @@ def synthetic_run(runs: Path, pairs: int, replicas: int) -> Path:
     """Write a run of synthetic margins: gaps N(1.5, 1.5^2), a fifth of the labels flipped."""
     rng = np.random.default_rng(0)
     plan = Plan("synthetic", "0" * 20, "none", "0" * 20, {"kind": "head", "beta": 0.1})
-    run = open_run(runs, plan)
+    run = create_run(runs, plan)
     ids = pa.array([f"{i:020x}" for i in range(pairs)])
     text = pa.array(["-"] * pairs)
     columns = {name: text for name in ("prompt", "chosen", "rejected", "source")}

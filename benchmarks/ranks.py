@@ -20,14 +20,15 @@ from pathlib import Path
 
 from benchmarks.harness import ROOT, Options, Report, main
 from benchmarks.models import smollm2
+from noisescope.auditing.audit import Job, compute_over_ranks
 from noisescope.auditing.ranks import joined
-from noisescope.auditing.shards import compute_over_ranks
 from noisescope.datasets import load
 from noisescope.models.causal_lm import load_causal_lm
 from noisescope.models.items import distinct_items
 from noisescope.progress import Silent
 from noisescope.replicas.gather import EvidenceConfig
 from noisescope.storage import cache as parts
+from noisescope.storage.run import Run
 
 CHUNK = 1024
 #: Pairs read; they share about 200 and 90 responses.
@@ -45,9 +46,9 @@ def rank(data: str, model: str, limit: str, runs: str) -> None:
         policy.features(items[:1])  # the first pass of a process also allocates
         world.exchange()
         began = time.perf_counter()
-        compute_over_ranks(
-            pairs, policy, EvidenceConfig(), world, runs_directory=Path(runs), reporter=Silent()
-        )
+        job = Job.of(pairs, policy, EvidenceConfig(), "", Silent())
+        run = Run(Path(runs) / job.plan.directory_name)
+        compute_over_ranks(job, run, job.work(run), Silent(), world)
         world.exchange()
         seconds = time.perf_counter() - began
         facts = {"seconds": seconds, "responses": len(items), "flops": policy.flops(items)}

@@ -11,7 +11,7 @@ from helpers.ranks import Launcher
 from helpers.runs import files, manifest, score_line, the_run
 
 from noisescope.auditing.ranks import World, joined
-from noisescope.storage.files import hold
+from noisescope.storage.files import locked
 
 
 def parts_of(runs: Path) -> dict[Path, int]:
@@ -45,7 +45,7 @@ def test_a_killed_rank_ends_the_others_and_the_same_launch_continues(
     line = score_line(tmp_path)
     assert launch(line, line, dies=1) == [2, -9]
     assert "rank 0 of 2 lost the others" in launch.said(0)
-    assert "Type the same launch command again" in launch.said(0)
+    assert "Run the same launch command again" in launch.said(0)
     before = parts_of(tmp_path)
     assert 0 < len(before) < len(parts_of(alone))
     assert not the_run(tmp_path).complete
@@ -68,7 +68,7 @@ def test_a_stopped_launch_names_the_launch_not_one_process(
     line = score_line(tmp_path)
     assert launch(line, line, dies=0, by=signal.SIGINT) == [2, 2]
     assert "error: stopped by SIGINT" in launch.said(0)
-    assert "Type the same launch command again" in launch.said(0)
+    assert "Run the same launch command again" in launch.said(0)
     assert "noisescope score" not in launch.said(0)
 
 
@@ -111,20 +111,15 @@ def test_what_ranks_cannot_share_is_refused(launch: Launcher, tmp_path: Path) ->
     patient = ("--checkpoints", "3", "--early-stopping", "1")
     lora = score_line(tmp_path, "--kind", "lora", *patient)
     assert launch(lora, lora) == [2, 2]
-    assert "--early-stopping asks all replicas" in launch.said(0)
+    assert "--early-stopping needs all replicas" in launch.said(0)
     assert launch.said(1) == ""
 
 
 def test_two_jobs_never_share_a_run(launch: Launcher, alone: Path) -> None:
-    class Owner:
-        pass
-
-    owner = Owner()
-    hold(owner, the_run(alone).directory)
     line = score_line(alone)
-    assert launch(line, line) == [2, 2]
+    with locked(the_run(alone).directory):
+        assert launch(line, line) == [2, 2]
     assert "is being written by another process" in launch.said(0)
-    del owner
     before = parts_of(alone)
     assert launch(line, line) == [0, 0]
     assert "only verdicts are made again" in launch.said(0)

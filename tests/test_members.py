@@ -24,7 +24,7 @@ from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 
 from noisescope.auditing.audit import fine_tune
 from noisescope.auditing.merge import merge
-from noisescope.auditing.shards import compute_over_ranks, compute_shard
+from noisescope.auditing.shards import compute_shard
 from noisescope.cli import run as command
 from noisescope.datasets import load
 from noisescope.datasets.images import StoredImages
@@ -36,7 +36,7 @@ from noisescope.progress import Silent
 from noisescope.replicas import gather_lora as gathering_lora
 from noisescope.replicas.gather import EvidenceConfig
 from noisescope.replicas.lora_text import train_lora
-from noisescope.replicas.partition import Shard
+from noisescope.replicas.partition import Share
 from noisescope.replicas.standalone import DONE, FOLDER, conclude, member_directory, read_member
 from noisescope.scoring.margins import read_margins
 from noisescope.storage import cache as parts
@@ -124,7 +124,7 @@ def test_ranks_and_shards_train_the_same_and_one_process_to_rounding(
     found = evidence(two)
     assert len(found) == 1 + CHECKPOINTS * 2 + 3 * 3 * 2
     assert found == evidence(merged)
-    assert "3 of 3 LoRA replicas to train over 2 ranks" in launch.said(0)
+    assert "3 of 3 replicas to compute over 2 ranks" in launch.said(0)
     assert launch.said(1) == ""
     (the_run(two).margins_directory / f"part-{STEPS:06d}.parquet").unlink()
     assert launch(typed) == [0]  # what is put together is made again without training
@@ -319,7 +319,7 @@ def test_scores_that_rank_0_cannot_see_are_told_as_such(
     class Apart:
         """Rank 0 of two, the other of which writes to a disk of its own."""
 
-        rank, size, first = 0, 2, True
+        rank, size, first, share = 0, 2, True, Share(0, 2)
 
         def exchange(self) -> None: ...
         def require_same(self, facts: Any) -> None: ...
@@ -331,10 +331,8 @@ def test_scores_that_rank_0_cannot_see_are_told_as_such(
     theirs = the_run(disks / "1").directory / FOLDER / "0" / "replicas" / "0"
     evidence = EvidenceConfig("adapters", adapters=(theirs,))
     world = cast(Any, Apart())
-    with pytest.raises(RunError, match=r"^scores of \d+ responses were computed by other ranks"):
-        compute_over_ranks(
-            dataset, policy, evidence, world, runs_directory=tmp_path, reporter=Silent()
-        )
+    with pytest.raises(RunError, match=r"responses have no scores that rank 0 can see: other"):
+        fine_tune(dataset, policy, evidence=evidence, world=world, runs_directory=tmp_path)
 
 
 def test_image_replicas_in_shards(tmp_path: Path) -> None:
@@ -354,7 +352,7 @@ def test_image_replicas_in_shards(tmp_path: Path) -> None:
             dataset,
             policy(),
             config,
-            Shard(index, 2),
+            Share(index - 1, 2),
             runs_directory=tmp_path / "runs",
             command="noisescope score p --kind lora",
             reporter=Silent(),

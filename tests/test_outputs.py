@@ -20,7 +20,7 @@ from noisescope.datasets.flip.copy import plant
 from noisescope.datasets.flip.plan import FlipPlan
 from noisescope.errors import RunError
 from noisescope.evaluate.directory import open_directory
-from noisescope.replicas.partition import Shard
+from noisescope.replicas.partition import Share
 from noisescope.storage.files import LOCK, TEMPORARY_PREFIX
 from noisescope.storage.redact import masked, without_secrets
 from noisescope.training.policy.output import TrainPlan, open_trained
@@ -264,7 +264,7 @@ def test_a_manifest_keeps_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.manifest()["command"] == shown
     assert without_secrets({"command": typed, "seed": 1}) == {"command": shown, "seed": 1}
     assert without_secrets({"command": None}) == {"command": None}
-    record = Record("p" * 20, Shard(1, 2), ("c",), Origin("x", "trl", {}, None, typed))
+    record = Record("p" * 20, Share(1, 2), ("c",), Origin("x", "trl", {}, None, typed))
     assert "pl4nt3d" not in record.text()
     assert read_record(Path(record.name), record.text()).origin.command == shown
     for path in run.directory.iterdir():

@@ -11,48 +11,48 @@ from pathlib import Path
 import pytest
 
 from noisescope.errors import RunError
-from noisescope.storage.run import FORMAT, LOCK, Plan, find_run, finished_runs, open_run
+from noisescope.storage.run import FORMAT, LOCK, Plan, create_run, find_run, finished_runs, open_run
 
 PLAN = Plan("toy", "d" * 20, "tiny", "m" * 20, {"kind": "head", "replicas": 8})
 
 
 def test_the_directory_is_a_function_of_the_plan(tmp_path: Path) -> None:
-    first = open_run(tmp_path, PLAN)
-    assert open_run(tmp_path, PLAN).directory == first.directory
+    first = create_run(tmp_path, PLAN)
+    assert create_run(tmp_path, PLAN).directory == first.directory
     assert first.directory.name == f"toy-{PLAN.fingerprint[:8]}"
     for other in (
         replace(PLAN, dataset_fingerprint="e" * 20),
         replace(PLAN, model_fingerprint="n" * 20),
         replace(PLAN, evidence={"kind": "head", "replicas": 9}),
     ):
-        assert open_run(tmp_path, other).directory != first.directory
+        assert create_run(tmp_path, other).directory != first.directory
 
 
 def test_other_evidence_is_refused_and_named(tmp_path: Path) -> None:
-    open_run(tmp_path, PLAN, tmp_path / "mine")
+    create_run(tmp_path, PLAN, tmp_path / "mine")
     other = replace(PLAN, model="larger", model_fingerprint="n" * 20)
     with pytest.raises(RunError, match="model, model_fingerprint differ"):
-        open_run(tmp_path, other, tmp_path / "mine")
+        create_run(tmp_path, other, tmp_path / "mine")
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="not empty and not a run directory"):
-        open_run(tmp_path, PLAN, tmp_path)
+        create_run(tmp_path, PLAN, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_an_unwritable_place_is_a_run_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file, not a directory")
     with pytest.raises(RunError, match="cannot use") as caught:
-        open_run(tmp_path / "runs", PLAN)
+        create_run(tmp_path / "runs", PLAN)
     assert "--runs-dir" in str(caught.value)
 
 
 def test_finding_runs_by_name_path_and_age(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no finished run"):
         find_run(None, tmp_path)
-    old, new = open_run(tmp_path, PLAN), open_run(tmp_path, replace(PLAN, dataset="other"))
+    old, new = create_run(tmp_path, PLAN), create_run(tmp_path, replace(PLAN, dataset="other"))
     for age, run in enumerate((old, new)):
         run.write_manifest({})
         os.utime(run.manifest_path, (age, age))
@@ -70,7 +70,7 @@ def test_finding_runs_by_name_path_and_age(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_or_damaged_run_says_so(tmp_path: Path) -> None:
-    run = open_run(tmp_path, PLAN)
+    run = create_run(tmp_path, PLAN)
     with pytest.raises(RunError, match="not a finished run"):
         run.manifest()
     run.manifest_path.write_text("{")
@@ -83,16 +83,16 @@ def test_an_unfinished_or_damaged_run_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../etc", "/etc/passwd", "..", "", "a/b", "x\x00y", "名前"])
 def test_no_dataset_name_escapes_the_runs_directory(tmp_path: Path, name: str) -> None:
-    run = open_run(tmp_path, replace(PLAN, dataset=name))
+    run = create_run(tmp_path, replace(PLAN, dataset=name))
     assert run.directory.parent == tmp_path
     assert not run.directory.name.startswith(".")
 
 
 def test_a_damaged_plan_names_the_directory_to_remove(tmp_path: Path) -> None:
-    run = open_run(tmp_path, PLAN)
+    run = create_run(tmp_path, PLAN)
     run.plan_path.write_text("{")
     with pytest.raises(RunError) as caught:
-        open_run(tmp_path, PLAN)
+        create_run(tmp_path, PLAN)
     assert f"Remove {run.directory} " in str(caught.value)
 
 
@@ -100,7 +100,8 @@ HOLDER = (
     "import sys, time; from pathlib import Path\n"
     "from noisescope.storage.run import Plan, open_run\n"
     "plan = Plan('toy', 'd' * 20, 'tiny', 'm' * 20, {'kind': 'head', 'replicas': 8})\n"
-    "run = open_run(Path(sys.argv[1]), plan); print('held', flush=True); time.sleep(3600)"
+    "with open_run(Path(sys.argv[1]), plan):\n"
+    "    print('held', flush=True); time.sleep(3600)"
 )
 
 
@@ -109,28 +110,28 @@ def test_two_processes_never_write_one_run_and_a_kill_leaves_no_lock(tmp_path: P
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match=rf"written by another process \({holder.pid}\)"):
-            open_run(tmp_path, PLAN)
-        other = open_run(tmp_path, replace(PLAN, model_fingerprint="n" * 20))
-        holder.kill()
-    run = open_run(tmp_path, PLAN)
-    assert (run.directory / LOCK).read_text() == f"{os.getpid()}\n"
-    again = open_run(tmp_path, PLAN)
-    place = run.directory
-    del run
-    assert (place / LOCK).read_text()
-    del again, other
-    assert (place / LOCK).read_text() == ""
+        with (
+            pytest.raises(RunError, match=rf"written by another process \({holder.pid}\)"),
+            open_run(tmp_path, PLAN),
+        ):
+            pass
+        with open_run(tmp_path, replace(PLAN, model_fingerprint="n" * 20)):
+            holder.kill()
+    with open_run(tmp_path, PLAN) as run:
+        assert (run.directory / LOCK).read_text() == f"{os.getpid()}\n"
+    assert (run.directory / LOCK).read_text() == ""
+    with open_run(tmp_path, PLAN) as again:
+        assert again == run
 
 
 def test_leftovers_of_a_killed_start_are_no_strangers(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text("1\n")
     (tmp_path / ".partial-x.json").write_text("{")
-    assert open_run(tmp_path, PLAN, tmp_path).plan()["format"] == FORMAT
+    assert create_run(tmp_path, PLAN, tmp_path).plan()["format"] == FORMAT
 
 
 def test_a_run_in_another_format_is_refused(tmp_path: Path) -> None:
-    run = open_run(tmp_path, PLAN)
+    run = create_run(tmp_path, PLAN)
     run.plan_path.write_text(run.plan_path.read_text().replace('"format": 1', '"format": 7'))
     with pytest.raises(RunError, match="format 7, this is format 1"):
-        open_run(tmp_path, PLAN)
+        create_run(tmp_path, PLAN)

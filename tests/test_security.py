@@ -26,7 +26,7 @@ from noisescope.errors import NoisescopeError
 from noisescope.models.causal_lm import load_causal_lm
 from noisescope.models.pipeline import find_pipeline
 from noisescope.storage.files import write_atomic
-from noisescope.storage.run import LOCK, Plan, Run, find_run, open_run
+from noisescope.storage.run import LOCK, Plan, Run, create_run, find_run, open_run
 from noisescope.storage.sql import query
 
 SECRET = "hunter2"
@@ -202,10 +202,10 @@ def test_nothing_is_written_through_a_link_or_in_its_place(tmp_path: Path, lead:
 def test_a_run_directory_with_links_is_not_written(tmp_path: Path, name: str) -> None:
     victim = tmp_path / "victim"
     victim.write_text(SECRET)
-    place = open_run(tmp_path, PLAN).directory
-    (place / LOCK).unlink()
+    place = create_run(tmp_path, PLAN).directory
+    (place / LOCK).unlink(missing_ok=True)
     (place / name).symlink_to(victim)
-    assert f"{place / name} is a symbolic link" in refused(open_run, tmp_path, PLAN)
+    assert f"{place / name} is a symbolic link" in refused(open_run(tmp_path, PLAN).__enter__)
     assert victim.read_text() == SECRET
 
 

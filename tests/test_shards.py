@@ -21,7 +21,7 @@ from noisescope.cli.score import without_shard
 from noisescope.errors import RunError, UsageError
 from noisescope.models import Item
 from noisescope.pairs import response_key
-from noisescope.replicas.partition import cut, read_shard, share_of
+from noisescope.replicas.partition import Share, boundaries, shard_of
 from noisescope.scoring.margins import read_margins
 from noisescope.storage import cache as parts
 from noisescope.storage.cache import plan_chunks
@@ -137,7 +137,7 @@ def test_a_damaged_part_is_refused_by_name(place: Path, tmp_path: Path, elsewher
     target = tmp_path / "all" / "x" if elsewhere else None
     with pytest.raises(RunError, match=rf"{part.name} is damaged") as caught:
         merge([str(runs)], run_directory=target)
-    assert "parts are not here, or damaged" in caught.value.message
+    assert "not here, or damaged" in caught.value.message
     assert "--shard" in str(caught.value.hint)
 
 
@@ -208,7 +208,7 @@ def test_where_there_are_no_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", "1/3/5", ""])
 def test_shards_that_make_no_sense(text: str) -> None:
     with pytest.raises(UsageError, match="i/n with i from 1 to n"):
-        read_shard(text)
+        Share.parse(text)
 
 
 def test_the_command_of_the_whole_audit() -> None:
@@ -226,12 +226,12 @@ def test_shares_are_whole_chunks_and_together_everything(lengths: list[int], sha
     some = items(lengths)
     sizes = np.array(lengths, np.int64)
     size = {item.key: length for item, length in zip(some, lengths, strict=True)}
-    cuts = cut(some, sizes, shares)
+    cuts = boundaries(some, sizes, shares)
     assert len(cuts) == shares - 1
     assert list(cuts) == sorted(cuts)
     chunks = []
     for share in range(shares):
-        mine = [item for item in some if share_of(item, cuts) == share]
+        mine = [item for item in some if shard_of(item, cuts) == share]
         own = np.array([size[item.key] for item in mine], np.int64)
         chunks += list(plan_chunks(mine, own))
         assert own.sum() <= sizes.sum() / shares + parts.CHUNK + max(lengths, default=0)

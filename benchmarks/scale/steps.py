@@ -28,7 +28,7 @@ from benchmarks.flip import BLOCK, blocks, write_parquet
 from benchmarks.harness import Options, Report
 from noisescope.pairs import pairs_schema
 from noisescope.scoring.margins import write_margins
-from noisescope.storage.run import Plan, open_run
+from noisescope.storage.run import Plan, create_run
 
 REPLICAS, ANNOTATORS = 8, 500
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000, 10_000_000), (10_000, 100_000, 1_000_000)
@@ -79,7 +79,7 @@ def made_run(runs: Path, pairs: int, replicas: int = REPLICAS, seed: int = 0) ->
     Ids are random, as content hashes are; pairs have the texts of `benchmarks.flip`.
     """
     plan = Plan("made-up", f"{pairs:020x}", "none", "0" * 20, {"kind": "head", "beta": 0.1})
-    run, rng = open_run(runs, plan), np.random.default_rng(seed)
+    run, rng = create_run(runs, plan), np.random.default_rng(seed)
     ids = pa.chunked_array(
         [_ids(rng, min(BLOCK, pairs - at)) for at in range(0, pairs, BLOCK)], pa.string()
     )

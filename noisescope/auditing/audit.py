@@ -1,10 +1,11 @@
-"""An audit: dataset and model in, evidence and verdicts out. What `noisescope score` calls.
+"""Run one audit: from a dataset and a model to margins, scores and a manifest.
 
     audit(load("pairs.jsonl"), load_policy("models/smollm2", dataset)).summary.flip_rate
-    fine_tune(dataset, policy, evidence=EvidenceConfig("lora"))   # the evidence alone
+    fine_tune(dataset, policy, evidence=EvidenceConfig("lora"))   # the margins alone
 
-Stages: pairs -> features (cached) or fine-tuning -> margins -> scores -> manifest. Each stage's
-file is whole or absent, so the same call after a kill continues where it stopped.
+Stages: pairs -> features (cached) or replicas -> margins -> scores -> manifest. Each stage's file
+is whole or absent, so the same call after a kill continues where it stopped. Under a launcher every
+rank makes the same call with its `world`; rank 0 alone writes margins and scores.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.errors import UsageError
+from noisescope.auditing.ranks import World
+from noisescope.errors import RunError, UsageError
 from noisescope.models import Policy
 from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter, Silent, Stopwatch
-from noisescope.replicas.gather import EvidenceConfig, gather_heads
-from noisescope.replicas.gather_adapters import gather_adapters
-from noisescope.replicas.gather_lora import gather_lora
+from noisescope.replicas.gather import EvidenceConfig, HeadWork, Work
+from noisescope.replicas.gather_adapters import AdapterWork
+from noisescope.replicas.gather_lora import LoraWork
 from noisescope.storage.files import write_atomic
 from noisescope.storage.run import Plan, Run, open_run, versions
 
@@ -31,18 +34,14 @@ if TYPE_CHECKING:
     from noisescope.scoring.score import ScoreConfig
     from noisescope.scoring.summary import Summary
 
-#: How each kind of `EvidenceConfig.kind` gathers margins; what it did, for the manifest.
-GATHER: dict[str, Callable[..., dict[str, Any]]] = {
-    "head": gather_heads,
-    "lora": gather_lora,
-    "adapters": gather_adapters,
-}
+#: What each kind of `EvidenceConfig.kind` computes.
+WORK: dict[str, type[Work]] = {"head": HeadWork, "lora": LoraWork, "adapters": AdapterWork}
 
 
 @final
 @dataclass(frozen=True)
 class Audit:
-    """A finished audit: where its files are and what they say."""
+    """A finished audit: where its files are and what they contain."""
 
     run: Run
     summary: Summary
@@ -52,7 +51,7 @@ class Audit:
 @final
 @dataclass(frozen=True)
 class FineTuned:
-    """Replicas that are done: where they are, and whether they were before."""
+    """A run whose margins are complete, and whether they were before."""
 
     run: Run
     plan: Plan
@@ -60,90 +59,91 @@ class FineTuned:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
-def plan_run(dataset: PreferenceDataset, policy: Policy, evidence: EvidenceConfig) -> Plan:
-    """What identifies the evidence this audit needs."""
-    return Plan(
-        dataset=dataset.name,
-        dataset_fingerprint=dataset.fingerprint,
-        model=policy.identity.id,
-        model_fingerprint=policy.identity.fingerprint,
-        evidence=evidence.settings(dataset.modality),
-        modality=dataset.modality,
-    )
+@final
+@dataclass(frozen=True)
+class Origin:
+    """What a run came from, for its manifest: facts of dataset and model, and the command."""
+
+    resolved: str
+    adapter: str
+    facts: Mapping[str, Any]
+    model_revision: str | None
+    command: str
+    columns: Mapping[str, str] | None = None
+    pairs_of: str = "all"
 
 
-def fine_tune(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    *,
-    evidence: EvidenceConfig | None = None,
-    runs_directory: Path = Path("runs"),
-    run_directory: Path | None = None,
-    command: str = "",
-    reporter: Reporter | None = None,
-) -> FineTuned:
-    """Replicas and their margins, and a manifest that says so: `audit` then only makes verdicts.
+@final
+@dataclass(frozen=True)
+class Job:
+    """The inputs of one audit, and the plan that follows from them."""
 
-    Raises DataError, ModelError, RunError or EvidenceError; nothing already written is lost.
-    """
-    evidence, reporter = evidence or EvidenceConfig(), reporter or Silent()
-    check_fit(dataset, policy, evidence)
-    dataset = prepared(dataset, policy, reporter)
-    plan = plan_run(dataset, policy, evidence)
-    run = open_run(runs_directory, plan, run_directory)
-    watch = Stopwatch()
-    for name in run.drop_damaged():
-        reporter.note(f"{run.directory / name} is damaged: making it again")
-    if not run.complete or not run.pairs_path.is_file():
-        write_pairs(run, dataset)
-    if run.evidence_complete:
-        return FineTuned(run, plan, True)
-    done = GATHER[evidence.kind](dataset, policy, evidence, run, reporter, watch)
-    origin = origin_of(dataset, policy, command)
-    return record_evidence(run, plan, origin, done, watch)
+    dataset: PreferenceDataset
+    policy: Policy
+    config: EvidenceConfig
+    plan: Plan
+    origin: Origin
 
+    @classmethod
+    def of(
+        cls,
+        dataset: PreferenceDataset,
+        policy: Policy,
+        config: EvidenceConfig,
+        command: str,
+        reporter: Reporter,
+    ) -> Job:
+        """Check the inputs, set aside pairs that `policy` cannot judge, and plan the run.
 
-def check_fit(dataset: PreferenceDataset, policy: Policy, evidence: EvidenceConfig) -> None:
-    """Raise UsageError where `policy` cannot judge `dataset`, or `evidence` makes no sense."""
-    if policy.modality != dataset.modality:
-        raise UsageError(
-            f"{dataset.name} holds {dataset.modality} pairs, {policy.identity.id} judges "
-            f"{policy.modality}",
-            hint="Name a fitting model with --model.",
+        Raises UsageError if the inputs do not go together.
+        """
+        from noisescope.models.readable import judged_by
+
+        if policy.modality != dataset.modality:
+            raise UsageError(
+                f"{dataset.name} has {dataset.modality} pairs, {policy.identity.id} is a model of "
+                f"{policy.modality}",
+                hint="Name a model of that modality with --model.",
+            )
+        config.check(dataset.modality)
+        known = len(dataset.facts.notes)
+        dataset = judged_by(policy, dataset)
+        for note in dataset.facts.notes[known:]:
+            reporter.note(note)
+        plan = Plan(
+            dataset=dataset.name,
+            dataset_fingerprint=dataset.fingerprint,
+            model=policy.identity.id,
+            model_fingerprint=policy.identity.fingerprint,
+            evidence=config.settings(dataset.modality),
+            modality=dataset.modality,
         )
-    evidence.check(dataset.modality)
+        origin = Origin(
+            dataset.resolved,
+            dataset.adapter,
+            dataset.facts.to_json(),
+            policy.identity.revision,
+            command,
+            dataset.columns,
+            dataset.pairs,
+        )
+        return cls(dataset, policy, config, plan, origin)
+
+    def work(self, run: Run) -> Work:
+        """What there is to compute for `run`."""
+        return work_of(run, self.plan, self.dataset.table)
+
+    def write_pairs(self, run: Run) -> None:
+        """Write pairs.parquet: the same bytes on every machine."""
+        import pyarrow.parquet as pq
+
+        table = self.dataset.table
+        write_atomic(run.pairs_path, lambda path: pq.write_table(table, path, compression="zstd"))
 
 
-def prepared(dataset: PreferenceDataset, policy: Policy, reporter: Reporter) -> PreferenceDataset:
-    """The pairs that `policy` can judge; what was set aside and cut is noted once."""
-    from noisescope.models.readable import judged_by
-
-    found = judged_by(policy, dataset)
-    for note in found.facts.notes[len(dataset.facts.notes) :]:
-        reporter.note(note)
-    return found
-
-
-def write_pairs(run: Run, dataset: PreferenceDataset) -> None:
-    """Write pairs.parquet: the same bytes whoever writes it."""
-    import pyarrow.parquet as pq
-
-    table = dataset.table
-    write_atomic(run.pairs_path, lambda path: pq.write_table(table, path, compression="zstd"))
-
-
-def record_evidence(
-    run: Run, plan: Plan, origin: Origin, training: Mapping[str, Any], watch: Stopwatch
-) -> FineTuned:
-    """The manifest of a run whose margins are whole and that has no verdicts yet."""
-    facts = {
-        "training": dict(training),
-        "evidence_files": run.evidence_files(),
-        "scores": "absent",
-        "timings": _rounded(watch),
-    }
-    run.write_manifest(_facts(plan, origin) | facts)
-    return FineTuned(run, plan, False, watch.seconds)
+def work_of(run: Run, plan: Plan, table: Any) -> Work:
+    """What there is to compute for the run of `plan` over the pairs `table`."""
+    return WORK[plan.evidence["kind"]](run, plan, table)
 
 
 def audit(
@@ -156,27 +156,140 @@ def audit(
     run_directory: Path | None = None,
     command: str = "",
     reporter: Reporter | None = None,
+    world: World | None = None,
 ) -> Audit:
     """Audit `dataset` with `policy`; finished stages of the same plan are reused.
 
-    Raises DataError, ModelError, RunError or EvidenceError; nothing already written is lost.
+    Under a launcher, ranks other than 0 leave the `joined` block instead of returning. Raises
+    UsageError, DataError, ModelError, RunError or EvidenceError; finished files are kept.
     """
-    reporter = reporter or Silent()
-    dataset = prepared(dataset, policy, reporter)
-    tuned = fine_tune(
-        dataset,
-        policy,
-        evidence=evidence,
-        runs_directory=runs_directory,
-        run_directory=run_directory,
-        command=command,
-        reporter=reporter,
+    reporter, world = reporter or Silent(), world or World()
+    job = Job.of(dataset, policy, evidence or EvidenceConfig(), command, reporter)
+    with _opened(job, runs_directory, run_directory, world) as run:
+        tuned = make_margins(job, run, reporter, world)
+        return score_margins(tuned, job.origin, score, reporter)
+
+
+def fine_tune(
+    dataset: PreferenceDataset,
+    policy: Policy,
+    *,
+    evidence: EvidenceConfig | None = None,
+    runs_directory: Path = Path("runs"),
+    run_directory: Path | None = None,
+    command: str = "",
+    reporter: Reporter | None = None,
+    world: World | None = None,
+) -> FineTuned:
+    """Make the replicas and their margins, and a manifest without scores, which `audit` adds.
+
+    Errors, ranks and reuse as in `audit`.
+    """
+    reporter, world = reporter or Silent(), world or World()
+    job = Job.of(dataset, policy, evidence or EvidenceConfig(), command, reporter)
+    with _opened(job, runs_directory, run_directory, world) as run:
+        return make_margins(job, run, reporter, world)
+
+
+@contextmanager
+def _opened(
+    job: Job, runs_directory: Path, run_directory: Path | None, world: World
+) -> Iterator[Run]:
+    """The run directory of `job`, locked by rank 0 for all ranks."""
+    from noisescope import __version__
+
+    world.require_same(
+        {
+            "version of noisescope": __version__,
+            "dataset": job.plan.dataset_fingerprint,
+            "model": job.plan.model_fingerprint,
+            "plan": job.plan.fingerprint,
+        }
     )
-    return judge(tuned, origin_of(dataset, policy, command), score, reporter)
+    directory = run_directory or runs_directory / job.plan.directory_name
+    others = nullcontext(Run(directory))
+    with open_run(runs_directory, job.plan, run_directory) if world.first else others as run:
+        yield run
 
 
-def judge(tuned: FineTuned, origin: Origin, score: ScoreConfig | None, reporter: Reporter) -> Audit:
-    """Verdicts from a run's margins, and the manifest that says they are there."""
+def make_margins(job: Job, run: Run, reporter: Reporter, world: World) -> FineTuned:
+    """Compute what is missing, divided among the ranks, and write margins and manifest."""
+    watch, work = Stopwatch(), job.work(run)
+    if world.first:
+        for name in run.drop_damaged():
+            reporter.note(f"{run.directory / name} is damaged: making it again")
+        if not run.complete or not run.pairs_path.is_file():
+            job.write_pairs(run)
+    if world.size > 1:
+        compute_over_ranks(job, run, work, reporter, world)
+    world.leave()
+    if run.evidence_complete:
+        return FineTuned(run, job.plan, True)
+    training = work.make(job.policy, job.config, reporter, watch)
+    return record_margins(run, job.plan, job.origin, training, watch)
+
+
+def compute_over_ranks(job: Job, run: Run, work: Work, reporter: Reporter, world: World) -> None:
+    """Compute what is missing, each rank its share of it.
+
+    Rank 0 decides what is missing, so a job that continues a killed one is divided evenly too. All
+    ranks write to one file system; raises RunError if rank 0 cannot see what another wrote.
+    """
+    missing = work.missing() if world.first and not run.evidence_complete else []
+    todo = _unpacked(world.from_first(_packed(missing, len(work))), len(work))
+    if not todo:
+        return
+    reporter.note(
+        f"{len(todo):,} of {len(work):,} {work.unit} to compute over {world.size:,} ranks"
+    )
+    shares, _ = work.divide(job.policy, todo, world.size)
+    mine = [unit for unit, share in zip(todo, shares, strict=True) if share == world.rank]
+    work.compute(job.policy, job.config, mine, reporter, world.share, world.exchange)
+    world.exchange()
+    if world.first and (lost := work.missing()):
+        raise RunError(
+            f"{len(lost):,} of {len(work):,} {work.unit} {work.without} that rank 0 can see: other "
+            f"ranks computed them, and not in {run.directory.parent}",
+            hint="Ranks on several hosts need --runs-dir on a file system they share; else use "
+            "--shard i/n on each and `noisescope merge`.",
+        )
+
+
+def _packed(units: Sequence[int], count: int) -> str:
+    """`units` of `count`, a bit each, as hex digits."""
+    import numpy as np
+
+    bits = np.zeros(count, bool)
+    bits[list(units)] = True
+    return np.packbits(bits).tobytes().hex()
+
+
+def _unpacked(text: str, count: int) -> list[int]:
+    import numpy as np
+
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count)
+    units: list[int] = np.flatnonzero(bits).tolist()
+    return units
+
+
+def record_margins(
+    run: Run, plan: Plan, origin: Origin, training: Mapping[str, Any], watch: Stopwatch
+) -> FineTuned:
+    """Write the manifest of a run whose margins are complete and that has no scores yet."""
+    facts = {
+        "training": dict(training),
+        "evidence_files": run.evidence_files(),
+        "scores": "absent",
+        "timings": _rounded(watch),
+    }
+    run.write_manifest(_facts(plan, origin) | facts)
+    return FineTuned(run, plan, False, watch.seconds)
+
+
+def score_margins(
+    tuned: FineTuned, origin: Origin, score: ScoreConfig | None, reporter: Reporter
+) -> Audit:
+    """Score the pairs from a run's margins, and write the manifest of the finished run."""
     from noisescope.scoring.score import ScoreConfig, score_run
 
     run, watch = tuned.run, Stopwatch()
@@ -199,40 +312,12 @@ def judge(tuned: FineTuned, origin: Origin, score: ScoreConfig | None, reporter:
     return Audit(run, summary, {**tuned.timings, **watch.seconds})
 
 
-@final
-@dataclass(frozen=True)
-class Origin:
-    """What a run came from, for its manifest: facts of dataset and model, and the command."""
-
-    resolved: str
-    adapter: str
-    facts: Mapping[str, Any]
-    model_revision: str | None
-    command: str
-    columns: Mapping[str, str] | None = None
-    pairs_of: str = "all"
-
-
-def origin_of(dataset: PreferenceDataset, policy: Policy, command: str) -> Origin:
-    """The origin of an audit of `dataset` with `policy`."""
-    revision = policy.identity.revision
-    return Origin(
-        dataset.resolved,
-        dataset.adapter,
-        dataset.facts.to_json(),
-        revision,
-        command,
-        dataset.columns,
-        dataset.pairs,
-    )
-
-
 def _rounded(watch: Stopwatch) -> dict[str, float]:
     return {name: round(seconds, 3) for name, seconds in watch.seconds.items()}
 
 
 def _facts(plan: Plan, origin: Origin) -> dict[str, Any]:
-    """Everything needed to trust and repeat the run. Secrets never enter: no environment."""
+    """Everything needed to trust and repeat the run; no environment, which may hold secrets."""
     return plan.to_json() | {
         "evidence_state": "complete",
         **asdict(origin),

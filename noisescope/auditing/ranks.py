@@ -1,13 +1,13 @@
-"""The processes of one launch (torchrun, accelerate launch), and the few words they exchange.
+"""Coordinate the processes of one `torchrun` or `accelerate launch` job.
 
     with joined() as world:
-        todo = world.from_first(text)    # what rank 0 says, everywhere
-        ...                              # each rank its share
-        world.exchange()                 # wait for all
+        text = world.from_first(text)    # rank 0's text, on every rank
+        ...                              # each rank computes its share
+        world.leave()                    # wait for all ranks; only rank 0 continues
 
-An error in one rank is told to all of them at the next exchange and ends them all; only rank 0
-prints. Words go over gloo, on GPUs too: no tensors are exchanged that NCCL would be quicker at.
-Without a launcher the world is one process, and torch is not imported.
+An error on one rank is raised on every rank at the next exchange; only rank 0 prints. Messages are
+small, so gloo is used even on GPUs. Without a launcher the world is one process, and torch is not
+imported.
 """
 
 from __future__ import annotations
@@ -22,60 +22,70 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import Any, NoReturn, final
 
-from noisescope.errors import NoisescopeError, RunError
+from noisescope.errors import NoisescopeError, RunError, first_line
 from noisescope.models.device import launched
+from noisescope.replicas.partition import Share
 
-if TYPE_CHECKING:
-    pass
-
-#: How long a rank waits for the others: the slowest share of a pass may take days.
+#: How long a rank waits for the others: the slowest share may take days.
 PATIENCE = timedelta(days=7)
-#: Seconds between two looks at whether the others have answered; signals are heard in between.
-LOOK = 0.02
-#: What to do about a launch that did not come to its end.
-AGAIN = "Type the same launch command again: finished parts are kept."
+#: Seconds between two checks for the answers of other ranks; signals are handled in between.
+POLL = 0.02
+#: Hint of an error that ended a launch.
+AGAIN = "Run the same launch command again: finished chunks are kept."
 
 
 @final
-class Ended(Exception):
-    """All ranks know that the job has failed; `said` is what rank 0 prints."""
+class RankStopped(Exception):
+    """The job has failed on all ranks; rank 0 prints `error`. `known`: all ranks were reached."""
 
-    def __init__(self, said: Exception, *, known: bool = True) -> None:
-        super().__init__(str(said))
-        self.said, self.known = said, known
+    def __init__(self, error: Exception, *, known: bool = True) -> None:
+        super().__init__(str(error))
+        self.error, self.known = error, known
 
 
 @final
-@dataclass(frozen=True)
+class _Left(Exception):
+    """This rank's work is done: the `joined` block ends here."""
+
+
+@final
+@dataclass
 class World:
-    """This process among those of its launch; `size` 1 where it is alone."""
+    """This process among those of its launch; `size` is 1 without a launcher."""
 
     rank: int = 0
     size: int = 1
+    #: Whether the ranks have separated: rank 0 goes on alone.
+    left: bool = False
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that prints and writes the run."""
+        """Whether this rank prints and writes the run."""
         return self.rank == 0
 
-    def exchange(self, text: str = "") -> list[str]:
-        """What each rank says, in order of ranks; waits for all of them.
+    @property
+    def share(self) -> Share:
+        """This rank's share of the work."""
+        return Share(self.rank, self.size)
 
-        Raises Ended where a rank said that it failed, or is gone.
+    def exchange(self, text: str = "") -> list[str]:
+        """The text of each rank, in order of ranks; waits for all of them.
+
+        Raises RankStopped if a rank has failed or cannot be reached.
         """
-        return [text] if self.size == 1 else self._answers({"said": text})
+        return [text] if self.size == 1 or self.left else self._answers({"text": text})
 
     def from_first(self, text: str) -> str:
-        """What rank 0 says, in every rank."""
+        """The text of rank 0, on every rank."""
         return self.exchange(text if self.first else "")[0]
 
     def require_same(self, facts: Mapping[str, str]) -> None:
         """Raise RunError naming the first fact in which a rank differs from rank 0."""
-        stated = [json.loads(text) for text in self.exchange(json.dumps(facts))]
-        for rank, other in enumerate(stated):
-            for name, value in stated[0].items():
+        by_rank = [json.loads(text) for text in self.exchange(json.dumps(facts))]
+        for rank, other in enumerate(by_rank):
+            for name, value in by_rank[0].items():
                 if other.get(name) != value:
                     raise RunError(
                         f"rank {rank} has another {name} than rank 0: {other.get(name)}, not "
@@ -83,8 +93,18 @@ class World:
                         hint="Every host needs the same files, versions and --dtype.",
                     )
 
+    def leave(self) -> None:
+        """Wait for all ranks. Rank 0 continues alone; on the others `joined` ends."""
+        if self.size == 1 or self.left:
+            return
+        self.exchange()
+        self.left = True
+        _disconnect()
+        if not self.first:
+            raise _Left
+
     def fail(self, error: Exception) -> NoReturn:
-        """Tell every rank of this one's error. Raises Ended."""
+        """Send this rank's error to every rank. Raises RankStopped."""
         if "--debug" in sys.argv and not self.first:
             traceback.print_exception(error)
         hint = error.hint if isinstance(error, NoisescopeError) else None
@@ -95,34 +115,33 @@ class World:
         )
         try:
             self._answers({"error": message, "hint": hint})
-        except Ended as ended:
-            raise Ended(error if self.first and ended.known else ended.said) from error
-        raise AssertionError("an error that was told ends every rank")
+        except RankStopped as stopped:
+            mine = self.first and stopped.known
+            raise RankStopped(error if mine else stopped.error) from error
+        raise AssertionError("an error that was sent stops every rank")
 
     def _answers(self, mine: Mapping[str, Any]) -> list[str]:
         try:
             answers = [json.loads(text) for text in _gather(json.dumps(mine), self.size)]
         except RuntimeError as error:
             gone = RunError(
-                f"rank {self.rank} of {self.size} lost the others: "
-                f"{(str(error).splitlines() or ['no reason given'])[0]}",
-                hint=AGAIN,
+                f"rank {self.rank} of {self.size} lost the others: {first_line(error)}", hint=AGAIN
             )
-            raise Ended(gone, known=False) from error
-        failed = {rank: said for rank, said in enumerate(answers) if "error" in said}
+            raise RankStopped(gone, known=False) from error
+        failed = {rank: answer for rank, answer in enumerate(answers) if "error" in answer}
         if not failed:
-            return [str(said["said"]) for said in answers]
-        rank, said = next(iter(failed.items()))
+            return [str(answer["text"]) for answer in answers]
+        rank, answer = next(iter(failed.items()))
         whose = "" if len(failed) == self.size else f"rank {rank} of {self.size}: "
-        raise Ended(RunError(f"{whose}{said['error']}", hint=said["hint"]))
+        raise RankStopped(RunError(f"{whose}{answer['error']}", hint=answer["hint"]))
 
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The world of this process' launch, until all ranks are through the block.
+    """The world of this process' launch, until it leaves or all ranks are through the block.
 
-    Other ranks than 0 print nothing inside, and leave with exit code 2 where the job failed.
-    Raises what rank 0 or, by name, another rank raised; RunError where a rank is gone.
+    Ranks other than 0 print nothing inside, and exit with code 2 if the job failed. Raises what
+    rank 0 or, by name, another rank raised, and RunError if a rank cannot be reached.
     """
     if not launched():
         yield World()
@@ -132,20 +151,23 @@ def joined() -> Iterator[World]:
         with _quiet(world):
             _connect(world)
             try:
-                try:
-                    yield world
-                    world.exchange()
-                except Ended:
+                yield world
+                world.leave()
+            except (RankStopped, _Left):
+                raise
+            except Exception as error:
+                if world.left:
                     raise
-                except Exception as error:
-                    world.fail(error)
+                world.fail(error)
             finally:
-                _leave()
-    except Ended as ended:
-        if world.first or not ended.known:
-            raise ended.said from ended
-        raise SystemExit(2) from ended
-    except BaseException as error:  # a signal, sent to all of them: rank 0 says so
+                _disconnect()
+    except _Left:
+        return
+    except RankStopped as stopped:
+        if world.first or not stopped.known:
+            raise stopped.error from stopped
+        raise SystemExit(2) from stopped
+    except BaseException as error:  # a signal, sent to all of them: rank 0 reports it
         if world.first or isinstance(error, Exception):
             raise
         raise SystemExit(2) from error
@@ -153,7 +175,7 @@ def joined() -> Iterator[World]:
 
 @contextmanager
 def _quiet(world: World) -> Iterator[None]:
-    """Nothing printed by other ranks than 0, unless faults are looked for."""
+    """Discard the output of ranks other than 0, except with --debug."""
     with ExitStack() as stack:
         if not world.first and "--debug" not in sys.argv:
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
@@ -163,20 +185,20 @@ def _quiet(world: World) -> Iterator[None]:
 
 
 def _connect(world: World) -> None:
-    """Meet the other ranks where the launcher says. Raises RunError."""
+    """Connect to the other ranks at the launcher's address. Raises RunError."""
     import torch.distributed as dist
 
     try:
         dist.init_process_group("gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise RunError(
-            f"rank {world.rank} of {world.size} cannot meet the others: "
-            f"{(str(error).splitlines() or ['no reason given'])[0]}",
-            hint="Is MASTER_ADDR reachable from every host, GLOO_SOCKET_IFNAME its network?",
+            f"rank {world.rank} of {world.size} cannot connect to the others: {first_line(error)}",
+            hint="Check that MASTER_ADDR is reachable from every host, and that GLOO_SOCKET_IFNAME "
+            "is its network.",
         ) from error
 
 
-def _leave() -> None:
+def _disconnect() -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -184,7 +206,7 @@ def _leave() -> None:
 
 
 def _gather(text: str, size: int) -> list[str]:
-    """The text of every rank. Raises RuntimeError where one is gone."""
+    """The text of every rank, without pickle. Raises RuntimeError if one is gone."""
     import torch
     import torch.distributed as dist
 
@@ -201,7 +223,7 @@ def _gather(text: str, size: int) -> list[str]:
 
 
 def _wait(work: Any) -> None:
-    """Until an exchange is through; unlike `work.wait()` alone, a signal is heard meanwhile."""
+    """Wait for an exchange; unlike `work.wait()` alone, signals are handled meanwhile."""
     while not work.is_completed():
-        time.sleep(LOOK)
+        time.sleep(POLL)
     work.wait()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope.cli.console import Terminal, duration, print_json, print_lines
-from noisescope.cli.launch import begin
+from noisescope.cli.launch import read_inputs
 from noisescope.cli.options import (
     DatasetArgument,
     EvidenceOptions,
@@ -35,30 +35,31 @@ def fine_tune(
     Example: noisescope fine-tune hh-rlhf --kind lora --replicas 4 --layers top-2
     """
     from noisescope.auditing.audit import fine_tune as make_replicas
+    from noisescope.auditing.ranks import joined
 
     terminal = Terminal(quiet=json)
     began = time.monotonic()
-    ready = begin(source, evidence, dataset, terminal)
-    if ready is None:
-        return
-    done = make_replicas(
-        ready.pairs,
-        ready.policy,
-        evidence=ready.evidence,
-        runs_directory=source.runs_dir,
-        run_directory=source.run_dir,
-        command=f"noisescope {' '.join(sys.argv[1:])}",
-        reporter=terminal,
-    )
-    if done.reused:
-        terminal.note(f"the replicas of {done.run.directory} are already complete")
-    else:
-        terminal.note(f"done in {duration(time.monotonic() - began)}")
-    facts = result(done.run, sys.argv[1:])
-    if json:
-        print_json(facts)
-    else:
-        print_result(facts)
+    with joined() as world:
+        pairs, policy, config = read_inputs(source, evidence, dataset, terminal, world)
+        done = make_replicas(
+            pairs,
+            policy,
+            evidence=config,
+            runs_directory=source.runs_dir,
+            run_directory=source.run_dir,
+            command=f"noisescope {' '.join(sys.argv[1:])}",
+            reporter=terminal,
+            world=world,
+        )
+        if done.reused:
+            terminal.note(f"the replicas of {done.run.directory} are already complete")
+        else:
+            terminal.note(f"done in {duration(time.monotonic() - began)}")
+        facts = result(done.run, sys.argv[1:])
+        if json:
+            print_json(facts)
+        else:
+            print_result(facts)
 
 
 def result(run: Run, arguments: Sequence[str]) -> dict[str, Any]:

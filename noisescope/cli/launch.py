@@ -5,18 +5,19 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 from noisescope.cli.console import Terminal
 from noisescope.cli.options import EvidenceOptions, SourceOptions
 
 if TYPE_CHECKING:
+    from noisescope.auditing.ranks import World
     from noisescope.models import Policy
     from noisescope.pairs import PreferenceDataset
     from noisescope.replicas.gather import EvidenceConfig
-    from noisescope.replicas.partition import Shard
+    from noisescope.replicas.partition import Share
     from noisescope.storage.run import Run
 
 
@@ -37,48 +38,24 @@ def other_caches(runs_directory: Path, fingerprint: str) -> list[str]:
     ]
 
 
-@final
-@dataclass(frozen=True)
-class Ready:
-    """Pairs, the policy that judges them, and how; `run` is locked where ranks shared the work."""
-
-    pairs: PreferenceDataset
-    policy: Policy
-    evidence: EvidenceConfig
-    run: Run | None
-
-
-def begin(
+def read_inputs(
     source: SourceOptions,
     evidence: EvidenceOptions,
     dataset: str | None,
     terminal: Terminal,
-    shard: Shard | None = None,
-) -> Ready | None:
-    """Read pairs and model; under a launcher, compute the features together.
+    world: World,
+    share: Share | None = None,
+) -> tuple[PreferenceDataset, Policy, EvidenceConfig]:
+    """Read pairs and model, after a check of the options: before any model is loaded.
 
-    Only rank 0 goes on from here: None in the others. Raises what `SourceOptions.read` does, and
-    UsageError for what cannot be shared.
+    Raises what `SourceOptions.read` does, and UsageError for work that cannot be divided.
     """
-    from noisescope.auditing.ranks import joined
-    from noisescope.auditing.shards import compute_over_ranks, require_alone
+    from noisescope.auditing.shards import require_divisible
 
-    run = None
-    with joined() as world:
-        config = evidence.config()
-        require_alone(world, config, shard)
-        pairs, policy = source.read(dataset, terminal, lambda pairs: config.check(pairs.modality))
-        if world.size > 1:
-            run = compute_over_ranks(
-                pairs,
-                policy,
-                config,
-                world,
-                runs_directory=source.runs_dir,
-                run_directory=source.run_dir,
-                reporter=terminal,
-            )
-    return Ready(pairs, policy, config, run) if world.first else None
+    config = evidence.config()
+    require_divisible(world, config, share)
+    pairs, policy = source.read(dataset, terminal, lambda pairs: config.check(pairs.modality))
+    return pairs, policy, config
 
 
 def audited(

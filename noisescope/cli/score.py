@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisescope.cli.console import OUT, Terminal, duration, print_json
-from noisescope.cli.launch import begin
+from noisescope.cli.launch import read_inputs
 from noisescope.cli.options import (
     ConstantOptions,
     DatasetArgument,
@@ -56,45 +56,46 @@ def score(
     Example: noisescope score hh-rlhf --model models/SmolLM2-135M-Instruct
     """
     from noisescope.auditing.audit import audit
+    from noisescope.auditing.ranks import joined
     from noisescope.auditing.shards import compute_shard
-    from noisescope.replicas.partition import read_shard
+    from noisescope.replicas.partition import Share
     from noisescope.scoring.score import ScoreConfig
 
-    judged = ScoreConfig(**vars(constants), spill=Spill(memory, spill_dir))
-    share = None if shard is None else read_shard(shard)
+    scoring = ScoreConfig(**vars(constants), spill=Spill(memory, spill_dir))
+    share = None if shard is None else Share.parse(shard)
     terminal = Terminal(quiet=json)
     began = time.monotonic()
-    ready = begin(source, evidence, dataset, terminal, share)
-    if ready is None:
-        return
     command = shlex.join(["noisescope", *without_shard(sys.argv[1:])])
-    if share is not None:
-        part = compute_shard(
-            ready.pairs,
-            ready.policy,
-            ready.evidence,
-            share,
+    with joined() as world:
+        pairs, policy, config = read_inputs(source, evidence, dataset, terminal, world, share)
+        if share is not None:
+            part = compute_shard(
+                pairs,
+                policy,
+                config,
+                share,
+                runs_directory=source.runs_dir,
+                run_directory=source.run_dir,
+                command=command,
+                reporter=terminal,
+            )
+            print_shard(part, json=json)
+            if given := constants_given(constants):
+                terminal.note(f"merge makes the verdicts: give it {given} then")
+            return
+        done = audit(
+            pairs,
+            policy,
+            evidence=config,
+            score=scoring,
             runs_directory=source.runs_dir,
             run_directory=source.run_dir,
             command=command,
             reporter=terminal,
+            world=world,
         )
-        print_shard(part, json=json)
-        if asked := constants_asked(constants):
-            terminal.note(f"merge makes the verdicts: give it {asked} then")
-        return
-    done = audit(
-        ready.pairs,
-        ready.policy,
-        evidence=ready.evidence,
-        score=judged,
-        runs_directory=source.runs_dir,
-        run_directory=source.run_dir,
-        command=command,
-        reporter=terminal,
-    )
-    terminal.note(f"done in {duration(time.monotonic() - began)}")
-    finish(done, terminal, json=json)
+        terminal.note(f"done in {duration(time.monotonic() - began)}")
+        finish(done, terminal, json=json)
 
 
 def finish(done: Audit, terminal: Terminal, *, json: bool) -> None:
@@ -123,8 +124,8 @@ def without_shard(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def constants_asked(constants: ConstantOptions) -> str:
-    """The constants that were given, as they are typed: a share computes evidence, not verdicts."""
+def constants_given(constants: ConstantOptions) -> str:
+    """The constants that were given, as options: a share computes no scores, so it ignores them."""
     words: list[str] = []
     for field in dataclasses.fields(constants):
         value = getattr(constants, field.name)
@@ -134,19 +135,22 @@ def constants_asked(constants: ConstantOptions) -> str:
 
 
 def print_shard(done: ShardDone, *, json: bool) -> None:
-    """What a share came to, what else is missing here, and what to type next."""
+    """Print what a share computed, what else is missing here, and the next command."""
     from rich.table import Table
     from rich.text import Text
 
-    shard = done.record.shard
+    from noisescope.replicas.partition import Share
+
+    share, unit = done.record.share, done.unit
+    left = {str(Share(index, share.of)): count for index, count in done.left.items()}
     if json:
         print_json(
             {
                 "run": str(done.run.directory),
-                "shard": str(shard),
-                done.what: done.size,
+                "shard": str(share),
+                unit: done.size,
                 "computed": done.computed,
-                "left": {f"{index}/{shard.of}": count for index, count in done.left.items()},
+                "left": left,
                 "next": done.next,
             }
         )
@@ -154,16 +158,15 @@ def print_shard(done: ShardDone, *, json: bool) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    shares = ", ".join(f"{index}/{shard.of}" for index in done.left)
-    share = f"{done.size:,} {done.what}, {done.computed:,} computed now"
-    lacking = f"{shares} ({sum(done.left.values()):,} {done.what})"
+    computed = f"{done.size:,} {unit}, {done.computed:,} computed now"
+    elsewhere = f"{', '.join(left)} ({sum(left.values()):,} {unit})"
     rows = {
-        "shard": f"{shard}: {share if done.size else 'empty, there is less work than shards'}",
+        "shard": f"{share}: {computed if done.size else 'empty, there is less work than shards'}",
         "run": str(done.run.directory),
-        "not here": lacking if shares else "nothing",
+        "not here": elsewhere if left else "nothing",
     }
-    for name, said in rows.items():
-        grid.add_row(name, Text(printable(said)))
+    for name, text in rows.items():
+        grid.add_row(name, Text(printable(text)))
     OUT.print(grid)
     line = Text("next      ", style="bold") + Text(printable(done.next))
     OUT.print(line, soft_wrap=True)  # one line, so that it can be copied

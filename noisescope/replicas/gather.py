@@ -1,26 +1,32 @@
-"""Gathering evidence: from pairs and a policy to margins on disk, one function a replica kind.
+"""How replicas are made: the settings of an audit's margins, and the work of log-linear heads.
 
-    facts = gather_heads(dataset, policy, evidence, run, reporter, watch)
+    work = HeadWork(run, plan, dataset.table)
+    facts = work.make(policy, config, reporter, watch)         # features, then margins
 
-A new kind is a name in `KINDS`, one function such as `gather_heads`, one line in `audit.GATHER`.
+A new kind is a name in `KINDS`, one class such as `HeadWork`, one line in `audit.WORK`.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final
 
 from noisescope.errors import UsageError
 from noisescope.models import Item, Policy
 from noisescope.models.items import distinct_items, fold_keys
-from noisescope.pairs import Modality, PreferenceDataset
+from noisescope.pairs import Modality
 from noisescope.progress import Reporter, Stopwatch
 from noisescope.replicas.config import FLAGS
-from noisescope.storage.run import Run
+from noisescope.replicas.partition import WHOLE, Share, boundaries, shard_of
+from noisescope.storage.cache import copy_parts, missing, scan
+from noisescope.storage.remote import Place
+from noisescope.storage.run import Plan, Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,78 +131,246 @@ def lora_config(evidence: EvidenceConfig, modality: Modality) -> LoraConfig | Di
     return DiffusionLoraConfig(**shared, **given)
 
 
-def gather_heads(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    evidence: EvidenceConfig,
-    run: Run,
-    reporter: Reporter,
-    watch: Stopwatch,
-) -> dict[str, Any]:
-    """Features of every distinct response, then log-linear replicas: margins in one part."""
-    items = distinct_items(dataset.table)[0]
-    began = time.perf_counter()
-    fill_features(policy, items, run, reporter)
-    watch.time("features", began)
-    return fit_cached(dataset.table, policy.identity.fingerprint, evidence, run, reporter, watch)
+class Wait(Protocol):
+    """Wait for the other processes of a job."""
+
+    def __call__(self) -> object: ...
 
 
-def fill_features(
-    policy: Policy, items: list[Item], run: Run, reporter: Reporter, of: str = ""
-) -> int:
-    """Compute those of `items` that are not cached, telling the cost first; how many those were.
+class Work(Protocol):
+    """What an audit computes before its margins, in units that shares divide.
 
-    `of` says whose items they are, where they are not all. Raises RunError, DataError, ModelError.
+    One class a kind: `HeadWork`, `AdapterWork` (a unit is a response) and `LoraWork` (a unit is a
+    replica). Units are named by their number, from 0.
     """
-    from noisescope.models.features import fill_cache, uncached
 
-    cache = cache_directory(run)
-    todo = uncached(policy, items, cache)
-    encodings = kept_encodings(policy, run)
-    reporter.note(_estimate(policy, todo, len(items)))
-    if encodings is not None and todo:
-        with reporter.stage("latents of images, embeddings of captions") as progress:
-            encodings.keep(todo, progress)
-    with reporter.stage(f"features of {len(todo):,} distinct responses{of}") as progress:
-        fill_cache(policy, items, cache, progress)
-    return len(todo)
+    #: What a unit is, what it is without its result, and what holds results on disk: "responses",
+    #: "have no features", "chunks".
+    unit: ClassVar[str]
+    without: ClassVar[str]
+    files: ClassVar[str]
+
+    def __init__(self, run: Run, plan: Plan, table: pa.Table) -> None: ...
+
+    def __len__(self) -> int:
+        """How many units there are."""
+
+    @property
+    def directory(self) -> Path:
+        """Where results are kept."""
+
+    def missing(self) -> list[int]:
+        """The units whose result is not on disk, or damaged."""
+
+    def describe(self, units: Sequence[int]) -> str:
+        """A few words for `units` in an error."""
+
+    def copy_missing(self, sources: Sequence[Place]) -> tuple[int, list[str]]:
+        """Copy missing results from other run directories; how many files, and faults found."""
+
+    def divide(
+        self, policy: Policy, units: Sequence[int], of: int
+    ) -> tuple[list[int], tuple[str, ...]]:
+        """The share, from 0, of each of `units`, and the boundaries that `share_of` needs."""
+
+    def share_of(self, unit: int, of: int, cuts: Sequence[str]) -> int:
+        """The share, from 0, of one of all units that `divide` cut at `cuts`."""
+
+    def compute(
+        self,
+        policy: Policy,
+        config: EvidenceConfig,
+        units: Sequence[int],
+        reporter: Reporter,
+        share: Share = WHOLE,
+        wait: Wait | None = None,
+    ) -> int:
+        """Compute those of `units` that are missing; how many.
+
+        With `wait`, the other shares are computed at the same time on the same file system.
+        """
+
+    def facts(self, config: EvidenceConfig) -> dict[str, Any]:
+        """What the manifest records of `config`."""
+
+    def write_margins(
+        self, facts: Mapping[str, Any], reporter: Reporter, watch: Stopwatch
+    ) -> dict[str, Any]:
+        """Write the margins from what was computed; what the manifest records of the training."""
+
+    def make(
+        self, policy: Policy, config: EvidenceConfig, reporter: Reporter, watch: Stopwatch
+    ) -> dict[str, Any]:
+        """Compute everything that is missing and write the margins."""
 
 
-def fit_cached(
-    table: pa.Table,
-    model: str,
-    evidence: EvidenceConfig,
-    run: Run,
-    reporter: Reporter,
-    watch: Stopwatch,
-) -> dict[str, Any]:
-    """Log-linear replicas of a pairs table on cached features of `model` (its fingerprint).
+class Responses(ABC):
+    """The part that `HeadWork` and `AdapterWork` share: a cached row for every distinct response.
 
-    Writes margins/part-0.parquet. Raises RunError where features are missing.
+    Subclasses are final; they add `compute`, `facts` and `write_margins`.
     """
-    import numpy as np
 
-    from noisescope.models.features import cached_features
-    from noisescope.replicas.head import HeadConfig, fit_heads
-    from noisescope.scoring.margins import write_margins
+    unit: ClassVar[str] = "responses"
+    files: ClassVar[str] = "chunks"
+    #: Name in the run's timings.
+    stage: ClassVar[str]
 
-    items, chosen, rejected = distinct_items(table)
-    began = time.perf_counter()
-    features = cached_features(items, cache_directory(run), model)
-    config = HeadConfig(
-        replicas=evidence.replicas, folds=evidence.folds, seed=evidence.seed, identity=evidence.pool
-    )
-    reporter.note(f"fitting {evidence.replicas} replicas x {evidence.folds} folds")
-    fit = fit_heads(features, chosen, rejected, fold_keys(table), config)
-    watch.time("replicas", began)
-    write_margins(
-        run.margins_directory / "part-0.parquet",
-        table.column("pair_id"),
-        fit.margins[:, None, :],
-        steps=[1],
-        held_out=np.ones(fit.margins.shape, bool),
-    )
-    return {"pooled": fit.pooled, "held_out_log_likelihood": fit.log_likelihood}
+    def __init__(self, run: Run, plan: Plan, table: pa.Table) -> None:
+        self.run, self.plan, self.table = run, plan, table
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """The distinct responses."""
+        return distinct_items(self.table)[0]
+
+    @property
+    @abstractmethod
+    def cache(self) -> tuple[Path, str]:
+        """Directory of the cached chunks, and the fingerprint of what made them."""
+
+    @abstractmethod
+    def compute(
+        self,
+        policy: Policy,
+        config: EvidenceConfig,
+        units: Sequence[int],
+        reporter: Reporter,
+        share: Share = WHOLE,
+        wait: Wait | None = None,
+    ) -> int:
+        """Compute those of `units` that are missing; how many."""
+
+    @abstractmethod
+    def write_margins(
+        self, facts: Mapping[str, Any], reporter: Reporter, watch: Stopwatch
+    ) -> dict[str, Any]:
+        """Write the margins from the cached rows."""
+
+    @abstractmethod
+    def facts(self, config: EvidenceConfig) -> dict[str, Any]:
+        """What the manifest records of `config`."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def directory(self) -> Path:
+        return self.cache[0]
+
+    def describe(self, units: Sequence[int]) -> str:
+        return f"{len(units):,} responses"
+
+    def missing(self) -> list[int]:
+        lost = {item.key for item in missing(self.items, scan(*self.cache)[0])}
+        return [unit for unit, item in enumerate(self.items) if item.key in lost]
+
+    def copy_missing(self, sources: Sequence[Place]) -> tuple[int, list[str]]:
+        directory, made_by = self.cache
+        parts, faulty = scan(directory, made_by)
+        faults = [f"{path} is {fault}" for path, fault in faulty.items()]
+        wanted = {item.key for item in missing(self.items, parts)}
+        inner, copied = directory.relative_to(self.run.directory.parent).as_posix(), 0
+        for source in sources:
+            theirs = source.parent / inner
+            if not theirs.is_at(directory):
+                copied += copy_parts(theirs, directory, made_by, wanted, faults)
+        return copied, faults
+
+    def divide(
+        self, policy: Policy, units: Sequence[int], of: int
+    ) -> tuple[list[int], tuple[str, ...]]:
+        items = [self.items[unit] for unit in units]
+        cuts = boundaries(items, policy.sizes(items), of)
+        return [shard_of(item, cuts) for item in items], cuts
+
+    def share_of(self, unit: int, of: int, cuts: Sequence[str]) -> int:
+        return shard_of(self.items[unit], cuts)
+
+    def make(
+        self, policy: Policy, config: EvidenceConfig, reporter: Reporter, watch: Stopwatch
+    ) -> dict[str, Any]:
+        began = time.perf_counter()
+        self.compute(policy, config, range(len(self)), reporter)
+        watch.time(self.stage, began)
+        return self.write_margins(self.facts(config), reporter, watch)
+
+
+@final
+class HeadWork(Responses):
+    """Features of every distinct response, then log-linear replicas on them."""
+
+    without: ClassVar[str] = "have no features"
+    stage: ClassVar[str] = "features"
+
+    @property
+    def cache(self) -> tuple[Path, str]:
+        model = self.plan.model_fingerprint
+        return cache_directory(self.run) / model, model
+
+    def compute(
+        self,
+        policy: Policy,
+        config: EvidenceConfig,
+        units: Sequence[int],
+        reporter: Reporter,
+        share: Share = WHOLE,
+        wait: Wait | None = None,
+    ) -> int:
+        """Compute the features that are not cached, after an estimate of the cost.
+
+        Raises RunError, DataError or ModelError.
+        """
+        from noisescope.models.features import fill_cache, uncached
+
+        if not units:
+            return 0
+        cache, items = cache_directory(self.run), [self.items[unit] for unit in units]
+        todo = uncached(policy, items, cache)
+        encodings = kept_encodings(policy, self.run)
+        reporter.note(_estimate(policy, todo, len(items)))
+        if encodings is not None and todo:
+            with reporter.stage("latents of images, embeddings of captions") as progress:
+                encodings.keep(todo, progress)
+        label = f"features of {len(todo):,} distinct responses{share.label}"
+        with reporter.stage(label) as progress:
+            fill_cache(policy, items, cache, progress)
+        return len(todo)
+
+    def facts(self, config: EvidenceConfig) -> dict[str, Any]:
+        return {}
+
+    def write_margins(
+        self, facts: Mapping[str, Any], reporter: Reporter, watch: Stopwatch
+    ) -> dict[str, Any]:
+        """Fit the replicas and write margins/part-0.parquet. Raises RunError if features are
+        missing."""
+        import numpy as np
+
+        from noisescope.models.features import cached_features
+        from noisescope.replicas.head import HeadConfig, fit_heads
+        from noisescope.scoring.margins import write_margins
+
+        settings = self.plan.evidence
+        items, chosen, rejected = distinct_items(self.table)
+        began = time.perf_counter()
+        features = cached_features(items, cache_directory(self.run), self.plan.model_fingerprint)
+        config = HeadConfig(
+            replicas=settings["replicas"],
+            folds=settings["folds"],
+            seed=settings["seed"],
+            identity=settings["pool"],
+        )
+        reporter.note(f"fitting {config.replicas} replicas x {config.folds} folds")
+        fit = fit_heads(features, chosen, rejected, fold_keys(self.table), config)
+        watch.time("replicas", began)
+        write_margins(
+            self.run.margins_directory / "part-0.parquet",
+            self.table.column("pair_id"),
+            fit.margins[:, None, :],
+            steps=[1],
+            held_out=np.ones(fit.margins.shape, bool),
+        )
+        return {"pooled": fit.pooled, "held_out_log_likelihood": fit.log_likelihood}
 
 
 def _estimate(policy: Policy, todo: list[Item], distinct: int) -> str:

@@ -1,20 +1,20 @@
-"""Evidence from LoRA adapters that somebody else trained: `--from-adapters`.
+"""Margins of external LoRA adapters: `--from-adapters`.
 
-    facts = gather_adapters(dataset, policy, evidence, run, reporter, watch)
+    facts = AdapterWork(run, plan, table).make(policy, config, reporter, watch)
 
 Log-probabilities of every distinct response, under each adapter and under the model itself, are
-kept on disk in parts as features are, so that ranks and shards can share them out; margins are
-their differences.
+cached in chunks as features are, so that ranks and shards can divide them; margins are their
+differences.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +24,16 @@ from noisescope.models import Policy
 from noisescope.models.items import distinct_items
 from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.packing import Corpus, pack
-from noisescope.pairs import Item, PreferenceDataset, digest
+from noisescope.pairs import Item, digest
 from noisescope.progress import Reporter, Stopwatch
-from noisescope.replicas.gather import EvidenceConfig, cache_directory
+from noisescope.replicas.gather import EvidenceConfig, Responses, Wait, cache_directory
 from noisescope.replicas.lora_text import TextPolicy, encoded_corpus
+from noisescope.replicas.partition import WHOLE, Share
 from noisescope.storage.cache import Array, fill, gather, missing, scan
-from noisescope.storage.run import Plan, Run
 from noisescope.training.lora.activations import FORWARD_TOKENS, ROW_TOKENS
 from noisescope.training.lora.peft_files import attach_peft
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from noisescope.training.lora.adapters import Adapters
     from noisescope.training.lora.split_model import CutModel
 
@@ -112,110 +110,94 @@ def scores_of(policy: TextPolicy, directories: Sequence[Path]) -> Iterator[Adapt
 #: Where log-probabilities under adapters are kept, beside the features.
 CACHE = "adapter_scores"
 IN_SAMPLE = (
-    "these adapters may have trained on the very pairs they judge: margins count as in-sample "
-    "(type --held-out if they did not)"
+    "these adapters may have trained on the same pairs that they judge: margins count as in-sample "
+    "(add --held-out if they did not)"
 )
 
 
-def gather_adapters(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    evidence: EvidenceConfig,
-    run: Run,
-    reporter: Reporter,
-    watch: Stopwatch,
-) -> dict[str, Any]:
-    """Margins under somebody else's LoRA adapters, one replica a directory, at step 1."""
-    began = time.perf_counter()
-    if not evidence.held_out:
-        reporter.note(IN_SAMPLE)
-    fill_scores(policy, distinct_items(dataset.table)[0], evidence, run, reporter)
-    margins_of_scores(dataset.table, Plan.of(run.plan()), run)
-    watch.time("replicas", began)
-    return adapter_facts(evidence)
+@final
+class AdapterWork(Responses):
+    """Log-probabilities of every distinct response under external adapters, then margins."""
 
+    without: ClassVar[str] = "have no scores"
+    stage: ClassVar[str] = "replicas"
 
-def adapter_facts(evidence: EvidenceConfig) -> dict[str, Any]:
-    """What a manifest says of the adapters. Raises ModelError where their bases differ."""
-    from noisescope.training.lora.peft_files import stated_base
+    @property
+    def cache(self) -> tuple[Path, str]:
+        prints = self.plan.evidence["adapters"]
+        made_by = digest("adapter scores", self.plan.model_fingerprint, *prints)
+        return cache_directory(self.run).with_name(CACHE) / made_by, made_by
 
-    names = [str(path) for path in evidence.adapters]
-    return {"adapters": names, "adapters_base": stated_base(evidence.adapters)}
+    def compute(
+        self,
+        policy: Policy,
+        config: EvidenceConfig,
+        units: Sequence[int],
+        reporter: Reporter,
+        share: Share = WHOLE,
+        wait: Wait | None = None,
+    ) -> int:
+        """Score the responses that are not cached.
 
+        Raises RunError, DataError, and ModelError if the adapters do not fit the model.
+        """
+        from noisescope.training.lora.peft_files import stated_base
 
-def scores_fingerprint(model: str, adapters: Sequence[str]) -> str:
-    """What log-probabilities belong to: a model's fingerprint and its adapters'."""
-    return digest("adapter scores", model, *adapters)
+        if policy.modality != "text":
+            raise UsageError(f"--from-adapters cannot adapt {policy.identity.id}")
+        if not units:
+            return 0
+        if not config.held_out and wait is None:
+            reporter.note(IN_SAMPLE)
+        base = stated_base(config.adapters)
+        if base is not None and Path(base).name.lower() != Path(policy.identity.id).name.lower():
+            reporter.note(
+                f"the adapters name {base} as their base model, and are scored on "
+                f"{policy.identity.id}: margins mean nothing unless these are the same weights"
+            )
+        directory, made_by = self.cache
+        items = [self.items[unit] for unit in units]
+        todo = missing(items, scan(directory, made_by)[0])
+        count = len(config.adapters)
+        label = f"{count} adapters over {len(todo):,} distinct responses{share.label}"
+        model = cast("TextPolicy", policy)
+        with scores_of(model, config.adapters) as source, reporter.stage(label) as progress:
+            fill(source, items, directory, progress, "adapter score", made_by)
+        return len(todo)
 
+    def facts(self, config: EvidenceConfig) -> dict[str, Any]:
+        """Names of the adapters and of their base. Raises ModelError if their bases differ."""
+        from noisescope.training.lora.peft_files import stated_base
 
-def scores_place(evidence: EvidenceConfig, model: str, run: Run) -> tuple[Path, str]:
-    """Directory of the parts of `evidence`'s adapters on a model, and their fingerprint."""
-    prints = evidence.settings("text")["adapters"]
-    made_by = scores_fingerprint(model, prints)
-    return cache_directory(run).with_name(CACHE) / made_by, made_by
+        names = [str(path) for path in config.adapters]
+        return {"adapters": names, "adapters_base": stated_base(config.adapters)}
 
+    def write_margins(
+        self, facts: Mapping[str, Any], reporter: Reporter, watch: Stopwatch
+    ) -> dict[str, Any]:
+        """Write beta * l of every pair under every adapter, one replica each, at step 1.
 
-def unscored(
-    policy: Policy, items: Sequence[Item], evidence: EvidenceConfig, run: Run
-) -> list[Item]:
-    """The distinct items that `fill_scores` would have to compute."""
-    place, made_by = scores_place(evidence, policy.identity.fingerprint, run)
-    return missing(items, scan(place, made_by)[0])
+        Raises RunError if responses were not scored.
+        """
+        from noisescope.scoring.margins import write_margins
 
-
-def fill_scores(
-    policy: Policy,
-    items: Sequence[Item],
-    evidence: EvidenceConfig,
-    run: Run,
-    reporter: Reporter,
-    of: str = "",
-) -> int:
-    """Score those of `items` that are not cached; how many. `of` says whose they are.
-
-    Raises RunError, DataError, and ModelError for adapters that do not fit the model.
-    """
-    from noisescope.training.lora.peft_files import stated_base
-
-    if policy.modality != "text":
-        raise UsageError(f"--from-adapters cannot adapt {policy.identity.id}")
-    base = stated_base(evidence.adapters)
-    if base is not None and Path(base).name.lower() != Path(policy.identity.id).name.lower():
-        reporter.note(
-            f"the adapters say they were trained on {base}, and are judged on "
-            f"{policy.identity.id}: margins mean nothing unless these are the same weights"
+        began, settings = time.perf_counter(), self.plan.evidence
+        items, chosen, rejected = distinct_items(self.table)
+        parts = scan(*self.cache)[0]
+        if lost := missing(items, parts):
+            raise RunError(
+                f"{len(lost):,} responses were not scored",
+                hint="Run the command that began the run again: it fills what is missing.",
+            )
+        rows = gather(parts, [item.key for item in items])
+        ratio = rows["logps"] - rows["reference"][:, None]  # [n, M]
+        margins = (settings["beta"] * (ratio[chosen] - ratio[rejected])).T.astype(np.float32)
+        write_margins(
+            self.run.margins_directory / "part-000001.parquet",
+            self.table.column("pair_id"),
+            np.ascontiguousarray(margins)[:, None],
+            steps=[1],
+            held_out=np.full(margins.shape, bool(settings["held_out"])),
         )
-    place, made_by = scores_place(evidence, policy.identity.fingerprint, run)
-    todo = unscored(policy, items, evidence, run)
-    label = f"{len(evidence.adapters)} adapters over {len(todo):,} distinct responses{of}"
-    with (
-        scores_of(cast("TextPolicy", policy), evidence.adapters) as source,
-        reporter.stage(label) as progress,
-    ):
-        fill(source, items, place, progress, "adapter score", made_by)
-    return len(todo)
-
-
-def margins_of_scores(table: pa.Table, plan: Plan, run: Run) -> None:
-    """Write beta * l of every pair under every adapter, from what is kept.
-
-    Raises RunError where responses were not scored.
-    """
-    from noisescope.scoring.margins import write_margins
-
-    items, chosen, rejected = distinct_items(table)
-    made_by = scores_fingerprint(plan.model_fingerprint, plan.evidence["adapters"])
-    place = cache_directory(run).with_name(CACHE) / made_by
-    parts = scan(place, made_by)[0]
-    if lost := missing(items, parts):
-        raise RunError(
-            f"{len(lost):,} responses were not scored",
-            hint="Type the command that began the run again: it fills what is missing.",
-        )
-    rows = gather(parts, [item.key for item in items])
-    ratio = rows["logps"] - rows["reference"][:, None]  # [n, M]
-    margins = (plan.evidence["beta"] * (ratio[chosen] - ratio[rejected])).T.astype(np.float32)
-    held_out = np.full(margins.shape, bool(plan.evidence["held_out"]))
-    path = run.margins_directory / "part-000001.parquet"
-    ids = table.column("pair_id")
-    write_margins(path, ids, np.ascontiguousarray(margins)[:, None], steps=[1], held_out=held_out)
+        watch.time("replicas", began)
+        return dict(facts)

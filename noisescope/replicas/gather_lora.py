@@ -1,32 +1,41 @@
-"""Evidence from LoRA fine-tunings: replicas packed in one process, or trained apart."""
+"""Margins of LoRA replicas: packed in one process, or trained one by one by ranks and shards."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from noisescope.errors import RunError
 from noisescope.models import Policy
 from noisescope.models.items import distinct_items
-from noisescope.pairs import Modality, PreferenceDataset
+from noisescope.pairs import Modality
 from noisescope.progress import Reporter, Stopwatch
-from noisescope.replicas.gather import EvidenceConfig, cache_directory, kept_encodings, lora_config
+from noisescope.replicas.gather import (
+    EvidenceConfig,
+    Wait,
+    cache_directory,
+    kept_encodings,
+    lora_config,
+)
 from noisescope.replicas.lora_image import fill_reference, train_diffusion_lora
 from noisescope.replicas.lora_text import TextPolicy, fill_trunk, train_lora
-from noisescope.replicas.partition import cut, share_of
+from noisescope.replicas.partition import WHOLE, Share, boundaries, shard_of
 from noisescope.replicas.standalone import (
     DONE,
     FOLDER,
     assemble,
     conclude,
+    copy_member,
     finished,
     member_directory,
+    read_member,
 )
-from noisescope.storage.run import Run
+from noisescope.storage.remote import Place
+from noisescope.storage.run import Plan, Run
 from noisescope.training.state import STATE_FILE
 
 if TYPE_CHECKING:
@@ -38,117 +47,214 @@ if TYPE_CHECKING:
     from noisescope.training.pair_data import Report
 
 
-def gather_lora(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    evidence: EvidenceConfig,
-    run: Run,
-    reporter: Reporter,
-    watch: Stopwatch,
-) -> dict[str, Any]:
-    """M packed LoRA replicas, each on a random half of the pairs: margins at every checkpoint.
+@final
+class LoraWork:
+    """M LoRA replicas, each on a random half of the pairs: margins at every checkpoint.
 
-    Where they were begun apart, by ranks or shards, what they lack is trained apart, too.
+    One process trains them packed together, in the run directory itself. Shares train them one by
+    one, each in a folder of its own (`standalone`), from which the margins are assembled.
     """
-    began = time.perf_counter()
-    keep_encodings(dataset, policy, run, reporter)
-    if (run.directory / FOLDER).is_dir():
-        plan = str(run.plan()["fingerprint"])
-        if len(finished(run, plan, evidence.replicas)[0]) < evidence.replicas:
-            fill_shared(dataset, policy, evidence, run, reporter, (0, 1))
-        train_apart(dataset, policy, evidence, run, plan, range(evidence.replicas), reporter)
-        members, faults = finished(run, plan, evidence.replicas)
-        if len(members) < evidence.replicas:
-            raise RunError("; ".join(faults.values()), hint="Type the same command again.")
-        facts = assemble(run, dataset.table, list(members.values()))
-    else:
-        label = f"{evidence.replicas} LoRA replicas of {len(dataset):,} pairs"
+
+    unit: ClassVar[str] = "replicas"
+    without: ClassVar[str] = "are missing"
+    files: ClassVar[str] = "replicas"
+
+    def __init__(self, run: Run, plan: Plan, table: pa.Table) -> None:
+        self.run, self.plan, self.table = run, plan, table
+
+    def __len__(self) -> int:
+        return int(self.plan.evidence["replicas"])
+
+    @property
+    def directory(self) -> Path:
+        return self.run.directory / FOLDER
+
+    def describe(self, units: Sequence[int]) -> str:
+        return f"replica {', '.join(map(str, units))}"
+
+    def copy_missing(self, sources: Sequence[Place]) -> tuple[int, list[str]]:
+        plan = self.plan.fingerprint
+        known, damaged = finished(self.run, plan, len(self))
+        faults, copied = list(damaged.values()), 0
+        todo = set(range(len(self))) - set(known)
+        for source in sources:
+            if source.is_at(self.run.directory):
+                continue
+            for number in sorted(todo):
+                found = read_member(source / FOLDER / str(number), plan, number)
+                try:
+                    if isinstance(found, str):
+                        raise RunError(found)
+                    if found is not None:
+                        copy_member(found, self.run)
+                        todo.remove(number)
+                        copied += 1
+                except RunError as error:
+                    faults.append(error.message)
+        return copied, faults
+
+    def missing(self) -> list[int]:
+        """The replicas that are not finished, or damaged."""
+        known = finished(self.run, self.plan.fingerprint, len(self))[0]
+        return [number for number in range(len(self)) if number not in known]
+
+    def divide(
+        self, policy: Policy, units: Sequence[int], of: int
+    ) -> tuple[list[int], tuple[str, ...]]:
+        """One replica after the other to each share."""
+        return [place % of for place in range(len(units))], ()
+
+    def share_of(self, unit: int, of: int, cuts: Sequence[str]) -> int:
+        return unit % of
+
+    def facts(self, config: EvidenceConfig) -> dict[str, Any]:
+        return {}
+
+    def make(
+        self, policy: Policy, config: EvidenceConfig, reporter: Reporter, watch: Stopwatch
+    ) -> dict[str, Any]:
+        """Train all replicas in one process, or finish those that shares began."""
+        if (self.run.directory / FOLDER).is_dir():
+            began = time.perf_counter()
+            self.compute(policy, config, range(len(self)), reporter)
+            watch.time("replicas", began)
+            return self.write_margins({}, reporter, watch)
+        began = time.perf_counter()
+        self._keep_encodings(policy, reporter)
+        label = f"{len(self)} LoRA replicas of {self.table.num_rows:,} pairs"
         with reporter.stage(label) as progress:
-            config = lora_config(evidence, dataset.modality)
-            facts = _train(dataset, policy, config, run, run.directory, progress)
-    shutil.rmtree(run.directory / "trunk", ignore_errors=True)
-    watch.time("replicas", began)
-    return facts
+            facts = self._train(policy, self._settings(config), self.run.directory, progress)
+        self._remove_trunk()
+        watch.time("replicas", began)
+        return facts
 
+    def compute(
+        self,
+        policy: Policy,
+        config: EvidenceConfig,
+        units: Sequence[int],
+        reporter: Reporter,
+        share: Share = WHOLE,
+        wait: Wait | None = None,
+    ) -> int:
+        """Train those of the replicas `units` that are not finished, one by one."""
+        plan, settings = self.plan.fingerprint, self._settings(config)
+        known, faults = finished(self.run, plan, len(self))
+        todo = [number for number in units if number not in known]
+        if wait is not None:  # what all replicas need is divided too
+            self._keep_encodings(policy, reporter, share)
+            wait()
+        elif not todo:
+            return 0
+        self._keep_encodings(policy, reporter)  # finds what the other shares computed
+        self._fill_shared(policy, settings, reporter, share)
+        if wait is not None:
+            wait()
+        for number in sorted(faults.keys() & set(units)):
+            reporter.note(f"{faults[number]}: training that replica again")
+            shutil.rmtree(member_directory(self.run, number), ignore_errors=True)
+        for number in todo:
+            directory = member_directory(self.run, number)
+            (directory / DONE).unlink(missing_ok=True)
+            label = f"LoRA replica {number} of 0 to {len(self) - 1}{share.label}"
+            with reporter.stage(label) as progress:
+                some = range(number, number + 1)
+                facts = self._train(policy, settings, directory, progress, some)
+            conclude(directory, plan, number, facts)
+            (directory / "replicas" / STATE_FILE).unlink(missing_ok=True)
+        return len(todo)
 
-def keep_encodings(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    run: Run,
-    reporter: Reporter,
-    share: tuple[int, int] = (0, 1),
-) -> None:
-    """Compute what a denoiser is given, or share `i` of `n` (from 0) of it; nothing for text."""
-    encodings = kept_encodings(policy, run)
-    if encodings is None:
-        return
-    items = distinct_items(dataset.table)[0]
-    cuts = cut(items, policy.sizes(items), share[1])
-    mine = [item for item in items if share_of(item, cuts) == share[0]]
-    with reporter.stage("latents of images, embeddings of captions") as progress:
-        encodings.keep(mine, progress)
+    def write_margins(
+        self, facts: Mapping[str, Any], reporter: Reporter, watch: Stopwatch
+    ) -> dict[str, Any]:
+        """Write the margins and adapters that one process would, from the replicas' folders."""
+        began = time.perf_counter()
+        members, faults = finished(self.run, self.plan.fingerprint, len(self))
+        if len(members) < len(self):
+            raise RunError("; ".join(faults.values()), hint="Run the same command again.")
+        training = assemble(self.run, self.table, list(members.values()))
+        self._remove_trunk()
+        watch.time("replicas", began)
+        return training
 
+    def _settings(self, config: EvidenceConfig) -> LoraConfig | DiffusionLoraConfig:
+        return lora_config(config, self.plan.modality)
 
-def fill_shared(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    evidence: EvidenceConfig,
-    run: Run,
-    reporter: Reporter,
-    share: tuple[int, int],
-) -> None:
-    """Share `i` of `n` (from 0) of what all replicas need of the model itself: below the adapters,
-    or the reference's errors. After `keep_encodings`."""
-    config, shared = lora_config(evidence, dataset.modality), shared_directory(run, policy)
-    with reporter.stage(f"the model itself, share {share[0] + 1} of {share[1]}") as progress:
-        FILL[dataset.modality](policy, dataset.table, config, shared, share, progress)
+    @property
+    def _shared(self) -> Path:
+        """Where the results of the model itself are kept, which all replicas need."""
+        if self.plan.modality == "text":
+            return self.run.directory / "trunk"  # removed when the margins are written
+        return cache_directory(self.run).with_name("reference_errors")
 
+    def _remove_trunk(self) -> None:
+        shutil.rmtree(self.run.directory / "trunk", ignore_errors=True)
 
-def shared_directory(run: Run, policy: Policy) -> Path:
-    """Where the results of the model itself are kept, which all replicas need."""
-    if policy.modality == "text":
-        return run.directory / "trunk"
-    return cache_directory(run).with_name("reference_errors")
+    def _keep_encodings(self, policy: Policy, reporter: Reporter, share: Share = WHOLE) -> None:
+        """Cache the denoiser's inputs, or a share of them; nothing for text."""
+        encodings = kept_encodings(policy, self.run)
+        if encodings is None:
+            return
+        items = distinct_items(self.table)[0]
+        cuts = boundaries(items, policy.sizes(items), share.of)
+        mine = [item for item in items if shard_of(item, cuts) == share.index]
+        with reporter.stage("latents of images, embeddings of captions") as progress:
+            encodings.keep(mine, progress)
 
+    def _fill_shared(
+        self,
+        policy: Policy,
+        config: LoraConfig | DiffusionLoraConfig,
+        reporter: Reporter,
+        share: Share,
+    ) -> None:
+        """Compute a share of what all replicas need of the model itself: activations below the
+        adapters, or the reference's errors. After `_keep_encodings`."""
+        part = share.index, share.of
+        with reporter.stage(f"the model itself, share {share}") as progress:
+            FILL[self.plan.modality](policy, self.table, config, self._shared, part, progress)
 
-def train_apart(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    evidence: EvidenceConfig,
-    run: Run,
-    plan: str,
-    numbers: Sequence[int],
-    reporter: Reporter,
-    of: str = "",
-) -> int:
-    """Train those of the replicas `numbers` that are not finished, one by one; how many.
+    def _train(
+        self,
+        policy: Policy,
+        config: LoraConfig | DiffusionLoraConfig,
+        directory: Path,
+        progress: Progress,
+        members: range | None = None,
+    ) -> dict[str, Any]:
+        """Train all replicas, or only `members`, in `directory`; facts of the training."""
+        from noisescope.replicas.cost import Meter
 
-    `plan` is the run's fingerprint, `of` says whose they are, where they are not all.
-    """
-    config = lora_config(evidence, dataset.modality)
-    known, faults = finished(run, plan, evidence.replicas)
-    for number in sorted(faults.keys() & set(numbers)):
-        reporter.note(f"{faults[number]}: training that replica again")
-        shutil.rmtree(
-            member_directory(run, number), ignore_errors=True
-        )  # a state would call it done
-    todo = [number for number in numbers if number not in known]
-    for number in todo:
-        place = member_directory(run, number)
-        (place / DONE).unlink(missing_ok=True)
-        label = f"LoRA replica {number} of 0 to {evidence.replicas - 1}{of}"
-        with reporter.stage(label) as progress:
-            facts = _train(dataset, policy, config, run, place, progress, range(number, number + 1))
-        conclude(place, plan, number, facts)
-        (place / "replicas" / STATE_FILE).unlink(missing_ok=True)
-    return len(todo)
+        meter = Meter(progress)
+
+        def note(text: str) -> None:
+            progress(0, 1, text)
+
+        def estimated(cost: LoraCost) -> None:
+            cost = cost if members is None else replace(cost, reference=0.0)  # by `_fill_shared`
+            meter.begin(cost)
+            progress(0, cost.total, describe_cost(cost, policy))
+
+        if (directory / "replicas" / STATE_FILE).is_file():
+            note("continuing from the last saved step")
+        return TRAIN[self.plan.modality](
+            policy,
+            self.table,
+            config,
+            directory,
+            self._shared,
+            meter,
+            estimated,
+            note,
+            members=members,
+        )
 
 
 def _train_text(
     policy: TextPolicy,
     table: pa.Table,
     config: LoraConfig,
-    place: Path,
+    directory: Path,
     shared: Path,
     report: Report,
     estimate: Callable[[LoraCost], None],
@@ -158,7 +264,7 @@ def _train_text(
 ) -> dict[str, Any]:
     """`train_lora` with the signature of `train_diffusion_lora`."""
     done = train_lora(
-        policy, table, config, place, report, estimate, members=members, trunk_directory=shared
+        policy, table, config, directory, report, estimate, members=members, trunk_directory=shared
     )
     return {k: v for k, v in asdict(done).items() if k not in ("seconds", "replicas")}
 
@@ -171,38 +277,8 @@ TRAIN: dict[Modality, Callable[..., dict[str, Any]]] = {
 FILL: dict[Modality, Callable[..., None]] = {"text": fill_trunk, "image": fill_reference}
 
 
-def _train(
-    dataset: PreferenceDataset,
-    policy: Policy,
-    config: LoraConfig | DiffusionLoraConfig,
-    run: Run,
-    place: Path,
-    progress: Progress,
-    members: range | None = None,
-) -> dict[str, Any]:
-    """Train replicas in `place`; facts of what the training did."""
-    from noisescope.replicas.cost import Meter
-
-    meter = Meter(progress)
-
-    def note(text: str) -> None:
-        progress(0, 1, text)
-
-    def estimated(cost: LoraCost) -> None:
-        cost = cost if members is None else replace(cost, reference=0.0)  # `fill_shared` did it
-        meter.begin(cost)
-        progress(0, cost.total, cost_in_words(cost, policy))
-
-    if (place / "replicas" / STATE_FILE).is_file():
-        note("continuing from the last saved step")
-    shared = shared_directory(run, policy)
-    return TRAIN[dataset.modality](
-        policy, dataset.table, config, place, shared, meter, estimated, note, members=members
-    )
-
-
-def cost_in_words(cost: LoraCost, policy: Policy) -> str:
-    """What the training will take, from its FLOPs and a timed matrix product."""
+def describe_cost(cost: LoraCost, policy: Policy) -> str:
+    """Estimate a training's seconds from its FLOPs and a timed matrix product."""
     from noisescope.models.device import matmul_rate
     from noisescope.replicas.cost import EFFICIENCY
 

@@ -23,7 +23,7 @@ from noisescope.replicas.checkpoints import checkpoint_steps
 from noisescope.replicas.config import DiffusionLoraConfig
 from noisescope.replicas.cost import LoraCost
 from noisescope.replicas.packed_image import DiffusionReplicas
-from noisescope.replicas.partition import cut, share_of
+from noisescope.replicas.partition import boundaries, shard_of
 from noisescope.replicas.reference_errors import ReferenceErrors
 from noisescope.replicas.train import (
     ReplicaWriter,
@@ -103,8 +103,8 @@ def fill_reference(
     """Compute share `i` of `n` (from 0) of the reference's errors, for all trainings."""
     noised = noised_pairs(policy, pair_data(table), config)
     source = ReferenceErrors.of(noised, config.rows)
-    cuts = cut(source.items, source.sizes(source.items), share[1])
-    mine = [item for item in source.items if share_of(item, cuts) == share[0]]
+    cuts = boundaries(source.items, source.sizes(source.items), share[1])
+    mine = [item for item in source.items if shard_of(item, cuts) == share[0]]
     fill(source, mine, source.directory(cache_directory), progress, "reference error")
 
 

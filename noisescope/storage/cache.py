@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +29,14 @@ from noisescope.errors import RunError
 from noisescope.pairs import Item, digest
 from noisescope.progress import Progress
 from noisescope.storage.files import write_atomic
+from noisescope.storage.remote import Place
 
 Array = NDArray[Any]
 #: Work of a chunk, in the source's units (tokens, denoiser calls): what a kill can cost.
 CHUNK = 16_384
 HEADER = "noisescope"
+#: What a part is called; nothing else is copied.
+PART_NAME = re.compile(r"[0-9a-f]{20}\.safetensors")
 #: Version of a part's layout; what stands in parts of another one is computed anew.
 FORMAT = 1
 
@@ -152,6 +156,28 @@ def scan(directory: Path, made_by: str = "") -> tuple[list[Part], dict[Path, str
         ) from error
     faulty = {path: part for path, part in found.items() if isinstance(part, str)}
     return [part for part in found.values() if isinstance(part, Part)], faulty
+
+
+def copy_parts(
+    source: Place, directory: Path, made_by: str, wanted: set[str], faults: list[str]
+) -> int:
+    """Copy sound parts with `wanted` keys, and remove those keys from the set; how many parts.
+
+    What is wrong with others is added to `faults`.
+    """
+    copied = 0
+    for path in source.files():
+        if not wanted or not PART_NAME.fullmatch(path.name):
+            continue
+        target, content = directory / path.name, path.read()
+        part = fitting(check(target, content), made_by)
+        if not isinstance(part, Part):
+            faults.append(f"{path} is {part}")
+        elif wanted & set(part.keys):
+            write_atomic(target, content)
+            wanted.difference_update(part.keys)
+            copied += 1
+    return copied
 
 
 #: What `open_part` says of a file whose bytes are not what their checksum states.

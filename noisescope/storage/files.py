@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +192,29 @@ def hold(owner: object, directory: Path, *, elsewhere: str = "--run-dir") -> Non
         _take(directory, descriptor, elsewhere)
     _held[place] = descriptor, holders + 1
     weakref.finalize(owner, _release, place)
+
+
+@contextlib.contextmanager
+def locked(directory: Path, *, elsewhere: str = "--run-dir") -> Iterator[None]:
+    """Keep other processes from writing `directory` inside the block.
+
+    An advisory lock (flock), which the system releases with the process: a kill leaves none behind.
+    `elsewhere` is the option that names another directory. Raises RunError naming the holder.
+    """
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {directory}: {error.strerror}",
+            hint=f"Choose a place you may write to with {elsewhere}.",
+        ) from error
+    _take(directory, descriptor, elsewhere)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.truncate(descriptor, 0)
+            os.close(descriptor)
 
 
 def _take(directory: Path, descriptor: int, elsewhere: str) -> None:

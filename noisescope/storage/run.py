@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
 from noisescope.errors import RunError
-from noisescope.pairs import digest
+from noisescope.pairs import Modality, digest
 from noisescope.storage.checksums import (
     CHECKSUMS,
     PATTERNS,
@@ -36,7 +37,7 @@ from noisescope.storage.checksums import (
     unsealed,
 )
 from noisescope.storage.files import LOCK as LOCK
-from noisescope.storage.files import TEMPORARY_PREFIX, hold, slug, write_atomic
+from noisescope.storage.files import TEMPORARY_PREFIX, locked, slug, write_atomic
 from noisescope.storage.redact import without_secrets
 
 #: Version of the file formats of a run directory; raised when a reader must change.
@@ -53,11 +54,11 @@ class Plan:
     model: str
     model_fingerprint: str
     evidence: Mapping[str, Any]
-    modality: str = "text"
+    modality: Modality = "text"
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Plan:
-        """The plan that a `plan.json` states. Raises KeyError."""
+    def from_json(cls, content: Mapping[str, Any]) -> Plan:
+        """The plan in the contents of a `plan.json`. Raises KeyError."""
         return cls(**{field.name: content[field.name] for field in fields(cls)})
 
     @property
@@ -221,28 +222,28 @@ def _read_json(path: Path, hint: str) -> dict[str, Any]:
     return content
 
 
-def open_run(runs_directory: Path, plan: Plan, directory: Path | None = None) -> Run:
-    """Directory for `plan`, made if missing.
+@contextmanager
+def open_run(runs_directory: Path, plan: Plan, directory: Path | None = None) -> Iterator[Run]:
+    """The run directory of `plan`, made if missing, that no other process writes in the block.
 
-    A `directory` given by name must be new, empty, or of the same plan. It is this process'
-    alone to write until the Run is let go, or the process ends in whatever way.
-    Raises RunError if it holds other evidence, cannot be written, or another process writes it.
+    A `directory` given by name must be new, empty, or of the same plan. Raises RunError if it
+    holds another plan's run, cannot be written, or another process is writing it.
     """
     run = _made(runs_directory, plan, directory)
-    hold(run, run.directory)
-    _plan(run, plan)
-    return run
+    with locked(run.directory):
+        _plan(run, plan)
+        yield run
 
 
-def shared_run(runs_directory: Path, plan: Plan, directory: Path | None = None) -> Run:
-    """`open_run` for shards: many processes may have it, who write only files of their own."""
+def create_run(runs_directory: Path, plan: Plan, directory: Path | None = None) -> Run:
+    """`open_run` without its lock, for shards: each writes only files of its own."""
     run = _made(runs_directory, plan, directory)
     _plan(run, plan)
     return run
 
 
 def _made(runs_directory: Path, plan: Plan, directory: Path | None) -> Run:
-    """The run's directory, made if missing, refused where it is something else."""
+    """The run's directory, made if missing. Raises RunError if it is something else."""
     run = Run(directory if directory is not None else runs_directory / plan.directory_name)
     try:
         run.directory.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from noisescope.pairs import Pair, dataset_fingerprint, to_table
 from noisescope.scoring.margins import write_margins
 from noisescope.scoring.score import score_run
-from noisescope.storage.run import Plan, Run, open_run
+from noisescope.storage.run import Plan, Run, create_run
 
 EVIDENCE = {"kind": "head", "replicas": 2, "folds": 2, "seed": 0, "beta": 0.1, "pool": True}
 
@@ -58,7 +58,7 @@ def made_run(
     """A finished run of these pairs with these held-out margins [N]."""
     table = to_table(pairs)
     plan = Plan(name, dataset_fingerprint(table), "tiny", "0" * 20, EVIDENCE, modality)
-    run = open_run(directory, plan)
+    run = create_run(directory, plan)
     pq.write_table(table, run.pairs_path)
     spread = np.array([1.02, 0.98])[:, None, None]
     write_margins(

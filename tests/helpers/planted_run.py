@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from noisescope.pairs import Pair, dataset_fingerprint, to_table
 from noisescope.scoring.margins import write_margins
 from noisescope.scoring.score import score_run
-from noisescope.storage.run import Plan, Run, open_run
+from noisescope.storage.run import Plan, Run, create_run
 
 #: What a hostile dataset would try on a page or a terminal.
 HOSTILE = (
@@ -43,7 +43,7 @@ def planted_run(directory: Path, *, pairs: int = 400, steps: int = 1, seed: int 
     ]
     table = to_table(rows)
     plan = Plan("toy <i>set</i>", dataset_fingerprint(table), "tiny", "0" * 20, EVIDENCE)
-    run = open_run(directory, plan)
+    run = create_run(directory, plan)
     pq.write_table(table, run.pairs_path)
     write_margins(
         run.margins_directory / "part-0.parquet",

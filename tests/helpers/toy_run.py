@@ -15,7 +15,7 @@ from noisescope.export.run_scores import Scored, find_scored
 from noisescope.pairs import PreferenceDataset
 from noisescope.scoring.margins import write_margins
 from noisescope.scoring.score import score_run
-from noisescope.storage.run import Plan, open_run
+from noisescope.storage.run import Plan, create_run
 
 PAIRS = 120
 
@@ -41,7 +41,7 @@ def scored_run(dataset: PreferenceDataset, directory: Path, *, good: bool = True
     margins = np.where(wrong, -gap, gap) + rng.normal(0, 0.2, (4, 1, count))
     evidence = {"kind": "head", "replicas": 4, "beta": 0.1}
     plan = Plan("toy", dataset.fingerprint, "/a/tiny", "0" * 20, evidence, dataset.modality)
-    run = open_run(directory.parent, plan, directory)
+    run = create_run(directory.parent, plan, directory)
     pq.write_table(dataset.table, run.pairs_path)
     write_margins(
         run.margins_directory / "part-0.parquet",

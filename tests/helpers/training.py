@@ -16,7 +16,7 @@ from noisescope.models.causal_lm import CausalLMPolicy, load_causal_lm
 from noisescope.pairs import PreferenceDataset
 from noisescope.scoring.margins import write_margins
 from noisescope.scoring.score import score_run
-from noisescope.storage.run import Plan, Run, open_run
+from noisescope.storage.run import Plan, Run, create_run
 from noisescope.training.policy.settings import TrainSettings, settled
 
 WORDS = "bread dough water oven salt no yes why knead wait hot cold".split()  # noqa: SIM905
@@ -66,7 +66,7 @@ def audited(directory: Path, dataset: PreferenceDataset) -> Run:
     """A finished run of `dataset` by four replicas that hold random opinions."""
     evidence = {"kind": "head", "replicas": 4, "folds": 2, "seed": 0, "beta": 0.1, "pool": True}
     plan = Plan(dataset.name, dataset.fingerprint, "tiny", "0" * 20, evidence)
-    run = open_run(directory, plan)
+    run = create_run(directory, plan)
     pq.write_table(dataset.table, run.pairs_path)
     random = np.random.default_rng(0)
     margins = random.normal(0.5, 1, (4, 1, len(dataset))).astype(np.float32)
