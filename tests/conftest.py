@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from helpers.browser import chromium
 from helpers.ranks import Launcher, launching
 from hypothesis import HealthCheck, settings
 
@@ -24,3 +26,10 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     """Starts several ranks of one job, as torchrun does."""
     with launching(tmp_path_factory.mktemp("launches")) as launcher:
         yield launcher
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium under Selenium."""
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver

@@ -12,7 +12,6 @@ import itertools
 import re
 import shutil
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.browser import CONTRAST
 from helpers.planted_run import HOSTILE, planted_run
 from rich.console import Console
 
@@ -199,31 +199,6 @@ def test_a_run_at_chance_supports_no_verdict(run: Run) -> None:
     assert "no verdict" in verdict({**gather(run).summary, "chance": True})
 
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-DRIVER = shutil.which("chromedriver")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no Chromium with its driver here: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    for flag in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--no-first-run", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-        "--window-size=1280,1000", f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
 def opened(browser: Any, html: str, tmp_path: Path) -> Any:
     path = tmp_path / "report.html"
@@ -358,30 +333,6 @@ def test_a_screen_reader_hears_what_everything_is(opened: Any) -> None:
         int(tag[1]) for tag, _ in Outline(opened.page_source).tags if re.fullmatch("h[1-6]", tag)
     ]
     assert all(after <= before + 1 for before, after in itertools.pairwise([0, *levels]))
-
-
-CONTRAST = """
-const parts = colour => colour.match(/[\\d.]+/g).map(Number);
-const light = rgb => rgb.slice(0, 3).map(v => v / 255)
-  .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-  .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-const ground = element => {
-  for (; element; element = element.parentElement) {
-    const rgb = parts(getComputedStyle(element).backgroundColor);
-    if (rgb.length < 4 || rgb[3] > .99) return rgb;
-  }
-  return [255, 255, 255];
-};
-const found = {};
-for (const element of document.querySelectorAll('body *')) {
-  const own = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-  if (!own || element.closest('script, style, [hidden]')) continue;
-  const a = light(parts(getComputedStyle(element).color)), b = light(ground(element));
-  const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-  if (ratio < 4.5) found[element.tagName + '.' + element.className] = ratio;
-}
-return found;
-"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

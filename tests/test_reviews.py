@@ -211,7 +211,7 @@ def test_few_answers_give_no_share(run):
     population = read_population(run)
     people = read_run_reviews(run, scores(run, population), population)
     assert people.share() is None
-    assert "no random sample" in people.sentence()
+    assert "10 of a random sample: too little" in people.sentence()
 
 
 def test_answers_about_listed_pairs_represent_themselves(run):

@@ -28,6 +28,7 @@ from noisescope.cli import (
     merge,
     query,
     report,
+    review,
     sample,
     score,
     show,
@@ -92,6 +93,7 @@ app.command("query")(query.query)
 app.command("flip")(flip.flip)
 app.command("validate")(validate.validate)
 app.command("report")(report.report)
+app.command("review")(review.review)
 app.command("gate")(gate.gate)
 app.command("diff")(diff.diff)
 app.command("export")(export.export)

@@ -241,10 +241,12 @@ def _following(
         trainer = f"noisescope.training.trl.AdaptiveDPOTrainer({given})"
         return {"in TRL": trainer, "next": f"noisescope datasets {where}"}
     if format is Format.review:
+        from noisescope.export.review import SPREADSHEET
+
         return {
             "in Argilla": f"rg.Dataset.from_disk({str(out / 'argilla')!r})",
             "in Label Studio": f"import {out / 'label-studio' / 'tasks.json'}",
-            "next": f"noisescope validate --run {run} --truth ANSWERS.csv",
+            "next": f"noisescope review {run} --import {shlex.quote(str(out / SPREADSHEET))}",
         }
     if format is Format.hub:
         again = f"noisescope export {run} --format hub --repo-id {done['repo_id']}"

@@ -3,6 +3,7 @@
     review/
       argilla/records.json, argilla/.argilla/     rg.Dataset.from_disk("review/argilla")
       label-studio/tasks.json, config.xml         import the tasks, paste the labelling interface
+      answers.csv                                 a spreadsheet with an empty column `answer`
       images/                                     the pictures, for image pairs
       key.parquet                                 pair_id, labelled_better, p_flip, value, reason
 
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 
 #: Share of the queue that checks the worst pairs.
 WORST_SHARE = 0.2
-#: Salt of the order of sides.
-_ORDER = 13
+#: Salt of the order of sides, which imported answers without texts rely on.
+ORDER = 13
 UNSURE, WORST = "unsure", "worst"
 KEY = "key.parquet"
+SPREADSHEET = "answers.csv"
 ANSWERS = {"a": "A is better", "b": "B is better", "equal": "equally good", "unclear": "unclear"}
 GUIDELINES = (
     "Which of the two responses answers the prompt better? Judge for yourself: they stand in a "
@@ -98,6 +100,7 @@ def export_review(
         pictures = _write_images(queue, folder / "images", images)
         _write_argilla(queue, folder / "argilla", pictures, out)
         _write_label_studio(queue, folder / "label-studio", pictures)
+        _write_spreadsheet(queue, folder / SPREADSHEET, pictures)
         _write_key(queue, folder / KEY, facts)
 
     write_directory(out, facts, fill)
@@ -114,7 +117,7 @@ def _queue(scored: Scored, chosen: Mapping[int, str], threshold: float) -> list[
         for index in here:
             pair_id, prompt, better, worse = (c[index].as_py() for c in batch.columns)
             place = int(at[index])
-            turned = coins([pair_id], 0, _ORDER)[0] < 0.5
+            turned = coins([pair_id], 0, ORDER)[0] < 0.5
             sides = (worse, better) if turned else (better, worse)
             found[place] = Reviewed(
                 pair_id,
@@ -249,6 +252,30 @@ def _write_label_studio(
 </View>
 """
     write_atomic(folder / "config.xml", config)
+
+
+def _write_spreadsheet(
+    queue: list[Reviewed], path: Path, pictures: Mapping[str, str] | None
+) -> None:
+    """A CSV file with a row a pair and the columns `answer` and `reviewer` to fill in."""
+    import csv
+    import io
+
+    def shown(side: str) -> str:
+        return side if pictures is None else f"images/{pictures[side]}"
+
+    sink = io.StringIO(newline="")
+    writer = csv.writer(sink)
+    writer.writerow(("pair_id", "answer", "reviewer", "prompt", "a", "b"))
+    for pair in queue:
+        texts = (_inert(text) for text in (pair.prompt, shown(pair.a), shown(pair.b)))
+        writer.writerow((pair.pair_id, "", "", *texts))
+    write_atomic(path, sink.getvalue())
+
+
+def _inert(text: str) -> str:
+    """`text` so that no spreadsheet takes it for a formula."""
+    return f" {text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _write_key(queue: list[Reviewed], path: Path, facts: Mapping[str, Any]) -> None:

@@ -107,6 +107,31 @@ def read_population(run: Run) -> Population:
     return Population(ordered, content, place, sha.hexdigest()[:20])
 
 
+def read_p_wrong(run: Run, population: Population) -> Float:
+    """p_wrong [N] of a run's scores, in the order of `population.keys`.
+
+    Raises RunError if scores.parquet cannot be read or holds other pairs.
+    """
+    hint = "Type the `noisescope score` command of this run again."
+    p = np.full(len(population), np.nan)
+    rows = 0
+    try:
+        with pq.ParquetFile(run.scores_path, pre_buffer=False) as file:
+            for batch in file.iter_batches(1 << 16, columns=["pair_id", P_WRONG]):
+                places = population.places(batch.column("pair_id").to_pylist())
+                rows += len(places)
+                if len(places) == batch.num_rows:
+                    p[places] = batch.column(P_WRONG).to_numpy(zero_copy_only=False)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise RunError(f"{run.scores_path} cannot be read: {error}", hint=hint) from error
+    if rows != len(population):
+        raise RunError(
+            f"{run.scores_path} has scores of {rows:,} of the run's {len(population):,} pairs",
+            hint=hint,
+        )
+    return p
+
+
 @final
 @dataclass(frozen=True)
 class Judged:
@@ -218,7 +243,8 @@ class RunReviews:
         if share is None:
             wrong = sum(one.verdict == "wrong" for one in self.judged)
             text = f"reviewed: {wrong:,} of {_plural(len(self.judged), 'judged pair')} are wrong"
-            return f"{text} ({who}; no random sample, so this says nothing about the others)"
+            why = "no random sample" if not self.sampled else f"{self.sampled:,} of a random sample"
+            return f"{text} ({who}; {why}: too little for a share of all labels)"
         agreeing = ""
         if self.shared:
             agreeing = f" who agree on {self.agreement:.0%}"
