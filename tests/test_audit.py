@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import rankdata
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "sample_data" / "models" / "tiny-lm"
 SAMPLE = ROOT / "sample_data" / "hh-rlhf"

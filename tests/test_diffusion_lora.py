@@ -29,6 +29,8 @@ from noisescope.replicas.reference_errors import ReferenceErrors
 from noisescope.training.objectives import DPO
 from noisescope.training.state import STATE_FILE
 
+pytestmark = pytest.mark.slow
+
 PICTURES = pictures(24)
 TABLE = pairs_table(list(PICTURES))
 SWAPPED = TABLE.rename_columns({"chosen": "rejected", "rejected": "chosen"}).select(

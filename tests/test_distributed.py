@@ -13,6 +13,8 @@ from helpers.runs import files, manifest, score_line, the_run
 from noisescope.auditing.ranks import World, joined
 from noisescope.storage.files import locked
 
+pytestmark = pytest.mark.slow
+
 
 def parts_of(runs: Path) -> dict[Path, int]:
     """Feature parts and when they were written."""

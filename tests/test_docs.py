@@ -141,6 +141,7 @@ def newest(word: str) -> str:
     return str(found[-1]) if found else word
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "sh") or blocks(page, "python")], ids=name_of
 )

@@ -16,6 +16,8 @@ from noisescope.evaluate.judges.custom import open_custom
 from noisescope.evaluate.prompts import of_dataset
 from noisescope.storage.workspace import find_workspace
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "sample_data" / "judges.py"
 

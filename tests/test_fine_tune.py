@@ -27,7 +27,10 @@ from noisescope.replicas.lora_text import train_lora
 from noisescope.storage.run import Run, find_run
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 
 #: Runs the command line once for each line on stdin, in a process of its own; libraries load once.
 FORKS = """

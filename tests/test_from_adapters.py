@@ -38,7 +38,10 @@ from noisescope.training.lora.peft_files import (
 from noisescope.training.pair_data import pair_data
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -164,6 +164,7 @@ def test_a_baseline_of_other_pairs_is_no_evidence(tmp_path: Path) -> None:
     assert "is it a run of this dataset?" in verdict.results[0].said
 
 
+@pytest.mark.slow
 def test_a_baseline_by_name_is_never_the_run_itself(tmp_path: Path) -> None:
     """A red gate typed again must not pass because its own run is the latest of that name."""
     margins = np.concatenate([margins_of(800, 0.0, 3), margins_of(200, 0.4, 4)])
@@ -213,6 +214,7 @@ def test_the_interval_of_a_difference_covers_it() -> None:
     assert covered >= 16
 
 
+@pytest.mark.slow
 def test_alarms_in_twenty_resamples_of_2000_pairs() -> None:
     """At most one false alarm on clean labels, at most one miss with 10 points more noise."""
 
@@ -380,6 +382,7 @@ def test_settings_of_policy_and_documents_agree() -> None:
         assert f"`{name}`" in page or name in ("inconclusive", "results"), name
 
 
+@pytest.mark.slow
 def test_commands_exit_0_1_and_2(clean: Run, noisy: Run, tmp_path: Path) -> None:
     (tmp_path / "noisescope.toml").write_text("[gate]\nmax_flip_rate = 0.05\n")
     good = noisescope("gate", str(clean.directory), cwd=tmp_path)
@@ -407,6 +410,7 @@ def test_a_damaged_run_is_a_clear_error(tmp_path: Path) -> None:
         evaluate(Subject(run), Policy())
 
 
+@pytest.mark.slow
 def test_a_gate_of_a_run_loads_no_torch(clean: Run) -> None:
     code = (
         "import sys; from noisescope.cli import run; run(['gate', sys.argv[1]]); "

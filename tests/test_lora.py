@@ -30,7 +30,10 @@ from noisescope.training.lora.split_model import CutModel, token_logps
 from noisescope.training.pair_data import pair_data
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 
 
 def learner(model, config: LoraConfig = CONFIG, *, warm: bool = True):

@@ -45,7 +45,10 @@ from noisescope.storage.run import Run
 from noisescope.training.state import STATE_FILE
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 
 LORA = ("--kind", "lora", "--replicas", "3", "--lora-r", "2", "--layers", "top-2", "--ema")
 STEPS, CHECKPOINTS = 6, 2

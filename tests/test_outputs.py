@@ -59,6 +59,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
 LEADS = [(name, lead) for name in COMMANDS for lead in ("a file", "a directory", "nowhere")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lead"), [case for case in LEADS if case[0] != "report" or case[1] == "a file"]
 )
@@ -170,6 +171,7 @@ def test_the_doctor_counts_interrupted_writes(tmp_path: Path) -> None:
 # Places without the right to write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_read_only_run_is_enough_for_what_only_reads(
     work: Path,

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import typer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6")
 FIGURES = ("figure2", "figure3", "figure6")

@@ -113,6 +113,7 @@ def tricks(text: str) -> set[str]:
     return {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs")} - {"\n", "\u200d"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -26,6 +26,8 @@ from noisescope.scoring.margins import read_margins
 from noisescope.storage import cache as parts
 from noisescope.storage.cache import plan_chunks
 
+pytestmark = pytest.mark.slow
+
 
 def score(runs: Path, *options: str) -> int:
     return command(score_line(runs, *options))

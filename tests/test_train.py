@@ -42,7 +42,10 @@ from noisescope.training.policy.pair_weights import (
 from noisescope.training.policy.run import TRACKERS, fine_tune
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 HERE = Path(__file__).parent
 #: Settings under which the second step is not a number.
 WILD = {"learning_rate": 1e30, "schedule": "constant", "warmup": 0.0, "max_grad_norm": 1e9}

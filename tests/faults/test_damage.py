@@ -27,6 +27,8 @@ from noisescope.storage.cache import Part, _serialise, open_part
 from noisescope.storage.run import Run, find_run
 from noisescope.training.lora.peft_files import ADAPTER_WEIGHTS, read_peft
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 FILES = ["pairs.parquet", "margins/part-0.parquet", "scores.parquet"]
 

@@ -24,6 +24,8 @@ from noisescope.datasets import load
 from noisescope.errors import RunError
 from noisescope.storage.files import TEMPORARY_PREFIX, read_sealed, write_atomic, write_sealed
 
+pytestmark = pytest.mark.slow
+
 JOBS = {
     "flip": ["flip", "toy.jsonl", "--rate", "0.2", "--out", "PLACE/copy"],
     "export clean": ["export", "toy", "--format", "clean", "--output", "PLACE/clean"],

@@ -41,6 +41,8 @@ from noisescope.training.lora.activations import Trunk
 from noisescope.training.noisy_pairs import NoisedPairs
 from noisescope.training.pair_data import pair_data
 
+pytestmark = pytest.mark.slow
+
 #: Bytes of address space left for one batch.
 ROOM = 24 << 20
 ERRORS = (
