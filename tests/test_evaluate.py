@@ -502,3 +502,45 @@ def test_every_error_has_a_hint(models: tuple[Path, Path]) -> None:
     with pytest.raises(NoisescopeError) as caught:
         run_evaluation(mine, mine, ASKED, [], QUICK, reporter=Quiet())
     assert caught.value.hint
+
+
+def test_prompts_that_a_template_refuses_or_that_are_cut_are_noted(tmp_path: Path) -> None:
+    from helpers.chat_templates import NO_SYSTEM
+
+    from noisescope.pairs import Message
+
+    strict = tiny_tokenizer(NO_SYSTEM)
+    strict.add_special_tokens({"bos_token": "<|user|>"})
+    mine = find_model(str(save(tmp_path / "one", tiny_llama(1), strict)))
+    theirs = find_model(str(save(tmp_path / "two", tiny_llama(2), strict)))
+    odd = Prompt("Hello.", (Message("assistant", "Hello."), Message("user", "How?")))
+    long = Prompt("Wait, " * 200)
+    reporter = Quiet()
+    done = run_evaluation(
+        mine, theirs, Prompts((*ASKED.kept, odd, long), 9, "here"), [Longer()], QUICK,
+        reporter=reporter, directory=tmp_path / "out", device="cpu",
+    )  # fmt: skip
+    assert {c.prompt.key for c in done.comparisons} == {p.key for p in (*ASKED.kept, long)}
+    left_out = [note for note in reporter.notes if "prompts are left out" in note]
+    assert len(left_out) == 2
+    assert left_out[0].startswith("1 of 9 prompts are left out: the chat template refuses")
+    cut = [note for note in reporter.notes if "cut in their oldest turns" in note]
+    assert len(cut) == 2
+    assert "one: 1 of 8 prompts are cut" in cut[0]
+
+
+def test_labelled_pairs_that_a_model_cannot_tell_apart_are_left_out(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from noisescope.datasets import load
+
+    rows = [{"prompt": f"p{n}", "chosen": "bake", "rejected": "no idea"} for n in range(12)]
+    rows[3] |= {"chosen": "Step. " * 400 + "Yes.", "rejected": "Step. " * 400 + "No."}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine, reporter = find_model(str(models[0])), Quiet()
+    dataset = load(str(path))
+    found = labelled_accuracy(mine, base_of(mine), dataset, device="cpu", reporter=reporter)
+    assert found.pairs == 11
+    assert sum("1 pair is set aside, first pairs.jsonl:3" in note for note in reporter.notes) == 2
+    assert sum("cut to --max-length 256" in note for note in reporter.notes) == 2

@@ -88,7 +88,7 @@ def quality(spec: ModelSpec, prompts: Prompts) -> Float:
     generator = open_generator(spec, GenerationSettings(), "cpu")
     place = cache().parent / "downstream-answers" / generator.fingerprint
     place.mkdir(parents=True, exist_ok=True)
-    generate_missing(generator, prompts.kept, place, lambda *_: None, lambda *_: None)
+    generate_missing(generator, prompts.kept, place, lambda *_: None, lambda *_: None, print)
     made = read_outputs(place, generator.fingerprint)
     comparisons = [Comparison(prompt, made[prompt.key], "") for prompt in prompts.kept]
     judge = open_judge(f"{SAMPLE / 'judges.py'}:text_quality", "text", JudgeOptions())

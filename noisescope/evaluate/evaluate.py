@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.errors import UsageError
+from noisescope.errors import DataError, UsageError
 from noisescope.evaluate.comparison import FAILED, Comparison, Judge, Output, Verdict
 from noisescope.evaluate.directory import (
     MANIFEST_FILE,
@@ -146,13 +146,22 @@ def generate_outputs(
             reporter.note(f"{left:,} {kind} by {name}: at most {_duration(seconds)}")
 
         with reporter.stage(f"generating with {spec.short}") as progress:
-            generate_missing(generator, plan.prompts.kept, where, progress, estimated)
+            kept, note = plan.prompts.kept, reporter.note
+            generate_missing(generator, kept, where, progress, estimated, note)
         outputs.append(read_outputs(where, generator.fingerprint))
         del generator  # and its model, before the next is loaded
-    return tuple(
-        Comparison(prompt, outputs[0][prompt.key], outputs[1][prompt.key])
+    one, other = outputs
+    found = tuple(
+        Comparison(prompt, one[prompt.key], other[prompt.key])
         for prompt in plan.prompts.kept
+        if prompt.key in one and prompt.key in other
     )
+    if not found:
+        raise DataError(
+            f"none of the {len(plan.prompts.kept):,} prompts can be read by both models",
+            hint="Choose prompts of user turns alone with --prompts.",
+        )
+    return found
 
 
 def _ranked(

@@ -87,6 +87,12 @@ class Generator(Protocol):
     def batch(self) -> int:
         """Prompts per part."""
 
+    def refused(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        """Return why the model cannot read a prompt, by its key."""
+
+    def notes(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Return what a reader should know of how these prompts are read."""
+
     def outputs(self, prompts: Sequence[Prompt]) -> list[Output]:
         """Return one output per prompt, in order: a function of prompt and settings alone."""
 
@@ -114,16 +120,27 @@ def generate_missing(
     directory: Path,
     progress: Progress,
     estimated: Callable[[float, int], None],
+    note: Callable[[str], None],
 ) -> None:
     """Generate the outputs that are missing in `directory`, batch by batch.
 
     `estimated(seconds, prompts)` is called before the work, with an upper limit of its duration.
-    Raises RunError if a part belongs to a different model.
+    Prompts that the model cannot read get no output, and a note. Raises RunError if a part
+    belongs to a different model.
     """
     known = read_outputs(directory, generator.fingerprint)
+    if all(prompt.key in known for prompt in prompts):
+        return
+    refused = generator.refused(prompts)
+    readable = [prompt for prompt in prompts if prompt.key not in refused]
+    if refused:
+        first = next(iter(refused.values()))
+        note(f"{len(refused):,} of {len(prompts):,} prompts are left out: {first}")
+    for text in generator.notes(readable):
+        note(text)
     batches = [
         batch
-        for batch in batches_of(prompts, generator.batch)
+        for batch in batches_of(readable, generator.batch)
         if any(prompt.key not in known for prompt in batch)
     ]
     if not batches:

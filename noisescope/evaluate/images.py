@@ -51,6 +51,12 @@ class ImageGenerator:
 
         return self.settings.batch or BATCH.get(pick_device(self.device).type, 8)
 
+    def refused(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        return {}
+
+    def notes(self, prompts: Sequence[Prompt]) -> list[str]:
+        return []
+
     def outputs(self, prompts: Sequence[Prompt]) -> list[Output]:
         return [_png(image) for image in self._generate(prompts, self.settings)]
 

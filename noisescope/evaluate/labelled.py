@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from noisescope.models import Item
+    from noisescope.models.causal_lm import CausalLMPolicy
     from noisescope.pairs import PreferenceDataset
     from noisescope.progress import Reporter
 
@@ -83,7 +84,9 @@ def labelled_accuracy(
     reporter: Reporter,
 ) -> Labelled:
     """Score the dataset's pairs with both models, one in memory at a time. Raises UsageError."""
+    from noisescope.evaluate.text import load_policy
     from noisescope.models.items import distinct_items
+    from noisescope.models.readable import judged_by
 
     if dataset.modality != "text" or policy.modality != "text":
         raise UsageError(
@@ -91,15 +94,24 @@ def labelled_accuracy(
             hint="For images, `noisescope score --from-adapters` gives margins of pairs.",
         )
     items, chosen, rejected = distinct_items(dataset.table)
-    found = []
+    found, judged = [], np.ones(len(dataset), bool)
     for spec in (policy, against):
+        model = load_policy(spec, device)
+        kept = judged_by(model, dataset)
+        for note in kept.facts.notes[len(dataset.facts.notes) :]:
+            reporter.note(f"{spec.short}: {note}")
+        ids = dataset.table["pair_id"].to_pylist()
+        judged &= np.isin(ids, kept.table["pair_id"].to_pylist())
+        used = np.unique(np.concatenate([chosen[judged], rejected[judged]]))
         with reporter.stage(f"reading pairs with {spec.short}") as progress:
-            found.append(log_probabilities(spec, items, device, progress))
+            found.append(log_probabilities(model, items, used, progress))
+        del model  # before the next is loaded
+    chosen, rejected = chosen[judged], rejected[judged]
     (mine, sizes), (theirs, other_sizes) = found
     ratio = mine - theirs
     return Labelled(
         dataset.resolved,
-        len(dataset),
+        int(judged.sum()),
         held_out_accuracy(ratio[chosen] - ratio[rejected]),
         accuracies(mine[chosen], mine[rejected], np.stack([sizes[chosen], sizes[rejected]])),
         accuracies(
@@ -111,23 +123,24 @@ def labelled_accuracy(
 
 
 def log_probabilities(
-    spec: ModelSpec, items: Sequence[Item], device: str, progress: Any
+    policy: CausalLMPolicy, items: Sequence[Item], used: NDArray[np.int64], progress: Any
 ) -> tuple[Float, NDArray[np.int64]]:
-    """Compute log pi(response | prompt), summed over tokens, and the token counts, both [n]."""
+    """Compute log pi(response | prompt), summed over tokens, and the token counts, both [n].
+
+    Items that are not `used` (their indices) are 0 in both.
+    """
     import torch
 
-    from noisescope.evaluate.text import load_policy
     from noisescope.models.forward import run_batch
 
-    policy = load_policy(spec, device)
     total, sizes = np.zeros(len(items)), np.zeros(len(items), np.int64)
     done = 0
     with torch.inference_mode():
-        for batch in policy.batches(items):
+        for batch in policy.batches([items[index] for index in used]):
             trace = run_batch(policy.model, batch)
             own = trace.own.double().cpu()
-            total[batch.items] = (own @ trace.logps.double().cpu()).numpy()
-            sizes[batch.items] = own.sum(1).long().numpy()
+            total[used[batch.items]] = (own @ trace.logps.double().cpu()).numpy()
+            sizes[used[batch.items]] = own.sum(1).long().numpy()
             done += len(batch.items)
-            progress(float(done), float(len(items)), None)
+            progress(float(done), float(len(used)), None)
     return total, sizes

@@ -117,7 +117,9 @@ def _readable(value: object) -> bool:
         return True
     turns = value if isinstance(value, list) else []
     return bool(turns) and all(
-        isinstance(turn, dict) and isinstance(turn.get("content"), str) and turn.get("role")
+        isinstance(turn, dict)
+        and isinstance(turn.get("content"), str)
+        and isinstance(turn.get("role"), str)
         for turn in turns
     )
 
@@ -125,9 +127,9 @@ def _readable(value: object) -> bool:
 def _of_value(value: Any) -> Prompt:
     if isinstance(value, str):
         return Prompt(value)
-    from noisescope.datasets.conversations import rendered
+    from noisescope.datasets.conversations import messages, rendered
 
-    turns = tuple(Message(str(turn["role"]), turn["content"]) for turn in value)
+    turns = messages({ALONE: value}, ALONE)
     return Prompt(rendered(turns), turns)
 
 

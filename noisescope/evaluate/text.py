@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from noisescope.evaluate.generate import GenerationSettings
     from noisescope.models.causal_lm import CausalLMPolicy
+    from noisescope.models.rendering import Unreadable
+    from noisescope.models.tokenize import Encoded
 
 #: Prompts per batch by device type.
 BATCH = {"cpu": 16, "cuda": 32}
@@ -54,6 +56,30 @@ class TextGenerator:
 
         return self.settings.batch or BATCH.get(pick_device(self.device).type, 16)
 
+    def refused(self, prompts: Sequence[Prompt]) -> dict[str, str]:
+        from noisescope.models.rendering import Unreadable
+
+        found = zip(prompts, self._encoded(prompts), strict=True)
+        return {prompt.key: str(one) for prompt, one in found if isinstance(one, Unreadable)}
+
+    def notes(self, prompts: Sequence[Prompt]) -> list[str]:
+        from noisescope.models.tokenize import Encoded
+
+        cut = [one.cut_prompt for one in self._encoded(prompts) if isinstance(one, Encoded)]
+        count, limit = sum(tokens > 0 for tokens in cut), self.policy.encoder.max_length
+        if not count:
+            return []
+        return [
+            f"{self.spec.short}: {count:,} of {len(cut):,} prompts are cut in their oldest turns "
+            f"({sum(cut):,} tokens), to leave {self.settings.max_new_tokens:,} of {limit:,} tokens "
+            "for a response"
+        ]
+
+    def _encoded(self, prompts: Sequence[Prompt]) -> list[Encoded | Unreadable]:
+        """Encode prompts with room for a response."""
+        items = [Item(p.key, p.text, p.turns, "-") for p in prompts]
+        return self.policy.encoder.encode_readable(items, reserve=self.settings.max_new_tokens)
+
     def outputs(self, prompts: Sequence[Prompt]) -> list[Output]:
         return list(self._generate(prompts, self.settings.max_new_tokens))
 
@@ -72,7 +98,8 @@ class TextGenerator:
 
         model, tokenizer = self.policy.model, self.policy.tokenizer
         items = [Item(p.key, p.text, p.turns, "-") for p in prompts]
-        leads = [encoded.prompt for encoded in self.policy.encode(items)]
+        room = self.settings.max_new_tokens
+        leads = [one.prompt for one in self.policy.encoder.encode(items, reserve=room)]
         width = max(map(len, leads))
         ids, seen = torch.zeros(len(leads), width, dtype=torch.long), torch.zeros(len(leads), width)
         for row, lead in enumerate(leads):

@@ -27,7 +27,7 @@ from datetime import datetime
 from typing import Any, final
 
 from noisescope.datasets.conversations import TOOLS, has_field, template_input, template_message
-from noisescope.errors import ModelError
+from noisescope.errors import ModelError, first_line
 from noisescope.pairs import Message
 
 #: The day of every rendering: the date that Llama 3.2 assumes where it cannot ask for one.
@@ -36,6 +36,8 @@ DATE = datetime(2024, 7, 26)
 VERSION = 2
 #: Directives of strftime that templates may ask for.
 _DIRECTIVES = "aAbBcdDeFHIjmMpSTUuwxXyYZ"
+#: What to do where a chat template cannot be used.
+PLAIN_TEXT = "`noisescope score` and `noisescope train` read plain text: --chat-template never"
 _PLAIN, _THOUGHT, _FUNCTION = "Q7plainQ7", "Q7thoughtQ7", "q7_function"
 #: Reasoning and answer; generated after an open <think>, an answer lacks the opening tag.
 _THINKING = re.compile(r"\s*(?:<think>)?(.*?)</think>(.*)", re.DOTALL)
@@ -74,7 +76,7 @@ class Template:
         except Unreadable as error:
             raise ModelError(
                 f"the chat template cannot render a plain exchange: {error}",
-                hint="Use plain text instead of the template: --chat-template never",
+                hint=PLAIN_TEXT,
             ) from error
 
     def settings(self) -> dict[str, object]:
@@ -231,7 +233,7 @@ class Template:
                     raise
                 return render(whole)
         except Exception as error:  # templates raise what Jinja and Python raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
             fault = f"the chat template refuses a conversation of {roles}: {reason}"
             raise Unreadable(fault) from error
@@ -261,6 +263,22 @@ def _replies(response: str) -> list[_Reply]:
     return [*found, _Reply(_message("assistant", response), (response,))]
 
 
+def finished(tokenizer: Any, turns: Sequence[Message]) -> str:
+    """The template's own rendering of a whole conversation, on DATE. Raises ModelError."""
+    messages, tools = template_input(turns)
+    try:
+        text = dated(tokenizer.get_chat_template(None, tools))
+        return str(
+            tokenizer.apply_chat_template(messages, tools=tools, chat_template=text, tokenize=False)
+        )
+    except Exception as error:  # templates raise what Jinja and Python raise
+        reason = first_line(error)
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path} refuses a conversation: {reason}",
+            hint="Leave out prompts of that kind, or use a judge that reads plain text.",
+        ) from error
+
+
 def _source(tokenizer: Any, name: str | None) -> str:
     """Text of the template. Raises ModelError where there are several and none is chosen."""
     known = tokenizer.chat_template
@@ -278,7 +296,7 @@ def _source(tokenizer: Any, name: str | None) -> str:
     if name is not None and not isinstance(known, dict):
         raise ModelError(
             f"--chat-template {name}: the tokenizer has one template, without a name",
-            hint="Leave --chat-template out, or use plain text: --chat-template never",
+            hint="Leave --chat-template out. " + PLAIN_TEXT,
         )
     return str(tokenizer.get_chat_template(name))
 

@@ -19,7 +19,7 @@ from typing import Any, final
 from noisescope.errors import ModelError
 from noisescope.models import Item
 from noisescope.models.cutting import kept_tokens
-from noisescope.models.rendering import Frame, Template, Unreadable
+from noisescope.models.rendering import PLAIN_TEXT, Frame, Template, Unreadable
 from noisescope.pairs import Message
 
 NAMES = {
@@ -99,7 +99,7 @@ class Encoder:
                 shown = " ".join(item.prompt.split())[:60]
                 raise ModelError(
                     f"{found}: prompt {shown!r}",
-                    hint="Use plain text instead of the template: --chat-template never",
+                    hint=PLAIN_TEXT,
                 )
             encoded.append(found)
         return encoded

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 from noisescope.errors import ModelError, first_line
 from noisescope.evaluate.comparison import Comparison, JudgeCard, Output, Prompt, Verdict, by_score
 from noisescope.evaluate.judges.base import find_judge
+from noisescope.pairs import Message
 
 if TYPE_CHECKING:
     from noisescope.models.checkpoint import Checkpoint
@@ -72,13 +73,13 @@ class RewardJudge:
 
     def _ids(self, tokenizer: Any, prompt: Prompt, response: str, limit: int) -> list[int]:
         """Encode prompt and response; too long ones lose their beginning, not the response."""
+        from noisescope.models.rendering import finished
+
         if tokenizer.chat_template is None:
             ids = tokenizer(prompt.text, response, verbose=False)["input_ids"]
         else:
-            turns = [{"role": t.role, "content": t.content} for t in prompt.turns or ()]
-            turns = turns or [{"role": "user", "content": prompt.text}]
-            whole = [*turns, {"role": "assistant", "content": response}]
-            text = tokenizer.apply_chat_template(whole, tokenize=False)
+            turns = prompt.turns or (Message("user", prompt.text),)
+            text = finished(tokenizer, (*turns, Message("assistant", response)))
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return list(ids)[-limit:]
 
