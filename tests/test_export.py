@@ -25,7 +25,7 @@ from noisescope.export.clean import export_clean
 from noisescope.export.hub import check_repo, export_hub, push
 from noisescope.export.removal import DROP, FLIP, KEEP, CleanPolicy
 from noisescope.export.review import choose, export_review, values
-from noisescope.export.run_scores import Scored
+from noisescope.export.run_scores import RunScores
 from noisescope.export.trl import export_trl
 from noisescope.export.weights import export_weights, weigh
 from noisescope.pairs import PreferenceDataset
@@ -47,7 +47,7 @@ def talks() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def scored(tmp_path: Path) -> Scored:
+def scored(tmp_path: Path) -> RunScores:
     return toy(tmp_path)
 
 
@@ -88,7 +88,7 @@ def stated(dataset: PreferenceDataset) -> dict[str, tuple[str, str]]:
     return {name: (one, other) for name, one, other in zip(ids, chosen, rejected, strict=True)}
 
 
-def actions_of(scored: Scored, policy: CleanPolicy) -> dict[str, int]:
+def actions_of(scored: RunScores, policy: CleanPolicy) -> dict[str, int]:
     actions = policy.decide(scored.columns)
     found: dict[str, int] = {}
     for batch, at in scored.pairs([]):
@@ -143,7 +143,7 @@ def test_impossible_policies_are_refused(wrong: dict[str, float]) -> None:
 # Weights
 
 
-def test_weights_hold_the_scores_in_the_datasets_order(scored: Scored, tmp_path: Path) -> None:
+def test_weights_hold_the_scores_in_the_datasets_order(scored: RunScores, tmp_path: Path) -> None:
     out = tmp_path / "w.parquet"
     assert export_weights(scored, out) == PAIRS
     table = pq.read_table(out)
@@ -158,7 +158,7 @@ def test_weights_hold_the_scores_in_the_datasets_order(scored: Scored, tmp_path:
     assert (facts["weight"], facts["beta"], facts["model"]) == ("u", 0.1, "tiny")
 
 
-def test_p_flip_weights_are_one_minus_twice_the_chance(scored: Scored) -> None:
+def test_p_flip_weights_are_one_minus_twice_the_chance(scored: RunScores) -> None:
     columns = {"p_flip": np.array([0.0, 0.2, 0.5, 0.9, np.nan]), "u": np.zeros(5)}
     weight, gamma = weigh(columns, "p_flip")
     assert weight.tolist() == pytest.approx([1, 0.6, 0, 0, 1])
@@ -221,7 +221,7 @@ def test_clean_writes_saved_datasets_that_load(tmp_path: Path) -> None:
     assert len(load(tmp_path / "out")) == PAIRS - 6
 
 
-def test_clean_refuses_a_source_that_changed(scored: Scored, tmp_path: Path) -> None:
+def test_clean_refuses_a_source_that_changed(scored: RunScores, tmp_path: Path) -> None:
     changed = tmp_path / "toy.jsonl"
     write_lines(changed, [*rows(PAIRS - 1), {**rows()[-1], "chosen": "other"}])
     with pytest.raises(DataError, match="not what"):
@@ -258,7 +258,7 @@ def test_any_rows_can_leave_a_json_array(
 # TRL
 
 
-def test_trl_standard_rows(scored: Scored, tmp_path: Path) -> None:
+def test_trl_standard_rows(scored: RunScores, tmp_path: Path) -> None:
     out = tmp_path / "t.parquet"
     policy = CleanPolicy(drop_top=0.1, flip_top=0.05)
     counts = export_trl(scored, out, policy)
@@ -277,7 +277,7 @@ def test_trl_standard_rows(scored: Scored, tmp_path: Path) -> None:
     assert len(weight) == PAIRS
 
 
-def test_a_belief_turns_with_its_label(scored: Scored, tmp_path: Path) -> None:
+def test_a_belief_turns_with_its_label(scored: RunScores, tmp_path: Path) -> None:
     plain, cleaned = tmp_path / "plain.parquet", tmp_path / "cleaned.parquet"
     export_trl(scored, plain, CleanPolicy(), "margin")
     policy = CleanPolicy(flip_top=0.05)
@@ -338,29 +338,31 @@ def test_the_queue_is_the_most_valuable_and_some_of_the_worst() -> None:
     assert len(choose(columns, 500, 0.5)) == 99
 
 
-def test_review_files_are_blind_and_hold_text_as_text(scored: Scored, tmp_path: Path) -> None:
+def records_of(out: Path) -> list[dict[str, Any]]:
+    with (out / "argilla.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def test_review_files_are_blind_and_hold_text_as_text(scored: RunScores, tmp_path: Path) -> None:
     out = tmp_path / "review"
     assert export_review(scored, out, number=PAIRS) == PAIRS
-    records = json.loads((out / "argilla" / "records.json").read_text("utf-8"))
-    settings = json.loads((out / "argilla" / ".argilla" / "settings.json").read_text("utf-8"))
+    records = records_of(out)
     tasks = json.loads((out / "label-studio" / "tasks.json").read_text("utf-8"))
     key = {row["pair_id"]: row for row in pq.read_table(out / "key.parquet").to_pylist()}
     before = stated(load(tmp_path / "toy.jsonl"))
     for record, task in zip(records, tasks, strict=True):
         fields = {name: task["data"][name] for name in ("prompt", "a", "b")}
-        assert record["fields"] == fields
+        assert record == {"id": record["id"], "value": record["value"], **fields}
         better = key[record["id"]]["labelled_better"]
         worse = "b" if better == "a" else "a"
         assert before[record["id"]] == (fields[better], fields[worse])
         assert "p_flip" not in json.dumps([record, task])
     sides = [row["labelled_better"] for row in key.values()]
     assert 0.3 < sides.count("a") / len(sides) < 0.7
-    assert all(not field["settings"]["use_markdown"] for field in settings["fields"])
-    assert not settings["metadata"][0]["visible_for_annotators"]
     config = ET.parse(out / "label-studio" / "config.xml").getroot()
     named = {tag.get("value", "")[1:] for tag in config.iter() if tag.get("value", "")[:1] == "$"}
     assert named == {"prompt", "a", "b"}
-    assert HOSTILE in {record["fields"][side] for record in records for side in ("a", "b")}
+    assert HOSTILE in {record[side] for record in records for side in ("a", "b")}
 
 
 def test_review_of_images_names_files(tmp_path: Path) -> None:
@@ -369,8 +371,8 @@ def test_review_of_images_names_files(tmp_path: Path) -> None:
     scored = scored_run(dataset, tmp_path / "runs" / "x")
     out = tmp_path / "review"
     export_review(scored, out, number=5, images=dataset.images)
-    for record in json.loads((out / "argilla" / "records.json").read_text("utf-8")):
-        assert Path(record["fields"]["a"]).read_bytes()[:2] in (b"\xff\xd8", b"\x89P")
+    for record in records_of(out):
+        assert Path(record["a"]).read_bytes()[:2] in (b"\xff\xd8", b"\x89P")
     for task in json.loads((out / "label-studio" / "tasks.json").read_text("utf-8")):
         name = task["data"]["b"].partition("?d=")[2]
         assert (out / name).is_file()
@@ -381,12 +383,12 @@ def test_review_of_images_names_files(tmp_path: Path) -> None:
 # Hub
 
 
-def test_a_dry_run_writes_the_card_and_the_data(scored: Scored, tmp_path: Path) -> None:
+def test_a_dry_run_writes_the_card_and_the_data(scored: RunScores, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     counts = export_hub(scored, tmp_path / "hub", CleanPolicy(drop_top=0.1))
     card = (tmp_path / "hub" / "README.md").read_text("utf-8")
     assert "the worst 10.0% of all pairs were dropped" in card
-    assert "108 were kept, 12 dropped and 0 turned round" in card
+    assert "108 were kept, 12 dropped and 0 flipped" in card
     assert str(tmp_path) not in card
     assert counts["drop"] == 12
     cache = str(tmp_path / "cache")
@@ -424,7 +426,7 @@ def test_uploads_fail_clearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # Places
 
 
-def test_nothing_foreign_is_overwritten(scored: Scored, tmp_path: Path) -> None:
+def test_nothing_foreign_is_overwritten(scored: RunScores, tmp_path: Path) -> None:
     file = tmp_path / "mine.parquet"
     pq.write_table(pa.table({"a": [1]}), file)
     before = file.read_bytes()

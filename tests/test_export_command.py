@@ -12,7 +12,7 @@ from helpers.toy_run import PAIRS, rows, scored_run, toy, write_lines
 from noisescope.cli import run as command
 from noisescope.datasets import load
 from noisescope.errors import NoisescopeError
-from noisescope.export.run_scores import find_scored
+from noisescope.export.run_scores import find_run_scores
 
 
 def test_the_command_writes_every_format(
@@ -48,5 +48,5 @@ def test_scores_without_a_verdict_need_force(tmp_path: Path) -> None:
     write_lines(path, rows())
     scored_run(load(path), tmp_path / "runs" / "x", good=False)
     with pytest.raises(NoisescopeError, match="chance"):
-        find_scored("x", tmp_path / "runs")
-    assert len(find_scored("x", tmp_path / "runs", force=True)) == PAIRS
+        find_run_scores("x", tmp_path / "runs")
+    assert len(find_run_scores("x", tmp_path / "runs", force=True)) == PAIRS

@@ -103,10 +103,17 @@ def test_label_studio_comes_back_in_three_formats(scored, queue, tmp_path):
 
 def test_argilla_comes_back(scored, queue, tmp_path):
     folder, found = queue
-    records = json.loads((folder / "argilla" / "records.json").read_text("utf-8"))
+    lines = (folder / "argilla.jsonl").read_text("utf-8").splitlines()
     answers = {row["pair_id"]: truth(row) for row in found}
-    for record in records:
-        record["responses"] = {"better": [{"value": answers[record["id"]], "user_id": "u-1"}]}
+    records = [  # as Argilla's Dataset.to_disk writes them
+        {
+            "id": record["id"],
+            "fields": {name: record[name] for name in ("prompt", "a", "b")},
+            "metadata": {"value": record["value"]},
+            "responses": {"better": [{"value": answers[record["id"]], "user_id": "u-1"}]},
+        }
+        for record in map(json.loads, lines)
+    ]
     (tmp_path / "argilla").mkdir()
     (tmp_path / "argilla" / "records.json").write_text(json.dumps(records), "utf-8")
     assert import_answers(scored.run, tmp_path / "argilla", "ann")["imported"] == 20

@@ -18,7 +18,7 @@ from noisescope.storage.printable import printable
 if TYPE_CHECKING:
     from noisescope.datasets import Source
     from noisescope.export.removal import CleanPolicy
-    from noisescope.export.run_scores import Scored
+    from noisescope.export.run_scores import RunScores
     from noisescope.pairs import ImageStore
 
 
@@ -103,23 +103,23 @@ def export(
     Example: noisescope export hh-rlhf --format clean --drop-above 0.7
     """
     from noisescope.export.removal import CleanPolicy
-    from noisescope.export.run_scores import find_scored
+    from noisescope.export.run_scores import find_run_scores
 
     _refuse_unknown(context, format)
     policy = CleanPolicy(drop_above, flip_above, drop_top, flip_top, most, force)
-    scored = find_scored(run, runs_dir, force=force)
-    print_note(f"run: {printable(str(scored.run.directory))}")
+    scores = find_run_scores(run, runs_dir, force=force)
+    print_note(f"run: {printable(str(scores.run.directory))}")
     suffix = ".parquet" if format in (Format.weights, Format.trl) else ""
-    name = f"{scored.run.directory.resolve().name}-{format}{suffix}"
+    name = f"{scores.run.directory.resolve().name}-{format}{suffix}"
     out = output or Path("exports") / name
     if format is Format.hub:
-        done = _hub(scored, out, policy, weight, source, repo_id, dry_run, public)
+        done = _hub(scores, out, policy, weight, source, repo_id, dry_run, public)
     else:
-        done = _local(scored, out, policy, format, weight, source, count, threshold)
+        done = _local(scores, out, policy, format, weight, source, count, threshold)
     if json:
         print_json({"format": str(format), "output": str(out), **done})
         return
-    _print(scored, format, out, done)
+    _print(scores, format, out, done)
 
 
 def _refuse_unknown(context: typer.Context, format: Format) -> None:
@@ -137,7 +137,7 @@ def _refuse_unknown(context: typer.Context, format: Format) -> None:
 
 
 def _local(
-    scored: Scored,
+    scores: RunScores,
     out: Path,
     policy: CleanPolicy,
     format: Format,
@@ -149,26 +149,26 @@ def _local(
     if format is Format.weights:
         from noisescope.export.weights import export_weights
 
-        return {"pairs": export_weights(scored, out, weight), "weight": weight}
+        return {"pairs": export_weights(scores, out, weight), "weight": weight}
     if format is Format.trl:
         from noisescope.export.trl import export_trl
 
-        counts = export_trl(scored, out, policy, weight)
-        return {"counts": counts, "policy": policy.said(), "weight": weight}
+        counts = export_trl(scores, out, policy, weight)
+        return {"counts": counts, "policy": policy.describe(), "weight": weight}
     if format is Format.clean:
         from noisescope.export.clean import export_clean
 
-        counts = export_clean(scored, _opened(scored, source), policy, out)
-        return {"counts": counts, "policy": policy.or_default().said()}
+        counts = export_clean(scores, _opened(scores, source), policy, out)
+        return {"counts": counts, "policy": policy.or_default().describe()}
     from noisescope.export.review import export_review
 
-    images = _images(scored, source)
-    number = export_review(scored, out, number=count, threshold=threshold, images=images)
+    images = _images(scores, source)
+    number = export_review(scores, out, number=count, threshold=threshold, images=images)
     return {"pairs": number}
 
 
 def _hub(
-    scored: Scored,
+    scores: RunScores,
     out: Path,
     policy: CleanPolicy,
     weight: str,
@@ -180,37 +180,37 @@ def _hub(
     from noisescope.export.hub import check_repo, export_hub, push
 
     name = check_repo(repo_id)
-    opened = _opened(scored, source) if scored.modality == "image" else None
-    counts = export_hub(scored, out, policy, source=opened, scheme=weight)
-    done = {"counts": counts, "policy": policy.or_default().said(), "repo_id": name}
+    opened = _opened(scores, source) if scores.modality == "image" else None
+    counts = export_hub(scores, out, policy, source=opened, scheme=weight)
+    done = {"counts": counts, "policy": policy.or_default().describe(), "repo_id": name}
     if dry_run:
         return {**done, "uploaded": None}
     print_note(f"{printable(str(out))} is written; uploading to {printable(name)}")
     return {**done, "uploaded": push(out, name, public=public)}
 
 
-def _opened(scored: Scored, source: str | None) -> Source:
+def _opened(scores: RunScores, source: str | None) -> Source:
     """The source of a run: the one named, else where the manifest says it was."""
     from noisescope.datasets import open_source
     from noisescope.storage.workspace import find_workspace
 
-    opened = open_source(source or str(scored.manifest["resolved"]), workspace=find_workspace())
+    opened = open_source(source or str(scores.manifest["resolved"]), workspace=find_workspace())
     print_note(printable(opened.said))
     return opened
 
 
-def _images(scored: Scored, source: str | None) -> ImageStore | None:
+def _images(scores: RunScores, source: str | None) -> ImageStore | None:
     """The pictures of an image run; None for text."""
-    if scored.modality != "image":
+    if scores.modality != "image":
         return None
     from noisescope.datasets.load import load_again
     from noisescope.storage.workspace import find_workspace
 
-    target = source or str(scored.manifest["resolved"])
-    return load_again(target, scored.manifest, find_workspace()).images
+    target = source or str(scores.manifest["resolved"])
+    return load_again(target, scores.manifest, find_workspace()).images
 
 
-def _print(scored: Scored, format: Format, out: Path, done: Mapping[str, Any]) -> None:
+def _print(scores: RunScores, format: Format, out: Path, done: Mapping[str, Any]) -> None:
     """What was written, and what to type next."""
     lines = {}
     if counts := done.get("counts"):
@@ -221,18 +221,18 @@ def _print(scored: Scored, format: Format, out: Path, done: Mapping[str, Any]) -
     lines["output"] = str(out)
     if format is Format.hub:
         lines["uploaded"] = done["uploaded"] or "nothing: a dry run"
-    print_lines(**lines, **_following(scored, format, out, done))
+    print_lines(**lines, **_following(scores, format, out, done))
 
 
 def _following(
-    scored: Scored, format: Format, out: Path, done: Mapping[str, Any]
+    scores: RunScores, format: Format, out: Path, done: Mapping[str, Any]
 ) -> dict[str, str]:
     """By label, where the export goes from here."""
-    where, run = shlex.quote(str(out)), shlex.quote(str(scored.run.directory))
-    judge = f" --model {shlex.quote(str(scored.manifest['model']))}"
+    where, run = shlex.quote(str(out)), shlex.quote(str(scores.run.directory))
+    judge = f" --model {shlex.quote(str(scores.manifest['model']))}"
     believed = done.get("weight") == "margin"
     if format is Format.weights:
-        read = shlex.quote(str(scored.manifest["resolved"]))
+        read = shlex.quote(str(scores.manifest["resolved"]))
         objective = "--objective distilled-dpo " if believed else ""
         return {"next": f"noisescope train {read} {objective}--weights {where}{judge}"}
     if format is Format.trl:
@@ -241,10 +241,10 @@ def _following(
         trainer = f"noisescope.training.trl.AdaptiveDPOTrainer({given})"
         return {"in TRL": trainer, "next": f"noisescope datasets {where}"}
     if format is Format.review:
-        from noisescope.export.review import SPREADSHEET
+        from noisescope.export.review import ARGILLA, SPREADSHEET
 
         return {
-            "in Argilla": f"rg.Dataset.from_disk({str(out / 'argilla')!r})",
+            "in Argilla": f"dataset.records.log(map(json.loads, open({str(out / ARGILLA)!r})))",
             "in Label Studio": f"import {out / 'label-studio' / 'tasks.json'}",
             "next": f"noisescope review {run} --import {shlex.quote(str(out / SPREADSHEET))}",
         }

@@ -88,7 +88,7 @@ def review(
 
     Example: noisescope review hh-rlhf --count 100
     """
-    from noisescope.export.run_scores import find_scored
+    from noisescope.export.run_scores import find_run_scores
     from noisescope.report.review.session import check_name, open_session, results
 
     if sum((terminal, summary, import_file is not None)) > 1:
@@ -97,7 +97,7 @@ def review(
         )
     who = _user() if reviewer is None else reviewer
     check_name(who)
-    found = find_scored(run, runs_dir, force=True).run
+    found = find_run_scores(run, runs_dir, force=True).run
     print_note(f"run: {found.directory}")
     if import_file is not None:
         from noisescope.export.answers import import_answers

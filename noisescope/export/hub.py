@@ -1,8 +1,12 @@
-"""`--format hub`: a dataset repository with a card that states how it was cleaned.
+"""Export a dataset repository for the Hub, with a card that documents how it was cleaned.
 
-The directory is written first and only then uploaded: text as TRL reads it, images in the source's
-own files. The repository is private unless asked otherwise; its name is never guessed; the token
-comes from HF_TOKEN alone; and a repository that no export made is never written to.
+    export_hub(scores, Path("exports/hh-hub"), CleanPolicy())
+    push(Path("exports/hh-hub"), "owner/name")
+
+The directory is complete before anything is uploaded: text as TRL reads it, images in the source's
+files, `decisions.parquet`, and the card. The repository is private by default and its name must be
+given; the token is read from HF_TOKEN only. An existing repository is changed only if it contains
+the metadata file of an export.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from noisescope import __version__
 from noisescope.errors import DataError, UsageError, first_line
 from noisescope.export.clean import DECISIONS, count, plan_cleaning, write_decisions
 from noisescope.export.removal import CleanPolicy
-from noisescope.export.run_scores import Scored
+from noisescope.export.run_scores import RunScores
 from noisescope.export.trl import write_trl
 from noisescope.export.weights import facts_of
 from noisescope.storage.files import write_atomic
@@ -28,9 +32,9 @@ if TYPE_CHECKING:
     from noisescope.datasets import Source
 
 
-def card(scored: Scored, facts: Mapping[str, Any], data: str) -> str:
-    """README.md of a dataset repository; `data` is the glob of its files."""
-    summary, counts = scored.summary, facts["counts"]
+def card(scores: RunScores, facts: Mapping[str, Any], data: str) -> str:
+    """Render the README.md of a dataset repository; `data` is the glob of its files."""
+    summary, counts = scores.summary, facts["counts"]
     rate = summary.get("flip_rate", {})
     changed = counts["drop"] + counts["flip"]
     known = "" if rate.get("identifiable", True) else " (not identifiable at this size)"
@@ -53,18 +57,18 @@ def card(scored: Scored, facts: Mapping[str, Any], data: str) -> str:
         f"# {_plain(facts['dataset'])}, cleaned",
         "",
         f"Preference pairs of `{_plain(facts['dataset'])}`, audited and cleaned with noisescope "
-        f"{__version__}. No label was looked at by a human in this step.",
+        f"{__version__}. No label was checked by a person in this step.",
         "",
         "## How it was cleaned",
         "",
         f"- Policy: {facts['policy']}.",
-        f"- Of {len(scored):,} pairs {counts['keep']:,} were kept, {counts['drop']:,} dropped and "
-        f"{counts['flip']:,} turned round ({changed / max(len(scored), 1):.1%} changed).",
+        f"- Of {len(scores):,} pairs {counts['keep']:,} were kept, {counts['drop']:,} dropped and "
+        f"{counts['flip']:,} flipped ({changed / max(len(scores), 1):.1%} changed).",
         "- `p_flip` is the probability that a label is wrong, from held-out margins of "
-        f"{_plain(scored.manifest.get('evidence', {}).get('replicas', 'several'))} replicas of "
+        f"{_plain(scores.manifest.get('evidence', {}).get('replicas', 'several'))} replicas of "
         f"`{_plain(facts['model'])}`.",
         "",
-        "## What the audit says of itself",
+        "## Quality of the audit",
         "",
         "| | estimate | interval |",
         "|---|---|---|",
@@ -74,8 +78,8 @@ def card(scored: Scored, facts: Mapping[str, Any], data: str) -> str:
         f"| expected AUROC of finding wrong labels | {_number(summary.get('expected_auroc'))} | "
         f"{_between(summary.get('expected_auroc_interval'), '.3f')} |",
         "",
-        "At that AUROC some dropped labels were right and some kept ones are wrong; labels on "
-        "which all annotators share a bias look right to any such audit.",
+        "At this AUROC some dropped labels were right and some kept ones are wrong. An audit "
+        "cannot find a bias that all annotators share.",
         "",
         f"Dataset fingerprint `{_plain(facts['dataset_fingerprint'])}`, model fingerprint "
         f"`{_plain(facts['model_fingerprint'])}`.",
@@ -85,7 +89,7 @@ def card(scored: Scored, facts: Mapping[str, Any], data: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A name that cannot end its line, its code span or its table cell."""
+    """Replace characters that could end a line, a code span or a table cell."""
     return "".join(
         " " if unicodedata.category(c).startswith(("C", "Z")) or c in "`|<>[]" else c
         for c in str(value)
@@ -112,64 +116,65 @@ def _between(ends: Any, shape: str = ".1%") -> str:
 
 
 TOKEN = "HF_TOKEN"
-#: Image formats whose files hold the pictures themselves, so that a copy of them is complete.
+#: Image formats whose files contain the images themselves, so that a copy is complete.
 WHOLE = ("pick_a_pic",)
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-_LATER = "The directory is complete: try again later, or upload it by hand."
+_LATER = "The directory is complete. Try again later, or upload it by hand."
 
 
 def export_hub(
-    scored: Scored,
+    scores: RunScores,
     out: Path,
     policy: CleanPolicy,
     *,
     source: Source | None = None,
     scheme: str = "u",
 ) -> dict[str, int]:
-    """Write the repository's directory; the counts of keep, drop and flip.
+    """Write the repository's directory; return the counts of keep, drop and flip.
 
-    `source` is needed for images. Raises what `export_trl` and `export_clean` raise, and
-    UsageError for images that lie in files of their own.
+    `source` is needed for images. Raises as `export_trl` and `export_clean` do, and UsageError
+    for images in separate files.
     """
     claim(out)
     policy = policy.or_default()
-    if scored.modality == "text":
-        actions = policy.decide(scored.columns)
-        counts, said = count(actions), policy.said()
-        facts = facts_of(scored, "hub", weight=scheme, policy=said, counts=counts)
+    if scores.modality == "text":
+        actions = policy.decide(scores.columns)
+        counts = count(actions)
+        facts = facts_of(scores, "hub", weight=scheme, policy=policy.describe(), counts=counts)
     else:
-        adapter = scored.manifest.get("adapter")
+        adapter = scores.manifest.get("adapter")
         if source is None or adapter not in WHOLE:
             raise UsageError(
-                f"{adapter} names its pictures by path: an upload would lack them",
-                hint="Use --format clean beside the pictures, and upload both by hand.",
+                f"{adapter} refers to its images by path: an upload would not contain them",
+                hint="Use --format clean, and upload its files and the images by hand.",
             )
-        cleaner = plan_cleaning(scored, source, policy)
+        cleaner = plan_cleaning(scores, source, policy)
         facts = {**cleaner.facts, "format": "hub"}
 
     def fill(folder: Path) -> None:
         data = folder / "data"
         data.mkdir()
-        if scored.modality == "text":
-            write_trl(data / "train-00000-of-00001.parquet", scored, actions, scheme, facts)
-            write_decisions(scored, actions, folder / DECISIONS)
+        if scores.modality == "text":
+            write_trl(data / "train-00000-of-00001.parquet", scores, actions, scheme, facts)
+            write_decisions(scores, actions, folder / DECISIONS)
         else:
             cleaner.fill(folder, data)
-        write_atomic(folder / "README.md", card(scored, facts, "data/**"))
+        write_atomic(folder / "README.md", card(scores, facts, "data/**"))
 
     write_directory(out, facts, fill)
     return dict(facts["counts"])
 
 
 def check_repo(repo_id: str | None) -> str:
-    """The repository's name. Raises UsageError where it is none, or has no owner."""
+    """Check the repository's name. Raises UsageError unless it is OWNER/NAME."""
     if not repo_id:
         raise UsageError(
-            "which repository?", hint="Name it: --repo-id OWNER/NAME (a private one is made)."
+            "--format hub needs a repository",
+            hint="Add --repo-id OWNER/NAME; a private one is made.",
         )
     owner, slash, name = repo_id.partition("/")
     if not (owner and slash and name) or "/" in name:
-        raise UsageError(f"--repo-id {repo_id}: not of the form OWNER/NAME")
+        raise UsageError(f"--repo-id {repo_id} is not of the form OWNER/NAME")
     return repo_id
 
 
@@ -181,10 +186,10 @@ def push(
     environment: Mapping[str, str] = os.environ,
     endpoint: str | None = None,
 ) -> str:
-    """Upload an export's directory to the dataset repository `repo_id`; its address.
+    """Upload an export's directory to the dataset repository `repo_id`; return the commit's URL.
 
-    Raises UsageError without HF_TOKEN or where the repository is not an export's, DataError where
-    the Hub is switched off, unreachable or refuses.
+    Raises UsageError without HF_TOKEN or if the repository is not an export, DataError if the Hub
+    is switched off, unreachable or refuses.
     """
     check_repo(repo_id)
     off = [name for name in _OFFLINE if environment.get(name, "").lower() in ("1", "true", "yes")]
@@ -193,7 +198,7 @@ def push(
     token = environment.get(TOKEN)
     if not token:
         raise UsageError(
-            f"{TOKEN} is not set: the Hub takes no upload without a token",
+            f"{TOKEN} is not set: an upload needs a token",
             hint=f"Set {TOKEN} to a token with write access, or add --dry-run.",
         )
     from huggingface_hub import HfApi
@@ -212,7 +217,7 @@ def push(
         )
     except UsageError:
         raise
-    except Exception as error:  # the client raises the errors of several HTTP libraries
+    except Exception as error:  # errors of several HTTP libraries
         raise DataError(f"{repo_id}: not uploaded ({first_line(error)})", hint=_LATER) from error
     return str(done.commit_url)
 
@@ -220,6 +225,6 @@ def push(
 def _check_ours(api: Any, repo_id: str) -> None:
     if not api.file_exists(repo_id, MARK, repo_type="dataset"):
         raise UsageError(
-            f"{repo_id} exists and no export made it",
+            f"{repo_id} exists and is not an export",
             hint="Choose a new name with --repo-id.",
         )

@@ -1,9 +1,10 @@
-"""Keep, drop or flip: one decision a pair, from thresholds on p_flip or shares of the worst.
+"""Decide for every pair: keep, drop or flip, by a threshold on p_flip or a share of the worst.
 
-    actions = CleanPolicy(drop_above=0.5).decide(scored.columns)     # [N] of KEEP, DROP, FLIP
+    actions = CleanPolicy(drop_above=0.5).decide(scores.columns)     # [N] of KEEP, DROP, FLIP
 
-Dropping is the default: over many data sets and methods removal beats flipping, and taking away
-more than 30 % of a dataset hurts (PrefCleanBench, 2509.23564), so more is refused unless forced.
+Dropping is the default: over many datasets and methods removal does better than flipping, and
+removing more than 30 % of a dataset does harm (PrefCleanBench, 2509.23564), so more is refused
+without `force`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ Actions = NDArray[np.int8]
 KEEP, DROP, FLIP = 0, 1, 2
 #: Names of the actions, by number.
 ACTIONS = ("keep", "drop", "flip")
-#: Where nothing is asked for: a label more likely wrong than right is dropped.
+#: Default rule: drop a label that is more likely wrong than right.
 DROP_ABOVE = 0.5
 
 
 @final
 @dataclass(frozen=True)
 class CleanPolicy:
-    """Which pairs change. Raises UsageError for shares that make no sense.
+    """Which pairs change. Raises UsageError for impossible or contradictory shares.
 
     A pair is flipped at p_flip >= `flip_above`, or among the worst `flip_top` of all; otherwise
     dropped at p_flip >= `drop_above`, or among the worst `drop_top`. No more than `most` of all
@@ -53,7 +54,7 @@ class CleanPolicy:
             and not 0 <= value <= 1
         ]
         faults += [
-            f"--{action}-above and --{action}-top: one of the two"
+            f"--{action}-above and --{action}-top exclude each other"
             for action, above, top in (
                 ("drop", self.drop_above, self.drop_top),
                 ("flip", self.flip_above, self.flip_top),
@@ -65,18 +66,18 @@ class CleanPolicy:
 
     @property
     def stated(self) -> bool:
-        """Whether it changes anything at all."""
+        """Whether it contains any rule."""
         rules = (self.drop_above, self.flip_above, self.drop_top, self.flip_top)
         return any(rule is not None for rule in rules)
 
     def or_default(self) -> CleanPolicy:
-        """Itself, or where it states no rule the same with the default one."""
+        """Return the policy, with the default rule if it contains none."""
         return self if self.stated else CleanPolicy(DROP_ABOVE, most=self.most, force=self.force)
 
     def decide(self, columns: Mapping[str, Float]) -> Actions:
-        """Action [N] of each pair, from `p_flip` and `rank` [N] (1 is the worst).
+        """Return the action [N] of each pair, from `p_flip` and `rank` [N] (1 is the worst).
 
-        Raises UsageError where more than `most` would change and `force` is not set.
+        Raises UsageError if more than `most` would change and `force` is not set.
         """
         p_flip, rank = columns["p_flip"], columns["rank"]
         actions = np.full(len(p_flip), KEEP, np.int8)
@@ -87,12 +88,12 @@ class CleanPolicy:
             raise UsageError(
                 f"this would change {share:.1%} of {len(actions):,} pairs, more than --most "
                 f"{self.most:g}",
-                hint=f"--drop-top {self.most:g} takes only the worst; --force changes them all.",
+                hint=f"--drop-top {self.most:g} changes only the worst; --force changes them all.",
             )
         return actions
 
-    def said(self) -> str:
-        """The policy in words, for cards and manifests."""
+    def describe(self) -> str:
+        """Describe the policy, for cards and metadata."""
         rules = []
         for action, above, top in (
             ("flipped", self.flip_above, self.flip_top),
@@ -108,7 +109,7 @@ class CleanPolicy:
 def _chosen(
     p_flip: Float, rank: Float, above: float | None, top: float | None
 ) -> NDArray[np.bool_]:
-    """Pairs at or above a threshold, or among the worst share; none without a rule."""
+    """Select pairs at or above a threshold, or among the worst share; none without a rule."""
     judged = np.isfinite(p_flip)
     if above is not None:
         return np.asarray(judged & (np.nan_to_num(p_flip) >= above))

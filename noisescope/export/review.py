@@ -1,18 +1,18 @@
-"""`--format review`: the pairs most worth a human's time, for Argilla and Label Studio.
+"""Export a queue for human review, for Argilla and Label Studio.
 
     review/
-      argilla/records.json, argilla/.argilla/     rg.Dataset.from_disk("review/argilla")
-      label-studio/tasks.json, config.xml         import the tasks, paste the labelling interface
-      answers.csv                                 a spreadsheet with an empty column `answer`
-      images/                                     the pictures, for image pairs
-      key.parquet                                 pair_id, labelled_better, p_flip, value, reason
+      argilla.jsonl                         records for rg.Dataset.records.log (docs/export.md)
+      label-studio/tasks.json, config.xml   import the tasks, paste the labelling interface
+      answers.csv                           a spreadsheet with an empty column `answer`
+      images/                               the images, for image pairs
+      key.parquet                           pair_id, labelled_better, p_flip, value, reason
 
-A look settles a pair. Without one the best guess drops it at p >= t, and is wrong with the
-expected cost value = min(p (1 - t), (1 - p) t), largest at the decision threshold t: that is what a
-look is worth. Most of the queue are the pairs of highest value (`unsure`), most valuable first; the
-rest are the highest p_flip that remain (`worst`): how many of them really are wrong is what to know
-before dropping such pairs unseen. Reviewers are blind: the sides stand in an order drawn by hash,
-and only key.parquet, which they do not see, says which one the label prefers.
+Without a review the best guess drops a pair at p >= t and has the expected cost
+value = min(p (1 - t), (1 - p) t), largest at the threshold t: that is what a review saves. Most of
+the queue are the pairs of highest value (`unsure`), most valuable first; the rest are the highest
+p_flip that remain (`worst`), which show how many such pairs are really wrong. Reviewers are blind:
+the order of the sides is drawn by hash, and only key.parquet, which they do not see, records which
+side the label prefers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 
 from noisescope.datasets.flip.plan import Float, coins
 from noisescope.errors import UsageError
-from noisescope.export.run_scores import Scored
+from noisescope.export.run_scores import RunScores
 from noisescope.export.weights import facts_of, metadata_of
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import write_directory
@@ -35,17 +35,17 @@ from noisescope.storage.output import write_directory
 if TYPE_CHECKING:
     from noisescope.pairs import ImageStore
 
-#: Share of the queue that checks the worst pairs.
+#: Share of the queue for the worst pairs.
 WORST_SHARE = 0.2
 #: Salt of the order of sides, which imported answers without texts rely on.
 ORDER = 13
 UNSURE, WORST = "unsure", "worst"
-KEY = "key.parquet"
+KEY, ARGILLA = "key.parquet", "argilla.jsonl"
 SPREADSHEET = "answers.csv"
 ANSWERS = {"a": "A is better", "b": "B is better", "equal": "equally good", "unclear": "unclear"}
 GUIDELINES = (
-    "Which of the two responses answers the prompt better? Judge for yourself: they stand in a "
-    "random order, and what an earlier label said is not shown."
+    "Which of the two responses answers the prompt better? They are shown in random order, "
+    "without their present label."
 )
 
 
@@ -65,13 +65,13 @@ class Reviewed:
 
 
 def values(p_flip: Float, threshold: float) -> Float:
-    """Expected cost of deciding without a look, min(p (1 - t), (1 - p) t), [N]; NaN counts 0."""
+    """Compute the expected cost without review, min(p (1 - t), (1 - p) t), [N]; NaN counts 0."""
     p = np.nan_to_num(p_flip)
     return np.minimum(p * (1 - threshold), (1 - p) * threshold)
 
 
 def choose(columns: Mapping[str, Float], number: int, threshold: float) -> dict[int, str]:
-    """Places of the pairs to review, most valuable first, and why each was chosen."""
+    """Choose the positions of the pairs to review, most valuable first, with the reasons."""
     value, rank = values(columns["p_flip"], threshold), columns["rank"]
     unsure = number - int(number * WORST_SHARE)
     chosen = dict.fromkeys(np.lexsort((rank, -value))[:unsure].tolist(), UNSURE)
@@ -80,50 +80,52 @@ def choose(columns: Mapping[str, Float], number: int, threshold: float) -> dict[
 
 
 def export_review(
-    scored: Scored,
+    scores: RunScores,
     out: Path,
     *,
     number: int = 200,
     threshold: float = 0.5,
     images: ImageStore | None = None,
 ) -> int:
-    """Write the queue; how many pairs it holds. `images` is needed for image runs.
+    """Write the queue; return its number of pairs. `images` is needed for image runs.
 
-    Raises UsageError for a threshold outside (0, 1) or where `out` is not an export's.
+    Raises UsageError for a threshold outside (0, 1) or if `out` is not an export.
     """
     if not 0 < threshold < 1:
-        raise UsageError(f"--threshold {threshold:g}: between 0 and 1", hint="Try 0.5.")
-    queue = _queue(scored, choose(scored.columns, number, threshold), threshold)
-    facts = facts_of(scored, "review", threshold=threshold, reviewed=len(queue))
+        raise UsageError(
+            f"--threshold {threshold:g} is not between 0 and 1", hint="The default is 0.5."
+        )
+    queue = _queue(scores, choose(scores.columns, number, threshold), threshold)
+    facts = facts_of(scores, "review", threshold=threshold, reviewed=len(queue))
 
     def fill(folder: Path) -> None:
-        pictures = _write_images(queue, folder / "images", images)
-        _write_argilla(queue, folder / "argilla", pictures, out)
-        _write_label_studio(queue, folder / "label-studio", pictures)
-        _write_spreadsheet(queue, folder / SPREADSHEET, pictures)
+        files = _write_images(queue, folder / "images", images)
+        _write_argilla(queue, folder / ARGILLA, files, out)
+        _write_label_studio(queue, folder / "label-studio", files)
+        _write_spreadsheet(queue, folder / SPREADSHEET, files)
         _write_key(queue, folder / KEY, facts)
 
     write_directory(out, facts, fill)
     return len(queue)
 
 
-def _queue(scored: Scored, chosen: Mapping[int, str], threshold: float) -> list[Reviewed]:
-    """The chosen pairs with their texts, in the order of `chosen`."""
+def _queue(scores: RunScores, chosen: Mapping[int, str], threshold: float) -> list[Reviewed]:
+    """Read the chosen pairs with their texts, in the order of `chosen`."""
     found: dict[int, Reviewed] = {}
-    p_flip = scored.columns["p_flip"]
+    p_flip = scores.columns["p_flip"]
     value = values(p_flip, threshold)
-    for batch, at in scored.pairs(["prompt", "chosen", "rejected"]):
+    for batch, at in scores.pairs(["prompt", "chosen", "rejected"]):
         here = [index for index, place in enumerate(at.tolist()) if place in chosen]
         for index in here:
             pair_id, prompt, better, worse = (c[index].as_py() for c in batch.columns)
             place = int(at[index])
-            turned = coins([pair_id], 0, ORDER)[0] < 0.5
-            sides = (worse, better) if turned else (better, worse)
+            swapped = coins([pair_id], 0, ORDER)[0] < 0.5
+            sides = (worse, better) if swapped else (better, worse)
             found[place] = Reviewed(
                 pair_id,
                 prompt,
                 *sides,
-                labelled_better="b" if turned else "a",
+                labelled_better="b" if swapped else "a",
                 p_flip=float(p_flip[place]),
                 value=float(value[place]),
                 reason=chosen[place],
@@ -134,7 +136,7 @@ def _queue(scored: Scored, chosen: Mapping[int, str], threshold: float) -> list[
 def _write_images(
     queue: list[Reviewed], folder: Path, images: ImageStore | None
 ) -> dict[str, str] | None:
-    """Write the pictures of the queue once each; file name by content key, None for text."""
+    """Write each image of the queue once; file names by content key, None for text."""
     if images is None:
         return None
     folder.mkdir()
@@ -147,7 +149,7 @@ def _write_images(
 
 
 def _ending(data: bytes) -> str:
-    """File ending of a picture's format."""
+    """Return the file ending of an image's format."""
     starts = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"BM": "bmp", b"RIFF": "webp"}
     return next((ending for start, ending in starts.items() if data.startswith(start)), "png")
 
@@ -158,76 +160,31 @@ def _dump(path: Path, content: object) -> None:
 
 
 def _write_argilla(
-    queue: list[Reviewed], folder: Path, pictures: Mapping[str, str] | None, out: Path
+    queue: list[Reviewed], path: Path, files: Mapping[str, str] | None, out: Path
 ) -> None:
-    """What `rg.Dataset.from_disk` reads (Argilla 2): records, settings, and the dataset's name."""
-    kind = "text" if pictures is None else "image"
+    """Write one record per line: id, fields and metadata by name, as Argilla's `log` accepts."""
 
     def shown(side: str) -> str:
-        return side if pictures is None else str(out.resolve() / "images" / pictures[side])
+        return side if files is None else str(out.resolve() / "images" / files[side])
 
-    records = [
-        {
-            "id": pair.pair_id,
-            "fields": {"prompt": pair.prompt, "a": shown(pair.a), "b": shown(pair.b)},
-            "metadata": {"value": pair.value},
-            "suggestions": {},
-            "responses": {},
-            "vectors": {},
-        }
-        for pair in queue
-    ]
-    fields = [("prompt", "Prompt", "text"), ("a", "A", kind), ("b", "B", kind)]
-    options = [{"value": value, "text": text} for value, text in ANSWERS.items()]
-    settings = {
-        "guidelines": GUIDELINES,
-        "allow_extra_metadata": True,
-        "distribution": {"strategy": "overlap", "min_submitted": 1},
-        "vectors": [],
-        "fields": [_field(name, title, kind) for name, title, kind in fields],
-        "questions": [
-            {
-                "name": "better",
-                "title": "Which is better?",
-                "description": None,
-                "required": True,
-                "settings": {
-                    "type": "label_selection",
-                    "options": options,
-                    "visible_options": len(options),
-                },
-            },
-        ],
-        "metadata": [
-            {
-                "name": "value",
-                "title": "Value of a look",
-                "visible_for_annotators": False,
-                "settings": {"type": "float", "min": None, "max": None},
-            }
-        ],
-    }
-    _dump(folder / "records.json", records)
-    _dump(folder / ".argilla" / "settings.json", settings)
-    dataset = {"name": "noisescope-review", "guidelines": GUIDELINES, "allow_extra_metadata": True}
-    _dump(folder / ".argilla" / "dataset.json", dataset)
-
-
-def _field(name: str, title: str, kind: str) -> dict[str, Any]:
-    settings = {"type": kind} | ({"use_markdown": False} if kind == "text" else {})
-    return {"name": name, "title": title, "required": True, "settings": settings}
+    records = (
+        {"id": p.pair_id, "prompt": p.prompt, "a": shown(p.a), "b": shown(p.b), "value": p.value}
+        for p in queue
+    )
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_atomic(path, "".join(lines))
 
 
 def _write_label_studio(
-    queue: list[Reviewed], folder: Path, pictures: Mapping[str, str] | None
+    queue: list[Reviewed], folder: Path, files: Mapping[str, str] | None
 ) -> None:
-    """Tasks in Label Studio's basic JSON, and the labelling interface that shows them.
+    """Write tasks in Label Studio's basic JSON, and the labelling interface that shows them.
 
-    Pictures are named as Label Studio's local files: it serves those below its document root.
+    Images are local files, which Label Studio serves from its document root.
     """
 
     def shown(side: str) -> str:
-        return side if pictures is None else f"/data/local-files/?d=images/{pictures[side]}"
+        return side if files is None else f"/data/local-files/?d=images/{files[side]}"
 
     tasks = [
         {"data": {"pair_id": p.pair_id, "prompt": p.prompt, "a": shown(p.a), "b": shown(p.b)}}
@@ -235,7 +192,7 @@ def _write_label_studio(
     ]
     _dump(folder / "tasks.json", tasks)
     text = '<Text name="{0}" value="${0}" valueType="text"/>'
-    side = text if pictures is None else '<Image name="{0}" value="${0}"/>'
+    side = text if files is None else '<Image name="{0}" value="${0}"/>'
     shown_sides = "\n    ".join(
         f'<View style="flex: 1"><Header value="{name.upper()}"/>{side.format(name)}</View>'
         for name in ("a", "b")
@@ -254,15 +211,13 @@ def _write_label_studio(
     write_atomic(folder / "config.xml", config)
 
 
-def _write_spreadsheet(
-    queue: list[Reviewed], path: Path, pictures: Mapping[str, str] | None
-) -> None:
-    """A CSV file with a row a pair and the columns `answer` and `reviewer` to fill in."""
+def _write_spreadsheet(queue: list[Reviewed], path: Path, files: Mapping[str, str] | None) -> None:
+    """Write a CSV file of one row per pair, with empty columns `answer` and `reviewer`."""
     import csv
     import io
 
     def shown(side: str) -> str:
-        return side if pictures is None else f"images/{pictures[side]}"
+        return side if files is None else f"images/{files[side]}"
 
     sink = io.StringIO(newline="")
     writer = csv.writer(sink)
@@ -274,7 +229,7 @@ def _write_spreadsheet(
 
 
 def _inert(text: str) -> str:
-    """`text` so that no spreadsheet takes it for a formula."""
+    """Prefix a text that a spreadsheet would read as a formula with a space."""
     return f" {text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 

@@ -1,4 +1,4 @@
-"""A scored run, ready to be looked up by pair: 8 bytes a pair and column, no text held."""
+"""Look up a run's scores by pair: 8 bytes per pair and column, no texts in memory."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from noisescope.storage.run import Run, find_run
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Numbers of scores.parquet that exports use.
+#: Columns of scores.parquet that exports use.
 NUMBERS = ("p_flip", "u", "W", "gamma", "rank", "margin")
-#: Pairs handled at once.
+#: Pairs per batch.
 BATCH = 8192
 
 
 @final
 @dataclass(frozen=True)
-class Scored:
-    """One finished run and its scores [N], in the order of `keys` (ids hashed, ascending)."""
+class RunScores:
+    """A finished run and its scores [N], in the order of `keys` (hashed ids, ascending)."""
 
     run: Run
     manifest: dict[str, Any]
@@ -48,8 +48,8 @@ class Scored:
         """text or image."""
         return str(self.manifest.get("modality", "text"))
 
-    def places(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Where the pairs of these ids stand in `columns`. Raises RunError for unscored ones."""
+    def positions(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the positions of these pairs in `columns`. Raises RunError for unscored ones."""
         wanted = keys_of(ids)
         at = np.minimum(np.searchsorted(self.keys, wanted), max(len(self.keys) - 1, 0))
         if len(self.keys):
@@ -60,12 +60,12 @@ class Scored:
             names = first_five([ids[index] for index in missing])
             raise RunError(
                 f"{self.run.directory}: {len(missing):,} pairs have no score: {names}",
-                hint="Type the `noisescope score` command of this run again.",
+                hint="Repeat the `noisescope score` command of this run.",
             )
         return at
 
     def pairs(self, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, NDArray[np.int64]]]:
-        """Batches of pairs.parquet (pair_id first, then `columns`) and their places."""
+        """Yield batches of pairs.parquet (pair_id, then `columns`) and their positions."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -74,27 +74,27 @@ class Scored:
                 names = ["pair_id", *columns]
                 for batch in file.iter_batches(BATCH, columns=names, use_threads=False):
                     batch = batch.select(names)
-                    yield batch, self.places(batch.column(0).to_pylist())
+                    yield batch, self.positions(batch.column(0).to_pylist())
         except (pa.ArrowException, FileNotFoundError) as error:
             raise RunError(f"{self.run.pairs_path} cannot be read: {error}") from error
 
 
-def find_scored(name: str | None, runs_directory: Path, *, force: bool = False) -> Scored:
-    """The run that a user means: its directory or name, its dataset, or None for the latest.
+def find_run_scores(name: str | None, runs_directory: Path, *, force: bool = False) -> RunScores:
+    """Find a run by its directory, name or dataset, or the latest for None.
 
-    Raises RunError where there is none or its scores are damaged, EvidenceError (unless `force`)
-    where its replicas were no better than chance, so that its scores carry no verdict.
+    Raises RunError if there is none or its scores are damaged, EvidenceError (unless `force`) if
+    its replicas were no better than chance, so that its scores are meaningless.
     """
     run = _find(name, runs_directory)
     manifest = run.manifest()
-    scored = Scored(run, manifest, *_read(run))
-    if scored.summary.get("chance") and not force:
+    scores = RunScores(run, manifest, *_read(run))
+    if scores.summary.get("chance") and not force:
         raise EvidenceError(
-            f"{run.directory}: its replicas are no better than chance, so its scores say nothing "
-            "about which labels are wrong",
-            hint="Score with a better --model, or add --force to export them all the same.",
+            f"{run.directory}: its replicas are no better than chance, so its scores do not "
+            "show which labels are wrong",
+            hint="Score with a better --model, or export them anyway with --force.",
         )
-    return scored
+    return scores
 
 
 def _find(name: str | None, runs_directory: Path) -> Run:
@@ -111,7 +111,7 @@ def _find(name: str | None, runs_directory: Path) -> Run:
 
 
 def _dataset_name(name: str) -> str | None:
-    """The short name of what `name` means as a DATASET, or None."""
+    """Return the short name of the dataset `name`, or None if it is not one."""
     from noisescope.storage.workspace import find_workspace, resolve
 
     try:
@@ -124,7 +124,7 @@ def _read(run: Run) -> tuple[U64, dict[str, Float]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    hint = "Type the `noisescope score` command of this run again: it makes them anew."
+    hint = "Repeat the `noisescope score` command of this run: it makes the scores again."
     if not run.scores_path.is_file():
         raise RunError(f"{run.directory} has no scores", hint=hint)
     keys: list[U64] = [np.empty(0, np.uint64)]

@@ -1,10 +1,10 @@
-"""`--format trl`: a preference dataset as TRL reads it, with the columns `weight` and `gamma`.
+"""Export a preference dataset in TRL's format, with the columns `weight` and `gamma`.
 
     standard         prompt, chosen, rejected: texts
-    conversational   the same as message lists, where the source's prompts are conversations
+    conversational   the same as message lists, if the source's prompts are conversations
 
-beside pair_id, weight, gamma and p_flip. TRL joins prompt and response as they are, so a plain
-prompt that no space separates from its responses gets the empty line the audit judged it with.
+and pair_id, weight, gamma and p_flip. TRL concatenates prompt and response, so a plain prompt
+without a space before its responses gets the empty line that the audit judged it with.
 `noisescope.training.trl.AdaptiveDPOTrainer` trains with the weights; TRL's trainer ignores them.
 """
 
@@ -20,7 +20,7 @@ from noisescope.datasets.flip.plan import Float
 from noisescope.errors import UsageError
 from noisescope.export.clean import count
 from noisescope.export.removal import DROP, FLIP, Actions, CleanPolicy
-from noisescope.export.run_scores import Scored
+from noisescope.export.run_scores import RunScores
 from noisescope.export.weights import facts_of, metadata_of, weigh
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import claim, write_directory
@@ -34,55 +34,55 @@ NUMBERS = ("weight", "gamma", "p_flip")
 
 
 def export_trl(
-    scored: Scored, out: Path, policy: CleanPolicy | None = None, scheme: str = "u"
+    scores: RunScores, out: Path, policy: CleanPolicy | None = None, scheme: str = "u"
 ) -> dict[str, int]:
-    """Write `out`: Parquet where it ends so, else a directory for `datasets.load_from_disk`.
+    """Write `out`: a .parquet file, or a directory for `datasets.load_from_disk`.
 
-    Without a policy every pair is kept; the counts of keep, drop and flip are returned. Raises
-    UsageError for images (TRL has no such trainer) and where `out` is not an export's.
+    Returns the counts of keep, drop and flip; without a policy every pair is kept. Raises
+    UsageError for images (TRL has no trainer for them) and if `out` is not an export.
     """
-    if scored.modality != "text":
+    if scores.modality != "text":
         raise UsageError(
             "TRL trains on text, and this run judged images",
             hint="Use --format clean or --format weights.",
         )
     policy = policy or CleanPolicy()
-    actions = policy.decide(scored.columns)
+    actions = policy.decide(scores.columns)
     counts = count(actions)
-    facts = facts_of(scored, "trl", weight=scheme, policy=policy.said(), counts=counts)
+    facts = facts_of(scores, "trl", weight=scheme, policy=policy.describe(), counts=counts)
     if out.suffix == ".parquet":
         claim(out)
-        write_atomic(out, lambda path: write_trl(path, scored, actions, scheme, facts))
+        write_atomic(out, lambda path: write_trl(path, scores, actions, scheme, facts))
     else:
-        write_directory(out, facts, lambda path: _save(path, scored, actions, scheme, facts))
+        write_directory(out, facts, lambda path: _save(path, scores, actions, scheme, facts))
     return counts
 
 
 def write_trl(
-    path: Path, scored: Scored, actions: Actions, scheme: str, facts: Mapping[str, Any]
+    path: Path, scores: RunScores, actions: Actions, scheme: str, facts: Mapping[str, Any]
 ) -> None:
-    """The dataset as one Parquet file, streamed."""
+    """Write the dataset as one Parquet file, in batches."""
     import pyarrow.parquet as pq
 
-    talks = conversational(scored)
+    talks = conversational(scores)
     schema = trl_schema(talks).with_metadata(metadata_of(facts))
-    weight, gamma = weigh(scored.columns, scheme)
-    if scheme == "margin":  # a belief in the label's direction turns with the label
+    weight, gamma = weigh(scores.columns, scheme)
+    if scheme == "margin":  # a margin for the label's side changes sign with the label
         gamma = np.where(actions == FLIP, -gamma, gamma)
-    numbers = {"weight": weight, "gamma": gamma, "p_flip": scored.columns["p_flip"]}
+    numbers = {"weight": weight, "gamma": gamma, "p_flip": scores.columns["p_flip"]}
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
-        for table in _tables(scored, actions, talks, schema, numbers):
+        for table in _tables(scores, actions, talks, schema, numbers):
             out.write_table(table)
 
 
 def _save(
-    path: Path, scored: Scored, actions: Actions, scheme: str, facts: Mapping[str, Any]
+    path: Path, scores: RunScores, actions: Actions, scheme: str, facts: Mapping[str, Any]
 ) -> None:
-    """The dataset as `datasets.save_to_disk` writes it."""
+    """Write the dataset as `datasets.save_to_disk` does."""
     import datasets
 
     plain = path / ".partial-rows.parquet"
-    write_trl(plain, scored, actions, scheme, facts)
+    write_trl(plain, scores, actions, scheme, facts)
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -103,13 +103,13 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def conversational(scored: Scored) -> bool:
-    """Whether any prompt is a conversation; all are then written as one."""
-    return any(batch.column(1).null_count < batch.num_rows for batch, _ in scored.pairs(["turns"]))
+def conversational(scores: RunScores) -> bool:
+    """Whether any prompt is a conversation; all are then written as conversations."""
+    return any(batch.column(1).null_count < batch.num_rows for batch, _ in scores.pairs(["turns"]))
 
 
 def trl_schema(talks: bool) -> pa.Schema:
-    """Columns of a TRL export."""
+    """Return the columns of a TRL export."""
     import pyarrow as pa
 
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -120,12 +120,16 @@ def trl_schema(talks: bool) -> pa.Schema:
 
 
 def _tables(
-    scored: Scored, actions: Actions, talks: bool, schema: pa.Schema, numbers: Mapping[str, Float]
+    scores: RunScores,
+    actions: Actions,
+    talks: bool,
+    schema: pa.Schema,
+    numbers: Mapping[str, Float],
 ) -> Iterator[pa.Table]:
-    """Batches of the pairs that are kept or flipped."""
+    """Yield batches of the pairs that are kept or flipped."""
     import pyarrow as pa
 
-    for batch, at in scored.pairs(["prompt", "chosen", "rejected", "turns"]):
+    for batch, at in scores.pairs(["prompt", "chosen", "rejected", "turns"]):
         kept = np.flatnonzero(actions[at] != DROP)
         if not len(kept):
             continue
@@ -156,6 +160,6 @@ def _message(role: str, content: str) -> dict[str, str]:
 
 
 def _spaced(prompt: str, chosen: str, rejected: str) -> str:
-    """The prompt with the gap that it needs before both responses."""
+    """Append the gap that a prompt needs before both responses."""
     apart = prompt[-1:].isspace() or (chosen[:1].isspace() and rejected[:1].isspace())
     return prompt if apart or not prompt else prompt + GAP

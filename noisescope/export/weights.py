@@ -1,11 +1,11 @@
-"""`--format weights`: pair_id, W, gamma, u, p_flip, for any trainer that takes example weights.
+"""Export pair_id, W, gamma, u and p_flip for any trainer that accepts example weights.
 
-    scheme "u"       W and Gamma of the Adaptive-DPO paper, as scored (2503.16921, Eq. 14-15)
+    scheme "u"       W and Gamma of the Adaptive-DPO paper, as scores (2503.16921, Eq. 14-15)
     scheme "p_flip"  W = max(0, 1 - 2 p_flip), Gamma = 0
-    scheme "margin"  W = 1, Gamma = the margin the audit believes in: for distilled-dpo alone
+    scheme "margin"  W = 1, Gamma = the calibrated held-out margin: for distilled-dpo only
 
-1 - 2p is what a label that is wrong with probability p is worth: averaged over the two labels it
-may be, the DPO gradient at l = 0 shrinks by that factor (and an even chance teaches nothing).
+For a label that is wrong with probability p, the expected DPO gradient at l = 0 is 1 - 2p times
+that of a label known to be right.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from noisescope.datasets.flip.plan import Float
 from noisescope.errors import UsageError
-from noisescope.export.run_scores import BATCH, Scored
+from noisescope.export.run_scores import BATCH, RunScores
 from noisescope.scoring.weights import believed_margin
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import KEY, claim
@@ -32,7 +32,7 @@ COLUMNS = ("W", "gamma", "u", "p_flip")
 
 
 def weigh(columns: Mapping[str, Float], scheme: str) -> tuple[Float, Float]:
-    """W [N] and Gamma [N] of scores [N] under a scheme; 1 and 0 where a pair has no score.
+    """Compute W [N] and Gamma [N] of scores [N] by a scheme; 1 and 0 if a pair has no score.
 
     Raises UsageError for an unknown scheme.
     """
@@ -49,47 +49,50 @@ def weigh(columns: Mapping[str, Float], scheme: str) -> tuple[Float, Float]:
     return np.nan_to_num(weight, nan=1.0), np.nan_to_num(gamma)
 
 
-def facts_of(scored: Scored, format: str, **more: Any) -> dict[str, Any]:
-    """What an export says of its origin; trainers refuse weights by `dataset_fingerprint`."""
-    manifest = scored.manifest
+def facts_of(scores: RunScores, format: str, **more: Any) -> dict[str, Any]:
+    """Describe an export's origin; trainers check weights by `dataset_fingerprint`."""
+    manifest = scores.manifest
     names = ("dataset", "dataset_fingerprint", "model", "model_fingerprint", "fingerprint")
     origin = {name: manifest.get(name) for name in names}
     model = Path(str(origin["model"]))
-    if model.is_absolute():  # exports are passed on: no paths of this machine in them
+    if model.is_absolute():  # exports are shared: no local paths in them
         origin["model"] = model.name
     beta = manifest.get("evidence", {}).get("beta")
     read = manifest.get("facts", {})
     if read.get("source_fingerprint"):  # weights are for the source; some pairs have none
         origin["dataset_fingerprint"] = read["source_fingerprint"]
         more |= {"set_aside": read["set_aside"]}
-    return {"format": format, **origin, "beta": beta, "pairs": len(scored), **more}
+    return {"format": format, **origin, "beta": beta, "pairs": len(scores), **more}
 
 
 def metadata_of(facts: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """The facts as Parquet schema metadata, which marks the file as an export's."""
+    """Encode the facts as Parquet schema metadata, which marks the file as an export."""
     return {KEY: json.dumps(facts, ensure_ascii=False).encode()}
 
 
-def export_weights(scored: Scored, out: Path, scheme: str = "u") -> int:
-    """Write one row a pair, in the dataset's order; how many. Raises UsageError, RunError."""
+def export_weights(scores: RunScores, out: Path, scheme: str = "u") -> int:
+    """Write one row per pair, in the dataset's order; return their number.
+
+    Raises UsageError or RunError.
+    """
     import pyarrow as pa
 
     claim(out)
-    weight, gamma = weigh(scored.columns, scheme)
-    columns = {**scored.columns, "W": weight, "gamma": gamma}
+    weight, gamma = weigh(scores.columns, scheme)
+    columns = {**scores.columns, "W": weight, "gamma": gamma}
     fields = [pa.field("pair_id", pa.string(), nullable=False)]
     fields += [pa.field(name, pa.float64()) for name in COLUMNS]
-    schema = pa.schema(fields, metadata=metadata_of(facts_of(scored, "weights", weight=scheme)))
-    write_atomic(out, lambda path: _write(path, schema, scored, columns))
-    return len(scored)
+    schema = pa.schema(fields, metadata=metadata_of(facts_of(scores, "weights", weight=scheme)))
+    write_atomic(out, lambda path: _write(path, schema, scores, columns))
+    return len(scores)
 
 
-def _write(path: Path, schema: pa.Schema, scored: Scored, columns: Mapping[str, Float]) -> None:
+def _write(path: Path, schema: pa.Schema, scores: RunScores, columns: Mapping[str, Float]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
-        for batch, at in scored.pairs([]):
+        for batch, at in scores.pairs([]):
             arrays = [pa.array(columns[name][at], from_pandas=True) for name in COLUMNS]
             rows = pa.Table.from_arrays([batch.column(0), *arrays], schema=schema)
             out.write_table(rows, row_group_size=BATCH)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from helpers.planted_run import HOSTILE
 from noisescope.datasets import load
-from noisescope.export.run_scores import Scored, find_scored
+from noisescope.export.run_scores import RunScores, find_run_scores
 from noisescope.pairs import PreferenceDataset
 from noisescope.scoring.margins import write_margins
 from noisescope.scoring.score import score_run
@@ -32,7 +32,7 @@ def rows(count: int = PAIRS) -> list[dict[str, Any]]:
     ]
 
 
-def scored_run(dataset: PreferenceDataset, directory: Path, *, good: bool = True) -> Scored:
+def scored_run(dataset: PreferenceDataset, directory: Path, *, good: bool = True) -> RunScores:
     """A finished run over `dataset`: every sixth pair is judged to be wrong."""
     count = len(dataset)
     rng = np.random.default_rng(0)
@@ -53,14 +53,14 @@ def scored_run(dataset: PreferenceDataset, directory: Path, *, good: bool = True
     summary = score_run(run.directory).to_json() | ({} if good else {"chance": True})
     stated = {"resolved": dataset.resolved, "adapter": dataset.adapter, "summary": summary}
     run.write_manifest(plan.to_json() | stated | {"facts": dataset.facts.to_json()})
-    return find_scored(str(directory), directory.parent, force=not good)
+    return find_run_scores(str(directory), directory.parent, force=not good)
 
 
 def write_lines(path: Path, items: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(item) + "\n" for item in items), "utf-8")
 
 
-def toy(folder: Path) -> Scored:
+def toy(folder: Path) -> RunScores:
     """The run over `folder`/toy.jsonl, in `folder`/runs."""
     path = folder / "toy.jsonl"
     write_lines(path, rows())
