@@ -243,6 +243,7 @@ def pairs_schema() -> pa.Schema:
             pa.field("agreement", pa.float64()),
             pa.field("group", pa.string()),
             pa.field("origin", pa.string()),
+            pa.field("first", pa.bool_()),
         ]
     )
 
@@ -281,6 +282,7 @@ def _table_row(pair: Pair, used: dict[str, int]) -> dict[str, object]:
         "votes": pair.votes,
         "agreement": pair.agreement,
         "group": pair.group,
+        "first": pair.first,
         "origin": pair.origin,
     }
 

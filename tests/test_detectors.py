@@ -58,11 +58,14 @@ def test_worked_example_of_rho() -> None:
 
 
 def test_worked_example_of_the_released_variant() -> None:
-    """Replica 1 is (3, -4) with root mean square 5 / sqrt 2; replica 2 is (1, 1) with 1."""
+    """Replica 1 is (3, -4) with root mean square 5 / sqrt 2; replica 2 is (1, 1) with 1.
+
+    The norm over a text micro-batch of 4 pairs is twice that.
+    """
     ratio = np.array([[3.0, -4.0], [1.0, 1.0]])
-    first = np.array([3.0, -4.0]) / (5 / math.sqrt(2))
-    std = np.minimum(np.abs(first - 1) / math.sqrt(2), 1)
-    sigma = 1 / (1 + np.exp(-np.stack([first, [1.0, 1.0]])))
+    first = np.array([3.0, -4.0]) / (2 * 5 / math.sqrt(2))
+    std = np.minimum(np.abs(first - 1 / 2) / math.sqrt(2), 1)
+    sigma = 1 / (1 + np.exp(-np.stack([first, [0.5, 0.5]])))
     assert_allclose(u_released(ratio), std * (1 - sigma.mean(axis=0)))
     assert u_released(100 * ratio, rho=15).max() <= 1
 
@@ -101,7 +104,7 @@ def test_equals_sql_over_the_margins_file(tmp_path: Path) -> None:
         f"""WITH evidence AS (SELECT pair_id, replica, margin::DOUBLE / {beta} AS ratio
                               FROM read_parquet('{tmp_path / "m.parquet"}')),
                  scaled AS (SELECT pair_id, ratio, {rho} * ratio
-                            / sqrt(avg(ratio * ratio) OVER (PARTITION BY replica)) AS x
+                            / sqrt(4 * avg(ratio * ratio) OVER (PARTITION BY replica)) AS x
                             FROM evidence)
             SELECT 1 - avg(1 / (1 + exp(-{rho} * ratio))) AS c, var_samp(ratio) AS s,
                    least(stddev_samp(x), 1) * (1 - avg(1 / (1 + exp(-x)))) AS released

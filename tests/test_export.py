@@ -108,10 +108,10 @@ def actions_of(scored: RunScores, policy: CleanPolicy) -> dict[str, int]:
 def test_a_policy_never_exceeds_the_share_it_may_change(
     p: list[float], drop: float | None, flip: float | None, most: float
 ) -> None:
-    p_flip = np.array(p)
+    p_wrong = np.array(p)
     rank = np.empty(len(p))
-    rank[np.argsort(-p_flip, kind="stable")] = np.arange(1, len(p) + 1)
-    columns = {"p_flip": p_flip, "rank": rank}
+    rank[np.argsort(-p_wrong, kind="stable")] = np.arange(1, len(p) + 1)
+    columns = {"p_wrong": p_wrong, "rank": rank}
     policy = CleanPolicy(drop_above=drop, flip_top=flip, most=most)
     try:
         actions = policy.decide(columns)
@@ -122,13 +122,13 @@ def test_a_policy_never_exceeds_the_share_it_may_change(
     assert (actions != KEEP).mean() <= most
     assert (actions == FLIP).sum() == np.floor((flip or 0) * len(p) + 1e-9)
     if drop is not None:
-        assert ((p_flip >= drop) <= (actions != KEEP)).all()
+        assert ((p_wrong >= drop) <= (actions != KEEP)).all()
     if (actions == FLIP).any():
-        assert p_flip[actions == FLIP].min() >= p_flip[actions == KEEP].max(initial=0) - 1e-12
+        assert p_wrong[actions == FLIP].min() >= p_wrong[actions == KEEP].max(initial=0) - 1e-12
 
 
 def test_unjudged_pairs_are_kept_and_the_default_drops_the_likely_wrong() -> None:
-    columns = {"p_flip": np.array([0.9, np.nan, 0.1, 0.5]), "rank": np.array([1.0, 4, 3, 2])}
+    columns = {"p_wrong": np.array([0.9, np.nan, 0.1, 0.5]), "rank": np.array([1.0, 4, 3, 2])}
     policy = CleanPolicy(most=1.0).or_default()
     assert policy.decide(columns).tolist() == [DROP, KEEP, KEEP, DROP]
     assert CleanPolicy(drop_top=1.0, most=1.0).decide(columns).tolist() == [DROP, KEEP, DROP, DROP]

@@ -37,7 +37,7 @@ DRAWINGS: dict[str, Callable[[], Picture]] = {
     "annotators": lambda: dots.annotators(TABLE),
     "by-length": lambda: dots.groups("by-length", "Title", {"a_b$": Interval(0.1, 0, 0.2)}, 0.1),
     "learning-curves": lambda: curves.learning_curves([1, 2], np.array([[0.7, 0.6], [0.7, 0.5]])),
-    "p-flip": lambda: bars.p_flip_histogram(P_FLIP),
+    "p-wrong": lambda: bars.p_wrong_histogram(P_FLIP),
     "detectors": lambda: dots.detectors(FOUND, 0.9),
 }
 

@@ -14,6 +14,7 @@ from scipy.special import expit, log_expit
 
 from noisescope.errors import NoisescopeError
 from noisescope.pairs import hashed
+from noisescope.replicas.cross_fit import assign
 from noisescope.replicas.head import HeadConfig, fit_heads, recurring_responses, replica_weights
 from noisescope.replicas.prior import evaluate, pose, unit_scale
 from noisescope.replicas.solver import solve
@@ -134,11 +135,11 @@ def test_kernel_and_columns_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gradient_of_the_search(pairs: int, responses: int) -> None:
     x, chosen, rejected, key, _ = synthetic(pairs, responses, taste=1.0)
     problem = problem_of(x, chosen, rejected, key, identity=True)
-    fold = fold_of(key, seed=0, replica=0, folds=3)
+    folds = assign(key, seed=0, replica=0, folds=3)
 
     def at(log_variance: np.ndarray):
         variance = dict(zip(problem.names, np.exp(log_variance), strict=True))
-        return evaluate(problem, fold, 3, variance, None)
+        return evaluate(problem, folds, variance, None)
 
     origin = np.array([-1.0, -0.5])
     for axis in np.eye(2):
@@ -160,16 +161,18 @@ def test_margins_are_held_out() -> None:
         arrays[3] = other[3]
     from noisescope.replicas.head import cross_fit
 
-    here, _ = cross_fit(problem, {"x": 0.5}, key, config, None)
+    here, _ = cross_fit(problem, {"x": 0.5}, key, key, config, None)
     turned = pose({"x": x}, side[0], side[1], np.zeros(200, bool))
-    there, _ = cross_fit(turned, {"x": 0.5}, key, config, None)
+    there, _ = cross_fit(turned, {"x": 0.5}, key, key, config, None)
     assert np.allclose(here[:, 3], -there[:, 3], atol=1e-3)
 
 
 def test_a_fold_has_no_weight_where_it_is_held_out() -> None:
     key = np.arange(50, dtype=np.uint64)
-    weights = replica_weights(key, 1, QUICK)
+    folds = assign(key, seed=0, replica=1, folds=4)
+    weights = replica_weights(key, folds, 1, QUICK)
     fold = fold_of(key, seed=0, replica=1, folds=4)
+    assert (folds.own == fold).all()
     assert (weights[np.arange(50), fold] == 0).all()
     assert (np.delete(weights[0], fold[0]) > 0).all()
 

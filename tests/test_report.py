@@ -108,7 +108,7 @@ def test_the_worst_pairs_come_first_and_in_full(run: Run, html: str) -> None:
     assert html.count('<article class="pair"') == 100
     names = {picture.name for picture in contents.pictures}
     assert names == {
-        "p-flip",
+        "p-wrong",
         "data-map",
         "annotators",
         "by-source",
@@ -119,7 +119,10 @@ def test_the_worst_pairs_come_first_and_in_full(run: Run, html: str) -> None:
 
 def test_figures_are_written_as_png_and_svg(run: Run, tmp_path: Path) -> None:
     pictures = gather(run).pictures[:1]
-    assert [path.name for path in write_figures(pictures, tmp_path)] == ["p-flip.png", "p-flip.svg"]
+    assert [path.name for path in write_figures(pictures, tmp_path)] == [
+        "p-wrong.png",
+        "p-wrong.svg",
+    ]
 
 
 def test_losses_are_those_of_the_held_out_margins(run: Run) -> None:

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from noisescope.errors import RunError, UsageError
 from noisescope.pairs import pairs_schema
 from noisescope.scoring.margins import BLOCK, read_margins, write_margins
+from noisescope.scoring.pair_facts import read_facts
 from noisescope.scoring.score import ScoreConfig, judge, read_averages, score_run
 from noisescope.scoring.scores import COLUMNS, in_blocks
 from noisescope.storage.run import Run
@@ -31,9 +32,9 @@ def made_run(directory: Path, margins: np.ndarray, held: np.ndarray, *, parts: i
     count = margins.shape[1]
     ids, text = names_of(count), pa.repeat("-", count)
     columns = {name: text for name in ("prompt", "chosen", "rejected", "source")}
-    columns |= {"pair_id": ids, "content_id": ids, "row": pa.array(np.arange(count))}
+    columns |= {"pair_id": ids, "content_id": ids, "chosen": ids, "row": pa.array(np.arange(count))}
     schema = pairs_schema()
-    for name in ("turns", "annotator"):
+    for name in set(schema.names) - set(columns):
         columns[name] = pa.nulls(count, schema.field(name).type)
     directory.mkdir(parents=True)
     table = pa.table([columns[name] for name in schema.names], schema=schema)
@@ -71,8 +72,9 @@ def assert_as_in_memory(directory: Path, config: ScoreConfig) -> None:
     """scores.parquet against `judge` of the whole evidence: every bit, every rank."""
     found = read_margins(directory)
     averages = read_averages(Run(directory))
-    columns, _ = judge(found, beta=BETA, rho=1.0, config=config, averages=averages)
-    order = np.argsort(columns["margin"], kind="stable")
+    facts = read_facts(directory / "pairs.parquet")
+    columns, _ = judge(found, beta=BETA, rho=1.0, config=config, averages=averages, facts=facts)
+    order = np.lexsort((columns["margin"], -columns["p_wrong"]))
     table = pq.read_table(directory / "scores.parquet")
     ids = pq.read_table(directory / "pairs.parquet", columns=["pair_id"]).column(0)
     assert table.column("pair_id").equals(ids.take(pa.array(order)))
@@ -92,8 +94,8 @@ def test_two_blocks_are_judged_as_one_to_the_bit(tmp_path: Path) -> None:
     file = pq.ParquetFile(run / "scores.parquet")
     groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     assert groups == [BLOCK, 5000]
-    p = pq.read_table(run / "scores.parquet", columns=["p_mislabelled", "p_flip", "contested"])
-    likely = p.column("p_mislabelled").to_numpy().mean()
+    p = pq.read_table(run / "scores.parquet", columns=["p_wrong", "contested"])
+    likely = p.column("p_wrong").to_numpy().mean()
     within = np.clip(likely, summary.mislabelled.low, summary.mislabelled.high)
     assert_allclose(summary.mislabelled.estimate, within, rtol=1e-12)
     assert sum(summary.histogram) == count

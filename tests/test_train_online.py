@@ -82,13 +82,15 @@ def test_a_verdict_does_not_depend_on_batch_mates(mine, seed):
         assert not alone.requires_grad
 
 
-def test_ema_scales_are_the_root_mean_square_of_earlier_steps():
-    online = Online(OnlineConfig("ema", rho=2.0))
+@pytest.mark.parametrize(("modality", "factor"), [("text", 2.0), ("image", 4.0)])
+def test_ema_scales_are_the_batch_norm_of_earlier_steps(modality, factor):
+    """The release divides by the norm over 4 pairs of text, 16 of images."""
+    online = Online(OnlineConfig("ema", rho=2.0, modality=modality))
     first = torch.tensor([[3.0, -3.0], [2.0, 2.0], [1.0, -1.0]], dtype=torch.float64)
     online.weigh(first)
     online.finish(lambda tensor: tensor)
     later = np.array([[1.0], [0.5], [-0.2]])
-    scale = np.array([[3.0], [2.0], [1.0]])
+    scale = factor * np.array([[3.0], [2.0], [1.0]])
     np.testing.assert_allclose(online.judge(later), detectors.u_released(later, 2.0, scale))
 
 

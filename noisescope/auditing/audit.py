@@ -106,6 +106,10 @@ class Job:
                 hint="Name a model of that modality with --model.",
             )
         config.check(dataset.modality)
+        if config.kind == "head":
+            from noisescope.replicas.groups import check_folds_by
+
+            check_folds_by(dataset.table, config.held_out_together)
         known = len(dataset.facts.notes)
         dataset = judged_by(policy, dataset)
         for note in dataset.facts.notes[known:]:

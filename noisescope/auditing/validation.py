@@ -28,6 +28,7 @@ from noisescope.replicas.refit import refitter
 from noisescope.scoring.detection import Judged, scorecard
 from noisescope.scoring.detectors import RHO, Evidence
 from noisescope.scoring.margins import RunMargins, read_margins
+from noisescope.scoring.pair_facts import read_facts
 from noisescope.scoring.score import ScoreConfig, judge, read_averages
 from noisescope.scoring.scores import COLUMNS
 from noisescope.scoring.summary import Totals, summarise
@@ -123,9 +124,20 @@ def _judge(
     plan = run.plan()
     beta, rho = float(plan["evidence"]["beta"]), RHO[plan.get("modality", "text")]
     averages = None if known is None else read_averages(run)
-    columns, rate = judge(found, beta=beta, rho=rho, config=ScoreConfig(), averages=averages)
+    facts_of_pairs = read_facts(run.pairs_path, plan.get("modality", "text"))
+    if known is None:
+        facts_of_pairs = facts_of_pairs.flipped(wrong)
+    columns, noise = judge(
+        found,
+        beta=beta,
+        rho=rho,
+        config=ScoreConfig(),
+        averages=averages,
+        facts=facts_of_pairs,
+        modality=plan.get("modality", "text"),
+    )
     totals = Totals.of(columns)
-    summary = summarise(run, len(found.replicas), columns["margin"], totals, rate)
+    summary = summarise(run, len(found.replicas), columns["margin"], totals, noise, facts_of_pairs)
     keep = np.ones(len(wrong), bool) if known is None else known
     lengths = None
     if plan.get("modality", "text") == "text":
@@ -140,11 +152,13 @@ def _judge(
         rho=rho,
         lengths=lengths,
         annotators=_codes(table)[keep],
-        flip_rate=rate,
+        flip_rate=noise.single,
         released=columns["u_released"][keep],
+        wrong=columns["p_wrong"][keep],
     )
     kept = {name: values[keep] for name, values in columns.items()}
-    return Judged(wrong[keep], kept, summary, evidence, facts)
+    groupings = [codes[keep] for codes in facts_of_pairs.groupings]
+    return Judged(wrong[keep], kept, summary, evidence, facts, groupings)
 
 
 def _lengths(table: pa.Table) -> Float:

@@ -59,13 +59,15 @@ def export(
     ] = "u",
     drop_above: Annotated[
         float | None,
-        typer.Option(help="Drop pairs with at least this p_flip.", show_default="0.5 (clean, hub)"),
+        typer.Option(
+            help="Drop pairs with at least this p_wrong.", show_default="0.5 (clean, hub)"
+        ),
     ] = None,
     drop_top: Annotated[
         float | None, typer.Option(help="Drop this share of the pairs, worst first.")
     ] = None,
     flip_above: Annotated[
-        float | None, typer.Option(help="Flip pairs with at least this p_flip.")
+        float | None, typer.Option(help="Flip pairs with at least this p_wrong.")
     ] = None,
     flip_top: Annotated[
         float | None, typer.Option(help="Flip this share of the pairs, worst first.")

@@ -266,8 +266,18 @@ class EvidenceOptions:
         bool | None,
         typer.Option(
             "--pool/--no-pool",
-            help="Pool by identity: a free ability per recurring response.",
-            show_default="pool",
+            help="Treat the labels of a response as independent votes: a free ability per "
+            "recurring response, single pairs held out.",
+            show_default="no-pool",
+            rich_help_panel=HEADS,
+        ),
+    ] = None
+    folds_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What a fold holds out whole: pair, prompt, response or a column (annotator, "
+            "source, group).",
+            show_default="prompt; pair with --pool",
             rich_help_panel=HEADS,
         ),
     ] = None
@@ -354,6 +364,7 @@ class EvidenceOptions:
             "replicas": self.replicas,
             "folds": self.folds,
             "pool": self.pool,
+            "folds_by": self.folds_by,
             "held_out": self.held_out,
         }
         if kind == "adapters":
@@ -381,7 +392,7 @@ class EvidenceOptions:
 
     def _refuse_foreign(self, kind: str, lora: dict[str, Any]) -> None:
         """Raise UsageError naming every flag that belongs to another kind."""
-        heads = {"--folds": self.folds, "--pool": self.pool}
+        heads = {"--folds": self.folds, "--pool": self.pool, "--folds-by": self.folds_by}
         adapters = {"--from-adapters": self.from_adapters or None, "--held-out": self.held_out}
         named = {
             "head": [flag for flag, value in heads.items() if value is not None],

@@ -44,7 +44,7 @@ def query(
 ) -> None:
     """Query pairs, margins and scores of a run with SQL (DuckDB, read-only).
 
-    Example: noisescope query "SELECT pair_id, p_flip, u FROM scores ORDER BY rank LIMIT 20"
+    Example: noisescope query "SELECT pair_id, p_wrong, u FROM scores ORDER BY rank LIMIT 20"
     """
     from noisescope.cli.resolve import run_flag
     from noisescope.storage.remote import Place, place_of

@@ -41,7 +41,7 @@ def print_report(contents: Contents, console: Console) -> None:
     if contents.annotators:
         console.print(_annotators(contents))
     for pair in contents.pairs[:SHOWN]:
-        facts = f"\n#{pair['rank']}  p_flip {pair['p_flip']:.3f}  {pair['pair_id']}"
+        facts = f"\n#{pair['rank']}  p_wrong {pair['p_wrong']:.3f}  {pair['pair_id']}"
         facts += f"  annotator {pair['annotator']}" if pair["annotator"] else ""
         console.print(Text(printable(facts), style="bold"))
         for name in ("prompt", "chosen", "rejected"):

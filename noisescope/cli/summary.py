@@ -91,7 +91,7 @@ def _findings(summary: Mapping[str, Any]) -> Table:
     table.add_row(
         "expected AUROC",
         _number(summary["expected_auroc"]),
-        f"of finding wrong labels, measured on itself; {ceiling(summary)}",
+        f"of finding planted uniform flips, measured on itself; {ceiling(summary)}",
     )
     table.add_row(
         "contested", f"{summary['contested_share']:.1%}", "pairs on which people would split"
@@ -119,7 +119,7 @@ def _number(value: float | None) -> str:
 
 
 def _histogram(summary: Mapping[str, Any]) -> Table:
-    """Pairs per tenth of p_flip, bars on a square-root scale so that small tails show."""
+    """Pairs per tenth of p_wrong, bars on a square-root scale so that small tails show."""
     counts = summary["histogram"]["counts"]
     edges = summary["histogram"]["edges"]
     most = max(max(counts), 1)
@@ -131,7 +131,7 @@ def _histogram(summary: Mapping[str, Any]) -> Table:
         width = round(BAR * (count / most) ** 0.5)
         style = "red" if edges[index] >= 0.5 else "cyan"
         label = f"{edges[index]:.1f}–{edges[index + 1]:.1f}"
-        name = f"p_flip {label}" if index == 0 else label
+        name = f"p_wrong {label}" if index == 0 else label
         table.add_row(name, Text("█" * width, style=style), f"{count:,}")
     table.add_row("", Text("pairs; bars on a square-root scale", style="dim"), "")
     return table
@@ -146,7 +146,7 @@ def _suspects(summary: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         expand=True,
     )
-    table.add_column("p_flip", justify="right", no_wrap=True, min_width=6)
+    table.add_column("p_wrong", justify="right", no_wrap=True, min_width=7)
     table.add_column("u", justify="right", no_wrap=True, min_width=7)
     table.add_column("", no_wrap=True, style="dim", min_width=8)
     table.add_column("labelled pair", no_wrap=True, overflow="ellipsis", ratio=1)
@@ -154,7 +154,7 @@ def _suspects(summary: Mapping[str, Any]) -> Table:
         lines = (("prompt", "dim"), ("chosen", ""), ("rejected", ""))
         text = Text("\n").join(Text(short(row[name], 240), style=style) for name, style in lines)
         table.add_row(
-            f"{row['p_flip']:.3f}",
+            f"{row['p_wrong']:.3f}",
             "–" if row["u"] is None else f"{row['u']:.3g}",
             "prompt\nchosen\nrejected",
             text,
@@ -164,7 +164,7 @@ def _suspects(summary: Mapping[str, Any]) -> Table:
 
 def _next(audit: Audit) -> str:
     """What to type next."""
-    sql = "SELECT pair_id, p_flip FROM scores WHERE p_flip > 0.5 ORDER BY rank"
+    sql = "SELECT pair_id, p_wrong FROM scores WHERE p_wrong > 0.5 ORDER BY rank"
     directory = audit.run.directory
     found = "" if directory.parent == Path("runs") else f" --run {shlex.quote(str(directory))}"
     image = audit.run.manifest().get("modality") == "image"  # a table of keys shows no picture

@@ -3,7 +3,7 @@
     done = export_clean(scores, source, CleanPolicy(drop_above=0.5), Path("cleaned"))
 
 Rows that the audit rejected (ties, unreadable ones) are copied unchanged. `decisions.parquet`
-records the action for every pair: pair_id, action, p_flip. The source must still be what was
+records the action for every pair: pair_id, action, p_wrong. The source must still be what was
 judged: its pairs are fingerprinted before anything is written.
 """
 
@@ -142,7 +142,7 @@ def check_same(scores: RunScores, source: Source, adapter: Adapter) -> None:
 
 
 def write_decisions(scores: RunScores, actions: Actions, path: Path) -> dict[str, dict[int, int]]:
-    """Write pair_id, action and p_flip of every pair; return the changes by source file and row.
+    """Write pair_id, action and p_wrong of every pair; return the changes by source file and row.
 
     Raises UsageError if a row contains several pairs: its format cannot drop one of them.
     """
@@ -152,7 +152,7 @@ def write_decisions(scores: RunScores, actions: Actions, path: Path) -> dict[str
     fields = [
         pa.field("pair_id", pa.string(), nullable=False),
         pa.field("action", pa.string(), nullable=False),
-        pa.field("p_flip", pa.float64()),
+        pa.field("p_wrong", pa.float64()),
     ]
     schema = pa.schema(fields, metadata=metadata_of(facts_of(scores, "decisions")))
     names = np.array(ACTIONS, dtype=object)
@@ -162,7 +162,7 @@ def write_decisions(scores: RunScores, actions: Actions, path: Path) -> dict[str
         for batch, at in scores.pairs(["source", "row"]):
             here = actions[at]
             arrays = [pa.array(names[here], pa.string())]
-            arrays.append(pa.array(scores.columns["p_flip"][at], from_pandas=True))
+            arrays.append(pa.array(scores.columns["p_wrong"][at], from_pandas=True))
             rows = pa.Table.from_arrays([batch.column(0), *arrays], schema=schema)
             out.write_table(rows, row_group_size=BATCH)
             sources, numbers = batch.column(1).to_pylist(), batch.column(2).to_pylist()

@@ -64,7 +64,7 @@ def card(scores: RunScores, facts: Mapping[str, Any], data: str) -> str:
         f"- Policy: {facts['policy']}.",
         f"- Of {len(scores):,} pairs {counts['keep']:,} were kept, {counts['drop']:,} dropped and "
         f"{counts['flip']:,} flipped ({changed / max(len(scores), 1):.1%} changed).",
-        "- `p_flip` is the probability that a label is wrong, from held-out margins of "
+        "- `p_wrong` is the probability that a label is wrong, from held-out margins of "
         f"{_plain(scores.manifest.get('evidence', {}).get('replicas', 'several'))} replicas of "
         f"`{_plain(facts['model'])}`.",
         "",

@@ -1,4 +1,4 @@
-"""Decide for every pair: keep, drop or flip, by a threshold on p_flip or a share of the worst.
+"""Decide for every pair: keep, drop or flip, by a threshold on p_wrong or a share of the worst.
 
     actions = CleanPolicy(drop_above=0.5).decide(scores.columns)     # [N] of KEEP, DROP, FLIP
 
@@ -33,9 +33,9 @@ DROP_ABOVE = 0.5
 class CleanPolicy:
     """Which pairs change. Raises UsageError for impossible or contradictory shares.
 
-    A pair is flipped at p_flip >= `flip_above`, or among the worst `flip_top` of all; otherwise
-    dropped at p_flip >= `drop_above`, or among the worst `drop_top`. No more than `most` of all
-    pairs may change, unless `force`. A pair without p_flip is kept.
+    A pair is flipped at p_wrong >= `flip_above`, or among the worst `flip_top` of all; otherwise
+    dropped at p_wrong >= `drop_above`, or among the worst `drop_top`. No more than `most` of all
+    pairs may change, unless `force`. A pair without p_wrong is kept.
     """
 
     drop_above: float | None = None
@@ -75,14 +75,14 @@ class CleanPolicy:
         return self if self.stated else CleanPolicy(DROP_ABOVE, most=self.most, force=self.force)
 
     def decide(self, columns: Mapping[str, Float]) -> Actions:
-        """Return the action [N] of each pair, from `p_flip` and `rank` [N] (1 is the worst).
+        """Return the action [N] of each pair, from `p_wrong` and `rank` [N] (1 is the worst).
 
         Raises UsageError if more than `most` would change and `force` is not set.
         """
-        p_flip, rank = columns["p_flip"], columns["rank"]
-        actions = np.full(len(p_flip), KEEP, np.int8)
-        actions[_chosen(p_flip, rank, self.drop_above, self.drop_top)] = DROP
-        actions[_chosen(p_flip, rank, self.flip_above, self.flip_top)] = FLIP
+        p_wrong, rank = columns["p_wrong"], columns["rank"]
+        actions = np.full(len(p_wrong), KEEP, np.int8)
+        actions[_chosen(p_wrong, rank, self.drop_above, self.drop_top)] = DROP
+        actions[_chosen(p_wrong, rank, self.flip_above, self.flip_top)] = FLIP
         share = float((actions != KEEP).mean()) if len(actions) else 0.0
         if share > self.most and not self.force:
             raise UsageError(
@@ -100,19 +100,19 @@ class CleanPolicy:
             ("dropped", self.drop_above, self.drop_top),
         ):
             if above is not None:
-                rules.append(f"pairs with p_flip of {above:g} or more were {action}")
+                rules.append(f"pairs with p_wrong of {above:g} or more were {action}")
             if top is not None:
                 rules.append(f"the worst {top:.1%} of all pairs were {action}")
         return "; otherwise ".join(rules) or "no pair was dropped or flipped"
 
 
 def _chosen(
-    p_flip: Float, rank: Float, above: float | None, top: float | None
+    p_wrong: Float, rank: Float, above: float | None, top: float | None
 ) -> NDArray[np.bool_]:
     """Select pairs at or above a threshold, or among the worst share; none without a rule."""
-    judged = np.isfinite(p_flip)
+    judged = np.isfinite(p_wrong)
     if above is not None:
-        return np.asarray(judged & (np.nan_to_num(p_flip) >= above))
+        return np.asarray(judged & (np.nan_to_num(p_wrong) >= above))
     if top is not None:
         return np.asarray(judged & (rank <= np.floor(top * len(rank) + 1e-9)))
-    return np.zeros(len(p_flip), bool)
+    return np.zeros(len(p_wrong), bool)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Columns of scores.parquet that exports use.
-NUMBERS = ("p_flip", "u", "W", "gamma", "rank", "margin")
+NUMBERS = ("p_wrong", "p_flip", "u", "W", "gamma", "rank", "margin")
 #: Pairs per batch.
 BATCH = 8192
 
@@ -131,6 +131,10 @@ def _read(run: Run) -> tuple[U64, dict[str, Float]]:
     numbers: dict[str, list[Float]] = {name: [np.empty(0)] for name in NUMBERS}
     try:
         with pq.ParquetFile(run.scores_path, pre_buffer=False) as file:
+            if "p_wrong" not in file.schema_arrow.names:
+                raise RunError(
+                    f"{run.scores_path}: no p_wrong, an older version wrote it", hint=hint
+                )
             for batch in file.iter_batches(1 << 16, columns=["pair_id", *NUMBERS]):
                 keys.append(keys_of(batch.column("pair_id").to_pylist()))
                 for name, parts in numbers.items():

@@ -137,11 +137,11 @@ def mislabelled(subject: Subject, policy: Policy) -> Result | None:
 
 
 def suspects(subject: Subject, policy: Policy) -> Result | None:
-    """Share of pairs with p_flip above `suspect_p`."""
+    """Share of pairs with p_wrong above `suspect_p`."""
     if policy.max_suspects is None:
         return None
-    above = subject.columns["p_flip"] > policy.suspect_p
-    said = f"of pairs have p_flip above {policy.suspect_p:g}"
+    above = subject.columns["p_wrong"] > policy.suspect_p
+    said = f"of pairs have p_wrong above {policy.suspect_p:g}"
     return _of_pairs("suspects", subject, above, policy.max_suspects, policy.detect, said)
 
 

@@ -1,7 +1,7 @@
 """What a gate looks at: a finished run, read from its files, and the baseline beside it.
 
     subject = Subject(Run(Path("runs/pairs-1a2b3c4d")), baseline=Run(Path("runs/pairs-0f0f0f0f")))
-    subject.columns["p_flip"]       # [N], in the order of pairs.parquet
+    subject.columns["p_wrong"]      # [N], in the order of pairs.parquet
 
 Everything is read when first asked for; texts stay on disk.
 """
@@ -30,7 +30,7 @@ DETAIL = 160
 
 _COLUMNS = """
 SELECT length(p.chosen) AS chosen_length, length(p.rejected) AS rejected_length,
-       s.margin, s.p_flip, s.contested
+       s.margin, s.p_wrong, s.contested
 FROM read_parquet($pairs, file_row_number = true) AS p
 LEFT JOIN read_parquet($scores) AS s USING (pair_id)
 ORDER BY p.file_row_number
@@ -96,7 +96,7 @@ class Subject:
 
     @cached_property
     def columns(self) -> dict[str, Array]:
-        """Lengths of both sides, margin, p_flip, contested, all [N]."""
+        """Lengths of both sides, margin, p_wrong, contested, all [N]."""
         with _connection() as connection:
             found = self._execute(connection, _COLUMNS, {"scores": str(self.run.scores_path)})
             columns: dict[str, Array] = found.fetchnumpy()
@@ -143,8 +143,9 @@ class Subject:
 
     @property
     def chance(self) -> bool:
-        """Whether the replicas are no better than a coin: nothing they say is a verdict."""
-        return at_chance(self.accuracy)
+        """Whether the replicas are no better than a coin, so that the scores carry no verdict."""
+        found = self.manifest.get("summary", {}).get("chance")
+        return found if isinstance(found, bool) else at_chance(self.accuracy)
 
     @cached_property
     def new(self) -> Array:
@@ -155,18 +156,18 @@ class Subject:
         return np.array([row[0] for row in self.rows_of(_NEW, old=old)], dtype=bool)
 
     def worst(self, among: Array | None = None, count: int = 10) -> tuple[Row, ...]:
-        """The `count` pairs with the highest p_flip (among a mask [N]), worst first."""
-        order = np.argsort(self.columns["margin"], kind="stable")
+        """The `count` pairs with the highest p_wrong (among a mask [N]), worst first."""
+        order = np.lexsort((self.columns["margin"], -self.columns["p_wrong"]))
         chosen = order if among is None else order[among[order]]
         return self.shown(chosen[:count])
 
     def shown(self, numbers: Array) -> tuple[Row, ...]:
-        """The pairs at these rows of pairs.parquet, in that order, with p_flip and prompt."""
+        """The pairs at these rows of pairs.parquet, in that order, with p_wrong and prompt."""
         found = self.rows_of(_ROWS, rows=[int(number) for number in numbers])
         texts = {number: rest for number, *rest in found}
-        p_flip = self.columns["p_flip"]
+        p_wrong = self.columns["p_wrong"]
         return tuple(
-            Row(pair_id, source, row, f"p_flip {p_flip[n]:.2f}: {prompt[:DETAIL]}")
+            Row(pair_id, source, row, f"p_wrong {p_wrong[n]:.2f}: {prompt[:DETAIL]}")
             for n, (pair_id, source, row, prompt) in ((n, texts[n]) for n in map(int, numbers))
         )
 

@@ -64,7 +64,7 @@ class Policy:
 RANGES: dict[str, tuple[float, float, str]] = {
     "max_flip_rate": (0, 0.49, "Share of labels wrong however easy the pair."),
     "max_mislabelled": (0, 0.99, "Share of labels most people would not give."),
-    "max_suspects": (0, 0.99, "Share of pairs with p_flip above --suspect-p."),
+    "max_suspects": (0, 0.99, "Share of pairs with p_wrong above --suspect-p."),
     "suspect_p": (0.01, 0.99, "What --max-suspects counts as a suspect."),
     "max_contested": (0, 0.99, "Share of pairs on which people would split."),
     "min_accuracy": (0.5, 1, "Held-out accuracy of the replicas."),

@@ -46,10 +46,12 @@ DEFAULT_BETA: dict[Modality, float] = {"text": 0.1, "image": 2500.0}
 class EvidenceConfig:
     """How margins are gathered. Anything here changes the run's fingerprint.
 
-    `folds` and `pool` are about kind "head". `lora` holds the settings of kind "lora" that
-    differ from their defaults, by field of `LoraConfig` (text) or `DiffusionLoraConfig`
-    (images). `adapters` are directories of kind "adapters", one replica each; `held_out` is the
-    caller's word that none of them trained on these pairs. Raises UsageError.
+    `folds`, `folds_by` (see `groups.held_out_groups`) and `pool` are about kind "head"; what is
+    held out whole is prompts, or single pairs with `pool`, unless `folds_by` names it. `lora` holds
+    the settings of kind "lora" that differ from their defaults, by field of `LoraConfig` (text)
+    or `DiffusionLoraConfig` (images). `adapters` are directories of kind "adapters", one replica
+    each; `held_out` is the caller's word that none of them trained on these pairs. Raises
+    UsageError.
     """
 
     kind: str = "head"
@@ -57,7 +59,8 @@ class EvidenceConfig:
     folds: int = 10
     seed: int = 0
     beta: float | None = None
-    pool: bool = True
+    pool: bool = False
+    folds_by: str | None = None
     lora: Mapping[str, Any] = field(default_factory=dict)
     adapters: tuple[Path, ...] = ()
     held_out: bool = False
@@ -90,6 +93,11 @@ class EvidenceConfig:
         if faults:
             raise UsageError("; ".join(faults), hint="`noisescope score --help` lists options.")
 
+    @property
+    def held_out_together(self) -> str:
+        """What a fold of kind "head" holds out whole."""
+        return self.folds_by or ("pair" if self.pool else "prompt")
+
     def check(self, modality: Modality) -> None:
         """Raise UsageError for settings that make no sense for `modality`: before any model."""
         if self.kind == "adapters" and modality != "text":
@@ -105,7 +113,8 @@ class EvidenceConfig:
         beta = self.beta or DEFAULT_BETA[modality]
         common: dict[str, Any] = {"kind": self.kind, "replicas": self.replicas, "beta": beta}
         if self.kind == "head":
-            return common | {"seed": self.seed, "folds": self.folds, "pool": self.pool}
+            folds = {"folds": self.folds, "folds_by": self.held_out_together, "pool": self.pool}
+            return common | {"seed": self.seed} | folds
         if self.kind == "lora":
             config = asdict(lora_config(self, modality))
             own = {name: value for name, value in config.items() if name not in (*common, "seed")}
@@ -347,11 +356,14 @@ class HeadWork(Responses):
         import numpy as np
 
         from noisescope.models.features import cached_features
+        from noisescope.replicas.groups import held_out_groups
         from noisescope.replicas.head import HeadConfig, fit_heads
+        from noisescope.replicas.second_fits import second_fits
         from noisescope.scoring.margins import write_margins
+        from noisescope.scoring.triads import count_triads
 
-        settings = self.plan.evidence
-        items, chosen, rejected = distinct_items(self.table)
+        settings, table = self.plan.evidence, self.table
+        items, chosen, rejected = distinct_items(table)
         began = time.perf_counter()
         features = cached_features(items, cache_directory(self.run), self.plan.model_fingerprint)
         config = HeadConfig(
@@ -359,18 +371,33 @@ class HeadWork(Responses):
             folds=settings["folds"],
             seed=settings["seed"],
             identity=settings["pool"],
+            test_chance=True,
         )
+        folds_by = settings.get("folds_by", "pair")
+        groups = held_out_groups(table, folds_by)
+        if groups.remark:
+            reporter.note(groups.remark)
         reporter.note(f"fitting {config.replicas} replicas x {config.folds} folds")
-        fit = fit_heads(features, chosen, rejected, fold_keys(self.table), config)
-        watch.time("replicas", began)
+        keys = fold_keys(table)
+        fit = fit_heads(features, chosen, rejected, keys, config, held_out=groups.keys)
         write_margins(
             self.run.margins_directory / "part-0.parquet",
-            self.table.column("pair_id"),
+            table.column("pair_id"),
             fit.margins[:, None, :],
             steps=[1],
             held_out=np.ones(fit.margins.shape, bool),
         )
-        return {"pooled": fit.pooled, "held_out_log_likelihood": fit.log_likelihood}
+        sides = (chosen, rejected)
+        others = second_fits(table, features, sides, folds_by, config, fit, self.run.pairs_path)
+        watch.time("replicas", began)
+        return {
+            "pooled": fit.pooled,
+            "held_out_log_likelihood": fit.log_likelihood,
+            "chance_p": fit.chance,
+            "held_out_remark": groups.remark,
+            "contrasts": [contrast.to_json() for contrast in others],
+            "triads": vars(count_triads(chosen, rejected)),
+        }
 
 
 def _estimate(policy: Policy, todo: list[Item], distinct: int) -> str:

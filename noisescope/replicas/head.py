@@ -21,9 +21,11 @@ from scipy.special import log_expit
 
 from noisescope.errors import NoisescopeError
 from noisescope.pairs import hashed
+from noisescope.replicas.chance import FOLDS, sign_flip_test
+from noisescope.replicas.cross_fit import Folds, assign
 from noisescope.replicas.prior import Candidate, Int, Problem, pose, search, unit_scale
 from noisescope.replicas.solver import Float, solve
-from noisescope.training.batch_order import bootstrap_weight, fold_of
+from noisescope.training.batch_order import bootstrap_weight
 
 Progress = Callable[[str], None]
 CELLS = 30_000_000  # pairs x problems solved together; bounds memory at about a gigabyte
@@ -41,6 +43,7 @@ class HeadConfig:
     bootstrap: float = 0.5  # standard deviation of the replicas' pair weights; 1 is Bayesian
     search_pairs: int = 20_000  # regularisation is searched on at most about this many pairs
     search_steps: int = 25  # gradient evaluations after the coarse levels
+    test_chance: bool = False  # whether to run the sign-flip test (`chance`)
 
     def __post_init__(self) -> None:
         problems = [
@@ -67,6 +70,7 @@ class HeadFit:
     accuracy: NDArray[np.float64]  # [M], share of held-out margins above 0 (ties count half)
     log_likelihood: float  # of the replicas' mean margin, nats per pair; log .5 = -.693 is chance
     pooled: int  # responses with a free ability
+    chance: float | None  # p value of "no better than a coin" (`chance.sign_flip_test`)
 
     def rewards(self, features: Mapping[str, Float]) -> Float:
         """theta . phi of new responses: group -> [R', D_g] in, [M, R'] out; no abilities.
@@ -85,6 +89,7 @@ def fit_heads(
     fold_key: NDArray[np.uint64],
     config: HeadConfig,
     *,
+    held_out: NDArray[np.uint64] | None = None,
     start: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> HeadFit:
@@ -92,8 +97,9 @@ def fit_heads(
 
     `features`: group -> [R, D_g], one row per distinct (prompt, response); empty for the identity
     control. `chosen`, `rejected` [N]: rows of the sides. `fold_key` [N] uint64: content hash
-    of the pair, symmetric in the sides; equal keys are held out together (hash the prompt to hold
-    out whole prompts; abilities then count only across prompts). Deterministic, independent of
+    of the pair, symmetric in the sides; equal keys share their bootstrap weight. `held_out`:
+    keys that are held out whole, [N] of pairs or [N, 2] of their sides (see `cross_fit.assign`);
+    `fold_key` if None. Abilities count only across these keys. Deterministic, independent of
     row order to float32 rounding; swapping the sides negates a pair's margins. `start`: the
     `variance` of a fit to almost the same labels, where the search for it begins.
     Raises NoisescopeError on shapes, row numbers or values that cannot be fitted.
@@ -102,23 +108,29 @@ def fit_heads(
     responses = checked(features, chosen, rejected, fold_key)
     scales = {name: unit_scale(x, chosen, rejected) for name, x in features.items()}
     rows = {name: np.asarray(x, np.float32) * scales[name] for name, x in features.items()}
+    keys = fold_key if held_out is None else held_out
     recurring = np.zeros(responses, np.bool_)
-    if config.identity:
-        recurring = recurring_responses(chosen, rejected, fold_key, responses)
+    if config.identity and keys.ndim == 1:
+        recurring = recurring_responses(chosen, rejected, keys, responses)
     if not rows and not recurring.any():
         raise NoisescopeError("no features, and no response recurs: there is nothing to fit")
     sample = searched(fold_key, config)
+    posed = pose(rows, chosen[sample], rejected[sample], recurring)
+    chance = None
+    if config.test_chance:
+        groups = keys if keys.ndim == 1 else fold_key
+        folds = assign(keys[sample], seed=config.seed, replica=0, folds=FOLDS)
+        chance = sign_flip_test(posed, groups[sample], folds, seed=config.seed)
     candidates = search(
-        pose(rows, chosen[sample], rejected[sample], recurring),
-        fold_of(fold_key[sample], seed=config.seed, replica=0, folds=config.folds),
-        config.folds,
+        posed,
+        assign(keys[sample], seed=config.seed, replica=0, folds=config.folds),
         steps=config.search_steps,
         origin=start,
         progress=progress,
     )
     problem = pose(rows, chosen, rejected, recurring)
     variance = candidates[0].variance
-    margins, theta = cross_fit(problem, variance, fold_key, config, progress)
+    margins, theta = cross_fit(problem, variance, fold_key, keys, config, progress)
     return HeadFit(
         margins=margins,
         theta={name: value * scales[name] for name, value in theta.items()},
@@ -127,6 +139,7 @@ def fit_heads(
         accuracy=((margins > 0).mean(axis=1) + (margins >= 0).mean(axis=1)) / 2,
         log_likelihood=float(log_expit(margins.mean(axis=0, dtype=np.float64)).mean()),
         pooled=int(recurring.sum()),
+        chance=chance,
     )
 
 
@@ -134,27 +147,32 @@ def cross_fit(
     problem: Problem,
     variance: Mapping[str, float],
     fold_key: NDArray[np.uint64],
+    keys: NDArray[np.uint64],
     config: HeadConfig,
     progress: Progress | None,
 ) -> tuple[Float, dict[str, Float]]:
-    """Margins [M, N] held out and theta_g = v_g Phi_g' slopes [M, D_g] of the fits on all pairs.
+    """Margins [M, N] held out by `keys` and theta_g = v_g Phi_g' slopes [M, D_g] of whole fits.
 
-    Each replica is folds + 1 problems: one per fold with that fold's weights at zero, one whole.
+    Each replica is P + 1 problems: those of its folds, and one on all pairs.
     """
     design, pairs = problem.design(variance), np.arange(len(fold_key))
-    together = max(1, CELLS // (len(pairs) * (config.folds + 1)))
     margins, slopes = [], []
-    for first in range(0, config.replicas, together):
-        replicas = range(first, min(first + together, config.replicas))
-        weights = [replica_weights(fold_key, replica, config) for replica in replicas]
-        fit = solve(design, np.concatenate(weights, axis=1))
-        for k, replica in enumerate(replicas):
-            fold = fold_of(fold_key, seed=config.seed, replica=replica, folds=config.folds)
-            base = k * (config.folds + 1)
-            margins.append(fit.margins[pairs, base + fold])
-            slopes.append(fit.slopes[:, base + config.folds])
+    waiting: list[tuple[Folds, Float]] = []
+    for replica in range(config.replicas):
+        folds = assign(keys, seed=config.seed, replica=replica, folds=config.folds)
+        waiting.append((folds, replica_weights(fold_key, folds, replica, config)))
+        size = waiting[0][1].size
+        if (len(waiting) + 1) * size <= CELLS and replica + 1 < config.replicas:
+            continue
+        fit = solve(design, np.concatenate([weights for _, weights in waiting], axis=1))
+        base = 0
+        for one, weights in waiting:
+            margins.append(fit.margins[pairs, base + one.own])
+            base += weights.shape[1]
+            slopes.append(fit.slopes[:, base - 1])
+        waiting = []
         if progress:
-            progress(f"replica {replicas.stop} of {config.replicas}")
+            progress(f"replica {replica + 1} of {config.replicas}")
     whole = np.stack(slopes, axis=1)
     theta = {
         name: (np.float32(variance[name]) * problem.project(name, whole)).T
@@ -163,13 +181,15 @@ def cross_fit(
     return np.stack(margins), theta
 
 
-def replica_weights(fold_key: NDArray[np.uint64], replica: int, config: HeadConfig) -> Float:
-    """Sample weights [N, folds + 1] of one replica's problems."""
-    fold = fold_of(fold_key, seed=config.seed, replica=replica, folds=config.folds)
+def replica_weights(
+    fold_key: NDArray[np.uint64], folds: Folds, replica: int, config: HeadConfig
+) -> Float:
+    """Sample weights [N, P + 1] of one replica's problems; the last one has all pairs."""
     weight = bootstrap_weight(
         fold_key, seed=config.seed, replica=replica, strength=config.bootstrap
     )
-    out: Float = weight[:, None] * (fold[:, None] != np.arange(config.folds + 1))
+    every = np.ones((len(weight), 1), np.float32)
+    out: Float = weight[:, None] * np.concatenate([folds.train, every], axis=1)
     return out
 
 

@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import expit, log_expit
 
+from noisescope.replicas.cross_fit import Folds
 from noisescope.replicas.solver import Design, Float, solve, solve_linear
 
 Int = NDArray[np.int64]
@@ -125,22 +126,20 @@ class Candidate:
 
 def evaluate(
     problem: Problem,
-    fold: Int,
-    folds: int,
+    folds: Folds,
     variance: Mapping[str, float],
     start: Float | None,
 ) -> Candidate:
     """K-fold held-out likelihood and its exact gradient by implicit differentiation.
 
-    With L = mean log sigma(m_i,fold(i)), c = dL/dm, W = diag(s p (1-p)), H = I + A'WA:
+    With L = mean log sigma(m_i,own(i)), c = dL/dm, W = diag(s p (1-p)), H = I + A'WA:
     mu = c - W A H^-1 A' c and dL/d log v_g = v_g <Phi_g' mu, Phi_g' slopes>.
     """
-    design, own = problem.design(variance), np.arange(len(fold))
-    weights = (fold[:, None] != np.arange(folds)).astype(np.float32)
+    design, pairs, weights = problem.design(variance), np.arange(len(folds.own)), folds.train
     fit = solve(design, weights, start)
-    held_out = fit.margins[own, fold]
+    held_out = fit.margins[pairs, folds.own]
     outer = np.zeros_like(weights)
-    outer[own, fold] = expit(-held_out) / len(fold)
+    outer[pairs, folds.own] = expit(-held_out) / len(pairs)
     p = expit(fit.margins)
     curvature = weights * p * (1 - p)
     right = design.adjoint(outer)
@@ -157,8 +156,7 @@ def evaluate(
 
 def search(
     problem: Problem,
-    fold: Int,
-    folds: int,
+    folds: Folds,
     *,
     steps: int,
     origin: Mapping[str, float] | None = None,
@@ -173,7 +171,7 @@ def search(
     def descend(log_variance: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         variance = dict(zip(problem.names, np.exp(log_variance).tolist(), strict=True))
         start = tried[-1].margins if tried else None
-        tried.append(evaluate(problem, fold, folds, variance, start))
+        tried.append(evaluate(problem, folds, variance, start))
         if progress:
             progress(f"held-out log-likelihood {tried[-1].log_likelihood:.5f}")
         return -GAIN * tried[-1].log_likelihood, -GAIN * tried[-1].gradient

@@ -50,6 +50,7 @@ def refitter(run: Run, table: pa.Table) -> Refit:
     Raises RunError where the run is not of head replicas or its features are gone.
     """
     from noisescope.models.features import cached_features
+    from noisescope.replicas.groups import held_out_groups
     from noisescope.replicas.head import HeadConfig, fit_heads
 
     plan = run.plan()
@@ -68,10 +69,11 @@ def refitter(run: Run, table: pa.Table) -> Refit:
         identity=evidence["pool"],
     )
     keys = fold_keys(table)
+    held_out = held_out_groups(table, evidence.get("folds_by", "pair")).keys
 
     def refit(flipped: Bool, start: Mapping[str, float] | None) -> Refitted:
         one, other = np.where(flipped, rejected, chosen), np.where(flipped, chosen, rejected)
-        fit = fit_heads(features, one, other, keys, config, start=start)
+        fit = fit_heads(features, one, other, keys, config, held_out=held_out, start=start)
         margins = RunMargins(
             list(range(len(fit.margins))),
             [1],

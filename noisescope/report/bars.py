@@ -1,4 +1,4 @@
-"""Figures in bars: how many pairs of each group are flipped, and how p_flip spreads.
+"""Figures in bars: how many pairs of each group are flipped, and how p_wrong spreads.
 
     picture = flips_by_decile(p_flip, flipped)
     picture.encode("svg")
@@ -39,7 +39,7 @@ CAPTIONS = {
     "finds wrong labels; the dashed line is what a random pick would find.",
     "flips-by-decile": "The same for p_flip, in ten groups of equal size. Hatched bars hold more "
     "wrong labels than a random pick.",
-    "p-flip": "Most pairs should stand at the left. Hatched bars are pairs whose label is more "
+    "p-wrong": "Most pairs should stand at the left. Hatched bars are pairs whose label is more "
     "likely wrong than right.",
 }
 
@@ -138,24 +138,24 @@ def _shares(
     )
 
 
-def p_flip_histogram(p_flip: Float) -> Picture:
-    """How many pairs stand at each p_flip, on a logarithmic scale."""
-    title = "How the pairs spread over p_flip"
+def p_wrong_histogram(p_wrong: Float) -> Picture:
+    """How many pairs stand at each p_wrong, on a logarithmic scale."""
+    title = "How the pairs spread over p_wrong"
     figure, (axes,) = canvas(title, height=HEIGHT * 0.85)
-    counts, edges = np.histogram(p_flip, np.linspace(0, 1, 21))
+    counts, edges = np.histogram(p_wrong, np.linspace(0, 1, 21))
     for count, left in zip(counts, edges[:-1], strict=True):
         bad = left >= 0.5 - 1e-9
         axes.bar(
             left + 0.025, count, width=0.045, color=VERMILLION if bad else BLUE,
             hatch="//" if bad else "", edgecolor=PAPER, linewidth=0,
         )  # fmt: skip
-    axes.set(xlabel="p_flip", ylabel="pairs (log scale)", xlim=(0, 1), yscale="log")
+    axes.set(xlabel="p_wrong", ylabel="pairs (log scale)", xlim=(0, 1), yscale="log")
     axes.set_ylim(0.7, max(10, counts.max() * 1.6))
     axes.axvline(0.5, color=INK, linewidth=1, linestyle=(0, (5, 3)))
-    above = int((p_flip >= 0.5).sum())
+    above = int((p_wrong >= 0.5).sum())
     axes.text(
-        0.51, 0.95, f"{above:,} pairs more likely\nflipped than not", fontsize=8, va="top",
+        0.51, 0.95, f"{above:,} pairs more likely\nwrong than right", fontsize=8, va="top",
         transform=axes.get_xaxis_transform(), bbox={"facecolor": PAPER, "edgecolor": "none"},
     )  # fmt: skip
-    alt = f"Histogram of p_flip for {len(p_flip):,} pairs; {above:,} are at or above one half."
-    return Picture("p-flip", title, CAPTIONS["p-flip"], alt, figure)
+    alt = f"Histogram of p_wrong for {len(p_wrong):,} pairs; {above:,} are at or above one half."
+    return Picture("p-wrong", title, CAPTIONS["p-wrong"], alt, figure)

@@ -85,7 +85,7 @@ def gather(run: Run, *, worst: int = WORST) -> Contents:
         )
     facts = query(
         run,
-        "SELECT margin, p_flip, stability, annotator, source, "
+        "SELECT margin, p_wrong, stability, annotator, source, "
         "greatest(length(chosen), length(rejected)) AS length "
         "FROM scores s JOIN pairs USING (pair_id) ORDER BY rank",
     )
@@ -119,7 +119,7 @@ def draw(
     known: Known | None,
 ) -> Sequence[Picture]:
     """Every figure that this run supports."""
-    pictures = [bars.p_flip_histogram(column(facts, "p_flip"))]
+    pictures = [bars.p_wrong_histogram(column(facts, "p_wrong"))]
     if known is not None:
         pictures += _of_known(known)
     else:
@@ -152,14 +152,14 @@ def _of_known(known: Known) -> list[Picture]:
 
 
 def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
-    """Expected flips per source file and, for text, per length of the longer response."""
-    p_flip = column(facts, "p_flip")
-    base = float(p_flip.mean())
+    """Expected wrong labels per source file and, for text, per length of the longer response."""
+    p_wrong = column(facts, "p_wrong")
+    base = float(p_wrong.mean())
     pictures = []
     sources, codes = coded(facts.column("source"))
     if len(sources) > 1:
-        rates = {name: mean_interval(p_flip[codes == at]) for at, name in enumerate(sources)}
-        title = "Expected flips by the file a pair comes from"
+        rates = {name: mean_interval(p_wrong[codes == at]) for at, name in enumerate(sources)}
+        title = "Expected wrong labels by the file a pair comes from"
         pictures.append(dots.groups("by-source", title, rates, base))
     if modality == "text":
         lengths = column(facts, "length")
@@ -169,9 +169,9 @@ def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
             inside = (lengths >= low) & (lengths < high)
             if inside.sum() >= 20:
                 name = f"from {low:,}" if np.isinf(high) else f"{low:,} to {high:,}"
-                rates[f"{name} ({int(inside.sum()):,})"] = mean_interval(p_flip[inside])
+                rates[f"{name} ({int(inside.sum()):,})"] = mean_interval(p_wrong[inside])
         if len(rates) > 1:
-            title = "Expected flips by length of the longer response, in characters"
+            title = "Expected wrong labels by length of the longer response, in characters"
             pictures.append(dots.groups("by-length", title, rates, base))
     return pictures
 

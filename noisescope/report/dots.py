@@ -40,8 +40,8 @@ CAPTIONS = {
     "contested pairs rather than wrong labels.",
     "annotators": "Estimates with 90% intervals, labels in brackets; few labels pull an annotator "
     "toward the crowd. Diamonds are flagged.",
-    "by-source": "Mean p_flip of each file’s pairs.",
-    "by-length": "Mean p_flip of the pairs in each group, number of pairs in brackets.",
+    "by-source": "Mean p_wrong of each file’s pairs.",
+    "by-length": "Mean p_wrong of the pairs in each group, number of pairs in brackets.",
 }
 
 #: Rows of a figure: more do not fit a page.
@@ -63,7 +63,7 @@ def detectors(found: Mapping[str, Interval], ceiling: float | None) -> Picture:
     """AUROC of every detector with 90% intervals, best first, against the Bayes ceiling."""
     title = "How well each detector finds the flipped pairs"
     ranked = sorted(found.items(), key=lambda item: -item[1].estimate)
-    rows = [Dot(name, rate, f"{rate.estimate:.3f}", name == "p_flip") for name, rate in ranked]
+    rows = [Dot(name, rate, f"{rate.estimate:.3f}", name == "p_wrong") for name, rate in ranked]
     figure, axes = _dots(title, rows)
     axes.axvline(0.5, color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
     if ceiling is not None:

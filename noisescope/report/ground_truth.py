@@ -29,7 +29,7 @@ Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 #: Score columns that a figure may draw as a detector.
-DRAWN = ("p_flip", "u", "confidence", "stability")
+DRAWN = ("p_wrong", "p_flip", "u", "confidence", "stability")
 #: Truth that may lie beside a dataset, and what it says of a label: (if true, if false).
 BESIDE = {
     "flips.parquet": ("a planted flip", "not flipped"),

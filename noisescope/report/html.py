@@ -83,7 +83,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
         first = "At this size the flip rate cannot be told from honest close calls"
         first += f": anything from {rate['low']:.1%} to {rate['high']:.1%} fits the evidence."
     count = sum(summary["histogram"]["counts"][5:])
-    second = f" {count:,} of {summary['pairs']:,} pairs are more likely flipped than not"
+    second = f" {count:,} of {summary['pairs']:,} pairs are more likely wrong than right"
     bracket = f"{share['low']:.0%} to {share['high']:.0%} of the labels"
     third = f", and counting honest disagreement {bracket} are not what most people would say."
     return first + second + third
@@ -107,7 +107,7 @@ def commands(contents: Contents) -> list[str]:
         lines.append("noisescope validate")
     lines.append(f"noisescope report {directory}")
     lines.append(
-        'noisescope query "SELECT pair_id, p_flip, u FROM scores ORDER BY rank LIMIT 100"'
+        'noisescope query "SELECT pair_id, p_wrong, u FROM scores ORDER BY rank LIMIT 100"'
         f" --run {directory}"
     )
     return [printable(line) for line in lines]
@@ -144,7 +144,7 @@ def _pair(
         side: _image(pair[side], images) if is_image else _text(pair[side])
         for side in ("chosen", "rejected")
     }
-    names = ("rank", "pair_id", "p_flip", "u", "margin", "contested", "annotator")
+    names = ("rank", "pair_id", "p_wrong", "u", "margin", "contested", "annotator")
     values = {name: pair[name] for name in names}
     for name in ("pair_id", "annotator"):
         values[name] = values[name] and printable(values[name])

@@ -60,13 +60,14 @@ class Annotator:
 class Crowd:
     """The fitted crowd: Beta(mean, concentration) of flip rates and each annotator's posterior.
 
-    `log_likelihood` [A, 200] over `RATES`; `posterior` [A, 200] sums to 1 in each row.
+    `log_likelihood` [A, 200] over `RATES`; `posterior` [A, 200] and `prior` [200] sum to 1.
     """
 
     mean: float
     concentration: float
     log_likelihood: Float
     posterior: Float
+    prior: Float
 
 
 def _log_agreement(share: Float, rate: float) -> Float:
@@ -82,12 +83,17 @@ def _log_prior(mean: float, concentration: float) -> Float:
     return np.asarray(density - logsumexp(density), dtype=np.float64)
 
 
-def fit_crowd(codes: Int, share: Float) -> Crowd:
-    """Empirical-Bayes fit; codes [N] in 0 .. A-1, share [N] = P(label right | margin, no flips)."""
+def fit_crowd(codes: Int, share: Float, weights: Float | None = None) -> Crowd:
+    """Empirical-Bayes fit; codes [N] in 0 .. A-1, share [N] = P(label right | margin, no flips).
+
+    `weights` [N] count pairs in part.
+    """
     count = int(codes.max()) + 1
     log_likelihood: Float = np.empty((count, len(RATES)))
     for column, rate in enumerate(RATES):
-        log_likelihood[:, column] = np.bincount(codes, _log_agreement(share, rate), count)
+        agreement = _log_agreement(share, rate)
+        agreement = agreement if weights is None else weights * agreement
+        log_likelihood[:, column] = np.bincount(codes, agreement, count)
 
     peak = log_likelihood.max(axis=1)
     likelihood = np.exp(log_likelihood - peak[:, None])
@@ -106,7 +112,7 @@ def fit_crowd(codes: Int, share: Float) -> Crowd:
     log_posterior = log_likelihood + log_prior
     log_posterior -= logsumexp(log_posterior, axis=1, keepdims=True)
     mean = float(np.exp(log_prior) @ RATES)
-    return Crowd(mean, concentration, log_likelihood, np.exp(log_posterior))
+    return Crowd(mean, concentration, log_likelihood, np.exp(log_posterior), np.exp(log_prior))
 
 
 def coded(names: pa.ChunkedArray) -> tuple[list[str], Int]:

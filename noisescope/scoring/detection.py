@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import EvidenceError
+from noisescope.scoring.clusters import auroc_interval
 from noisescope.scoring.detectors import Evidence, available
 from noisescope.scoring.metrics import (
-    auroc,
     average_precision,
-    bootstrap,
     calibration,
     efficiency,
     precision_at,
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
-#: Bootstrap resamples of each interval.
-DRAWS = 200
 #: Pairs of known truth below which no tenth would hold one.
 FEWEST = 10
 #: Simulated truths behind the chance of rising tenths.
@@ -45,6 +42,7 @@ MEANS = (
     "base_rate",
     "ece",
     "ece_mislabelled",
+    "ece_wrong",
     "brier",
     "expected_auroc",
     "bayes_auroc",
@@ -56,13 +54,17 @@ MEANS = (
 @final
 @dataclass(frozen=True)
 class Judged:
-    """One set of labels with known truth, judged: `columns` as in scores.parquet, [N]."""
+    """One set of labels with known truth, judged: `columns` as in scores.parquet, [N].
+
+    `groupings` are the clusters of its intervals (`PairFacts.groupings`).
+    """
 
     wrong: Bool
     columns: Mapping[str, Float]
     summary: Summary
     evidence: Evidence
     facts: Mapping[str, Any]
+    groupings: Sequence[NDArray[np.int64]] = ()
 
 
 def deciles(score: Float, flipped: Bool) -> list[Bool]:
@@ -162,6 +164,7 @@ def _numbers(judged: Judged, base: float | None) -> dict[str, Any]:
         "ece": found.ece,
         "brier": found.brier,
         "ece_mislabelled": calibration(columns["p_mislabelled"], wrong).ece,
+        "ece_wrong": calibration(columns["p_wrong"], wrong).ece,
         "reliability": {
             "predicted": found.predicted.tolist(),
             "observed": found.observed.tolist(),
@@ -179,11 +182,11 @@ def _numbers(judged: Judged, base: float | None) -> dict[str, Any]:
 
 
 def _detectors(judged: Judged) -> Iterator[tuple[str, dict[str, Any]]]:
-    """AUROC with its interval, average precision and precision at the base rate of each."""
+    """AUROC with its cluster interval, average precision and precision at the base rate of each."""
     wrong = judged.wrong
     for name, detector in available(judged.evidence).items():
         score = detector.score(judged.evidence)
-        interval = bootstrap(auroc, score, wrong, draws=DRAWS)
+        interval = auroc_interval(score, wrong, judged.groupings)
         yield (
             name,
             {

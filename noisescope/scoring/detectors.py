@@ -21,6 +21,8 @@ Bool = NDArray[np.bool_]
 
 #: Adaptive-DPO's sharpness of the confidence (arXiv 2503.16921, settings).
 RHO = {"text": 1.0, "image": 15.0}
+#: Pairs of one device's micro-batch in the released code: it divides l by the norm over them.
+LOCAL_BATCH = {"text": 4, "image": 16}
 
 
 @final
@@ -31,6 +33,7 @@ class Evidence:
     `margins` [M, T, N] (NaN: not judged), `held_out` [M, N] (replica never trained on the pair),
     `lengths` [2, N] of chosen and rejected, `annotators` [N] codes 0.. (-1 unknown). `flip_rate`
     is fitted from held-out margins when left out. `released` [N]: u_released of averaged copies.
+    `wrong` [N]: p_wrong under the chosen noise model.
     """
 
     margins: Float
@@ -41,6 +44,7 @@ class Evidence:
     annotators: NDArray[np.int64] | None = None
     flip_rate: FlipRate | None = None
     released: Float | None = None
+    wrong: Float | None = None
 
     @property
     def last(self) -> Float:
@@ -105,14 +109,20 @@ def root_mean_square(logratios: Float) -> Float:
     return np.where(scale > 0, scale, 1.0)
 
 
-def u_released(logratios: Float, rho: float = 1.0, scale: Float | None = None) -> Float:
-    """The authors' released variant, offline: x_m = rho l_m / rms_m, u = min(std_m x, 1) c(x).
+def batch_norm(rms: Float, modality: str) -> Float:
+    """Expected L2 norm over the release's micro-batch of n pairs: sqrt(n) rms."""
+    return np.asarray(np.sqrt(LOCAL_BATCH[modality]) * rms, dtype=np.float64)
 
-    The release divides by the norm over a micro-batch; a stored verdict must not depend on
-    batch-mates, so here each replica's root mean square over the dataset (`scale` [M, 1])
-    stands in. l [M, N] -> u [N] in [0, 1].
+
+def u_released(logratios: Float, rho: float = 1.0, scale: Float | None = None) -> Float:
+    """The authors' released variant, offline: x_m = rho l_m / norm_m, u = min(std_m x, 1) c(x).
+
+    The release divides by the L2 norm over a micro-batch. A stored score must not depend on
+    batch-mates, so `scale` [M, 1] is that norm's expectation, `batch_norm` of each replica's root
+    mean square over the dataset; of text if None. l [M, N] -> u [N] in [0, 1].
     """
-    x = rho * logratios / (root_mean_square(logratios) if scale is None else scale)
+    norm = batch_norm(root_mean_square(logratios), "text") if scale is None else scale
+    x = rho * logratios / norm
     return np.minimum(np.sqrt(variance_over(x)), 1.0) * (1.0 - mean_over(_sigma(x)))
 
 
@@ -199,6 +209,13 @@ def _p_flip(evidence: Evidence) -> Float:
     return evidence.fitted().p_flip(mean_over(evidence.held_out_margins))
 
 
+def _p_wrong(evidence: Evidence) -> Float:
+    """P(the label is wrong), under the chosen noise model where one was fitted."""
+    if evidence.wrong is not None:
+        return evidence.wrong
+    return evidence.fitted().p_wrong(mean_over(evidence.held_out_margins))
+
+
 @final
 @dataclass(frozen=True)
 class Detector:
@@ -219,6 +236,7 @@ def _needs(*names: str) -> frozenset[str]:
 
 
 DETECTORS: dict[str, Detector] = {
+    "p_wrong": Detector(_p_wrong, "probability that the label is wrong", _needs("held_out")),
     "p_flip": Detector(
         _p_flip, "calibrated probability that the label is a flip", _needs("held_out")
     ),

@@ -34,6 +34,8 @@ SPREAD = (3.0, 0.2)
 #: Variance factor of the likelihood: margins are fits to the same labels, so estimates of e
 #: scatter up to 1.4 times their nominal error between plantings of the same share of flips.
 OVERDISPERSION = 1.5
+#: Prior weight of "the pair has one right answer" against "people split on it", in p_wrong.
+ONE_ANSWER = 0.25
 BINS = 128
 BOUNDS = (8.0, 1.0)  # of |log tau| and |log k|
 STEPS = 60
@@ -73,23 +75,45 @@ class FlipRate:
             return np.where(np.isnan(margins), np.nan, 0.0)
         return np.asarray(expit(logit(self.estimate) - self.gap(margins)), dtype=np.float64)
 
-    def p_mislabelled(self, margins: Float) -> Float:
-        """P(the label is not what most people would say | m) in [0, 1]; NaN stays NaN.
+    def p_mislabelled(
+        self, margins: Float, this: Float | None = None, other: Float | None = None
+    ) -> Float:
+        """P(the label is not what most people would choose | m) in [0, 1]; NaN stays NaN.
 
         A flip, or an honest vote of the minority. One label a pair cannot tell a close pair from
         a model that does not know, so this needs an assumption, and it is the uniform one
         (Bayes, Laplace): the share theta of people who side with the chosen response is
         Beta(2 F, 2 - 2 F), F = sigma(g(m)); a coin-toss margin makes every theta equally likely.
 
-            p = [(1 - e) E(theta; theta < 1/2) + e E(1 - theta; theta < 1/2)]
-                / [(1 - e) F + e (1 - F)]
+            p = [(1 - e_this) E(theta; theta < 1/2) + e_other E(1 - theta; theta < 1/2)]
+                / [(1 - e_this) F + e_other (1 - F)]
+
+        `this`, `other` [N]: the pair's own rates of flipping a vote for the labelled side and
+        one for the other side (`noise_models`); e for both if None.
         """
         share = np.clip(expit(self.gap(margins)), 1e-9, 1 - 1e-9)
         minority = share * betainc(2 * share + 1, 2 - 2 * share, 0.5)
         below = betainc(2 * share, 2 - 2 * share, 0.5)
-        e = self.estimate
-        agree = (1 - e) * share + e * (1 - share)
-        return np.asarray(((1 - e) * minority + e * (below - minority)) / agree, dtype=np.float64)
+        one = self.estimate if this is None else this
+        two = self.estimate if other is None else other
+        agree = (1 - one) * share + two * (1 - share)
+        return np.asarray(((1 - one) * minority + two * (below - minority)) / agree)
+
+    def p_wrong(
+        self, margins: Float, this: Float | None = None, other: Float | None = None
+    ) -> Float:
+        """P(the label is wrong | m) in [0, 1], the headline probability; NaN stays NaN.
+
+        The mean of two readings of a label that the replicas disagree with, which have the same
+        likelihood: people split on the pair (`p_mislabelled`, weight 1 - `ONE_ANSWER`), or it has
+        one right answer and only a flip is wrong: e_other (1 - F) / P(label | m).
+        """
+        share = np.clip(expit(self.gap(margins)), 1e-9, 1 - 1e-9)
+        one = self.estimate if this is None else this
+        two = self.estimate if other is None else other
+        flip = two * (1 - share) / ((1 - one) * share + two * (1 - share))
+        split = self.p_mislabelled(margins, this, other)
+        return np.asarray(ONE_ANSWER * flip + (1 - ONE_ANSWER) * split, dtype=np.float64)
 
     def contested(self, margins: Float) -> Float:
         """2 min(p, 1 - p) in [0, 1], p [N] = mean_m sigma(g(margin_m)), margins [M, N] (NaN: none).
@@ -121,13 +145,14 @@ class Binned:
     count: Float  # [K]
 
     @classmethod
-    def of(cls, margins: Float, scale: float) -> Binned:
+    def of(cls, margins: Float, scale: float, weights: Float | None = None) -> Binned:
         order = np.argsort(np.abs(margins), kind="stable")
         ordered = margins[order]
+        weight = np.ones(len(ordered)) if weights is None else weights[order]
         starts = np.unique(np.linspace(0, len(ordered), BINS, endpoint=False).astype(np.int64))
-        count = np.diff(np.append(starts, len(ordered))).astype(np.float64)
-        size = np.add.reduceat(np.abs(ordered), starts) / count
-        agree = np.add.reduceat((np.sign(ordered) + 1) / 2, starts)
+        count = np.add.reduceat(weight, starts)
+        size = np.add.reduceat(weight * np.abs(ordered), starts) / count
+        agree = np.add.reduceat(weight * (np.sign(ordered) + 1) / 2, starts)
         return cls(np.log(np.maximum(size / scale, 1e-12)), agree, count)
 
     def objective(self, theta: Float, rates: Float) -> tuple[Float, Float, Float]:
@@ -174,17 +199,19 @@ class Binned:
         return theta, value
 
 
-def fit_flip_rate(margins: Float) -> FlipRate:
+def fit_flip_rate(margins: Float, weights: Float | None = None) -> FlipRate:
     """Fit e with its 90 % interval on mean held-out margins [N]; NaN margins are left out.
 
     The profile likelihood over tau and k, tempered by `OVERDISPERSION`, with a uniform prior on
     e in [0, 1/2): its mean is the estimate, its highest-density 90 % the interval (so 0 is in
     the interval wherever no flips fit best). Where the labels do not identify e the estimate
-    stays near the middle of what is possible and the interval says so. Raises EvidenceError for
-    fewer than ten margins or when all are zero.
+    stays near the middle of what is possible and the interval is wide. `weights` [N] count pairs
+    in part (copies). Raises EvidenceError for fewer than ten margins or when all are zero.
     """
     judged = np.asarray(margins, dtype=np.float64)
-    judged = judged[np.isfinite(judged)]
+    known = np.isfinite(judged)
+    weight = None if weights is None else np.asarray(weights, dtype=np.float64)[known]
+    judged = judged[known]
     if len(judged) < FEWEST_PAIRS:
         raise EvidenceError(
             f"{len(judged)} pairs with a held-out margin support no flip rate",
@@ -197,7 +224,7 @@ def fit_flip_rate(margins: Float) -> FlipRate:
             hint="Look at the dataset (are all sides the same?) or choose another model.",
         )
     scale = float(np.median(size)) or float(size[size > 0].mean())
-    binned = Binned.of(judged, scale)
+    binned = Binned.of(judged, scale, weight)
     rates = _focus(binned)
     theta, value = binned.profile(rates)
     density = np.exp(value.min() - value) * np.gradient(rates)

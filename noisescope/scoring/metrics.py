@@ -41,9 +41,9 @@ class Interval:
         return {"estimate": self.estimate, "low": self.low, "high": self.high}
 
 
-def share(successes: float, trials: int, mass: float = MASS) -> Interval:
+def share(successes: float, trials: float, mass: float = MASS) -> Interval:
     """Binomial share with Wilson's score interval (Wilson 1927)."""
-    if trials < 1:
+    if trials <= 0:
         raise EvidenceError("a share of nothing has no value")
     z = float(ndtri((1 + mass) / 2))
     p = successes / trials
@@ -228,17 +228,31 @@ def signed_rank_error(margins: Float) -> float:
     return float(2 * (1 - below / len(m)).std(ddof=1) / np.sqrt(len(m)))
 
 
-def expected_auroc_interval(margins: Float, flip_rate: Interval) -> Interval:
+def signed_rank_influence(margins: Float) -> Float:
+    """First-order influence 2 (P(M + m_i > 0) - W) of each finite margin on `signed_rank`."""
+    m = np.asarray(margins, dtype=np.float64)
+    ordered = np.sort(m)
+    below = np.searchsorted(ordered, -m, "left") + np.searchsorted(ordered, -m, "right")
+    wins = 1 - below / (2 * len(m))
+    return np.asarray(2 * (wins - wins.mean()), dtype=np.float64)
+
+
+def expected_auroc_interval(
+    margins: Float, flip_rate: Interval, half_width: float | None = None
+) -> Interval:
     """`expected_auroc` with its 90 % interval: W's own error and that of the flip rate together.
 
     Each side is the root of the squared distances to A at that end of the flip rate's interval
-    and to A at 1.64 standard errors of W. (Errors of W and e are of opposite sign and cancel in
-    part, so this is wide rather than narrow.)
+    and to A at `half_width` of W, which is 1.64 standard errors over single pairs if None.
+    (Errors of W and e are of opposite sign and cancel in part, so this is wide rather than
+    narrow.)
     """
     ends = (flip_rate.estimate, flip_rate.low, flip_rate.high)
     w = signed_rank(margins)
     middle, *others = (_corrected(w, e) for e in ends)
-    spread = float(ndtri((1 + MASS) / 2)) * signed_rank_error(margins)
+    spread = half_width
+    if spread is None:
+        spread = float(ndtri((1 + MASS) / 2)) * signed_rank_error(margins)
     spread /= 1 - 2 * flip_rate.estimate
     low = middle - np.hypot(middle - min(middle, *others), spread)
     high = middle + np.hypot(max(middle, *others) - middle, spread)

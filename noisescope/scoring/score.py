@@ -2,7 +2,7 @@
 
 Usage: `summary = score_run(Path("runs/hh-rlhf-1a2b3c4d"), ScoreConfig())`. Verdicts are cheap and
 never touch the evidence: call it again with another rho or k1. Margins are read in blocks of
-pairs, and what must be sorted is sorted on disk: beside DuckDB's memory some 70 bytes a pair are
+pairs, and what must be sorted is sorted on disk: beside DuckDB's memory some 200 bytes a pair are
 held, whatever M is.
 """
 
@@ -17,10 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import RunError, UsageError
-from noisescope.scoring.detectors import RHO, confidence, mean_over, stability, u_released
-from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
+from noisescope.scoring.detectors import (
+    RHO,
+    batch_norm,
+    confidence,
+    mean_over,
+    stability,
+    u_released,
+)
 from noisescope.scoring.giveaways import run_notes
 from noisescope.scoring.margins import RunMargins, connect, failure, read_margins
+from noisescope.scoring.noise_models import Noise, fit_noise
+from noisescope.scoring.pair_facts import PairFacts, read_facts
 from noisescope.scoring.scores import COLUMNS, ranks, write_scores
 from noisescope.scoring.summary import Summary, Totals, summarise
 from noisescope.scoring.weights import WeightConfig, adaptive_weights
@@ -85,12 +93,24 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
         found = read_margins(directory, spill=config.spill, scratch=folder)
         averages = read_averages(run, spill=config.spill, scratch=folder)
         _check_replicas(run, len(found.replicas))
-        seen = survey(found, averages, beta)
         try:
+            with connect(config.spill.memory, folder) as connection:
+                facts = read_facts(run.pairs_path, modality, connection)
+            seen = survey(found, averages, beta, facts, modality)
             totals = _write(run, found, averages, seen, rho, config, folder)
         except (duckdb.Error, pa.ArrowException) as error:
             raise failure(error, directory, folder, [run.pairs_path]) from error
-    summary = summarise(run, len(found.replicas), seen.margins, totals, seen.rate, SUSPECTS)
+    training = run.evidence_manifest().get("training") if run.complete else None
+    summary = summarise(
+        run,
+        len(found.replicas),
+        seen.margins,
+        totals,
+        seen.noise,
+        facts,
+        training=training,
+        suspects=SUSPECTS,
+    )
     if modality == "text":
         summary = replace(summary, notes=(*run_notes(run), *summary.notes))
     return replace(summary, notes=(IN_SAMPLE, *summary.notes)) if found.in_sample else summary
@@ -114,7 +134,7 @@ def _write(
             yield block, columns
 
     with connect(config.spill.memory, folder) as connection:
-        rank = ranks(seen.margins)
+        rank = ranks(seen.p_wrong, seen.margins)
         write_scores(run.scores_path, run.pairs_path, counted(), rank, connection)
     return Totals.together(parts)
 
@@ -157,24 +177,33 @@ def _plan_facts(run: Run) -> tuple[float, str]:
 @dataclass(frozen=True)
 class Survey:
     """What one pass over all pairs finds: each one's mean margin [N] over the replicas that count,
-    the root mean square l of each replica [M, 1] and averaged copy [2M, 1], and the flip rate.
+    the batch norm of l of each replica [M, 1] and averaged copy [2M, 1], the noise models, and
+    p_wrong [N].
     """
 
     beta: float
     margins: Float
     scale: Float
     copies_scale: Float
-    rate: FlipRate
+    noise: Noise
+    p_wrong: Float
 
 
-def survey(found: RunMargins, averages: RunMargins | None, beta: float) -> Survey:
+def survey(
+    found: RunMargins,
+    averages: RunMargins | None,
+    beta: float,
+    facts: PairFacts | None = None,
+    modality: str = "text",
+) -> Survey:
     """One pass over the margins. Raises EvidenceError with fewer than ten pairs."""
     margins = np.empty(len(found))
     for block, values, counted in found.blocks():
         margins[block] = mean_over(np.where(counted, values, np.nan))
-    scale = _scale(found) / beta
-    copies_scale = scale if averages is None else _scale(averages) / beta
-    return Survey(beta, margins, scale, copies_scale, fit_flip_rate(margins))
+    scale = batch_norm(_scale(found) / beta, modality)
+    copies = scale if averages is None else batch_norm(_scale(averages) / beta, modality)
+    noise = fit_noise(margins, facts)
+    return Survey(beta, margins, scale, copies, noise, noise.p_wrong(margins))
 
 
 def judge(
@@ -184,17 +213,19 @@ def judge(
     rho: float,
     config: ScoreConfig,
     averages: RunMargins | None = None,
-) -> tuple[dict[str, Float], FlipRate]:
-    """All of `COLUMNS` [N] and the fitted flip rate.
+    facts: PairFacts | None = None,
+    modality: str = "text",
+) -> tuple[dict[str, Float], Noise]:
+    """All of `COLUMNS` [N] and the fitted noise models.
 
     `averages` are two averaged copies a replica, of which `u_released` is then made.
     """
-    seen = survey(found, averages, beta)
+    seen = survey(found, averages, beta, facts, modality)
     columns = {name: np.empty(len(found)) for name in COLUMNS}
     for block, values in judged_blocks(found, averages, seen, rho=rho, config=config):
         for name in COLUMNS:
             columns[name][block] = values[name]
-    return columns, seen.rate
+    return columns, seen.noise
 
 
 def judged_blocks(
@@ -214,9 +245,11 @@ def judged_blocks(
             averaged = next(copies)[1] / seen.beta
             scales = seen.scale, seen.copies_scale
             columns["u_released"] = u_of_trios(logratios, averaged, counted, rho, scales)
-        columns["contested"] = seen.rate.contested(held_out)
-        columns["p_flip"] = seen.rate.p_flip(columns["margin"])
-        columns["p_mislabelled"] = seen.rate.p_mislabelled(columns["margin"])
+        rate = seen.noise.single
+        columns["contested"] = rate.contested(held_out)
+        columns["p_wrong"] = seen.p_wrong[block]
+        columns["p_flip"] = rate.p_flip(columns["margin"])
+        columns["p_mislabelled"] = rate.p_mislabelled(columns["margin"])
         columns["W"], columns["gamma"] = adaptive_weights(
             columns["u_released" if config.released else "u"],
             config.weights,

@@ -30,6 +30,7 @@ COLUMNS = (
     "u",
     "u_released",
     "margin",
+    "p_wrong",
     "p_flip",
     "p_mislabelled",
     "contested",
@@ -52,10 +53,10 @@ def schema() -> pa.Schema:
     )
 
 
-def ranks(margins: Float) -> NDArray[np.int64]:
-    """Rank of each pair [N], 1 = most suspicious: the lowest mean margin; ties in their order."""
+def ranks(p_wrong: Float, margins: Float) -> NDArray[np.int64]:
+    """Rank of each pair [N], 1 = the highest p_wrong; ties by the lowest margin, then by order."""
     rank = np.empty(len(margins), np.int64)
-    rank[np.argsort(margins, kind="stable")] = np.arange(1, len(margins) + 1)
+    rank[np.lexsort((margins, -p_wrong))] = np.arange(1, len(margins) + 1)
     return rank
 
 

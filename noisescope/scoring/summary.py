@@ -1,26 +1,35 @@
-"""What a run says, in numbers and in words: the object behind `noisescope score`'s one screen.
+"""Summarise a run in numbers and in words: the object behind `noisescope score`'s one screen.
 
-Usage: `summarise(run, replicas, margins, Totals.of(columns), rate).to_json()`.
+Usage: `summarise(run, replicas, margins, Totals.of(columns), noise, facts).to_json()`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.scoring.clusters import (
+    CHANCE_LEVEL,
+    no_better_than_chance,
+    share_interval,
+    widest,
+)
+from noisescope.scoring.contrasts import HELD_OUT, POOLED, Contrast, agreement, differ, explain
 from noisescope.scoring.flip_rate import FlipRate
 from noisescope.scoring.margins import connect
 from noisescope.scoring.metrics import (
     Interval,
-    at_chance,
     bayes_auroc,
     expected_auroc_interval,
-    held_out_accuracy,
+    signed_rank_influence,
 )
+from noisescope.scoring.noise_models import Noise, NoiseModel
+from noisescope.scoring.pair_facts import PairFacts
+from noisescope.scoring.triads import Triads
 from noisescope.storage.run import Run
 
 Float = NDArray[np.float64]
@@ -40,6 +49,7 @@ class Suspect:
     chosen: str
     rejected: str
     annotator: str | None
+    p_wrong: float
     p_flip: float
     p_mislabelled: float
     margin: float
@@ -51,10 +61,12 @@ class Suspect:
 class Summary:
     """What a run says, in numbers and in words. Every interval is a 90 % one.
 
-    `mislabelled` is the bracket low .. high with the estimate under `FlipRate.p_mislabelled`'s
-    assumption; `expected_auroc` is the self-measured one, its interval that of the flip rate and
-    of the ranks together; `chance` says that the replicas do no better than a coin, so there is
-    no verdict.
+    `flip_rate` covers every noise model that fits (`noise`). `mislabelled` is the bracket low ..
+    high with the mean of p_wrong; `expected` is the self-measured AUROC of planted uniform flips,
+    its interval that of the single flip rate and of the ranks together; `chance`: the replicas do
+    no better than a coin, so the scores carry no verdict (`chance_p`: p value of the sign-flip
+    test, None where the replicas were not fitted by us). `contrasts` are other cross-fits of the
+    same labels.
     """
 
     run: str
@@ -68,6 +80,11 @@ class Summary:
     histogram: tuple[int, ...]
     contested_share: float
     chance: bool
+    chance_p: float | None = None
+    noise_model: str = "one rate"
+    noise: tuple[NoiseModel, ...] = ()
+    contrasts: tuple[Contrast, ...] = ()
+    triads: Triads | None = None
     suspects: tuple[Suspect, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -86,6 +103,11 @@ class Summary:
             "bayes_auroc": self.bayes_auroc,
             "contested_share": self.contested_share,
             "chance": self.chance,
+            "chance_p": self.chance_p,
+            "noise_model": self.noise_model,
+            "noise_models": [model.to_json() for model in self.noise],
+            "contrasts": [contrast.to_json() for contrast in self.contrasts],
+            "triads": self.triads and vars(self.triads),
             "histogram": {"edges": TENTHS.round(1).tolist(), "counts": list(self.histogram)},
             "suspects": [vars(suspect) for suspect in self.suspects],
             "notes": list(self.notes),
@@ -97,8 +119,8 @@ class Summary:
 class Totals:
     """What a summary adds up over the pairs; parts of a dataset go together."""
 
-    likely: float  # sum of p_mislabelled
-    histogram: NDArray[np.int64]  # pairs by tenths of p_flip
+    likely: float  # sum of p_wrong
+    histogram: NDArray[np.int64]  # pairs by tenths of p_wrong
     contested: int
     unspread: int  # pairs judged by one replica only
 
@@ -106,8 +128,8 @@ class Totals:
     def of(cls, columns: Mapping[str, Float]) -> Totals:
         """Totals of some pairs' columns [n] of scores.parquet."""
         return cls(
-            likely=float(columns["p_mislabelled"].sum()),
-            histogram=np.histogram(columns["p_flip"], TENTHS)[0],
+            likely=float(columns["p_wrong"].sum()),
+            histogram=np.histogram(columns["p_wrong"], TENTHS)[0],
             contested=int((columns["contested"] >= CONTESTED).sum()),
             unspread=int(np.isnan(columns["stability"]).sum()),
         )
@@ -124,12 +146,36 @@ class Totals:
 
 
 def summarise(
-    run: Run, replicas: int, margins: Float, totals: Totals, rate: FlipRate, suspects: int = 0
+    run: Run,
+    replicas: int,
+    margins: Float,
+    totals: Totals,
+    noise: Noise,
+    facts: PairFacts | None = None,
+    *,
+    training: Mapping[str, Any] | None = None,
+    suspects: int = 0,
 ) -> Summary:
-    """Summary of mean margins [N] and the totals; the first `suspects` pairs of scores.parquet."""
-    accuracy = held_out_accuracy(margins)
+    """Summary of mean margins [N] and the totals; the first `suspects` pairs of scores.parquet.
+
+    `training` is the manifest's record of the fit: contrasts, triads, the test of chance.
+    """
+    facts, training = facts or PairFacts(), training or {}
+    accuracy = share_interval(agreement(margins), facts.groupings)
+    others = tuple(Contrast.of(found) for found in training.get("contrasts", ()))
+    triads = Triads(**training["triads"]) if training.get("triads") else None
+    own = Contrast(_name(run), accuracy, _interval(noise.single))
+    rate, notes = noise.rate, []
+    for other in others:
+        if differ(own, other):
+            held_out, pooled = (own, other) if other.name == POOLED else (other, own)
+            notes.append(explain(held_out, pooled, triads))
+            low = min(rate.low, other.flip_rate.low)
+            high = max(rate.high, other.flip_rate.high, 1 - other.accuracy.low)
+            rate = replace(rate, low=low, high=high)
+    chance_p = training.get("chance_p")
+    chance = _at_chance(run, margins, facts, chance_p)
     low, high = rate.low, max(1 - accuracy.low, rate.low)
-    rates = Interval(rate.estimate, rate.low, rate.high)
     return Summary(
         run=str(run.directory),
         pairs=len(margins),
@@ -137,13 +183,48 @@ def summarise(
         accuracy=accuracy,
         flip_rate=rate,
         mislabelled=Interval(min(max(totals.likely / len(margins), low), high), low, high),
-        expected=expected_auroc_interval(margins, rates),
+        expected=_expected(margins, noise.single, facts),
         bayes_auroc=bayes_auroc(rate.gap(margins)),
         histogram=tuple(totals.histogram.tolist()),
         contested_share=totals.contested / len(margins),
-        chance=at_chance(accuracy),
+        chance=chance,
+        chance_p=chance_p,
+        noise_model=noise.chosen,
+        noise=noise.models,
+        contrasts=others,
+        triads=triads,
         suspects=_suspects(run, suspects) if suspects else (),
-        notes=tuple(_notes(accuracy, rate, totals)),
+        notes=tuple([*_notes(accuracy, rate, noise, totals, chance), *notes]),
+    )
+
+
+def _interval(rate: FlipRate) -> Interval:
+    return Interval(rate.estimate, rate.low, rate.high)
+
+
+def _expected(margins: Float, rate: FlipRate, facts: PairFacts) -> Interval:
+    """The self-measured AUROC of planted uniform flips, with its cluster interval."""
+    known = np.isfinite(margins)
+    groupings = [codes[known] for codes in facts.groupings]
+    half = widest(signed_rank_influence(margins[known]), groupings)
+    return expected_auroc_interval(margins[known], _interval(rate), half)
+
+
+def _name(run: Run) -> str:
+    """Which of the two cross-fits the run's own margins are."""
+    evidence = run.plan()["evidence"]
+    by_pair = evidence.get("folds_by", "pair") == "pair"
+    return POOLED if evidence.get("pool") and by_pair else HELD_OUT
+
+
+def _at_chance(run: Run, margins: Float, facts: PairFacts, chance_p: float | None) -> bool:
+    """Whether the replicas do no better than a coin, by the exact test where it was run."""
+    if chance_p is not None:
+        return chance_p > CHANCE_LEVEL
+    cross_fitted = run.plan()["evidence"].get("kind") != "adapters"
+    clusters = [codes for codes in facts.groupings if codes is facts.prompts]
+    return no_better_than_chance(
+        margins, clusters[0] if clusters else None, cross_fitted=cross_fitted
     )
 
 
@@ -152,17 +233,19 @@ def _suspects(run: Run, count: int) -> tuple[Suspect, ...]:
     with connect() as connection:
         rows = connection.execute(
             "WITH s AS (SELECT * FROM read_parquet($scores) WHERE rank <= $count) "
-            "SELECT pair_id, prompt, chosen, rejected, annotator, p_flip, p_mislabelled, "
+            "SELECT pair_id, prompt, chosen, rejected, annotator, p_wrong, p_flip, p_mislabelled, "
             "margin, u FROM s JOIN read_parquet($pairs) USING (pair_id) ORDER BY rank",
             {"scores": str(run.scores_path), "pairs": str(run.pairs_path), "count": count},
         ).fetchall()
     return tuple(Suspect(*row) for row in rows)
 
 
-def _notes(accuracy: Interval, rate: FlipRate, totals: Totals) -> Sequence[str]:
-    """What a reader must know, in plain words, gravest first."""
+def _notes(
+    accuracy: Interval, rate: FlipRate, noise: Noise, totals: Totals, chance: bool
+) -> Sequence[str]:
+    """What a reader must know, gravest first."""
     notes = []
-    if at_chance(accuracy):
+    if chance:
         notes.append(
             f"The replicas are no better than chance on pairs they did not train on "
             f"({accuracy.estimate:.1%}, 90 % interval {accuracy.low:.1%} to {accuracy.high:.1%}): "
@@ -171,9 +254,11 @@ def _notes(accuracy: Interval, rate: FlipRate, totals: Totals) -> Sequence[str]:
         )
     if not rate.identifiable:
         notes.append(
-            f"The flip rate is not identifiable at this size: {rate.low:.0%} to {rate.high:.0%} "
-            f"all fit these {rate.pairs:,} pairs. The ranking stands; the absolute values of "
-            "p_flip do not."
+            f"The flip rate is not identifiable: {rate.low:.0%} to {rate.high:.0%} all fit these "
+            f"{rate.pairs:,} pairs. At the lower end the model cannot judge some pairs; at the "
+            "upper end every label it disagrees with is wrong. Under the chosen noise model "
+            f"({noise.chosen}) the rate is {noise.rate.estimate:.1%}. The ranking holds either "
+            "way; the absolute values of p_wrong do not."
         )
     if totals.unspread:
         notes.append(

@@ -2,8 +2,8 @@
 
 `replicas`, as the paper writes it: M adapters train together on the same pairs; u is Eq. 13 of
 their M log-ratios. `ema`, as its code was released: the replicas are the live adapter and two
-averaged copies of it (decays 0.9999 and 0.5); each copy's l is divided by its root mean square
-and u is `u_released`. Two faults of the release are not repeated: the root mean square runs over
+averaged copies of it (decays 0.9999 and 0.5); each copy's l is divided by its expected batch norm
+and u is `u_released`. Two faults of the release are not repeated: the norm's mean square runs over
 earlier steps, never over a pair's batch-mates, and nothing is changed in place that a gradient
 needs. W and Gamma carry no gradient in either.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import UsageError
-from noisescope.scoring.detectors import u, u_released
+from noisescope.scoring.detectors import batch_norm, u, u_released
 from noisescope.scoring.weights import WeightConfig, adaptive_weights
 from noisescope.training.config import EMA_DECAYS
 
@@ -91,12 +91,16 @@ SCALE_DECAY = 0.99
 @final
 @dataclass(frozen=True)
 class OnlineConfig:
-    """Which replicas judge, and the constants of Eq. 11, 14 and 15."""
+    """Which replicas judge, and the constants of Eq. 11, 14 and 15.
+
+    `modality` decides the batch of the released code, whose norm `ema` divides by.
+    """
 
     mode: Mode
     replicas: int = 4
     rho: float = 1.0
     weights: WeightConfig = field(default_factory=WeightConfig)
+    modality: str = "text"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -158,7 +162,7 @@ class Online:
         self._fresh.zero_()
 
     def _scale(self) -> Float:
-        """Root mean square of each replica's l over earlier steps, [K, 1]; 1 where none."""
+        """Batch norm of each replica's l from its earlier root mean square, [K, 1]; 1 if none."""
         held = self.square.numpy()
         scale = np.sqrt(held[:-1] / max(float(held[-1]), 1.0))
-        return np.where(scale > 0, scale, 1.0)[:, None]
+        return np.where(scale > 0, batch_norm(scale, self.config.modality), 1.0)[:, None]

@@ -25,7 +25,7 @@ BUILDERS: dict[Modality, Callable[..., tuple[TrainablePolicy, Int]]] = {
 }
 
 
-def online_config(settings: TrainSettings) -> OnlineConfig | None:
+def online_config(settings: TrainSettings, modality: Modality = "text") -> OnlineConfig | None:
     """How W and Gamma are computed while training, if they are. Raises UsageError."""
     if settings.online is None:
         return None
@@ -35,7 +35,8 @@ def online_config(settings: TrainSettings) -> OnlineConfig | None:
             f"--online must be one of {', '.join(MODES)}, not {settings.online}",
             hint="Remove it to train with an audit's weights.",
         )
-    return OnlineConfig(mode, settings.online_replicas, settings.rho, settings.constants)
+    constants = settings.constants
+    return OnlineConfig(mode, settings.online_replicas, settings.rho, constants, modality)
 
 
 def make_trainable(
@@ -47,7 +48,7 @@ def make_trainable(
     accelerator: Accelerator,
 ) -> tuple[TrainablePolicy, Int]:
     """The policy ready to train, and the pairs whose two sides are the same to it."""
-    config = online_config(settings)
+    config = online_config(settings, policy.modality)
     adapters = 1 if config is None else config.adapters
     averaged = config is not None and config.mode == "ema"
     seeds = [settings.seed * 1000 + (0 if averaged else m) for m in range(adapters)]

@@ -284,7 +284,7 @@ def _learner(
     weights: PairWeights | None,
     accelerator: Accelerator,
 ) -> PreferenceLearner:
-    config = online_config(settings)
+    config = online_config(settings, dataset.modality)
     data = trainable.data
     reliability = None
     if isinstance(objective, REPO):

@@ -1,0 +1,142 @@
+"""Intervals that know clusters: pairs that share a prompt, a response or an annotator.
+
+An estimate that is (to first order) a mean of influences psi_i has the cluster-robust variance
+
+    V = G / (G - 1) sum_g (sum_{i in g} psi_i)^2 / N^2
+
+over clusters g (Liang, Zeger 1986), and its interval uses Student's t with G* - 1 degrees of
+freedom, G* = (sum n_g)^2 / sum n_g^2 the effective number of clusters (after Carter, Schnepel,
+Steigerwald 2017). Pairs that share a response overlap without forming clusters: their variance
+sums psi_i psi_j over all pairs of pairs that share one (Fafchamps, Gubert 2007). The widest of
+the given groupings counts. Shares are transformed to log odds. Usage:
+
+    auroc_interval(score, wrong, [prompts, np.stack([chosen, rejected], axis=1), annotators])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit, stdtrit
+from scipy.stats import rankdata
+
+from noisescope.errors import EvidenceError
+from noisescope.scoring.metrics import MASS, Interval, share
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+#: How often pure-noise labels may pass as better than chance.
+CHANCE_LEVEL = 0.05
+
+
+def cluster_interval(
+    estimate: float, influence: Float, groupings: Sequence[Int], mass: float = MASS
+) -> Interval:
+    """The widest interval of a share with influences [N], over `groupings` and single pairs.
+
+    A grouping is codes [N], or [N, 2] where a pair belongs to two units (its responses); codes
+    below 0 are clusters of their own.
+    """
+    half = widest(influence, groupings, mass)
+    if not 0 < estimate < 1:
+        edge = share(estimate * len(influence), len(influence), mass)
+        return Interval(estimate, min(edge.low, 1 - half), max(edge.high, half))
+    spread = half / (estimate * (1 - estimate))
+    low, high = expit(logit(estimate) + np.array([-spread, spread]))
+    return Interval(estimate, float(low), float(high))
+
+
+def widest(influence: Float, groupings: Sequence[Int], mass: float = MASS) -> float:
+    """Half the width of the widest interval, over `groupings` and single pairs."""
+    single = np.arange(len(influence))
+    return max(half_width(influence, codes, mass) for codes in (single, *groupings))
+
+
+def half_width(influence: Float, codes: NDArray[Any], mass: float = MASS) -> float:
+    """Half the width of the interval of a mean of `influence` [N], clustered by `codes`."""
+    count = len(influence)
+    known = (codes >= 0).reshape(count, -1).all(axis=1)
+    units = np.unique(codes[known], return_inverse=True)[1].reshape(codes[known].shape)
+    own = influence[~known]
+    size = np.bincount(units.ravel(), minlength=1).astype(np.float64)
+    if units.ndim == 1:
+        sums = np.bincount(units, influence[known], len(size))
+        square = np.square(sums).sum()
+    else:
+        both = np.repeat(influence[known], 2)
+        # a pair whose two units are one is counted once
+        once = np.ones(units.shape)
+        once[units[:, 0] == units[:, 1], 1] = 0.0
+        sums = np.bincount(units.ravel(), both * once.ravel(), len(size))
+        twice = (units[:, 0] != units[:, 1]) * np.square(influence[known])
+        square = max(np.square(sums).sum() - twice.sum(), np.square(influence[known]).sum())
+    size = np.concatenate([size, np.ones(len(own))])
+    effective = float(size.sum() ** 2 / np.square(size).sum())
+    if effective < 2:
+        return 1.0
+    total = (square + np.square(own).sum()) * effective / (effective - 1)
+    return float(stdtrit(effective - 1, (1 + mass) / 2) * np.sqrt(total) / count)
+
+
+def share_interval(values: Float, groupings: Sequence[Int]) -> Interval:
+    """Mean of `values` [N] in [0, 1] with its cluster interval; NaN values are left out."""
+    known = np.isfinite(values)
+    if not known.any():
+        raise EvidenceError("a share of nothing has no value")
+    mean = float(values[known].mean())
+    return cluster_interval(mean, values[known] - mean, [codes[known] for codes in groupings])
+
+
+def auroc_interval(score: Float, wrong: Bool, groupings: Sequence[Int]) -> Interval:
+    """AUROC of `score` [N] for `wrong` [N] with its cluster interval.
+
+    The influences are DeLong's placements: psi_i = N / n1 (P(score_i > a right pair's) - A) of a
+    wrong pair, N / n0 (P(a wrong pair's > score_i) - A) of a right one; ties count half.
+    """
+    wrong = np.asarray(wrong, dtype=bool)
+    ones, zeros = int(wrong.sum()), int((~wrong).sum())
+    if not ones or not zeros:
+        raise EvidenceError("AUROC needs wrong labels and right ones")
+    rank = rankdata(score)
+    place = np.empty(len(score))
+    place[wrong] = (rank[wrong] - rankdata(score[wrong])) / zeros
+    place[~wrong] = 1 - (rank[~wrong] - rankdata(score[~wrong])) / ones
+    area = float(place[wrong].mean())
+    scale = np.where(wrong, len(score) / ones, len(score) / zeros)
+    return cluster_interval(area, scale * (place - area), groupings)
+
+
+def seed_interval(values: Sequence[float], mass: float = MASS) -> Interval:
+    """Mean over S >= 2 seeds with Student's t interval; resampling three seeds covers too little.
+
+    Raises EvidenceError for fewer than two values.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    if len(found) < 2:
+        raise EvidenceError("one seed has no interval between seeds")
+    half = stdtrit(len(found) - 1, (1 + mass) / 2) * found.std(ddof=1) / np.sqrt(len(found))
+    return Interval(float(found.mean()), float(found.mean() - half), float(found.mean() + half))
+
+
+def no_better_than_chance(margins: Float, codes: Int | None, *, cross_fitted: bool) -> bool:
+    """Whether held-out margins [N] agree with the labels no more than a coin would (level 5 %).
+
+    z = sum_g H_g / sqrt(c sum_g H_g^2), H_g the summed signs of the margins in cluster g, against
+    Student's t. c = 2 where the replicas were cross-fitted to these labels: each label both is
+    predicted and trains the others' predictions, which doubles the variance of a symmetric linear
+    smoother. c = 1 for external replicas. `chance.sign_flip_test` is exact, and preferred.
+    """
+    known = np.isfinite(margins)
+    signs = np.sign(margins[known])
+    clusters = np.arange(known.sum()) if codes is None else codes[known]
+    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], signs)
+    square = float(np.square(sums).sum()) * (2 if cross_fitted else 1)
+    if len(sums) < 2 or not square:
+        return True
+    z = float(signs.sum()) / np.sqrt(square)
+    return bool(z <= stdtrit(len(sums) - 1, 1 - CHANCE_LEVEL))
