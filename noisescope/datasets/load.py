@@ -481,10 +481,8 @@ def _check_usable(facts: Facts, source: Source, limit: int | None, fewest: int) 
         message += f" ({counts}): {shown}" if counts else ""
     if limit and facts.rows >= limit:
         hint = f"--limit {limit} reads {limit:,} rows: raise it."
-    elif not counts:
+    elif not set(facts.rejected) - {"tie", "identical sides", "empty response", "unlabelled"}:
         hint = "Add more pairs: some hundreds make an estimate."
     else:
-        hint = (
-            "Check the rows shown, or name the columns: --columns prompt=COLUMN,chosen=COLUMN,..."
-        )
+        hint = f"See how its rows are read: noisescope datasets {shlex.quote(source.resolved)}"
     raise DataError(f"{source.resolved}: {message}", hint=hint)

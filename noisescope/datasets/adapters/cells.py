@@ -5,7 +5,8 @@
 
 A path names a column, or steps into its nested cells with dots: the keys of objects, positions
 in lists, a key of every object in a list (`completions.response`). Text that holds JSON is decoded
-on the way. `x+y` joins two cells, `x|y` takes the first that is there. A column whose own name has
+on the way; `-1` is the last of a list, `:-1` all before it. `x+y` joins two cells, `x|y` takes the
+first that is there. A column whose own name has
 these characters is found by that name.
 """
 
@@ -102,6 +103,12 @@ def _cell(row: RawRow, path: str) -> Any:
         if isinstance(found, Mapping):
             found = found.get(step)
         elif isinstance(found, (list, tuple)):
+            if step == ":-1":
+                found = list(found[:-1])
+                continue
+            if step == "-1":
+                found = found[-1] if found else None
+                continue
             if not step.isdecimal():
                 return [_cell({"": item}, ".".join(["", *steps[at:]])) for item in found]
             found = found[int(step)] if int(step) < len(found) else None
@@ -150,8 +157,8 @@ def _changed(cell: Any, steps: list[str], change: Any) -> Any:
         first, *rest = steps
         return {k: _changed(v, rest, change) if k == first else v for k, v in cell.items()}
     if isinstance(cell, list):
-        if steps[0].isdecimal():
-            at = int(steps[0])
+        if steps[0].isdecimal() or steps[0] == "-1":
+            at = int(steps[0]) % max(len(cell), 1)
             return [_changed(v, steps[1:], change) if n == at else v for n, v in enumerate(cell)]
         values = [item.get(steps[0]) if isinstance(item, Mapping) else None for item in cell]
         if len(steps) == 1 and any(found is not None for found in values):

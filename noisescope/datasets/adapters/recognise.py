@@ -44,15 +44,18 @@ from noisescope.errors import DataError, UsageError
 _USUAL = {"hh_rlhf", "ultrafeedback", "ultrafeedback_argilla", "trl", "columnar",
           "columnar_label", "image_columnar"}  # fmt: skip
 #: Known schemas whose other columns are looked for by their usual names.
-_OPEN = _USUAL | {"image_folder", "openai", "stack_exchange_paired"}
+_OPEN = _USUAL | {"image_folder", "openai", "stack_exchange_paired", "ms_swift", "ms_swift_query"}
 #: Usual names of a prompt, the likeliest first.
 _PROMPTS = (
     "prompt", "question", "instruction", "query", "user_prompt", "prompt_text", "user_input",
     "user_message", "problem", "task", "caption", "post", "input", "inputs", "user", "context",
     "conversation", "conversations", "dialogue", "dialog", "messages", "history", "text_prompt",
+    "source_text", "src",
 )  # fmt: skip
 #: Those that are a prompt whatever stands beside them.
 _SURE = frozenset(_PROMPTS[: _PROMPTS.index("task")])
+#: Keys of the text of a prompt that is an object.
+_INNER = ("full_text", "text", "content", "prompt", "question")
 #: Usual names of what else precedes the responses.
 _OPENINGS: dict[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt", "system_message", "system_text"),
@@ -108,7 +111,8 @@ _LISTS = ("responses", "completions", "answers", "outputs", "candidates", "gener
           "file_paths", "image_paths")  # fmt: skip
 _TEXT_KEYS = ("response", "answer", "completion", "text", "content", "output", "summary", "image")
 _RANKS = ("rank", "ranks", "ranking", "rankings")
-_RATINGS = ("ratings", "scores", "rewards", "score", "rating", "overall_score", "reward")
+_RATINGS = ("ratings", "scores", "rewards", "score", "rating", "overall_score", "reward",
+            "human_preference")  # fmt: skip
 #: Our own columns, which tell `columnar` from `trl`.
 _OWN = ("annotator", "pair_id", "label")
 _IMAGE_NAME = re.compile(r"[^\s<>|*?\"]+\.(?:png|jpe?g|webp|gif|bmp)", re.IGNORECASE)
@@ -277,7 +281,7 @@ class _Table:
     def textual(self, path: str) -> bool:
         """Whether some cell holds text of several words, or messages."""
         return any(
-            _is_messages(one) or (isinstance(one, str) and len(one.split()) > 1)
+            _is_messages(one) or any(len(text.split()) > 1 for text in _strings(one))
             for one in self.values(path)
         )
 
@@ -521,7 +525,7 @@ def _is_label(table: _Table, name: str) -> bool:
     """Whether a column may state a preference: few values, numbers or words of sides."""
     known = [one for one in table.values(name) if isinstance(one, (str, int, float))]
     values = {canonical(one) for one in known}
-    return bool(values) and len(values) <= 9 and all(len(one) <= 24 for one in values)
+    return bool(values) and len(values) <= _MOST_LABELS and all(len(one) <= 24 for one in values)
 
 
 def _listed(table: _Table, mapped: Roles) -> Roles | None:
@@ -646,8 +650,14 @@ def _prompt_of(table: _Table, taken: set[str], conversation: bool) -> str | None
             column = inner if inner.partition(".")[0] in tops else None
         if not column or column in taken:
             continue
-        if any(isinstance(one, str) or _is_messages(one) for one in table.values(column)):
+        found = table.values(column)
+        if any(isinstance(one, str) or _is_messages(one) for one in found):
             return column
+        inner_keys = [
+            key_ for one in found if isinstance(one, Mapping) for key_ in _INNER if key_ in one
+        ]
+        if inner_keys:
+            return f"{column}.{inner_keys[0]}"
     return None
 
 
@@ -700,7 +710,8 @@ def _status(table: _Table, roles: Roles, mapped: Roles) -> Roles:
         column = table.by_key.get(name)
         if column and column not in roles.values():
             found = table.values(column)
-            if found and all(isinstance(one, str) and len(one) < 40 for one in found):
+            words = [word_side(one, ("chosen", "rejected")) for one in map(str, found)]
+            if found and (name == "status" or all(word is not None for word in words)):
                 return {"status": column}
     return {}
 
@@ -723,6 +734,9 @@ def _refuse_label(schema: Schema, table: _Table, mapped: Roles, explicit: bool) 
             for one in found
         ]
         number = bool(found) and table.numeric(column)
+        ties_only = all(word is not None and word >= 0 for word in words)
+        if found and ties_only:
+            continue  # chosen, or a tie
         if number or any(isinstance(one, bool) for one in found) or any(words):
             one, other = schema.roles["chosen"], schema.roles["rejected"]
             counts = Counter(canonical(each) for each in found).most_common(6)
@@ -741,6 +755,8 @@ def _refuse_label(schema: Schema, table: _Table, mapped: Roles, explicit: bool) 
             )
 
 
+#: More distinct values than this are no labels.
+_MOST_LABELS = 9
 #: The two ways to read a label in words.
 _WORDS = [{"a_wins": "chosen", "b_wins": "rejected"}, {"a_wins": "rejected", "b_wins": "chosen"}]
 
@@ -760,6 +776,8 @@ def _codings(values: set[str]) -> list[Roles]:
             {"a_wins": "0", "b_wins": "1", "tie": "2"},
             {"a_wins": "1", "b_wins": "2", "tie": "0"},
         ]
+    if len(values) > _MOST_LABELS or any("." in one for one in values):
+        return []
     first, *_, last = sorted(values) if len(values) > 1 else [*values, "VALUE"]
     return [{"a_wins": first, "b_wins": last}, {"a_wins": last, "b_wins": first}]
 
@@ -779,8 +797,10 @@ def _ambiguous(table: _Table, sides: tuple[str, str], name: str) -> DataError:
     return DataError(
         f"{table.name}: {name} holds {', '.join(values[:6])}, which does not tell by itself "
         f"whether {sides[0]} or {sides[1]} is better",
-        hint="; ".join(flags) + ".",
-    )
+        hint="; ".join(flags) + "." if flags
+        else "Give the sides scores, or a column that names the better one: "
+        + _flag({"a": sides[0], "b": sides[1], "score_a": "COLUMN", "score_b": "COLUMN"}),
+    )  # fmt: skip
 
 
 def _refuse_vision(schema: Schema, table: _Table, mapped: Roles) -> None:
@@ -901,7 +921,8 @@ _ABOUT = re.compile(
 
 def _prose(table: _Table, column: str) -> bool:
     """Whether a column without a role may hold prompts."""
-    if _ABOUT.search(key(column)):
+    name = key(column)
+    if _ABOUT.search(name) and not name.endswith(("_text", "_prompt", "_question", "_content")):
         return False
     found = table.values(column)
     different = len({str(one) for one in found})
@@ -949,16 +970,20 @@ def _strings(cell: Any) -> list[str]:
 def _no_prompt(schema: Schema, table: _Table, maybe: list[str]) -> DataError:
     """The error of two texts without a column that is known to be their prompt."""
     main = _main(schema)
+    taken = main.pop("prompt", "")
     if not maybe:
+        spare = next((c for c in _unread(schema, table) if not table.numeric(c)), "COLUMN")
         return DataError(
             f"{table.name}: no column holds the prompt (columns: {', '.join(table.columns)})",
-            hint=f"Name it: {_flag({'prompt': 'COLUMN'} | main)}",
+            hint=f"Name it: {_flag({'prompt': spare} | main)}",
         )
     named_ = ", ".join(maybe[:4])
+    why = f"{taken} is no sure prompt" if taken else "no column is known to be the prompt"
+    rest = f"reads {taken} alone" if taken else "reads pairs without one"
     return DataError(
-        f"{table.name}: no column is known to be the prompt; it may be {named_}",
+        f"{table.name}: {why}; it may be {named_}",
         hint=f"{_flag({'prompt': maybe[0]} | main)} reads {maybe[0]} as the prompt; "
-        f"{_flag({'prompt': ''} | main)} reads pairs without one.",
+        f"{_flag({'prompt': taken} | main)} {rest}.",
     )
 
 
@@ -966,11 +991,6 @@ def _unknown(table: _Table, mapped: Roles) -> DataError:
     """The error of a table that no schema fits, with the nearest mapping as a flag."""
     found = ", ".join(table.columns) or "none"
     message = f"{table.name}: no known format fits its columns ({found})"
-    if {"messages", "rejected_response"} <= set(table.by_key):
-        return DataError(
-            f"{message}: the better answer is the last of messages",
-            hint="Give it a column of its own: prompt, chosen, rejected.",
-        )
     nearest = _nearest(table, mapped)
     if nearest is None:
         return DataError(

@@ -123,6 +123,20 @@ def _schemas() -> list[Schema]:
              "rejected": "non_preferred_output", "tools": "input.tools"},
         ),
         Schema(
+            "ms_swift",
+            {"prompt": "messages.:-1", "chosen": "messages.-1.content",
+             "rejected": "rejected_response"},
+        ),
+        Schema(
+            "ms_swift_query",
+            {"prompt": "query", "chosen": "response", "rejected": "rejected_response"},
+        ),
+        Schema(
+            "webgpt",
+            {"prompt": "question.full_text", "a": "answer_0", "b": "answer_1",
+             "score_a": "score_0", "score_b": "score_1"},
+        ),
+        Schema(
             "stack_exchange_paired",
             {"prompt": "question", "chosen": "response_j", "rejected": "response_k"},
         ),
