@@ -357,7 +357,7 @@ def test_a_label_in_any_spelling(name: str) -> None:
     ],
 )
 def test_a_label_that_can_be_read_both_ways_is_refused(labels: list[int], flag: str) -> None:
-    with pytest.raises(DataError, match=r"label holds .*does not tell by itself") as caught:
+    with pytest.raises(DataError, match=r"label holds .*does not show by itself") as caught:
         load_table(pa.table(judged(label=labels)))
     assert f"prompt=question,a=response_a,b=response_b,preference=label,{flag}" in str(
         caught.value.hint

@@ -138,8 +138,8 @@ def _show(
             if pair[label] is not None
         }
         if known:
-            told = ", ".join(f"{label} {_number(value)}" for label, value in known.items())
-            OUT.print(Text(f"  {'':9}") + Text(printable(told), style="dim"))
+            details = ", ".join(f"{label} {_number(value)}" for label, value in known.items())
+            OUT.print(Text(f"  {'':9}") + Text(printable(details), style="dim"))
     OUT.print()
     if len(dataset) < FEWEST_PAIRS and dataset.facts.rows < limit:
         pairs = f"{len(dataset)} usable pairs: an audit needs at least {FEWEST_PAIRS}"
@@ -163,7 +163,7 @@ def _notes(dataset: PreferenceDataset) -> list[str]:
 
 
 def _facts(dataset: PreferenceDataset, limit: int) -> Table:
-    """What was read and what was set aside, a line each; counts of nothing are left out."""
+    """What was read and what was set aside, a line each, without counts of zero."""
     from rich.table import Table
     from rich.text import Text
 

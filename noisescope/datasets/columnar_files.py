@@ -1,6 +1,6 @@
 """Parquet and Arrow files: a path in, rows out, a few hundred at a time.
 
-Called by `readers.read_file`, which says what the rows are.
+Called by `readers.read_file`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_unique(path: Path, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(
-            f"{path}: column names stand twice: {', '.join(twice)}", hint="Rename or drop one."
+            f"{path}: repeated column names: {', '.join(twice)}", hint="Rename or drop one."
         )
 
 
@@ -62,7 +62,7 @@ def read_arrow(path: Path, columns: Collection[str] | None = None) -> Iterator[D
 
 
 def _damaged(path: Path, form: str, error: Exception) -> Exception:
-    """The error of a columnar file that does not open, with what it is instead where that shows."""
+    """The error of a columnar file that does not open, and what it is instead if that shows."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     with path.open("rb") as stream:
@@ -123,7 +123,7 @@ def _cells(column: pa.Array) -> list[Any]:
 
 
 def sound(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """`batch`. Raises ArrowInvalid where its offsets lead astray; text of any bytes may pass."""
+    """`batch`. Raises ArrowInvalid for bad offsets; text of any bytes may pass."""
     import pyarrow as pa
 
     for column in batch.columns:
@@ -136,5 +136,5 @@ def sound(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _line(error: Exception) -> str:
-    """The first line of an error of another library."""
+    """The first line of an error message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

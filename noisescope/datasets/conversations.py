@@ -166,7 +166,7 @@ def template_input(
 ) -> tuple[list[dict[str, Any]], list[Any] | None]:
     """(messages, tools) as `apply_chat_template` takes them; reasoning stays in the content.
 
-    Tool calls become fields where they are `structured`, and tool results get the name and id of
+    Tool calls become fields if `structured`, and tool results get the name and id of
     the call that they answer, in order.
     """
     tools = None

@@ -25,7 +25,7 @@ from noisescope.pairs import Pair, response_key
 
 #: Bytes of images kept in memory.
 HELD_BYTES = 256 << 20
-#: Column of the image that the sides of a row are to look like, where a dataset has one.
+#: Column of the image that the sides of a row should look like.
 REFERENCE = "reference_jpg"
 #: Text this long in the letters of base64 is no path.
 _LONGEST_NAME = 100
@@ -90,7 +90,7 @@ class Gallery:
 
 
 def _find(row: Row, side: str) -> tuple[bytes, Location | None]:
-    """Bytes at path `side` of a row, and where they can be read again."""
+    """Bytes at path `side` of a row, and their location to read them again."""
     value: Any = row.values
     for step in side.split("."):
         if isinstance(value, Mapping) and step in value:
@@ -113,7 +113,7 @@ def _find(row: Row, side: str) -> tuple[bytes, Location | None]:
 
 
 def _cell(row: Row, column: str) -> Location | None:
-    """Where a Parquet file holds the cell; None for rows of other kinds of source."""
+    """Location of a cell of a Parquet file; None for rows of other kinds of source."""
     if row.folder is None:
         return None
     path = row.folder / Path(row.source).name

@@ -138,7 +138,7 @@ def crop(image: Image, side: int) -> tuple[Image, Framing]:
 @final
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where an image is: a file of its own, or a row of a Parquet column (`a.b` if nested)."""
+    """Location of an image: a file of its own, or a row of a Parquet column (`a.b` if nested)."""
 
     path: str
     column: str | None = None

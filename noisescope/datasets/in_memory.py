@@ -40,17 +40,17 @@ def load_table(
 ) -> PreferenceDataset:
     """Read a table in memory, one preference (or one ranked group) a row.
 
-    `name` is what the run is called after. Raises UsageError for what is no table, DataError where
+    `name` is what the run is called after. Raises UsageError for what is no table, DataError if
     no format fits or fewer than ten pairs are usable.
     """
     table = as_table(frame)
-    said = f"{name} (a table in memory)"
-    source = Source(name, said, said, lambda columns=None: _rows(table, name, columns))
+    full = f"{name} (a table in memory)"
+    source = Source(name, full, full, lambda columns=None: _rows(table, name, columns))
     return read_source(source, format=format, columns=columns, pairs=pairs, limit=limit)
 
 
 def as_table(frame: object) -> pa.Table:
-    """`frame` as an Arrow table, an index of pandas left out. Raises UsageError for no table."""
+    """`frame` as an Arrow table, without an index of pandas. Raises UsageError for no table."""
     import pyarrow as pa
 
     pandas, datasets = sys.modules.get("pandas"), sys.modules.get("datasets")

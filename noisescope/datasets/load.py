@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.datasets.adapters.cells import RowFault, shortened, value
-from noisescope.datasets.adapters.recognise import parsed_columns, unused
+from noisescope.datasets.adapters.mapping import parsed_columns
 from noisescope.datasets.adapters.recognise import recognise as recognised
+from noisescope.datasets.adapters.refuse import unused
 from noisescope.datasets.adapters.schema import Schema, canonical
 from noisescope.datasets.adapters.table import ADAPTERS
 from noisescope.datasets.image_store import Gallery
@@ -285,7 +286,7 @@ def _notes(table: pa.Table, contradicted: int) -> Iterator[str]:
 
 
 def _distinct(table: pa.Table, *columns: str) -> int:
-    """How many different rows these columns hold; `direction` says which side was chosen."""
+    """How many different rows these columns hold; `direction` is which side was chosen."""
     import pyarrow.compute as pc
 
     with_direction = table.append_column("direction", pc.less(table["chosen"], table["rejected"]))
@@ -293,7 +294,7 @@ def _distinct(table: pa.Table, *columns: str) -> int:
 
 
 def _both_ways(table: pa.Table, *columns: str) -> int:
-    """How many of the values of `columns` (those without nulls) stand in both directions."""
+    """How many values of `columns` (those without nulls) occur in both directions."""
     known = table.filter(table["annotator"].is_valid()) if "annotator" in columns else table
     return _distinct(known, *columns, "direction") - _distinct(known, *columns)
 

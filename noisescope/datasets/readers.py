@@ -34,7 +34,7 @@ TAB = "\t"
 MAX_ROW = 64 << 20
 MAX_ARRAY = 2 << 30
 _BOM = b"\xef\xbb\xbf"
-#: Bytes looked at to tell what a file is, and bytes outside UTF-8 that make it another encoding.
+#: Bytes looked at to recognise a file, and bytes outside UTF-8 that make it another encoding.
 _HEAD, _FEWEST_ODD = 1 << 20, 3
 #: Keys of pandas' JSON by orient="split": columns, index, data.
 _SPLIT_KEYS = 3
@@ -44,7 +44,7 @@ _ENDINGS = "Use Parquet, JSON lines (also .gz), a JSON array, CSV, or a saved da
 @final
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One source row: where it stands, and its values or the reason there are none."""
+    """One source row: its place, and its values or the reason there are none."""
 
     source: str
     number: int
@@ -95,7 +95,7 @@ def check_suffix(path: Path) -> None:
 
 
 def check_content(path: Path) -> None:
-    """Raise DataError for a file that is something else than its name says, and name it."""
+    """Raise DataError, naming what it is, for a file that is not what its name promises."""
     with path.open("rb") as stream:
         start = stream.read(_HEAD)
     if start.startswith(b"version https://git-lfs"):
@@ -248,7 +248,7 @@ def bounded_lines(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
 
 
 def bounded_read(stream: IO[bytes], path: Path) -> bytes:
-    """All of `stream`. Raises DataError where that is more than MAX_ARRAY, decompressed."""
+    """All of `stream`. Raises DataError if that is more than MAX_ARRAY, decompressed."""
     content = stream.read(MAX_ARRAY + 1)
     if len(content) > MAX_ARRAY:
         raise DataError(
@@ -290,13 +290,13 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     except csv.Error as error:
         raise DataError(
             f"{path}: not valid CSV in its first line ({error})",
-            hint='The first line names the columns; a field with " or a comma stands in quotes.',
+            hint='The first line names the columns; a field with " or a comma needs quotes.',
         ) from error
     check_unique(path, header)
     other = next((mark for mark in ";|\t" if len(header) == 1 and mark in header[0]), None)
     if other:
         raise DataError(
-            f"{path}: fields apart by {'tabs' if other == TAB else repr(other)}, expected commas",
+            f"{path}: fields separated by {'tabs' if other == TAB else repr(other)}, not commas",
             hint="Write it with commas, or with tabs and the ending .tsv.",
         )
     return header
@@ -342,5 +342,5 @@ READERS: dict[str, Callable[[Path], Iterator[Decoded]]] = {
     ".tsv.gz": _read_csv,
 }
 
-#: Readers of files that hold columns apart, which decode only those that are needed.
+#: Readers of columnar files, which decode only the columns that are needed.
 COLUMNAR = {".parquet": read_parquet, ".arrow": read_arrow}

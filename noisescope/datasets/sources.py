@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a glob, a directory, a saved dataset, or the Hub.
+"""Open the source of rows: a file, a glob, a directory, a saved dataset, or the Hub.
 
     source = open_source("data/hh-rlhf:test")
     for row in source.rows(): ...
@@ -48,7 +48,7 @@ class Rows(Protocol):
 @final
 @dataclass(frozen=True)
 class Source:
-    """Rows of one dataset. `files` is empty for the Hub; `resolved` says what it is in full."""
+    """Rows of one dataset. `files` is empty for the Hub; `resolved` is its full name."""
 
     name: str
     resolved: str
@@ -65,7 +65,7 @@ class Source:
 def open_source(
     target: str | Path, *, split: str | None = None, workspace: Workspace | None = None
 ) -> Source:
-    """Find what `target` means. Raises DataError where there is nothing to read."""
+    """Find what `target` means. Raises DataError if there is nothing to read."""
     found = resolve(str(target), workspace)
     wanted = split or found.split
     if found.kind == "hub":
@@ -213,7 +213,7 @@ def _metadata(path: Path) -> dict[str, object]:
 def _folder(
     path: Path, split: str | None, config: str | None
 ) -> tuple[Path, list[Path], str | None]:
-    """Data files of a plain folder: of one kind, and of one split where splits are told apart."""
+    """Data files of a plain folder: of one kind, and of one split if there are several."""
     if configured := _configured(path, config, split):
         return configured
     if config is not None:

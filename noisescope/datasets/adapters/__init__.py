@@ -1,5 +1,7 @@
-"""Schemas of preference datasets: which column plays which role, and what a row states.
+"""Which column of a table plays which role, and the pairs that its rows state.
 
-`schema` turns a row into pairs, `table` lists the known datasets, `recognise` chooses one for a
-table or refuses it with the mapping to type.
+recognise   the schema of a table: a known one (table), or by usual names (names, guess, sample)
+refuse      what would be lost or is unclear, with the mapping to type (mapping)
+schema      a row to pairs, and back with the preference reversed
+compose     texts, messages and transcripts to a prompt and two responses (cells finds them)
 """

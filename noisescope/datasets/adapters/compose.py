@@ -103,13 +103,13 @@ def _prompt(found: Any) -> Spoken | None:
         return tuple(turn for turns in parts for turn in turns)
     if found is None or (isinstance(found, (list, tuple, dict)) and not found):
         return None
-    said = spoken(found, "prompt")
-    if isinstance(said, str):
-        if _OPENING.match(said):
-            return tuple(turns_of(said.strip()[: -len("Assistant:")].rstrip(), "prompt"))
-        if said and is_missing(said) and said.strip():
-            raise RowFault("unreadable", f"prompt is {said.strip()!r}, text for a missing value")
-    return said
+    prompt = spoken(found, "prompt")
+    if isinstance(prompt, str):
+        if _OPENING.match(prompt):
+            return tuple(turns_of(prompt.strip()[: -len("Assistant:")].rstrip(), "prompt"))
+        if prompt and is_missing(prompt) and prompt.strip():
+            raise RowFault("unreadable", f"prompt is {prompt.strip()!r}, text for a missing value")
+    return prompt
 
 
 def _plain(prompt: str | None, a: str, b: str, opening: Opening) -> Composed:
@@ -186,8 +186,8 @@ def _context(opening: Opening) -> tuple[Message, ...]:
         turns.append(tools_turn(opening.tools))
     for role, part in (("system", opening.system), ("user", opening.context)):
         if not is_missing(part):
-            said = spoken(part, role)
-            turns += (Message(role, said),) if isinstance(said, str) else said
+            text = spoken(part, role)
+            turns += (Message(role, text),) if isinstance(text, str) else text
     if not is_missing(opening.history):
         turns += _history(opening.history)
     return tuple(turns)
@@ -210,13 +210,13 @@ def _history(found: Any) -> Sequence[Message]:
     return _turns(spoken(found, "history"))
 
 
-def _turns(said: Spoken) -> tuple[Message, ...]:
+def _turns(prompt: Spoken) -> tuple[Message, ...]:
     """A text as turns: those of a transcript, else one user turn; nothing if blank."""
-    if not isinstance(said, str):
-        return said
-    if is_transcript(said):
-        return tuple(turns_of(said, "prompt"))
-    return (Message("user", said),) if said.strip() else ()
+    if not isinstance(prompt, str):
+        return prompt
+    if prompt.lstrip().startswith("Human:") and is_transcript(prompt):
+        return tuple(turns_of(prompt, "prompt"))
+    return (Message("user", prompt),) if prompt.strip() else ()
 
 
 def _overlap(asked: Sequence[Message], a: Sequence[Message], b: Sequence[Message]) -> int:

@@ -3,7 +3,7 @@
     schema = Schema("mine", {"prompt": "question", "chosen": "best", "rejected": "worst"})
     schema.parse({"question": "Bread?", "best": "Bake it.", "worst": "No."})
 
-Three shapes, told by the roles that are given:
+Four shapes, by the roles that are given:
 
     sides     chosen, rejected                    a pair, written in the order of preference
     labelled  a, b and preference, shares,        a pair, and beside it which side is better
@@ -56,7 +56,7 @@ ROLES: dict[str, str] = {
     "context": "text or turns that the prompt is about",
     "chosen": "the better side",
     "rejected": "the worse side",
-    "a": "the first side, where another column names the better one",
+    "a": "the first side, if another column names the better one",
     "b": "the second side",
     "preference": "which of a and b is better",
     "share_a": "label or share of votes of a, 0 to 1",
@@ -85,7 +85,7 @@ ROLES: dict[str, str] = {
     "annotator": "who labelled the pair",
     "pair_id": "the pair's own name",
     "group": "pairs that belong together",
-    "origin": "where the dataset has the row from",
+    "origin": "the dataset's own source of the row",
     "reference": "an image that the sides should look like",
 }
 #: Values instead of columns: what `preference` holds if a, b or neither is better.
@@ -119,7 +119,7 @@ class Schema:
 
     `keys` are columns that identify it beyond those of its roles, `twins` pairs of columns that a
     flip exchanges with the sides, `copies` columns that repeat a side, `ids` three columns: id of
-    the better side, of a, of b. `transcripts` says that the sides are transcripts.
+    the better side, of a, of b. `transcripts`: both sides are transcripts.
     """
 
     name: str
@@ -680,7 +680,7 @@ def item_path(row: RawRow, path: str, at: int) -> str:
 
 @lru_cache(maxsize=256)
 def tags(one: str, other: str) -> tuple[str, str]:
-    """What tells the names of two columns apart: response_a, response_b -> a, b."""
+    """What differs in the names of two columns: response_a, response_b -> a, b."""
     a, b = re.findall(r"[a-z]+|\d+", key(one)), re.findall(r"[a-z]+|\d+", key(other))
     if len(a) == len(b):
         differ = [(x, y) for x, y in zip(a, b, strict=True) if x != y]

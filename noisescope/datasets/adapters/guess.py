@@ -1,0 +1,360 @@
+"""Find the roles of a table's columns by their usual names.
+
+Two sides, two answers and a label, or a list of answers: each function returns roles, or None if
+the table has a different shape. A label with two possible readings is an error that gives both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from noisescope.datasets.adapters.cells import decoded, is_missing, key
+from noisescope.datasets.adapters.mapping import Roles, flag
+from noisescope.datasets.adapters.names import (
+    INNER,
+    LISTS,
+    MARGINS,
+    NOUNS,
+    OF_SCORES,
+    PREFERENCES,
+    PROMPTS,
+    RANKS,
+    RATINGS,
+    SCORES,
+    STATUS,
+    TAGS,
+    TEXT_KEYS,
+    WINS,
+)
+from noisescope.datasets.adapters.sample import Sample, is_messages, is_picture, items
+from noisescope.datasets.adapters.schema import Schema, canonical, tags, word_side
+from noisescope.errors import DataError
+
+
+def two_sides(table: Sample, mapped: Roles) -> Roles | None:
+    if any(role in mapped for role in ("a", "b", "preference", "responses", "response")):
+        return None
+    given = {role: mapped[role] for role in ("chosen", "rejected") if mapped.get(role)}
+    if len(given) == 2:
+        return given
+    two = two_columns(table)
+    for wins, loses in WINS.items():
+        for one, other in named_pairs(wins, loses):
+            a, b = nested(table, one), nested(table, other)
+            plain = (one, other) == ("chosen", "rejected") and two is None
+            if a and b and (plain or (table.sides(a) and table.sides(b))):
+                return {"chosen": a, "rejected": b} | given
+    return None
+
+
+def named_pairs(wins: str, loses: str) -> list[tuple[str, str]]:
+    out = []
+    for noun in NOUNS:
+        if not noun:
+            out.append((wins, loses))
+            continue
+        out.append((f"{wins}_{noun}", f"{loses}_{noun}"))
+        out.append((f"{noun}_{wins}", f"{noun}_{loses}"))
+    return out
+
+
+def nested(table: Sample, name: str) -> str | None:
+    """A column, or a key inside the object (or JSON text of one) of a column."""
+    if name in table.by_key:
+        return table.by_key[name]
+    for column in table.columns:
+        for row in table.rows[:3]:
+            cell = row.get(column)
+            cell = decoded(cell) if isinstance(cell, str) else cell
+            if isinstance(cell, Mapping):
+                for inner in cell:
+                    if key(str(inner)) == name:
+                        return f"{column}.{inner}"
+    return None
+
+
+def two_answers(table: Sample, mapped: Roles) -> Roles | None:
+    """Two answers and which is better. Raises DataError for a label of unknown coding."""
+    if any(role in mapped for role in ("chosen", "rejected", "responses", "response")):
+        return None
+    found = (mapped["a"], mapped["b"]) if {"a", "b"} <= set(mapped) else two_columns(table)
+    if found is None:
+        return None
+    roles: Roles = {"a": found[0], "b": found[1]}
+    if mapped.get("share_a") or mapped.get("score_a") or "a_wins" in mapped:
+        return roles
+    if name := mapped.get("preference"):
+        coding = coding_of(table, name, tags(*found))
+        if coding is None:
+            raise _ambiguous(table, found, name)
+        return roles | coding
+    if shares := _shares(table, tags(*found)):
+        return roles | shares
+    candidates = [table.by_key[name] for name in PREFERENCES if name in table.by_key]
+    candidates = [name for name in candidates if name not in found and table.values(name)]
+    for name in candidates:
+        coding = coding_of(table, name, tags(*found))
+        if coding is None:
+            coding = names_of(table, name, tags(*found))
+        if coding is not None:
+            return roles | {"preference": name} | coding
+    for name in candidates:
+        if is_label(table, name):
+            raise _ambiguous(table, found, name)
+    if scores := score_pair(table, *tags(*found)):
+        return roles | {"score_a": scores[0], "score_b": scores[1]}
+    return None
+
+
+def two_columns(table: Sample) -> tuple[str, str] | None:
+    """Two columns of answers that differ in a tag: response_a, response_b."""
+    for noun in NOUNS[1:]:
+        for one, other in TAGS:
+            for form in ("{0}_{1}", "{0}{1}", "{1}_{0}"):
+                a, b = (table.by_key.get(form.format(noun, tag)) for tag in (one, other))
+                if a and b and table.sides(a) and table.sides(b):
+                    return a, b
+    return None
+
+
+def _shares(table: Sample, tag: tuple[str, str]) -> Roles | None:
+    """Two number columns of votes or one-hot winners: winner_model_a, winner_model_b."""
+    if not tag[0]:
+        return None
+    words = {"winner", "preference", "label", "share", "win", "preferred"}
+    counts = {"votes", "vote"}
+    for name, column in table.by_key.items():
+        parts = set(re.findall(r"[a-z]+|\d+", name))
+        other = re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", tag[1], name)
+        if tag[0] not in parts or other == name or other not in table.by_key:
+            continue
+        if not parts & (words | counts):
+            continue
+        twin = table.by_key[other]
+        known = [*table.values(column), *table.values(twin)]
+        if not (table.numeric(column) and table.numeric(twin)):
+            continue
+        if parts & counts and all(float(x) >= 0 and float(x).is_integer() for x in known):
+            return {"votes_a": column, "votes_b": twin}
+        if all(0 <= float(x) <= 1 for x in known):
+            tie = re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", "tie", name)
+            tie = tie if tie in table.by_key else tie.replace("model_tie", "tie")
+            more = {"share_tie": table.by_key[tie]} if tie in table.by_key else {}
+            return {"share_a": column, "share_b": twin} | more
+    return None
+
+
+def coding_of(table: Sample, name: str, tag: tuple[str, str]) -> Roles | None:
+    """What the values of a label mean, if there is only one way to read them."""
+    values = {canonical(one) for one in table.values(name) if isinstance(one, (str, int, float))}
+    values -= {""}
+    if not values or any(not isinstance(one, (str, int, float)) for one in table.values(name)):
+        return None
+    words = [str(one) for one in table.values(name)]
+    sides = [word_side(word, tag) for word in words if not is_missing(word)]
+    if sides and all(side is not None for side in sides) and any(sides):
+        return {}
+    own = tag if tag in (("1", "2"), ("0", "1")) else None
+    if tag in (("a", "b"), ("first", "second"), ("left", "right")):
+        own = ("1", "2")
+    ids = {"better_response_id", "preferred_id", "winner", "better", "choice", "preferred", "best"}
+    if own == ("1", "2") and "2" in values and values <= {"1", "2"}:
+        return {"a_wins": "1", "b_wins": "2"}
+    if own == ("0", "1") and values <= {"0", "1"} and key(name) in ids:
+        return {"a_wins": "0", "b_wins": "1"}
+    return None
+
+
+def names_of(table: Sample, name: str, tag: tuple[str, str]) -> Roles | None:
+    """Two columns that hold, in every row, what a label calls the sides: model_a, model_b."""
+    for column_key, one in table.by_key.items():
+        parts = re.findall(r"[a-z]+|\d+", column_key)
+        if tag[0] not in parts or not tag[0]:
+            continue
+        other = table.by_key.get(
+            re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", tag[1], column_key), one
+        )
+        rows = [row for row in table.rows if not is_missing(row.get(name))]
+        fits = [str(row.get(name)).strip() in (str(row.get(one)), str(row.get(other)))
+                or word_side(str(row.get(name)), ("", "")) == 0.0 for row in rows]  # fmt: skip
+        named_ = any(str(row.get(name)).strip() == str(row.get(one)) for row in rows)
+        if other != one and rows and all(fits) and named_:
+            return {"name_a": one, "name_b": other}
+    return None
+
+
+#: More distinct values than this are no labels.
+_MOST_LABELS = 9
+
+
+#: The two ways to read a label in words.
+WORDS = [{"a_wins": "chosen", "b_wins": "rejected"}, {"a_wins": "rejected", "b_wins": "chosen"}]
+
+
+def is_label(table: Sample, name: str) -> bool:
+    """Whether a column may state a preference: few values, numbers or words of sides."""
+    known = [one for one in table.values(name) if isinstance(one, (str, int, float))]
+    values = {canonical(one) for one in known}
+    return bool(values) and len(values) <= _MOST_LABELS and all(len(one) <= 24 for one in values)
+
+
+def codings(values: set[str]) -> list[Roles]:
+    """The likely meanings of some labels, each as roles."""
+    if any(one.startswith("-") for one in values):
+        return [
+            {"a_wins": "negative", "b_wins": "positive", "tie": "0"},
+            {"a_wins": "positive", "b_wins": "negative", "tie": "0"},
+        ]
+    tie = {"tie": "0.5"} if "0.5" in values else {}
+    if values <= {"0", "1", "0.5"}:
+        return [{"a_wins": "0", "b_wins": "1"} | tie, {"a_wins": "1", "b_wins": "0"} | tie]
+    if values <= {"0", "1", "2"}:
+        return [
+            {"a_wins": "0", "b_wins": "1", "tie": "2"},
+            {"a_wins": "1", "b_wins": "2", "tie": "0"},
+        ]
+    if len(values) > _MOST_LABELS or any("." in one for one in values):
+        return []
+    first, *_, last = sorted(values) if len(values) > 1 else [*values, "VALUE"]
+    return [{"a_wins": first, "b_wins": last}, {"a_wins": last, "b_wins": first}]
+
+
+def _ambiguous(table: Sample, sides: tuple[str, str], name: str) -> DataError:
+    """The error of a label whose values can be read in two ways."""
+    known = [canonical(one) for one in table.values(name) if isinstance(one, (str, int, float))]
+    values = sorted(set(known))
+    roles = {"a": sides[0], "b": sides[1], "preference": name}
+    prompt = prompt_of(table, {*sides, name}, False)
+    if prompt:
+        roles = {"prompt": prompt} | roles
+    flags = [
+        f"{flag(roles | coding)} if {coding['a_wins']} means that {sides[0]} is better"
+        for coding in codings(set(values))
+    ]
+    return DataError(
+        f"{table.name}: {name} holds {', '.join(values[:6])}, which does not show by itself "
+        f"whether {sides[0]} or {sides[1]} is better",
+        hint="; ".join(flags) + "." if flags
+        else "Give the sides scores, or a column that names the better one: "
+        + flag({"a": sides[0], "b": sides[1], "score_a": "COLUMN", "score_b": "COLUMN"}),
+    )  # fmt: skip
+
+
+def listed(table: Sample, mapped: Roles) -> Roles | None:
+    """Ranked or rated answers in one row."""
+    if any(role in mapped for role in ("chosen", "rejected", "a", "b", "response")):
+        return None
+    for name in LISTS:
+        column = mapped.get("responses") or table.by_key.get(name)
+        if not column:
+            continue
+        cells = [items(cell) for cell in table.values(column)]
+        if not any(cells):
+            continue
+        first = next(cell[0] for cell in cells if cell)
+        if isinstance(first, Mapping) and not is_picture(first):
+            keys = {key(str(inner)): str(inner) for inner in first}
+            text = next((keys[name] for name in TEXT_KEYS if name in keys), None)
+            for role, names in (("ranks", RANKS), ("ratings", RATINGS)):
+                order = next((keys[name] for name in names if name in keys), None)
+                if text and order:
+                    return {"responses": f"{column}.{text}", role: f"{column}.{order}"}
+        for role, names in (("ranks", RANKS), ("ratings", RATINGS)):
+            order = next((table.by_key[n] for n in names if n in table.by_key), None)
+            if order and any(items(cell) for cell in table.values(order)):
+                return {"responses": column, role: order}
+    return None
+
+
+def score_pair(table: Sample, one: str, other: str) -> tuple[str, str] | None:
+    """Two number columns that score the sides, in any spelling, the plainest first."""
+    found = []
+    for name, column in table.by_key.items():
+        parts = re.findall(r"[a-z]+\d*|\d+", name)
+        rest = [part for part in parts if part != one]
+        singular = {part.rstrip("s") if part.rstrip("s") in SCORES else part for part in rest}
+        if len(rest) == len(parts) or not rest or not singular <= OF_SCORES:
+            continue
+        if not singular & SCORES:
+            continue
+        twin = "_".join(other if part == one else part for part in parts)
+        if twin in table.by_key:
+            found.append((len(rest), column, table.by_key[twin]))
+    best = min(found, default=None, key=lambda each: each[0])
+    return None if best is None else (best[1], best[2])
+
+
+def prompt_of(table: Sample, taken: set[str], conversation: bool) -> str | None:
+    """The column that is usually called a prompt; inside a cell only beside a taken one."""
+    tops = {path.partition(".")[0] for path in taken if "." in path}
+    for name in ("prompt",) if conversation else PROMPTS:
+        column = table.by_key.get(name)
+        if column is None and (inner := nested(table, name)):
+            column = inner if inner.partition(".")[0] in tops else None
+        if not column or column in taken:
+            continue
+        found = table.values(column)
+        if any(isinstance(one, str) or is_messages(one) for one in found):
+            return column
+        inner_keys = [
+            key_ for one in found if isinstance(one, Mapping) for key_ in INNER if key_ in one
+        ]
+        if inner_keys:
+            return f"{column}.{inner_keys[0]}"
+    return None
+
+
+def with_input(prompt: str, table: Sample, taken: set[str]) -> str:
+    """An instruction and the input it is about."""
+    name = table.by_key.get("input")
+    asks = key(prompt) in ("instruction", "prompt", "question", "task")
+    if name and name not in taken and asks and any(isinstance(x, str) for x in table.values(name)):
+        taken.add(name)
+        return f"{prompt}+{name}"
+    return prompt
+
+
+def with_ties(schema: Schema, table: Sample, mapped: Roles) -> Roles:
+    """Roles that state ties and strength beside two sides."""
+    roles = dict(schema.roles)
+    wins, loses = tags(roles["chosen"], roles["rejected"])
+    wins, loses = (wins, loses) if wins else ("chosen", "rejected")
+    if not {"score_chosen", "margin", "ratings", "rank_chosen"} & set(mapped | roles):
+        for one, other in dict.fromkeys([(wins, loses), ("chosen", "rejected")]):
+            if pair := score_pair(table, one, other):
+                return (
+                    roles
+                    | {"score_chosen": pair[0], "score_rejected": pair[1]}
+                    | _status(table, roles, mapped)
+                )
+            rank = [
+                table.by_key.get(form.format(side))
+                for form in ("rank_{}", "{}_rank")
+                for side in (one, other)
+            ]
+            for a, b in (rank[:2], rank[2:]):
+                if a and b and table.numeric(a):
+                    return roles | {"rank_chosen": a, "rank_rejected": b}
+        margin = next((table.by_key[n] for n in MARGINS if n in table.by_key), None)
+        if margin and table.numeric(margin):
+            roles["margin"] = margin
+        else:
+            two = [table.by_key[n] for n in ("rating", "ratings", "scores") if n in table.by_key]
+            lists = [n for n in two if table.values(n) and all(
+                len(items(cell)) == 2 for cell in table.values(n))]  # fmt: skip
+            roles |= {"ratings": lists[0]} if lists else {}
+    return roles | _status(table, roles, mapped)
+
+
+def _status(table: Sample, roles: Roles, mapped: Roles) -> Roles:
+    if "status" in mapped or "status" in roles:
+        return {}
+    for name in STATUS:
+        column = table.by_key.get(name)
+        if column and column not in roles.values():
+            found = table.values(column)
+            words = [word_side(one, ("chosen", "rejected")) for one in map(str, found)]
+            if found and (name == "status" or all(word is not None for word in words)):
+                return {"status": column}
+    return {}

@@ -1,0 +1,286 @@
+"""Refuse a table whose pairs would mean something else: the cause, and the mapping to type.
+
+A lost prompt or context, a label of unclear meaning, texts about a picture, unknown columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from noisescope.datasets.adapters.cells import is_missing, key
+from noisescope.datasets.adapters.guess import (
+    WORDS,
+    codings,
+    is_label,
+    named_pairs,
+    nested,
+    prompt_of,
+    two_columns,
+)
+from noisescope.datasets.adapters.mapping import Roles, flag
+from noisescope.datasets.adapters.names import (
+    ABOUT,
+    CONTEXTS,
+    IMAGE_NAME,
+    LIKELY,
+    MEDIA,
+    OPEN,
+    PREFERENCES,
+    SURE,
+    URL,
+    WINS,
+)
+from noisescope.datasets.adapters.sample import (
+    Sample,
+    is_conversation,
+    is_messages,
+    is_picture,
+    items,
+    strings,
+)
+from noisescope.datasets.adapters.schema import VALUES, Schema, canonical, word_side
+from noisescope.datasets.adapters.table import ADAPTERS
+from noisescope.errors import DataError
+
+#: What most people need who meet a refusal for the first time.
+PLAINEST = "text needs prompt, chosen, rejected; pictures prompt, chosen_image, rejected_image"
+
+
+def refuse_label(schema: Schema, table: Sample, mapped: Roles, explicit: bool) -> None:
+    """Raise DataError for a label beside chosen and rejected, which can mean either."""
+    if {"chosen", "rejected"} <= set(mapped) or (schema.modality == "image" and explicit):
+        return
+    for name in ("label", "labels", "preference", "preferred", "winner", "choice", "better",
+                 "flipped", "swapped", "is_flipped", "swap"):  # fmt: skip
+        column = table.by_key.get(name)
+        if not column or column in schema.used - {schema.roles.get("status")}:
+            continue
+        found = table.values(column)
+        words = [
+            word_side(str(one), ("chosen", "rejected")) if isinstance(one, str) else None
+            for one in found
+        ]
+        number = bool(found) and table.numeric(column)
+        ties_only = all(word is not None and word >= 0 for word in words)
+        if found and ties_only:
+            continue  # chosen, or a tie
+        if number or any(isinstance(one, bool) for one in found) or any(words):
+            one, other = schema.roles["chosen"], schema.roles["rejected"]
+            counts = Counter(canonical(each) for each in found).most_common(6)
+            values = ", ".join(f"{each}: {count}" for each, count in sorted(counts))
+            as_written = flag({"chosen": one, "rejected": other})
+            labels = {canonical(each) for each in found}
+            flags = [
+                f"{flag({'a': one, 'b': other, 'preference': column} | coding)} if "
+                f"{coding['a_wins']} means that {one} is better"
+                for coding in (codings(labels) if number else WORDS)
+            ]
+            raise DataError(
+                f"{table.name}: {column} ({values}) beside {one} and {other} can "
+                f"mean which of them is better, or nothing at all",
+                hint="; ".join([f"{as_written} reads {one} as better in every row", *flags]) + ".",
+            )
+
+
+def refuse_vision(schema: Schema, table: Sample, mapped: Roles) -> None:
+    """Raise DataError for texts about pictures: an input of a vision-language model."""
+    if schema.modality == "image" or pictures(schema, table):
+        return
+    for column in table.columns:
+        if column in schema.used or not MEDIA.search(key(column)):
+            continue
+        found = [one for one in table.values(column) if not is_missing(one)]
+        if found and not all(isinstance(one, (int, float)) for one in found):
+            raise DataError(
+                f"{table.name}: its sides are texts about a picture ({column}), as in TRL's vision "
+                "preference format (trl_vision): a vision-language model is shown both, and no "
+                "policy here sees them",
+                hint="To judge the texts alone, without the pictures: --format trl. If two "
+                "pictures are compared: --columns chosen=chosen_image,rejected=rejected_image",
+            )
+
+
+def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
+    """Raise DataError if a column that the responses answer to would not be read."""
+    if schema.shape == "sides" and "prompt" not in schema.roles:
+        if schema.modality == "image" and not mapped.get("prompt", "x"):
+            return
+        if "prompt" not in mapped and not is_conversation(schema.roles, table):
+            maybe = [c for c in unread(schema, table) if _prose(table, c)]
+            if schema.modality == "image" or maybe:
+                raise _no_prompt(schema, table, maybe)
+    elif (schema.shape in ("list", "rows") and "prompt" not in schema.roles) or (
+        schema.shape == "labelled"
+        and not {"prompt", "history"} & (set(schema.roles) | set(mapped))
+        and not is_conversation(schema.roles, table)
+    ):
+        raise _no_prompt(schema, table, [c for c in unread(schema, table) if _prose(table, c)])
+    if mapped or (schema.name in ADAPTERS and schema.name not in OPEN):
+        return
+    path = schema.roles.get("prompt")
+    if path and schema.shape != "rows" and not _sure(table, path):
+        maybe = [column for column in unread(schema, table) if _prose(table, column)]
+        if maybe:
+            raise _no_prompt(schema, table, maybe)
+    if schema.modality == "image":
+        return
+    for column in unread(schema, table):
+        if (
+            CONTEXTS.search(key(column))
+            and table.textual(column)
+            and not _held(schema, table, column)
+        ):
+            prompt = schema.roles.get("prompt")
+            shown = f"{column}+{prompt}" if prompt else column
+            if re.search(r"step|prefix|trajectory", key(column)) and prompt:
+                shown = f"{prompt}+{column}"
+            raise DataError(
+                f"{table.name}: the responses may answer to {column} too, which has no role",
+                hint=f"{flag(_main(schema) | {'prompt': shown})} reads it with the prompt; "
+                f"{flag(_main(schema))} leaves it out.",
+            )
+
+
+def _sure(table: Sample, path: str) -> bool:
+    """Whether a column is a prompt whatever other columns there are: by its name, and not the same
+    text in every row; or it holds conversations."""
+    found = table.values(path)
+    constant = len(found) > 1 and len({str(one) for one in found}) == 1
+    named_ = any(key(part.rpartition(".")[2]) in SURE for part in path.split("+"))
+    return not constant and (named_ or all(map(is_messages, found)))
+
+
+def _main(schema: Schema) -> Roles:
+    """The roles that make a mapping complete."""
+    names = (*schema.required, *(name for name in VALUES if name in schema.roles))
+    return {role: schema.roles[role] for role in dict.fromkeys(names)}
+
+
+def unread(schema: Schema, table: Sample) -> list[str]:
+    return [column for column in table.columns if column not in schema.used]
+
+
+def unused(schema: Schema, columns: Iterable[str]) -> list[str]:
+    """Columns that no role needs, in order."""
+    return [column for column in dict.fromkeys(columns) if column not in schema.used]
+
+
+def _prose(table: Sample, column: str) -> bool:
+    """Whether a column without a role may hold prompts."""
+    name = key(column)
+    if ABOUT.search(name) and not name.endswith(("_text", "_prompt", "_question", "_content")):
+        return False
+    found = table.values(column)
+    different = len({str(one) for one in found})
+    if table.textual(column):
+        return len(found) < 3 or different > 1
+    words = [one for one in found if isinstance(one, str) and re.search(r"[^\W\d_]", one)]
+    return bool(found) and len(words) == len(found) and different > len(found) / 2
+
+
+def _held(schema: Schema, table: Sample, column: str) -> bool:
+    """Whether the text of a column is in the cells that are read, in nearly all samples."""
+    held = total = 0
+    for row in table.rows:
+        pieces = [piece for piece in strings(row.get(column)) if piece.strip()]
+        if not pieces:
+            continue
+        known = " ".join(
+            " ".join(piece.split())
+            for name in schema.used
+            if name in row
+            for piece in strings(row[name])
+        )
+        total += 1
+        held += all(" ".join(piece.split()) in known for piece in pieces)
+    return held >= 0.9 * total
+
+
+def _no_prompt(schema: Schema, table: Sample, maybe: list[str]) -> DataError:
+    """The error of two texts without a column that is known to be their prompt."""
+    main = _main(schema)
+    taken = main.pop("prompt", "")
+    if not maybe:
+        spare = next((c for c in unread(schema, table) if not table.numeric(c)), "COLUMN")
+        return DataError(
+            f"{table.name}: no column holds the prompt (columns: {', '.join(table.columns)})",
+            hint=f"Name it: {flag({'prompt': spare} | main)}",
+        )
+    named_ = ", ".join(maybe[:4])
+    why = f"{taken} is no sure prompt" if taken else "no column is known to be the prompt"
+    rest = f"reads {taken} alone" if taken else "reads pairs without one"
+    return DataError(
+        f"{table.name}: {why}; it may be {named_}",
+        hint=f"{flag({'prompt': maybe[0]} | main)} reads {maybe[0]} as the prompt; "
+        f"{flag({'prompt': taken} | main)} {rest}.",
+    )
+
+
+def unknown(table: Sample, mapped: Roles) -> DataError:
+    """The error of a table that no schema fits, with the nearest mapping as a flag."""
+    found = ", ".join(table.columns) or "none"
+    message = f"{table.name}: no known format fits its columns ({found})"
+    nearest = _nearest(table, mapped)
+    if nearest is None:
+        return DataError(
+            f"{message}: one answer a row, or none, states no preference between two",
+            hint="A pair needs two answers to one prompt: " + PLAINEST + ".",
+        )
+    typed = flag(nearest)
+    return DataError(message, hint=f"Name its columns: {typed} ({PLAINEST}).")
+
+
+def _nearest(table: Sample, mapped: Roles) -> Roles | None:
+    """The likeliest mapping of an unknown table; None if it has no two answers."""
+    roles: Roles = {role: path for role, path in mapped.items() if path}
+    for wins, loses in (WINS | LIKELY).items():
+        for one, other in named_pairs(wins.rstrip("_"), loses):
+            a, b = nested(table, one), nested(table, other)
+            if a and b:
+                return _prompted(table, {"chosen": a, "rejected": b} | roles)
+    if two := two_columns(table):
+        known = [table.by_key[n] for n in PREFERENCES if n in table.by_key]
+        known += [n for n in table.columns if not ABOUT.search(key(n)) and is_label(table, n)]
+        label = next((n for n in known if n not in two), "COLUMN")
+        return _prompted(table, {"a": two[0], "b": two[1], "preference": label} | roles)
+    texts = [c for c in table.columns if table.textual(c) and not ABOUT.search(key(c))]
+    prompt = prompt_of(table, set(), False)
+    rest = [c for c in texts if c != prompt]
+    half = next(
+        (role for role in ("chosen", "rejected") if role in table.by_key or roles.get(role)), None
+    )
+    if half:
+        other = "rejected" if half == "chosen" else "chosen"
+        name = table.by_key.get(half) or roles[half]
+        spare = next((c for c in rest if c != name), "COLUMN")
+        return _prompted(table, {half: name, other: spare} | roles)
+    if len(rest) >= 2:
+        return _prompted(table, {"chosen": rest[0], "rejected": rest[1]} | roles)
+    return None
+
+
+def _prompted(table: Sample, roles: Roles) -> Roles:
+    taken = set(roles.values())
+    prompt = prompt_of(table, taken, False) or next(
+        (c for c in table.columns if c not in taken and _prose(table, c)), "COLUMN"
+    )
+    return {"prompt": prompt} | roles
+
+
+def pictures(schema: Schema, table: Sample) -> bool:
+    """Whether the sides are pictures: bytes, records of them, or names of picture files."""
+    if schema.shape == "rows":
+        return False
+    one = {"sides": "chosen", "labelled": "a", "list": "responses"}[schema.shape]
+    found = table.values(schema.roles[one])
+    if schema.shape == "list":
+        found = [item for cell in found for item in items(cell)]
+    found = [each for each in found if not is_missing(each)]
+    return bool(found) and all(
+        isinstance(each, bytes)
+        or is_picture(each)
+        or (isinstance(each, str) and (IMAGE_NAME.fullmatch(each) or URL.fullmatch(each)))
+        for each in found
+    )
