@@ -89,7 +89,7 @@ def test_nor_do_trainings_and_evaluations(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "mine")
     with pytest.raises(RunError, match="is a symbolic link"):
-        open_trained(TRAINING, tmp_path / "out")
+        open_trained(TRAINING, tmp_path / "out").__enter__()
     with pytest.raises(RunError, match="is a symbolic link"):
         open_directory(cast(Any, None), tmp_path / "out")
     assert list((tmp_path / "mine").iterdir()) == []
@@ -148,13 +148,13 @@ def test_the_next_flip_takes_away_what_a_killed_one_left(work: Path, tmp_path: P
 
 def test_a_finished_training_loses_what_only_resuming_needed(tmp_path: Path) -> None:
     """A kill between the manifest and the removal of these left them for good."""
-    trained = open_trained(TRAINING, tmp_path / "tuned")
-    trained.reference.mkdir()
-    (trained.reference / "part.safetensors").write_bytes(b"x")
-    (trained.directory / f"{TEMPORARY_PREFIX}abc").write_bytes(b"x")
-    (trained.directory / "manifest.json").write_text("{}")
-    again = open_trained(TRAINING, tmp_path / "tuned")
-    assert again.complete
+    with open_trained(TRAINING, tmp_path / "tuned") as trained:
+        trained.reference.mkdir()
+        (trained.reference / "part.safetensors").write_bytes(b"x")
+        (trained.directory / f"{TEMPORARY_PREFIX}abc").write_bytes(b"x")
+        (trained.directory / "manifest.json").write_text("{}")
+    with open_trained(TRAINING, tmp_path / "tuned") as again:
+        assert again.complete
     assert sorted(path.name for path in again.directory.iterdir()) == ["manifest.json", "plan.json"]
 
 

@@ -31,13 +31,13 @@ def test_the_directory_is_a_function_of_the_plan(tmp_path: Path) -> None:
 def test_other_evidence_is_refused_and_named(tmp_path: Path) -> None:
     create_run(tmp_path, PLAN, tmp_path / "mine")
     other = replace(PLAN, model="larger", model_fingerprint="n" * 20)
-    with pytest.raises(RunError, match="model, model_fingerprint differ"):
+    with pytest.raises(RunError, match="differs in model"):
         create_run(tmp_path, other, tmp_path / "mine")
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunError, match="not empty and not a run directory"):
+    with pytest.raises(RunError, match="not empty and holds no run"):
         create_run(tmp_path, PLAN, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

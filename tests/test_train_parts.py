@@ -62,7 +62,8 @@ HOLDER = (
     "import sys, time; from pathlib import Path\n"
     "from noisescope.training.policy.output import TrainPlan, open_trained\n"
     "plan = TrainPlan('toy', 'd' * 20, 'tiny', 'm' * 20, 'text', 'none', '', {'beta': 0.1})\n"
-    "held = open_trained(plan, Path(sys.argv[1])); print('held', flush=True); time.sleep(3600)"
+    "with open_trained(plan, Path(sys.argv[1])):\n"
+    "    print('held', flush=True); time.sleep(3600)"
 )
 
 
@@ -72,20 +73,22 @@ def test_two_processes_never_train_into_one_directory(tmp_path: Path):
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(RunError, match=rf"another process \({holder.pid}\)") as refused:
-            open_trained(PLAN, tmp_path / "tuned")
+            open_trained(PLAN, tmp_path / "tuned").__enter__()
         assert "--output" in str(refused.value.hint)
-        assert open_trained(PLAN, tmp_path / "tuned", writes=False)  # the others of one launch
+        with open_trained(PLAN, tmp_path / "tuned", writes=False) as other:  # another rank
+            assert not other.complete
         holder.kill()
-    mine = open_trained(PLAN, tmp_path / "tuned")
-    mine.abandon()
+    with open_trained(PLAN, tmp_path / "tuned") as mine:
+        mine.abandon()
     assert not (tmp_path / "tuned").exists()
 
 
 def test_a_finished_directory_is_read_without_a_lock(tmp_path: Path):
-    open_trained(PLAN, tmp_path)
-    (tmp_path / "manifest.json").write_text("{}")
-    (tmp_path / LOCK).unlink()
-    open_trained(PLAN, tmp_path)
+    with open_trained(PLAN, tmp_path):
+        (tmp_path / "manifest.json").write_text("{}")
+        (tmp_path / LOCK).unlink()
+    with open_trained(PLAN, tmp_path):
+        pass
     assert not (tmp_path / LOCK).exists()
 
 

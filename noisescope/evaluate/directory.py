@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from noisescope.errors import RunError
 from noisescope.evaluate.comparison import JudgeCard
 from noisescope.evaluate.generate import GenerationSettings
 from noisescope.evaluate.models import ModelSpec
 from noisescope.evaluate.prompts import Prompts
 from noisescope.pairs import digest
-from noisescope.storage.files import TEMPORARY_PREFIX, refuse_link, write_atomic
+from noisescope.storage.files import refuse_link, write_atomic
+from noisescope.storage.owned import PLAN_FILE as PLAN_FILE
+from noisescope.storage.owned import OwnedDirectory
 
-PLAN_FILE, MANIFEST_FILE = "plan.json", "manifest.json"
+MANIFEST_FILE = "manifest.json"
 RESULTS_FILE, REPORT_FILE = "results.parquet", "report.html"
 FORMAT = 1
 #: Flags whose names are not their setting's.
@@ -110,47 +111,5 @@ def open_directory(plan: EvaluationPlan, path: Path) -> EvaluationDirectory:
     Raises RunError if it holds something else, is a symbolic link, or cannot be written.
     """
     refuse_link(path, "--out")
-    found = EvaluationDirectory(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        occupied = any(not entry.name.startswith(TEMPORARY_PREFIX) for entry in path.iterdir())
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {path}: {error.strerror}",
-            hint="Choose a place you may write to with --out.",
-        ) from error
-    if (path / PLAN_FILE).exists():
-        _refuse_other(path, plan.to_json())
-    elif occupied:
-        raise RunError(
-            f"{path} is not empty and holds no evaluation",
-            hint="Choose a new or empty directory with --out.",
-        )
-    else:
-        found.write_json(PLAN_FILE, plan.to_json())
-    return found
-
-
-def _refuse_other(path: Path, mine: Mapping[str, Any]) -> None:
-    """Raise RunError naming what differs between two plans."""
-    try:
-        theirs = json.loads((path / PLAN_FILE).read_text("utf-8"))
-        same = theirs["fingerprint"] == mine["fingerprint"]
-        parts = ("policy", "against", "prompts")
-        other = [name for name in parts if theirs[name]["fingerprint"] != mine[name]["fingerprint"]]
-        settings = theirs["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{path / PLAN_FILE} cannot be read: {error}", hint="Choose another --out."
-        ) from error
-    if same:
-        return
-    other += [
-        f"--{FLAGS.get(name, name).replace('_', '-')} (there {settings.get(name)})"
-        for name, value in mine["settings"].items()
-        if settings.get(name) != value
-    ]
-    raise RunError(
-        f"{path} holds another evaluation: it differs in {', '.join(other) or 'its plan'}",
-        hint="Choose another directory with --out, or leave it out for one by name.",
-    )
+    OwnedDirectory(path, "evaluation", "--out", flags=FLAGS).claim(plan.to_json())
+    return EvaluationDirectory(path)

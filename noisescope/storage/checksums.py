@@ -148,18 +148,14 @@ def require_written(path: Path) -> None:
 
 
 def refuse_links(directory: Path, *, elsewhere: str = "--run-dir") -> None:
-    """Raise RunError where something in a directory of results is a symbolic link: it could lead
+    """Raise RunError if anything in a directory of results is a symbolic link: it could lead
     anywhere. `elsewhere` is the option that names another directory.
 
-    The directory itself may be one, for that is its owner's choice.
+    The directory itself may be a link.
     """
-    folders = [directory, *(directory / name for name in ("margins", "averages", "replicas"))]
-    for folder in folders:
-        if folder != directory and not folder.is_dir():
-            continue
-        for path in sorted(folder.iterdir()):
-            if path.is_symlink():
-                raise RunError(
-                    f"{path} is a symbolic link: only files that lie here are read and written",
-                    hint=f"Put the file itself there, or choose another place with {elsewhere}.",
-                )
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink():
+            raise RunError(
+                f"{path} is a symbolic link: only ordinary files are read and written here",
+                hint=f"Replace it by the file itself, or choose another place with {elsewhere}.",
+            )

@@ -1,8 +1,8 @@
-"""One process writes a directory at a time: an advisory lock that dies with its process.
+"""Write files that are whole or absent, and lock the directories they are in.
 
-    hold(run, run.directory)
-
-keeps others out until `run` is let go, or the process ends in whatever way.
+write_atomic(path, content)          # temporary name, fsync, rename
+with locked(directory): ...          # one process at a time; a kill releases the lock
+write_sealed(path, tensors, facts)   # safetensors with a checksum
 """
 
 from __future__ import annotations
@@ -27,21 +27,20 @@ if TYPE_CHECKING:
 
 #: Temporary names start so; an interrupted write leaves at most one such file behind.
 TEMPORARY_PREFIX = ".partial-"
-#: What to do about a file of tensors that is not as it was written.
-_AGAIN = "Remove it and type the same command again: what it held is made anew."
+#: Hint of a damaged file of tensors.
+_AGAIN = "Remove it and run the same command again: its contents are made again."
 
 
 def slug(name: str) -> str:
-    """A file-name-safe form of a dataset's name; never empty, hidden, or with a separator."""
+    """A dataset's name as a file name: never empty, hidden, or with a separator."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "dataset"
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
-    """Write `content` (or what a callable writes to the path it is given) to `path` at once.
+    """Write `content` (or what a callable writes to the path it gets) to `path` atomically.
 
-    Readers see the old file or the new one, never a half. Raises RunError when the directory
-    cannot be written, the disk is full, or `path` is a symbolic link; what stood at `path` before
-    is then untouched.
+    Readers see the old file or the new one, never a part. Raises RunError if the directory cannot
+    be written, the disk is full, or `path` is a symbolic link; an earlier file is then unchanged.
     """
     refuse_link(path)
     temporary: Path | None = None
@@ -65,19 +64,19 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) ->
 
 
 def refuse_link(path: Path, option: str = "--output") -> None:
-    """Raise RunError where `path`, which is to be written, is a symbolic link.
+    """Raise RunError if `path`, an output, is a symbolic link.
 
-    Directories on the way there may be links. `option` is the one that names another place.
+    Its parent directories may be links. `option` is the option that names another path.
     """
     if path.is_symlink():
         raise RunError(
             f"{path} is a symbolic link: nothing is written through one, or in its place",
-            hint=f"Remove it, or name what it leads to with {option}.",
+            hint=f"Remove it, or name its target with {option}.",
         )
 
 
 def sweep(directory: Path) -> None:
-    """Remove what interrupted writes left below `directory`, which nobody else may be writing."""
+    """Remove temporary files of interrupted writes below `directory`. Hold its lock."""
     for path in list(directory.rglob(f"{TEMPORARY_PREFIX}*")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -87,7 +86,7 @@ def sweep(directory: Path) -> None:
 
 
 def unwritten(path: Path, error: OSError, content: object = None) -> RunError:
-    """What kept `path` from being written; on a full disk, how much it takes."""
+    """The error of a failed write; on a full disk, with the space needed."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
             f"cannot write {path}: {error.strerror or error}",
@@ -97,14 +96,14 @@ def unwritten(path: Path, error: OSError, content: object = None) -> RunError:
     needed = f", {size / 1e6:,.1f} MB needed for this file" if size else ""
     return RunError(
         f"cannot write {path}: the disk is full{needed}",
-        hint="Free some space and type the same command again: what is finished is kept.",
+        hint="Free some space and run the same command again: what is finished is kept.",
     )
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file at once. Raises RunError as `write_atomic` does."""
+    """Write a safetensors file atomically. Raises RunError as `write_atomic` does."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -113,7 +112,7 @@ def write_tensors(
     def save(temporary: Path) -> None:
         try:
             save_file(held, temporary, metadata=dict(metadata or {"format": "pt"}))
-        except SafetensorError as error:  # it states the system's number in words alone
+        except SafetensorError as error:  # its text alone has the system's error number
             full = f"os error {errno.ENOSPC}" in str(error)
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
@@ -121,14 +120,14 @@ def write_tensors(
 
 
 def write_sealed(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """`write_tensors` of tensors and facts (JSON), with a checksum over both."""
+    """Write tensors and facts (JSON) to a safetensors file, with a checksum over both."""
     held = json.dumps(dict(facts))
     sealed = {"facts": held, "sha256": _digest(tensors, held)}
     write_tensors(path, tensors, {"sealed": json.dumps(sealed)})  # one: several have no order
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_sealed` wrote, tensors mapped. Raises RunError where it reads otherwise."""
+    """Read what `write_sealed` wrote, tensors mapped. Raises RunError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -169,30 +168,6 @@ def _publish(temporary: Path, path: Path) -> None:
 #: Names the process that writes a directory; emptied when it is done, and free when it dies.
 LOCK = ".lock"
 
-#: Directories this process writes: the open lock file, and how many owners hold it.
-_held: dict[Path, tuple[int, int]] = {}
-
-
-def hold(owner: object, directory: Path, *, elsewhere: str = "--run-dir") -> None:
-    """Keep other processes from writing `directory` while `owner` lives.
-
-    An advisory lock (flock), which the system drops with the process: a kill leaves none behind.
-    `elsewhere` is the option that names another directory. Raises RunError naming the holder.
-    """
-    place = directory.resolve()
-    descriptor, holders = _held.get(place, (-1, 0))
-    if not holders:
-        try:
-            descriptor = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise RunError(
-                f"cannot write to {directory}: {error.strerror}",
-                hint=f"Choose a place you may write to with {elsewhere}.",
-            ) from error
-        _take(directory, descriptor, elsewhere)
-    _held[place] = descriptor, holders + 1
-    weakref.finalize(owner, _release, place)
-
 
 @contextlib.contextmanager
 def locked(directory: Path, *, elsewhere: str = "--run-dir") -> Iterator[None]:
@@ -217,11 +192,18 @@ def locked(directory: Path, *, elsewhere: str = "--run-dir") -> Iterator[None]:
             os.close(descriptor)
 
 
+def hold(owner: object, directory: Path, *, elsewhere: str) -> None:
+    """`locked` for as long as `owner` lives."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(locked(directory, elsewhere=elsewhere))
+    weakref.finalize(owner, stack.close)
+
+
 def _take(directory: Path, descriptor: int, elsewhere: str) -> None:
-    """Lock the open file and write this process' number into it."""
+    """Lock the open file and write this process' number into it. Raises RunError if held."""
     try:
         import fcntl
-    except ImportError:  # Windows: no advisory locks; runs there are one user's own care
+    except ImportError:  # Windows has no `flock`; concurrent runs are not protected there
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,14 +218,3 @@ def _take(directory: Path, descriptor: int, elsewhere: str) -> None:
         ) from error
     os.truncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
-
-
-def _release(place: Path) -> None:
-    """One owner less; the last one empties the lock file and gives it free."""
-    descriptor, holders = _held.pop(place)
-    if holders > 1:
-        _held[place] = descriptor, holders - 1
-        return
-    with contextlib.suppress(OSError):
-        os.truncate(descriptor, 0)
-        os.close(descriptor)

@@ -31,13 +31,12 @@ from noisescope.storage.checksums import (
     PATTERNS,
     checksums,
     drop_damaged,
-    refuse_links,
     require_sound,
     seal,
-    unsealed,
 )
 from noisescope.storage.files import LOCK as LOCK
-from noisescope.storage.files import TEMPORARY_PREFIX, locked, slug, write_atomic
+from noisescope.storage.files import slug, write_atomic
+from noisescope.storage.owned import OwnedDirectory, read_json
 from noisescope.storage.redact import without_secrets
 
 #: Version of the file formats of a run directory; raised when a reader must change.
@@ -162,13 +161,7 @@ class Run:
     def plan(self) -> dict[str, Any]:
         """Contents of `plan.json`. Raises RunError if absent, damaged or of another FORMAT."""
         hint = f"Remove {self.directory} and run `noisescope score` again (features stay cached)."
-        content = _read_json(self.plan_path, hint)
-        if content.get("format", FORMAT) != FORMAT:
-            raise RunError(
-                f"{self.directory} is a run in format {content['format']}, this is format {FORMAT}",
-                hint="Use the version of noisescope that wrote it, or make the run again.",
-            )
-        return unsealed(content, self.plan_path, hint)
+        return read_json(self.plan_path, hint, FORMAT)
 
     def manifest(self) -> dict[str, Any]:
         """Contents of `manifest.json`. Raises RunError if the run is unfinished or damaged."""
@@ -188,12 +181,13 @@ class Run:
                 hint="Type the command that began it again: it continues where it stopped.",
             )
         hint = "Remove it and run `noisescope score` to make it again."
-        return unsealed(_read_json(self.manifest_path, hint), self.manifest_path, hint)
+        return read_json(self.manifest_path, hint)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Write `manifest.json`, which marks the run complete, with checksums of its files."""
         stated = {**manifest, ORDER: _order(self), CHECKSUMS: checksums(self.directory)}
-        write_atomic(self.manifest_path, _json_text(stated))
+        text = json.dumps(seal(without_secrets(stated)), indent=2, ensure_ascii=False)
+        write_atomic(self.manifest_path, text + "\n")
 
     def drop_damaged(self) -> list[str]:
         """Remove files that are not as the manifest states them, to be made again; their names."""
@@ -204,24 +198,6 @@ class Run:
         return sorted(self.margins_directory.glob("part-*.parquet"))
 
 
-def _json_text(content: Mapping[str, Any]) -> str:
-    return json.dumps(seal(without_secrets(content)), indent=2, ensure_ascii=False) + "\n"
-
-
-def _read_json(path: Path, hint: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(
-            f"{path} does not exist", hint=f"Is this a run directory? If so: {hint}"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}", hint=hint) from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged: not a JSON object", hint=hint)
-    return content
-
-
 @contextmanager
 def open_run(runs_directory: Path, plan: Plan, directory: Path | None = None) -> Iterator[Run]:
     """The run directory of `plan`, made if missing, that no other process writes in the block.
@@ -229,61 +205,20 @@ def open_run(runs_directory: Path, plan: Plan, directory: Path | None = None) ->
     A `directory` given by name must be new, empty, or of the same plan. Raises RunError if it
     holds another plan's run, cannot be written, or another process is writing it.
     """
-    run = _made(runs_directory, plan, directory)
-    with locked(run.directory):
-        _plan(run, plan)
+    run = Run(directory or runs_directory / plan.directory_name)
+    with _owned(run).locked(plan.to_json()):
         yield run
 
 
 def create_run(runs_directory: Path, plan: Plan, directory: Path | None = None) -> Run:
     """`open_run` without its lock, for shards: each writes only files of its own."""
-    run = _made(runs_directory, plan, directory)
-    _plan(run, plan)
+    run = Run(directory or runs_directory / plan.directory_name)
+    _owned(run).claim(plan.to_json())
     return run
 
 
-def _made(runs_directory: Path, plan: Plan, directory: Path | None) -> Run:
-    """The run's directory, made if missing. Raises RunError if it is something else."""
-    run = Run(directory if directory is not None else runs_directory / plan.directory_name)
-    try:
-        run.directory.mkdir(parents=True, exist_ok=True)
-        occupied = any(
-            path.name != LOCK and not path.name.startswith(TEMPORARY_PREFIX)
-            for path in run.directory.iterdir()
-        )
-    except OSError as error:
-        raise RunError(
-            f"cannot use {run.directory} as a run directory: {error.strerror}",
-            hint="Choose a place you may write to with --runs-dir.",
-        ) from error
-    if occupied and not run.plan_path.exists():
-        raise RunError(
-            f"{run.directory} is not empty and not a run directory",
-            hint="Choose a new or empty directory with --run-dir.",
-        )
-    refuse_links(run.directory)  # the lock file is truncated, and a link's target with it
-    return run
-
-
-def _plan(run: Run, plan: Plan) -> None:
-    """Write the plan where there is none. Raises RunError where there is another."""
-    if run.plan_path.exists():
-        _refuse_other_plan(run, plan)
-    else:
-        write_atomic(run.plan_path, _json_text(plan.to_json()))
-
-
-def _refuse_other_plan(run: Run, plan: Plan) -> None:
-    """Raise RunError naming what differs between the directory's plan and `plan`."""
-    mine, theirs = plan.to_json(), run.plan()
-    if theirs.get("fingerprint") == mine["fingerprint"]:
-        return
-    different = [key for key in mine if key != "fingerprint" and mine[key] != theirs.get(key)]
-    raise RunError(
-        f"{run.directory} holds other evidence ({', '.join(different) or 'plan'} differ): "
-        f"it is for {theirs.get('dataset')} with {theirs.get('model')}",
-        hint="Choose another directory with --run-dir, or leave the option out.",
-    )
+def _owned(run: Run) -> OwnedDirectory:
+    return OwnedDirectory(run.directory, "run", "--runs-dir or --run-dir", sealed=True)
 
 
 def find_run(name: str | None, runs_directory: Path, *, check: bool = True) -> Run:

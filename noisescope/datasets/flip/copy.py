@@ -35,24 +35,17 @@ from noisescope.datasets.flip.plan import (
 )
 from noisescope.datasets.readers import Row
 from noisescope.datasets.rewrite import CHUNK_ROWS, Decoded, copy_metadata, rewrite
-from noisescope.errors import RunError, UsageError
+from noisescope.errors import UsageError
 from noisescope.pairs import Pair, keys_of
-from noisescope.storage.files import (
-    LOCK,
-    TEMPORARY_PREFIX,
-    hold,
-    refuse_link,
-    sweep,
-    unwritten,
-    write_atomic,
-)
+from noisescope.storage.files import refuse_link, sweep, write_atomic
+from noisescope.storage.owned import OwnedDirectory
 
 if TYPE_CHECKING:
     from noisescope.datasets import Adapter, Source
     from noisescope.datasets.flip.plan import Float
     from noisescope.pairs import Modality
 
-#: Written first; says which plan an unfinished copy is for. Hidden: no data file.
+#: The plan of a copy, written first. Hidden: it is no data file.
 MARK = ".flip.json"
 #: Characters of the longest path looked for in a row.
 _LONGEST = 1024
@@ -73,58 +66,10 @@ def claimed(out: Path, source: Source, plan: FlipPlan) -> Iterator[None]:
         raise UsageError(
             f"{out} holds the source: flip never writes over it", hint="Name another --out."
         )
-    if out.exists() and not out.is_dir():
-        raise _other(out)
-    _make(out)
-    mark = json.dumps(asdict(plan) | {"source": source.resolved}) + "\n"
-    _require_own(out, mark)  # before anything is written into it, or all of it looked through
-    _refuse_links(out)
-    owner = _Owner()
-    hold(owner, out, elsewhere="--out")
-    _require_own(out, mark)
-    sweep(out)
-    write_atomic(out / MARK, mark)
-    try:
+    mark = asdict(plan) | {"source": source.resolved}
+    with OwnedDirectory(out, "flipped copy", "--out", MARK).locked(mark):
+        sweep(out)
         yield
-    finally:
-        del owner
-
-
-def _refuse_links(out: Path) -> None:
-    """The lock file is truncated, and files below are written: a link's target with them."""
-    for path in sorted(out.rglob("*")):
-        refuse_link(path, "--out")
-
-
-class _Owner:
-    """Holds a directory while it lives."""
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritten(out, error) from error
-
-
-def _require_own(out: Path, mark: str) -> None:
-    """Raise RunError where a directory holds anything but the copy that `mark` tells of."""
-    if any(map(_stays, out.iterdir())):
-        known = out / MARK
-        if not (known.is_file() and known.read_bytes() == mark.encode()):
-            raise _other(out)
-
-
-def _other(out: Path) -> RunError:
-    return RunError(
-        f"{out} is not empty and no copy of this plan",
-        hint="Choose a new or empty directory with --out.",
-    )
-
-
-def _stays(path: Path) -> bool:
-    """Whether a file is more than a lock and what a killed write left."""
-    return path.name != LOCK and not path.name.startswith(TEMPORARY_PREFIX)
 
 
 def copy_images(rows: Sequence[Decoded], folder: Path, target: Path) -> None:

@@ -15,15 +15,15 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from noisescope.errors import RunError
 from noisescope.pairs import digest
-from noisescope.storage.checksums import refuse_links
-from noisescope.storage.files import LOCK, TEMPORARY_PREFIX, hold, refuse_link, sweep, write_atomic
+from noisescope.storage.files import LOCK, refuse_link, sweep, write_atomic
+from noisescope.storage.owned import PLAN_FILE, OwnedDirectory, read_json
 from noisescope.storage.redact import without_secrets
 from noisescope.training.state import STATE_FILE
 
@@ -132,12 +132,7 @@ def _text(value: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_[]<>#|" else c for c in " ".join(value.split()))
 
 
-PLAN_FILE, HISTORY_FILE, MANIFEST_FILE, CARD_FILE = (
-    "plan.json",
-    "history.jsonl",
-    "manifest.json",
-    "README.md",
-)
+HISTORY_FILE, MANIFEST_FILE, CARD_FILE = "history.jsonl", "manifest.json", "README.md"
 #: Reference log-probabilities, kept until training ends.
 REFERENCE_DIRECTORY = "reference"
 FORMAT = 1
@@ -203,7 +198,7 @@ class Trained:
 
     def manifest(self) -> dict[str, Any]:
         """Contents of `manifest.json`. Raises RunError."""
-        return _read(self.directory / MANIFEST_FILE)
+        return read_json(self.directory / MANIFEST_FILE, f"Remove {self.directory} to train again.")
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """One JSON object a step."""
@@ -237,70 +232,20 @@ class Trained:
         sweep(self.directory)
 
 
-def open_trained(plan: TrainPlan, directory: Path, *, writes: bool = True) -> Trained:
-    """The directory for `plan`, made if missing; no other process may write it meanwhile.
+@contextmanager
+def open_trained(plan: TrainPlan, directory: Path, *, writes: bool = True) -> Iterator[Trained]:
+    """The directory for `plan`, made if missing, that no other process writes in the block.
 
     Of several processes of one training only the first `writes`. Raises RunError if it holds
     another plan's training or other files, is a link, cannot be written, or is being written.
     """
-    found = Trained(directory)
     refuse_link(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        occupied = any(
-            path.name != LOCK and not path.name.startswith(TEMPORARY_PREFIX)
-            for path in directory.iterdir()
-        )
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {directory}: {error.strerror}",
-            hint="Choose a place you may write to with --output.",
-        ) from error
-    refuse_links(directory, elsewhere="--output")  # the lock file is truncated, a target with it
+    found, owned = Trained(directory), OwnedDirectory(directory, "training", "--output")
     if writes and not found.complete:
-        hold(found, directory, elsewhere="--output")
-    path = directory / PLAN_FILE
-    if path.exists():
-        _refuse_other(directory, plan.to_json(), _read(path))
-        if writes and found.complete:
-            found.tidy()  # killed right after its manifest, it could not
-    elif occupied:
-        raise RunError(
-            f"{directory} is not empty and holds no training",
-            hint="Choose a new or empty directory with --output.",
-        )
-    else:
-        write_atomic(path, json.dumps(plan.to_json(), indent=2, ensure_ascii=False) + "\n")
-    return found
-
-
-def _refuse_other(directory: Path, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Raise RunError naming what differs between two plans."""
-    if theirs.get("fingerprint") == mine["fingerprint"]:
+        with owned.locked(plan.to_json()):
+            yield found
         return
-    names = ("dataset_fingerprint", "model_fingerprint", "weights_fingerprint")
-    different = [
-        name.removesuffix("_fingerprint") for name in names if mine[name] != theirs.get(name)
-    ]
-    settings = theirs.get("settings", {})
-    different += [
-        f"--{name.replace('_', '-')} (there {settings.get(name)})"
-        for name in mine["settings"] | settings
-        if settings.get(name) != mine["settings"].get(name)
-    ]
-    raise RunError(
-        f"{directory} holds another training: it differs in {', '.join(different) or 'its plan'}",
-        hint="Choose another directory with --output, or leave it out for one by name.",
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(
-            f"{path} cannot be read: {error}", hint=f"Remove {path.parent} to train again."
-        ) from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} is damaged: not a JSON object", hint=f"Remove {path.parent}.")
-    return content
+    owned.claim(plan.to_json())
+    if writes:
+        found.tidy()  # a kill right after the manifest was written prevented it
+    yield found

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,55 +154,58 @@ def fine_tune(
             "this process has trained with another precision, or on another device",
             hint="Start a new Python process for this training.",
         ) from error
-    with accelerator.main_process_first():
-        trained = open_trained(plan, directory, writes=accelerator.is_main_process)
-    if trained.complete:
-        reporter.note(f"{directory} is complete: nothing is trained again")
+    with ExitStack() as stack:
+        with accelerator.main_process_first():
+            trained = stack.enter_context(
+                open_trained(plan, directory, writes=accelerator.is_main_process)
+            )
+        if trained.complete:
+            reporter.note(f"{directory} is complete: nothing is trained again")
+            return trained
+        torch.manual_seed(settings.seed)
+        began = time.perf_counter()
+        data = pair_data(dataset.table)
+        trainable: TrainablePolicy | None = None
+        try:
+            trainable, same = make_trainable(policy, data, settings, trained, reporter, accelerator)
+            split = split_pairs(data, settings, weights, same)
+            for reason, count in split.aside.items():
+                reporter.note(f"{count:,} pairs set aside: {reason}")
+            if not split.by_prompt:
+                reporter.note(
+                    "too few prompts to hold out whole ones: training and validation share prompts"
+                )
+            learner = _learner(dataset, trainable, settings, objective, split, weights, accelerator)
+            progress = run_steps(
+                learner, objective, settings, split, plan, trained, reporter, accelerator, report_to
+            )
+            if accelerator.is_main_process:
+                files = trainable.save(directory)
+                trained.write_history(progress.history)
+                trained.finish(
+                    {
+                        "plan": plan.to_json(),
+                        "resolved": dataset.resolved,
+                        "result": summary(progress.history, split),
+                        "files": files,
+                        "seconds": round(time.perf_counter() - began, 1),
+                        "processes": accelerator.num_processes,
+                        "command": command,
+                        "versions": versions(),
+                        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    }
+                )
+            accelerator.wait_for_everyone()
+        except (UsageError, DataError, ModelError, EvidenceError):
+            if accelerator.is_main_process:
+                trained.abandon()
+            raise
+        finally:
+            if trainable is not None:
+                trainable.detach()
+            if report_to is not None:
+                accelerator.end_training()
         return trained
-    torch.manual_seed(settings.seed)
-    began = time.perf_counter()
-    data = pair_data(dataset.table)
-    trainable: TrainablePolicy | None = None
-    try:
-        trainable, same = make_trainable(policy, data, settings, trained, reporter, accelerator)
-        split = split_pairs(data, settings, weights, same)
-        for reason, count in split.aside.items():
-            reporter.note(f"{count:,} pairs set aside: {reason}")
-        if not split.by_prompt:
-            reporter.note(
-                "too few prompts to hold out whole ones: prompts that are trained on validate too"
-            )
-        learner = _learner(dataset, trainable, settings, objective, split, weights, accelerator)
-        progress = run_steps(
-            learner, objective, settings, split, plan, trained, reporter, accelerator, report_to
-        )
-        if accelerator.is_main_process:
-            files = trainable.save(directory)
-            trained.write_history(progress.history)
-            trained.finish(
-                {
-                    "plan": plan.to_json(),
-                    "resolved": dataset.resolved,
-                    "result": summary(progress.history, split),
-                    "files": files,
-                    "seconds": round(time.perf_counter() - began, 1),
-                    "processes": accelerator.num_processes,
-                    "command": command,
-                    "versions": versions(),
-                    "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                }
-            )
-        accelerator.wait_for_everyone()
-    except (UsageError, DataError, ModelError, EvidenceError):
-        if accelerator.is_main_process:
-            trained.abandon()
-        raise
-    finally:
-        if trainable is not None:
-            trainable.detach()
-        if report_to is not None:
-            accelerator.end_training()
-    return trained
 
 
 def _check_weights(settings: TrainSettings, weights: PairWeights | None) -> None:
