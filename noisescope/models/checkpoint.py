@@ -153,6 +153,20 @@ def find_checkpoint(name: str) -> Checkpoint:
     return found
 
 
+def find_converted(name: str, convert: str, tokenizer_hint: str | None = None) -> Checkpoint:
+    """Find and check a checkpoint that is no causal language model. Raises ModelError.
+
+    `convert` is the hint if its weights are pickled, `tokenizer_hint` if it has no tokenizer.
+    """
+    try:
+        return find_checkpoint(name)
+    except ModelError as error:
+        is_pickle = "pickled" in error.message or "holds no weights" in error.message
+        needs_tokenizer = tokenizer_hint is not None and "no tokenizer" in error.message
+        hint = convert if is_pickle else tokenizer_hint if needs_tokenizer else error.hint
+        raise ModelError(error.message, hint=hint) from error
+
+
 def _find_gguf(name: str, path: Path) -> Checkpoint:
     """A GGUF file, which transformers reads through the `gguf` package."""
     if not path.is_file():

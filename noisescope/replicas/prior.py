@@ -8,7 +8,7 @@ gradient ascent on the K-fold held-out log-likelihood over log variances; it nev
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,26 +37,31 @@ class Problem:
     recurring: NDArray[np.bool_]  # [R], responses that get a free ability
     by_response: bool  # whether K = R
     grams: Mapping[str, NDArray[np.float64]]  # [R, R] per group where R is the smaller side
+    pairs: Mapping[str, Float] = field(default_factory=dict)  # [N, E_g], numbers of the pairs
 
     @property
     def names(self) -> list[str]:
         """The groups that have a variance."""
-        return [*self.groups, *([IDENTITY] if self.recurring.any() else [])]
+        return [*self.groups, *self.pairs, *([IDENTITY] if self.recurring.any() else [])]
 
     def design(self, variance: Mapping[str, float]) -> Design:
         """Margins as a map of whitened coefficients u ~ N(0, 1) under these prior variances."""
         identity = variance.get(IDENTITY, 0.0)
+        numbers = None
+        if self.pairs:
+            weighed = [np.float32(np.sqrt(variance[name])) * x for name, x in self.pairs.items()]
+            numbers = np.concatenate(weighed, axis=1)
         if self.grams:
             kernel = np.diag(identity * self.recurring + JITTER)
             for name, gram in self.grams.items():
                 kernel += variance[name] * gram
             factor = np.linalg.cholesky(kernel).astype(np.float32)
-            return Design(factor, self.incidence, None)
+            return Design(factor, self.incidence, None, numbers)
         scaled = [np.float32(np.sqrt(variance[name])) * x for name, x in self.groups.items()]
         dense = np.concatenate([np.zeros((self.rows, 0), np.float32), *scaled], axis=1)
         abilities = self.incidence[:, self.recurring] * np.float32(np.sqrt(identity))
         incidence = self.incidence if self.by_response else None
-        return Design(dense, incidence, abilities if self.recurring.any() else None)
+        return Design(dense, incidence, abilities if self.recurring.any() else None, numbers)
 
     @property
     def rows(self) -> int:
@@ -68,31 +73,50 @@ class Problem:
         if name == IDENTITY:
             out: Float = (self.incidence.T @ slopes)[self.recurring]
             return out
+        if name in self.pairs:
+            return self.pairs[name].T @ slopes
         rows = self.incidence.T @ slopes if self.by_response else slopes
         return self.groups[name].T @ rows
 
 
 def pose(
-    rows: Mapping[str, Float], chosen: Int, rejected: Int, recurring: NDArray[np.bool_]
+    rows: Mapping[str, Float],
+    chosen: Int,
+    rejected: Int,
+    recurring: NDArray[np.bool_],
+    pairs: Mapping[str, Float] | None = None,
 ) -> Problem:
-    """The problem over `rows` [R, D_g]; differences are taken once where R exceeds N."""
+    """Pose the problem over `rows` [R, D_g] and `pairs` [N, E_g].
+
+    Differences are taken once if R exceeds N.
+    """
+    pairs = pairs or {}
     n, r = len(chosen), len(recurring)
     signs = np.tile(np.array([1, -1], np.float32), n)
     ends = np.stack([chosen, rejected], axis=1).ravel()
     incidence = csr_array((signs, ends, np.arange(0, 2 * n + 1, 2)), shape=(n, r))
     if r > n:
         differences = {name: x[chosen] - x[rejected] for name, x in rows.items()}
-        return Problem(differences, incidence, recurring, False, {})
+        return Problem(differences, incidence, recurring, False, {}, pairs)
     grams = {}
     if r <= min(KERNEL_ROWS, sum(x.shape[1] for x in rows.values()) + int(recurring.sum())):
         grams = {name: gram(x) for name, x in rows.items()}
-    return Problem(rows, incidence, recurring, True, grams)
+    return Problem(rows, incidence, recurring, True, grams, pairs)
 
 
 def gram(x: Float) -> NDArray[np.float64]:
     """Inner products [R, R] in float64: a kernel of large variances has to stay definite."""
     wide = x.astype(np.float64)
     out: NDArray[np.float64] = wide @ wide.T
+    return out
+
+
+def unit_pair_scale(x: Float) -> Float:
+    """Column factors [E] for numbers of pairs [N, E], as `unit_scale` has them for responses."""
+    rms = np.sqrt(np.square(x.astype(np.float64)).mean(axis=0))
+    live = rms > 0
+    scale = np.divide(1.0, rms, out=np.zeros_like(rms), where=live)
+    out: Float = (scale / np.sqrt(max(int(live.sum()), 1))).astype(np.float32)
     return out
 
 

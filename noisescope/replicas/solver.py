@@ -27,28 +27,57 @@ HALVINGS = 12
 
 @dataclass(frozen=True)
 class Design:
-    """The linear map from whitened coefficients U [P + I, Q] to margins [N, Q].
+    """The linear map from whitened coefficients U [P + E + I, Q] to margins [N, Q].
 
-    margins = incidence @ (dense @ U[:P]) + identity @ U[P:]; an absent incidence means that
-    `dense` already holds within-pair differences (K = N), an absent identity means I = 0.
+    margins = incidence @ (dense @ U[:P]) + pairs @ U[P:P + E] + identity @ U[P + E:]; an absent
+    incidence means that `dense` already holds within-pair differences (K = N), absent pairs or
+    identity that E or I is 0.
     """
 
     dense: Float  # [K, P], columns scaled by the prior's standard deviation
     incidence: csr_array | None  # [N, K], +1 at the chosen and -1 at the rejected response
     identity: csr_array | None  # [N, I], the same incidence on free abilities, scaled likewise
+    pairs: Float | None = None  # [N, E], numbers of pairs, antisymmetric in the sides, scaled too
+
+    @property
+    def width(self) -> int:
+        """P + E."""
+        return int(self.dense.shape[1] + (0 if self.pairs is None else self.pairs.shape[1]))
 
     def margins(self, u: Float) -> Float:
-        """U [P + I, Q] -> margins [N, Q]."""
+        """U [P + E + I, Q] -> margins [N, Q]."""
         width = self.dense.shape[1]
         rows = self.dense @ u[:width]
         out: Float = rows if self.incidence is None else self.incidence @ rows
-        return out if self.identity is None else out + self.identity @ u[width:]
+        if self.pairs is not None:
+            out = out + self.pairs @ u[width : self.width]
+        return out if self.identity is None else out + self.identity @ u[self.width :]
 
     def adjoint(self, slopes: Float) -> Float:
-        """Slopes [N, Q] -> coefficients [P + I, Q]: the transpose of `margins`."""
+        """Slopes [N, Q] -> coefficients [P + E + I, Q]: the transpose of `margins`."""
         rows = slopes if self.incidence is None else self.incidence.T @ slopes
-        out: Float = self.dense.T @ rows
-        return out if self.identity is None else np.vstack([out, self.identity.T @ slopes])
+        parts: list[Float] = [self.dense.T @ rows]
+        if self.pairs is not None:
+            parts.append(self.pairs.T @ slopes)
+        if self.identity is not None:
+            parts.append(self.identity.T @ slopes)
+        return parts[0] if len(parts) == 1 else np.vstack(parts)
+
+    def hessian(self, curvature: Float) -> Float:
+        """A' diag(curvature) A of the first P + E coefficients; `curvature` is [N]."""
+        if self.incidence is None:
+            weighted = self.dense * curvature[:, None]  # [N, P]
+            out: Float = self.dense.T @ weighted
+        else:
+            scaled = self.incidence.multiply(curvature[:, None]).tocsr()
+            laplacian = (self.incidence.T @ scaled).tocsr()  # [K, K]
+            out = self.dense.T @ (laplacian @ self.dense)
+        if self.pairs is None:
+            return out
+        weighted = self.pairs * curvature[:, None]  # [N, E]
+        rows = weighted if self.incidence is None else self.incidence.T @ weighted
+        cross = self.dense.T @ rows  # [P, E]
+        return np.block([[out, cross], [cross.T, self.pairs.T @ weighted]])
 
 
 @dataclass(frozen=True)
@@ -64,12 +93,7 @@ class Preconditioner:
     @classmethod
     def of(cls, design: Design, curvature: Float) -> Preconditioner:
         """`curvature` [N] is a typical s p (1 - p) of each pair."""
-        if design.incidence is None:
-            hessian = design.dense.T @ (design.dense * curvature[:, None])
-        else:
-            scaled = design.incidence.multiply(curvature[:, None]).tocsr()
-            laplacian = (design.incidence.T @ scaled).tocsr()  # [K, K]
-            hessian = design.dense.T @ (laplacian @ design.dense)
+        hessian = design.hessian(curvature)
         hessian[np.diag_indices_from(hessian)] += 1.0
         diagonal = np.ones(0, np.float32)
         if design.identity is not None:
@@ -77,7 +101,7 @@ class Preconditioner:
         return cls(cho_factor(hessian, lower=True, overwrite_a=True), diagonal.astype(np.float32))
 
     def __call__(self, gradient: Float) -> Float:
-        """Approximate Newton direction for a gradient [P + I, Q]."""
+        """Approximate Newton direction for a gradient [P + E + I, Q]."""
         width = len(gradient) - len(self.diagonal)
         top = cho_solve(self.factor, gradient[:width], check_finite=False)
         return np.vstack([top, gradient[width:] / self.diagonal[:, None]]).astype(np.float32)
@@ -87,7 +111,7 @@ class Preconditioner:
 class Solution:
     """The optimum of Q problems, where u = A' slopes."""
 
-    u: Float  # [P + I, Q]
+    u: Float  # [P + E + I, Q]
     margins: Float  # [N, Q]
     slopes: Float  # [N, Q], S (1 - p)
     precondition: Preconditioner
@@ -164,7 +188,8 @@ def solve_linear(
 ) -> Float:
     """Solve (I + A' diag(curvature_q) A) x_q = right_q by preconditioned conjugate gradients.
 
-    `curvature` [N, Q], `right` [P + I, Q] -> x [P + I, Q], to `tolerance` relative in H^-1 norm.
+    `curvature` [N, Q], `right` [P + E + I, Q] -> x [P + E + I, Q], to `tolerance` relative in the
+    H^-1 norm.
     """
     x: Float = np.zeros_like(right)
     residual = right

@@ -23,12 +23,11 @@ import numpy as np
 
 from noisescope.errors import ModelError, first_five, first_line
 from noisescope.evaluate.comparison import Comparison, JudgeCard, Output, Verdict, by_score
-from noisescope.evaluate.judges.base import DEVIATION, MEAN, find_judge, pixels
+from noisescope.evaluate.judges.base import DEVIATION, MEAN, pixels
+from noisescope.models.checkpoint import Checkpoint, find_converted, fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from noisescope.models.checkpoint import Checkpoint
 
 #: Images per batch.
 BATCH = 16
@@ -159,14 +158,14 @@ def cosine(clip: Clip, texts: Tensor | None, images: Tensor) -> Tensor:
 
 def open_clip_judge(name: str, model: str, licence: str, device: str, *, scaled: bool) -> ClipJudge:
     """Open PickScore (`scaled`) or HPS v2. Raises ModelError."""
-    found = find_judge(model, HINTS[name], TOKENIZER)
+    found = find_converted(model, HINTS[name], TOKENIZER)
     card = JudgeCard(name, model, licence, "image", _mark(found, name))
     return ClipJudge(card, Clip(found, device), scaled_cosine if scaled else cosine)
 
 
 def open_aesthetic(model: str, licence: str, device: str) -> ClipJudge:
     """Open the aesthetic judge: a directory of CLIP's files and HEAD_FILE. Raises ModelError."""
-    found = find_judge(model, HINTS["aesthetic"])
+    found = find_converted(model, HINTS["aesthetic"])
     layers = linear_layers(found.directory / HEAD_FILE)
     card = JudgeCard("aesthetic", model, licence, "image", _mark(found, "aesthetic"))
 
@@ -245,7 +244,6 @@ def _tensors(found: Checkpoint) -> Mapping[str, Tensor]:
 
 
 def _mark(found: Checkpoint, name: str) -> str:
-    from noisescope.models.checkpoint import fingerprint
 
     return fingerprint(found, {"judge": name})
 

@@ -17,12 +17,11 @@ import numpy as np
 
 from noisescope.errors import ModelError, first_line
 from noisescope.evaluate.comparison import Comparison, JudgeCard, Output, Verdict, by_score
-from noisescope.evaluate.judges.base import find_judge, pixels
+from noisescope.evaluate.judges.base import pixels
+from noisescope.models.checkpoint import Checkpoint, find_converted, fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from noisescope.models.checkpoint import Checkpoint
 
 BATCH = 8
 #: Tokens of a prompt, and the mean and deviation by which the authors standardise scores.
@@ -112,9 +111,8 @@ class ImageRewardJudge:
 
 def open_image_reward(model: str, licence: str, device: str) -> ImageRewardJudge:
     """Open ImageReward from a directory. Raises ModelError."""
-    from noisescope.models.checkpoint import fingerprint
 
-    found = find_judge(model, CONVERT)
+    found = find_converted(model, CONVERT)
     mark = fingerprint(found, {"judge": "image-reward"})
     return ImageRewardJudge(JudgeCard("image-reward", model, licence, "image", mark), found, device)
 
