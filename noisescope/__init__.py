@@ -22,7 +22,8 @@ from noisescope.errors import (
 )
 
 if TYPE_CHECKING:
-    from noisescope.auditing.api import Audited, audit
+    from noisescope.auditing.api import Audited, audit, fine_tune, flip, query, validate
+    from noisescope.auditing.train import train
     from noisescope.replicas.gather import EvidenceConfig
     from noisescope.scoring.score import ScoreConfig
 
@@ -40,12 +41,18 @@ __all__ = [
     "UsageError",
     "__version__",
     "audit",
+    "fine_tune",
+    "flip",
+    "query",
+    "train",
+    "validate",
 ]
 
-#: Public names that are loaded when first asked for, and where they live.
+#: Public names that are loaded on first use, and their modules.
 _LATER = {
     "Audited": "noisescope.auditing.api",
-    "audit": "noisescope.auditing.api",
+    **dict.fromkeys(("audit", "fine_tune", "flip", "query", "validate"), "noisescope.auditing.api"),
+    "train": "noisescope.auditing.train",
     "EvidenceConfig": "noisescope.replicas.gather",
     "ScoreConfig": "noisescope.scoring.score",
 }

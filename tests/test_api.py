@@ -108,9 +108,9 @@ def test_what_is_loaded_already_takes_no_settings(model: Path, tmp_path: Path) -
     pq.write_table(pa.Table.from_pylist(ROWS), path)
     pairs = load(path)
     policy = load_policy(str(model), pairs)
-    with pytest.raises(noisescope.UsageError, match="dtype: the model is loaded already"):
+    with pytest.raises(noisescope.UsageError, match="dtype: the model is already loaded"):
         noisescope.audit(pairs, policy, dtype="float32")
-    with pytest.raises(noisescope.UsageError, match="format, limit: the dataset is in memory"):
+    with pytest.raises(noisescope.UsageError, match="format, limit: the dataset is already"):
         noisescope.audit(pairs, policy, format="trl", limit=3)
     done = noisescope.audit(pairs, policy, evidence=EVIDENCE, run_directory=tmp_path / "run")
     assert done.run.directory == tmp_path / "run"
@@ -146,7 +146,7 @@ def test_what_is_no_table_is_refused_with_a_way_out() -> None:
     with pytest.raises(noisescope.UsageError) as caught:
         as_table(DatasetDict({"train": Dataset.from_list(ROWS)}))
     assert "dataset['train']" in caught.value.hint
-    with pytest.raises(noisescope.UsageError, match="split: the dataset is in memory"):
+    with pytest.raises(noisescope.UsageError, match="split: the dataset is already in memory"):
         noisescope.audit(pd.DataFrame(ROWS), "model", split="train")
 
 
@@ -159,3 +159,29 @@ def test_audit_stays_the_function_and_loads_nothing_before_the_call() -> None:
         "assert noisescope.audit.__module__ == 'noisescope.auditing.api'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_each_command_has_its_function(
+    result: noisescope.Audited, model: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "frame.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), source)
+    copy = noisescope.flip(source, rate=0.5, seed=1, output=tmp_path / "copy")
+    assert (copy.pairs, copy.directory) == (24, tmp_path / "copy")
+    counted = noisescope.query("SELECT count(*) AS n FROM scores", result.run)
+    assert counted["n"].to_pylist() == [24]
+    found = noisescope.validate(result.run, rates=(0.25,), seeds=1)
+    assert found["by_rate"][0]["rate"] == 0.25
+    made = noisescope.fine_tune(source, model, evidence=EVIDENCE, runs_directory=tmp_path / "runs")
+    assert made.run.evidence_only
+
+
+def test_a_policy_is_trained_from_python(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "frame.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), source)
+    done = noisescope.train(
+        source, str(model), objective="dpo", steps=2, batch=4, output=tmp_path / "tuned"
+    )
+    assert done.manifest()["result"]["steps"] == 2
+    with pytest.raises(noisescope.UsageError, match="--k1 would change nothing"):
+        noisescope.train(source, str(model), objective="dpo", k1=3.0, output=tmp_path / "other")

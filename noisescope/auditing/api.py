@@ -1,23 +1,25 @@
-"""The Python API: `noisescope.audit(dataset, model=...)`, from pairs to scores in one call.
+"""The Python API: one function a command, each of which does what the command does.
 
-    result = noisescope.audit("pairs.jsonl", model="models/smollm2")
+    result = noisescope.audit("pairs.jsonl", model="models/smollm2")   # noisescope score
     result.summary.flip_rate.estimate
     result.scores                       # pyarrow Table, one row a pair
-    result.to_pandas().sort_values("rank").head(20)
+    noisescope.query("SELECT avg(p_flip) FROM scores")
+    noisescope.flip("pairs.jsonl", rate=0.2)
 
-The call is `noisescope score`: the same run directory, reused when it is finished. Parts of it
-are in `auditing`, `datasets` and `models`.
+`train` is in `auditing.train`. Datasets and models are the workspace's if None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import UsageError
+from noisescope.pairs import PreferenceDataset
+from noisescope.progress import Reporter, Silent
 
 if TYPE_CHECKING:
     import datasets
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
+    from noisescope.auditing.audit import FineTuned
+    from noisescope.datasets.flip.copy import Planted
     from noisescope.datasets.in_memory import ArrowStream
     from noisescope.models import Policy
-    from noisescope.pairs import PreferenceDataset
-    from noisescope.progress import Reporter
     from noisescope.replicas.gather import EvidenceConfig
     from noisescope.scoring.score import ScoreConfig
     from noisescope.scoring.summary import Summary
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class Audited:
-    """A finished audit of N pairs: `summary` in words and numbers, and its files in `run`."""
+    """A finished audit of N pairs: its `summary`, and its files in `run`."""
 
     run: Run
     summary: Summary
@@ -79,7 +81,7 @@ class Audited:
         return self.table.to_pandas()
 
     def to_polars(self) -> pl.DataFrame:
-        """`table` as a polars frame [N]. Raises UsageError where polars is not installed."""
+        """`table` as a polars frame [N]. Raises UsageError if polars is not installed."""
         try:
             import polars
         except ModuleNotFoundError as error:
@@ -96,8 +98,10 @@ class Audited:
 
 
 def audit(
-    dataset: str | Path | PreferenceDataset | ArrowStream | datasets.Dataset | pd.DataFrame,
-    model: str | Path | Policy,
+    dataset: (
+        str | Path | PreferenceDataset | ArrowStream | datasets.Dataset | pd.DataFrame | None
+    ) = None,
+    model: str | Path | Policy | None = None,
     *,
     name: str = "pairs",
     format: str | None = None,
@@ -115,35 +119,26 @@ def audit(
     """Audit the pairs of `dataset` with `model`; a finished run of the same plan is reused.
 
     `dataset` is a path, glob, workspace or Hub name; a table of pandas, polars, Arrow or
-    `datasets`, whose run is called after `name`; or what `datasets.load` returned. `model` is a
-    directory, GGUF file or Hub name, or a loaded Policy. `format`, `columns` (role to column),
-    `pairs_of` (ranked answers: all, best, adjacent), `split` and `limit` choose what is read;
-    `settings` are those of the model: device, dtype, max_length, image_size, draws.
-    `evidence` says how replicas are made, `score` holds rho, k1, k2 and c2.
+    `datasets`, whose run is named `name`; or a result of `datasets.load`. `model` is a directory,
+    GGUF file or Hub name, or a loaded Policy. None is the workspace's. `format`, `columns` (role
+    to column), `pairs_of` (ranked answers: all, best, adjacent), `split` and `limit`
+    select what is read; `settings` go to the model: device, dtype, max_length, image_size, draws. `evidence` holds the
+    settings of the replicas, `score` rho, k1, k2 and c2.
 
-    Where the replicas do no better than chance, `summary.chance` is true and the scores say
-    nothing. Raises DataError, UsageError, ModelError, RunError or EvidenceError.
+    If the replicas are no better than chance, `summary.chance` is true and the scores carry no
+    information. Raises DataError, UsageError, ModelError, RunError or EvidenceError.
     """
     from noisescope.auditing.audit import audit as run_audit
-    from noisescope.models.load import load_policy
     from noisescope.replicas.gather import EvidenceConfig
 
-    evidence = evidence or EvidenceConfig()
-    reading = {"format": format, "columns": columns, "pairs": pairs_of, "limit": limit}
-    pairs = _read(dataset, name, split, reading)
+    evidence, reporter = evidence or EvidenceConfig(), reporter or Silent()
+    reading: dict[str, Any] = {"format": format, "columns": columns, "pairs": pairs_of}
+    reading |= {"split": split, "limit": limit}
+    pairs = read_dataset(dataset, reading, reporter, name)
     evidence.check(pairs.modality)
-    if isinstance(model, str | Path):
-        policy = load_policy(str(model), pairs, **settings)
-    elif settings:
-        raise UsageError(
-            f"{', '.join(settings)}: the model is loaded already",
-            hint="Give its name or directory instead, or load it with these settings.",
-        )
-    else:
-        policy = model
     done = run_audit(
         pairs,
-        policy,
+        _policy(model, pairs, settings),
         evidence=evidence,
         score=score,
         runs_directory=Path(runs_directory),
@@ -154,23 +149,170 @@ def audit(
     return Audited(done.run, done.summary)
 
 
-def _read(
-    dataset: object, name: str, split: str | None, reading: dict[str, Any]
+def fine_tune(
+    dataset: Any = None,
+    model: str | Path | Policy | None = None,
+    *,
+    evidence: EvidenceConfig | None = None,
+    reading: Mapping[str, Any] | None = None,
+    runs_directory: str | Path = "runs",
+    run_directory: str | Path | None = None,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> FineTuned:
+    """Make the replicas of an audit and their margins, without scores; arguments as in `audit`."""
+    from noisescope.auditing.audit import fine_tune as make_replicas
+    from noisescope.replicas.gather import EvidenceConfig
+
+    evidence, reporter = evidence or EvidenceConfig(), reporter or Silent()
+    pairs = read_dataset(dataset, reading or {}, reporter)
+    evidence.check(pairs.modality)
+    return make_replicas(
+        pairs,
+        _policy(model, pairs, settings),
+        evidence=evidence,
+        runs_directory=Path(runs_directory),
+        run_directory=None if run_directory is None else Path(run_directory),
+        command="noisescope.fine_tune",
+        reporter=reporter,
+    )
+
+
+def flip(
+    dataset: str | Path | None = None,
+    *,
+    rate: float = 0.2,
+    kind: str = "uniform",
+    seed: int = 0,
+    output: str | Path | None = None,
+    format: str | None = None,
+    columns: str | Mapping[str, str] | None = None,
+    pairs_of: str | None = None,
+    split: str | None = None,
+    run: str | None = None,
+    runs_directory: str | Path = "runs",
+    reporter: Reporter | None = None,
+) -> Planted:
+    """Write a copy of `dataset` with a known set of labels flipped, in the same format.
+
+    `output` None is flipped/NAME-KIND-RATE-sSEED; `run` defines close pairs for kind hard.
+    Raises UsageError, DataError or RunError; the source is never written to.
+    """
+    from noisescope.datasets import open_source
+    from noisescope.datasets.flip.copy import plant
+    from noisescope.datasets.flip.plan import FlipPlan, margin_gaps
+    from noisescope.storage.files import slug
+    from noisescope.storage.run import find_run
+    from noisescope.storage.workspace import default_dataset, find_workspace
+
+    plan, reporter, workspace = FlipPlan(rate, kind, seed), reporter or Silent(), find_workspace()
+    named = default_dataset(None if dataset is None else str(dataset), workspace)
+    source = open_source(named, split=split, workspace=workspace)
+    reporter.note(source.said)
+    default = Path("flipped") / f"{slug(source.name)}-{kind}-{rate:g}-s{seed}"
+    gaps = margin_gaps(find_run(run, Path(runs_directory))) if run is not None else None
+    return plant(
+        source,
+        plan,
+        default if output is None else Path(output),
+        format=format,
+        columns=columns,
+        pairs=pairs_of,
+        gaps=gaps,
+    )
+
+
+def validate(
+    run: str | Path | Run | None = None,
+    *,
+    rates: Sequence[float] = (0.2,),
+    kind: str = "uniform",
+    seeds: int = 3,
+    truth: str | Path | None = None,
+    runs_directory: str | Path = "runs",
+) -> dict[str, Any]:
+    """Plant label errors in a finished run, find them, and count how many were found.
+
+    With `truth` (a file of pair_id, mislabelled) nothing is planted. Raises UsageError, DataError
+    or RunError.
+    """
+    from noisescope.auditing.validation import Planned, validate_truth
+    from noisescope.auditing.validation import validate as plant_and_find
+    from noisescope.storage.run import Run, find_run
+
+    named = None if run is None else str(run)
+    found = run if isinstance(run, Run) else find_run(named, Path(runs_directory))
+    if truth is not None:
+        return validate_truth(found, Path(truth))
+    return plant_and_find(found, Planned(tuple(rates), kind, seeds))
+
+
+def query(
+    sql: str, run: str | Path | Run | None = None, *, runs_directory: str | Path = "runs"
+) -> pa.Table:
+    """Run one SELECT over a finished run. Raises UsageError and RunError."""
+    from noisescope.storage.run import Run, find_run
+    from noisescope.storage.sql import query as run_query
+
+    if isinstance(run, Run):
+        return run_query(run, sql)
+    return run_query(find_run(None if run is None else str(run), Path(runs_directory)), sql)
+
+
+def _policy(
+    model: str | Path | Policy | None, pairs: PreferenceDataset, settings: Mapping[str, Any]
+) -> Policy:
+    """Load a model by name, or the workspace's; return a loaded Policy as it is."""
+    from noisescope.models.load import load_policy
+    from noisescope.storage.workspace import default_model, find_workspace
+
+    if model is None or isinstance(model, str | Path):
+        named = None if model is None else str(model)
+        return load_policy(
+            default_model(named, pairs.modality, find_workspace()), pairs, **settings
+        )
+    if settings:
+        raise UsageError(
+            f"{', '.join(settings)}: the model is already loaded",
+            hint="Pass its name or directory instead, or load it with these settings.",
+        )
+    return model
+
+
+def read_dataset(
+    dataset: Any, reading: Mapping[str, Any], reporter: Reporter, name: str = "pairs"
 ) -> PreferenceDataset:
-    """The pairs that `dataset` stands for. Raises UsageError and DataError."""
+    """Load the pairs that `dataset` stands for: the workspace's if None, a name, or a table.
+
+    `reading` holds format, columns, pairs, split and limit. Raises UsageError and DataError.
+    """
     from noisescope.datasets import load
     from noisescope.datasets.in_memory import load_table
-    from noisescope.pairs import PreferenceDataset
-    from noisescope.storage.workspace import find_workspace
+    from noisescope.storage.workspace import default_dataset, find_workspace, resolve
 
-    if isinstance(dataset, str | Path):
-        return load(dataset, split=split, workspace=find_workspace(), **reading)
-    wrong = {"split": split} | (reading if isinstance(dataset, PreferenceDataset) else {})
-    if given := [option for option, value in wrong.items() if value is not None]:
+    if dataset is None or isinstance(dataset, str | Path):
+        workspace = find_workspace()
+        target = default_dataset(None if dataset is None else str(dataset), workspace)
+        reporter.note(resolve(target, workspace).said)
+        found = load(target, workspace=workspace, **reading)
+        reporter.note(f"{len(found):,} {found.modality} pairs, format {found.adapter}")
+        for note in reading_notes(found):
+            reporter.note(note)
+        return found
+    given = dict(reading)
+    wrong = {"split": given.pop("split", None)}
+    wrong |= given if isinstance(dataset, PreferenceDataset) else {}
+    if unused := [option for option, value in wrong.items() if value is not None]:
         raise UsageError(
-            f"{', '.join(given)}: the dataset is in memory already",
-            hint="Leave that out, or choose the rows yourself.",
+            f"{', '.join(unused)}: the dataset is already in memory",
+            hint="Remove that argument, or select the rows yourself.",
         )
     if isinstance(dataset, PreferenceDataset):
         return dataset
-    return load_table(dataset, name=name, **reading)
+    return load_table(dataset, name=name, **given)
+
+
+def reading_notes(pairs: PreferenceDataset) -> list[str]:
+    """Notes on how a dataset was read: unused columns, doubts about its labels."""
+    unused = pairs.facts.unused_columns
+    return ([f"not used: {', '.join(unused)}"] if unused else []) + list(pairs.facts.notes)

@@ -47,14 +47,14 @@ def agreement(
         raise UsageError(
             f"--figure {figure} must end in .png or .svg", hint="Try: --figure agreement.png"
         )
-    from noisescope.cli.resolve import chosen_dataset, model_flag
+    from noisescope.cli.resolve import model_flag
     from noisescope.datasets import load
     from noisescope.scoring.agreement import agreement as measure
-    from noisescope.storage.workspace import find_workspace
+    from noisescope.storage.workspace import default_dataset, find_workspace
 
     terminal = Terminal(quiet=json)
     workspace = find_workspace()
-    named = chosen_dataset(dataset, workspace)
+    named = default_dataset(dataset, workspace)
     loaded = load(
         named, format=format, columns=columns, split=split, limit=limit, workspace=workspace
     )

@@ -165,12 +165,12 @@ def evaluate(
 
 def _source(prompts: str | None, policy: ModelSpec, workspace: Workspace | None) -> str:
     """Where prompts come from: the flag, the policy's own dataset, the workspace's default."""
-    from noisescope.cli.resolve import chosen_dataset
+    from noisescope.storage.workspace import default_dataset
 
     own = policy.dataset
     if prompts is None and own and workspace and own in workspace.datasets:
         return own
-    return chosen_dataset(prompts, workspace)
+    return default_dataset(prompts, workspace)
 
 
 def _judges(

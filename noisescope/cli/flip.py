@@ -51,23 +51,27 @@ def flip(
 
     Example: noisescope flip hh-rlhf --rate 0.2 --seed 7
     """
-    from noisescope.cli.resolve import chosen_dataset, model_flag
-    from noisescope.datasets import open_source
-    from noisescope.datasets.flip.copy import plant
-    from noisescope.datasets.flip.plan import FlipPlan, margin_gaps
-    from noisescope.storage.files import slug
-    from noisescope.storage.run import find_run
-    from noisescope.storage.workspace import find_workspace
+    from noisescope.auditing.api import flip as write_copy
+    from noisescope.cli.resolve import model_flag
+    from noisescope.storage.workspace import default_dataset, find_workspace
 
-    plan = FlipPlan(rate, kind, seed)
     terminal = Terminal(quiet=json)
     workspace = find_workspace()
-    named = chosen_dataset(dataset, workspace)
-    source = open_source(named, split=split, workspace=workspace)
-    terminal.note(source.said)
-    directory = out or Path("flipped") / f"{slug(source.name)}-{kind}-{rate:g}-s{seed}"
-    gaps = margin_gaps(find_run(run, runs_dir)) if run is not None else None
-    done = plant(source, plan, directory, format=format, columns=columns, pairs=pairs, gaps=gaps)
+    named = default_dataset(dataset, workspace)
+    done = write_copy(
+        named,
+        rate=rate,
+        kind=kind,
+        seed=seed,
+        output=out,
+        format=format,
+        columns=columns,
+        pairs_of=pairs,
+        split=split,
+        run=run,
+        runs_directory=runs_dir,
+        reporter=terminal,
+    )
     for reason, count in done.untouched.items():
         terminal.note(f"{count:,} rows copied unchanged: {reason}")
     if done.undone:

@@ -167,31 +167,17 @@ class SourceOptions:
         self, dataset: str | None, terminal: Terminal, check: Callable[[PreferenceDataset], None]
     ) -> tuple[PreferenceDataset, Policy]:
         """Load the pairs, pass them to `check`, then load the model."""
-        from noisescope.cli.resolve import chosen_dataset, chosen_model
-        from noisescope.datasets import load
+        from noisescope.auditing.api import read_dataset
         from noisescope.models.device import own_device
         from noisescope.models.load import load_policy
-        from noisescope.storage.workspace import find_workspace, resolve
+        from noisescope.storage.workspace import default_model, find_workspace
 
-        workspace = find_workspace()
-        target = chosen_dataset(dataset, workspace)
-        terminal.note(resolve(target, workspace).said)
-        pairs = load(
-            target,
-            format=self.format,
-            columns=self.columns,
-            pairs=self.pairs,
-            limit=self.limit,
-            split=self.split,
-            workspace=workspace,
-        )
-        terminal.note(f"{len(pairs):,} {pairs.modality} pairs, format {pairs.adapter}")
-        for remark in remarks(pairs):
-            terminal.note(remark)
+        names = ("format", "columns", "pairs", "split", "limit")
+        pairs = read_dataset(dataset, {name: vars(self)[name] for name in names}, terminal)
         check(pairs)
         pictures = {"image_size": self.image_size, "draws": self.draws}
         policy = load_policy(
-            chosen_model(self.model, pairs.modality, workspace),
+            default_model(self.model, pairs.modality, find_workspace()),
             pairs,
             max_length=self.max_length,
             chat_template=self.chat_template,
@@ -199,14 +185,8 @@ class SourceOptions:
             dtype=self.dtype,
             **{name: value for name, value in pictures.items() if value is not None},
         )
-        terminal.note(f"judged by {policy.identity.id}")
+        terminal.note(f"model: {policy.identity.id}")
         return pairs, policy
-
-
-def remarks(pairs: PreferenceDataset) -> list[str]:
-    """Notes on how a dataset was read: unused columns, doubts about its labels."""
-    unused = pairs.facts.unused_columns
-    return ([f"not used: {', '.join(unused)}"] if unused else []) + list(pairs.facts.notes)
 
 
 @final

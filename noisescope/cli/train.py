@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,12 +20,10 @@ from noisescope.cli.train_options import (
     ReadingOptions,
     WeightOptions,
 )
-from noisescope.cli.train_weights import chosen_weights, refuse_idle
 from noisescope.storage.printable import printable
 from noisescope.training.policy.presets import describe
 
 if TYPE_CHECKING:
-    from noisescope.models.diffusion import DiffusionPolicy
     from noisescope.pairs import Modality
     from noisescope.storage.workspace import Workspace
     from noisescope.training.policy.output import Trained
@@ -140,87 +138,54 @@ def train(
 
     Several processes or GPUs: torchrun --nproc-per-node 2 -m noisescope train ...
     """
-    from noisescope.cli.resolve import chosen_dataset, chosen_model
-    from noisescope.datasets import load
-    from noisescope.models.device import own_device
-    from noisescope.models.load import load_policy
-    from noisescope.storage.workspace import find_workspace, resolve
-    from noisescope.training.policy.distributed import precision
-    from noisescope.training.policy.pair_weights import WeightRule
-    from noisescope.training.policy.run import check_settings, fine_tune
-    from noisescope.training.policy.settings import find_objective, settled
+    from noisescope.auditing.train import train as train_policy
+    from noisescope.storage.workspace import default_dataset, find_workspace
 
-    find_objective(objective)
     rank = int(os.environ.get("RANK", "0"))
     terminal = Terminal(quiet=json or rank > 0)
     workspace = find_workspace()
-    target = chosen_dataset(dataset, workspace)
-    terminal.note(resolve(target, workspace).said)
-    pairs = load(
+    target = default_dataset(dataset, workspace)
+    began = time.monotonic()
+    done = train_policy(
         target,
-        format=reading.format,
-        columns=reading.columns,
-        pairs=reading.pairs,
-        limit=reading.limit,
-        split=reading.split,
-        workspace=workspace,
-    )
-    terminal.note(f"{len(pairs):,} {pairs.modality} pairs read as {pairs.adapter}")
-    asked = _asked(weight, loop, adapter) | {"objective": objective, "named": preset}
-    settings = settled(pairs.modality, **asked)
-    check_settings(settings, report_to)
-    refuse_idle(weight.weights, settings, weight.weighting, weight.restating())
-    scheme = weight.weighting or settings.weighting
-    rule = WeightRule(scheme, settings.k1, settings.k2, settings.c2, weight.rho)
-    number, mixed = precision(
-        adapter.dtype,
-        full=settings.full,
-        device=adapter.device,
-        launched=os.environ.get("ACCELERATE_MIXED_PRECISION"),
-    )
-    pictures = {} if reading.image_size is None else {"image_size": reading.image_size}
-    policy = load_policy(
-        chosen_model(model, pairs.modality, workspace),
-        pairs,
+        model,
+        objective=objective,
+        preset=preset,
+        weights=weight.weights,
+        weighting=weight.weighting,
+        rho=weight.rho,
+        parameters=_parameters(weight.parameter or [], weight.flip_rate),
+        output=output,
+        report_to=report_to,
+        reading={
+            "format": reading.format,
+            "columns": reading.columns,
+            "pairs": reading.pairs,
+            "split": reading.split,
+            "limit": reading.limit,
+        },
         max_length=reading.max_length,
         chat_template=reading.chat_template,
-        device=own_device(adapter.device),
-        dtype=number,
-        **pictures,
-    )
-    terminal.note(f"training {policy.identity.id}")
-    if pairs.modality == "image":
-        settings = settled(
-            pairs.modality, is_xl=cast("DiffusionPolicy", policy).pipeline.is_xl, **asked
-        )
-    command = f"noisescope {shlex.join(sys.argv[1:])}"
-    began = time.monotonic()
-    chosen = chosen_weights(
-        weight.weights, rule, settings, pairs, policy, weight.runs_dir, terminal, command
-    )
-    done = fine_tune(
-        pairs,
-        policy,
-        settings,
-        weights=chosen,
-        output=output,
+        image_size=reading.image_size,
+        device=adapter.device,
+        dtype=adapter.dtype,
+        runs_directory=weight.runs_dir,
         reporter=terminal,
-        report_to=report_to,
-        mixed_precision=mixed,
-        command=command,
+        command=f"noisescope {shlex.join(sys.argv[1:])}",
+        **_settings(weight, loop, adapter),
     )
     terminal.note(f"done in {duration(time.monotonic() - began)}")
     if rank > 0:
         return
-    follow = next_command(done.directory, target, pairs.modality, workspace)
+    follow = next_command(done.directory, target, done.manifest()["plan"]["modality"], workspace)
     if json:
         print_json(done.manifest() | {"directory": str(done.directory), "next": follow})
     else:
         print_result(done, follow)
 
 
-def _asked(weight: WeightOptions, loop: LoopOptions, adapter: AdapterOptions) -> dict[str, Any]:
-    """Settings by the names of `learners.settings.settled`; None: not given."""
+def _settings(weight: WeightOptions, loop: LoopOptions, adapter: AdapterOptions) -> dict[str, Any]:
+    """Options by their names in `TrainSettings`; None means not given."""
     return asdict(loop) | {
         "full": adapter.full,
         "lora_r": adapter.lora_r,
@@ -230,16 +195,14 @@ def _asked(weight: WeightOptions, loop: LoopOptions, adapter: AdapterOptions) ->
         "checkpointing": adapter.gradient_checkpointing,
         "online": weight.online,
         "online_replicas": weight.online_replicas,
-        "rho": weight.rho,
         "k1": weight.k1,
         "k2": weight.k2,
         "c2": weight.c2,
-        "parameters": _parameters(weight.parameter or [], weight.flip_rate),
     }
 
 
 def _parameters(given: list[str], flip_rate: float | None) -> dict[str, float]:
-    """The objective's own numbers by name. Raises UsageError for what is no NAME=VALUE."""
+    """Parameters of the objective by name. Raises UsageError for text that is not NAME=VALUE."""
     from noisescope.errors import UsageError
 
     found = {} if flip_rate is None else {"flip_rate": flip_rate}
@@ -249,7 +212,7 @@ def _parameters(given: list[str], flip_rate: float | None) -> dict[str, float]:
             found[name.strip().replace("-", "_")] = float(value)
         except ValueError:
             raise UsageError(
-                f"--parameter {text}: NAME=VALUE with a number is needed",
+                f"--parameter {text} must be NAME=VALUE with a number",
                 hint="For example --parameter a=14.",
             ) from None
     return found

@@ -111,17 +111,6 @@ class WeightOptions:
         Path, typer.Option(help="Directory of all runs.", rich_help_panel=NOISE)
     ] = Path("runs")
 
-    def restating(self) -> list[str]:
-        """Flags given that change how an audit's scores become weights."""
-        values = {
-            "--weighting": self.weighting,
-            "--rho": self.rho,
-            "--k1": self.k1,
-            "--k2": self.k2,
-            "--c2": self.c2,
-        }
-        return [flag for flag, value in values.items() if value is not None]
-
 
 @final
 @dataclass(frozen=True)

@@ -336,3 +336,26 @@ def _model(root: Path, written: str) -> str:
     path = _under(root, written)
     is_hub = HUB_NAME.fullmatch(written) and not written.startswith(".")
     return written if is_hub and not path.exists() else str(path)
+
+
+def default_dataset(dataset: str | None, workspace: Workspace | None) -> str:
+    """The DATASET argument, else the workspace's default. Raises UsageError when neither is."""
+    named = dataset or (workspace and workspace.dataset)
+    if not named:
+        raise UsageError(
+            "no dataset was given",
+            hint="Give a path, a glob or a Hub name, or set a default in noisescope.toml: "
+            '[workspace] dataset = "NAME". `noisescope datasets` lists the names known here.',
+        )
+    return named
+
+
+def default_model(model: str | None, modality: Modality, workspace: Workspace | None) -> str | None:
+    """The --model option, else the workspace's model for this modality, else None.
+
+    A path below the working directory is given relative to it, as a user would type it.
+    """
+    named = model or (workspace.models.get(modality) if workspace else None)
+    if named and Path(named).is_absolute() and Path(named).is_relative_to(Path.cwd()):
+        return str(Path(named).relative_to(Path.cwd()))
+    return named

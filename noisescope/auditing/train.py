@@ -1,0 +1,226 @@
+"""Train a policy on a dataset weighted by its audit: what `noisescope train` does.
+
+    done = train("hh-rlhf", objective="adaptive-dpo", steps=200)
+    done.manifest()["result"]["last"]["accuracy"]
+
+An adaptive objective uses the dataset's own audit, which is made first if it is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from noisescope.auditing.api import read_dataset
+from noisescope.errors import UsageError
+from noisescope.models.device import own_device
+from noisescope.models.load import load_policy
+from noisescope.pairs import PreferenceDataset
+from noisescope.progress import Reporter, Silent
+from noisescope.storage.workspace import default_model, find_workspace
+from noisescope.training.policy.distributed import precision
+from noisescope.training.policy.pair_weights import (
+    PairWeights,
+    WeightRule,
+    file_weights,
+    find_audit,
+    run_weights,
+)
+from noisescope.training.policy.run import check_settings, fine_tune
+from noisescope.training.policy.settings import ADAPTIVE, TrainSettings, find_objective, settled
+
+if TYPE_CHECKING:
+    from noisescope.models import Policy
+    from noisescope.models.diffusion import DiffusionPolicy
+    from noisescope.storage.run import Run
+    from noisescope.training.policy.output import Trained
+
+
+def train(
+    dataset: Any = None,
+    model: str | None = None,
+    *,
+    objective: str = "adaptive-dpo",
+    preset: str | None = None,
+    weights: str | Path | None = None,
+    weighting: str | None = None,
+    rho: float | None = None,
+    parameters: Mapping[str, float] | None = None,
+    output: Path | None = None,
+    report_to: str | None = None,
+    reading: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
+    chat_template: str | None = None,
+    image_size: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    runs_directory: Path = Path("runs"),
+    reporter: Reporter | None = None,
+    command: str = "noisescope.train",
+    **settings: Any,
+) -> Trained:
+    """Fine-tune `model` on the pairs of `dataset` and write the result to `output`.
+
+    `dataset` and `model` are those of the workspace if None; `reading` holds format, columns,
+    pairs, split and limit. `weights` is a run, a file (pair_id, W, gamma), "none", or None: the
+    dataset's audit for adaptive objectives, no weights for the others. `weighting` (u, p_flip,
+    margin) turns a run's scores into weights. `settings` are fields of `TrainSettings`.
+
+    Raises UsageError, DataError, ModelError, RunError or EvidenceError. A training that is
+    interrupted continues from its last checkpoint when it is called again.
+    """
+    find_objective(objective)
+    reporter = reporter or Silent()
+    pairs = read_dataset(dataset, reading or {}, reporter)
+    given = settings | {"objective": objective, "named": preset, "parameters": parameters}
+    given |= {"rho": rho}
+    chosen = settled(pairs.modality, **given)
+    check_settings(chosen, report_to)
+    _refuse_unused(weights, chosen, weighting, given)
+    number, mixed = precision(
+        dtype,
+        full=chosen.full,
+        device=device,
+        launched=os.environ.get("ACCELERATE_MIXED_PRECISION"),
+    )
+    policy = load_policy(
+        default_model(model, pairs.modality, find_workspace()),
+        pairs,
+        max_length=max_length,
+        chat_template=chat_template,
+        device=own_device(device),
+        dtype=number,
+        **({} if image_size is None else {"image_size": image_size}),
+    )
+    reporter.note(f"training {policy.identity.id}")
+    if pairs.modality == "image":
+        is_xl = cast("DiffusionPolicy", policy).pipeline.is_xl
+        chosen = settled(pairs.modality, is_xl=is_xl, **given)
+    rule = WeightRule(weighting or chosen.weighting, chosen.k1, chosen.k2, chosen.c2, rho)
+    return fine_tune(
+        pairs,
+        policy,
+        chosen,
+        weights=_weights(weights, rule, chosen, pairs, policy, runs_directory, reporter, command),
+        output=output,
+        reporter=reporter,
+        report_to=report_to,
+        mixed_precision=mixed,
+        command=command,
+    )
+
+
+#: Settings that change how a run's scores become weights.
+RESTATING = ("weighting", "rho", "k1", "k2", "c2")
+
+
+def _refuse_unused(
+    weights: str | Path | None,
+    settings: TrainSettings,
+    weighting: str | None,
+    given: Mapping[str, Any],
+) -> None:
+    """Raise UsageError for settings about a run's scores if no run is used."""
+    settings.check_scheme(weighting or "")
+    values = dict(given) | {"weighting": weighting}
+    flags = [f"--{name}" for name in RESTATING if values.get(name) is not None]
+    if settings.online is not None:
+        unused, why = [flag for flag in flags if flag == "--weighting"], "--online makes its own"
+    elif weights == "none" or (weights is None and settings.objective not in ADAPTIVE):
+        unused, why = flags, f"--objective {settings.objective} trains without weights here"
+    elif weights is not None and Path(weights).is_file():
+        unused, why = flags, f"{weights} contains finished weights"
+    elif weighting in ("p_flip", "margin") or settings.weighting == "margin":
+        unused = [flag for flag in flags if flag != "--weighting"]
+        why = f"--weighting {weighting or settings.weighting} has no such constant"
+    else:
+        return
+    if unused:
+        raise UsageError(
+            f"{', '.join(unused)} would change nothing: {why}",
+            hint="Use an audit's weights with --weights RUN (made by `noisescope score`), or "
+            f"remove {', '.join(unused)}.",
+        )
+
+
+def _weights(
+    given: str | Path | None,
+    rule: WeightRule,
+    settings: TrainSettings,
+    pairs: PreferenceDataset,
+    policy: Policy,
+    runs_directory: Path,
+    reporter: Reporter,
+    command: str,
+) -> PairWeights | None:
+    """W and Gamma of a file, of a run, or of the dataset's audit; None for no weights."""
+    from noisescope.storage.run import find_run
+
+    adaptive = settings.objective in ADAPTIVE and settings.online is None
+    if adaptive:
+        settings.check_scheme(rule.scheme if given is None else "")
+    if given == "none" or (given is None and not adaptive):
+        return None
+    if given is not None and Path(given).is_file():
+        found = file_weights(Path(given), pairs)
+    elif given is not None and Path(given).suffix in (".parquet", ".csv", ".jsonl", ".json"):
+        raise UsageError(
+            f"--weights {given}: no such file",
+            hint="Make one: noisescope export --format weights --output FILE",
+        )
+    elif given is not None:
+        found = _weights_of_run(find_run(str(given), runs_directory), pairs, rule, reporter)
+    else:
+        run = _audit_of(pairs, policy, settings, runs_directory, reporter, command)
+        found = _weights_of_run(run, pairs, rule, reporter)
+    reporter.note(f"weights: {found.said}")
+    if adaptive and found.even:
+        reporter.note(
+            "these weights hardly differ, so this is nearly plain dpo: u of the replicas is close "
+            "to 0 for every pair; --weighting p_flip and --online replicas do not depend on it"
+        )
+    return found
+
+
+def _audit_of(
+    pairs: PreferenceDataset,
+    policy: Policy,
+    settings: TrainSettings,
+    runs_directory: Path,
+    reporter: Reporter,
+    command: str,
+) -> Run:
+    """The dataset's latest audit, made by one process if there is none."""
+    from accelerate import PartialState
+
+    with PartialState(cpu=policy.device.type == "cpu").main_process_first():
+        run = find_audit(pairs, runs_directory)
+        if run is not None:
+            return run
+        reporter.note(f"{settings.objective} needs an audit of {pairs.name}, which is made first")
+        from noisescope.auditing.audit import audit
+        from noisescope.scoring.score import ScoreConfig
+
+        return audit(
+            pairs,
+            policy,
+            score=ScoreConfig(rho=settings.rho),
+            runs_directory=runs_directory,
+            command=command,
+            reporter=reporter,
+        ).run
+
+
+def _weights_of_run(
+    run: Run, pairs: PreferenceDataset, rule: WeightRule, reporter: Reporter
+) -> PairWeights:
+    """Weights of a run's scores, with a note if its replicas are no better than chance."""
+    found = run_weights(run, pairs, rule)
+    if run.manifest().get("summary", {}).get("chance"):
+        reporter.note(
+            f"{run.directory}: its replicas are no better than chance, so these weights carry no "
+            "information about wrong labels; score again with a better --model"
+        )
+    return found
