@@ -121,9 +121,9 @@ def audit(
     `dataset` is a path, glob, workspace or Hub name; a table of pandas, polars, Arrow or
     `datasets`, whose run is named `name`; or a result of `datasets.load`. `model` is a directory,
     GGUF file or Hub name, or a loaded Policy. None is the workspace's. `format`, `columns` (role
-    to column), `pairs_of` (ranked answers: all, best, adjacent), `split` and `limit`
-    select what is read; `settings` go to the model: device, dtype, max_length, image_size, draws. `evidence` holds the
-    settings of the replicas, `score` rho, k1, k2 and c2.
+    to column), `pairs_of` (ranked answers: all, best, adjacent), `split` and `limit` select what
+    is read; `settings` go to the model: device, dtype, max_length, image_size, draws. `evidence`
+    holds the settings of the replicas, `score` rho, k1, k2 and c2.
 
     If the replicas are no better than chance, `summary.chance` is true and the scores carry no
     information. Raises DataError, UsageError, ModelError, RunError or EvidenceError.
