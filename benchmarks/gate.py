@@ -30,7 +30,7 @@ from benchmarks.harness import Options, Report, main
 from benchmarks.models import cache, smollm2
 from noisescope.auditing.audit import audit
 from noisescope.datasets import load
-from noisescope.gate.evaluate import evaluate
+from noisescope.gate.evaluate import check_gate
 from noisescope.gate.input import Subject
 from noisescope.gate.policy import Policy
 from noisescope.gate.verdict import Verdict
@@ -67,7 +67,7 @@ def resample(dataset: PreferenceDataset, pairs: int, seed: int, noise: float) ->
 def verdict_on(dataset: PreferenceDataset, judge: Judge, runs: Path) -> Verdict:
     """Return the default gate's verdict, by the audit that the command makes."""
     done = audit(dataset, judge, runs_directory=runs)
-    return evaluate(Subject(done.run), Policy())
+    return check_gate(Subject(done.run), Policy())
 
 
 def alarms(options: Options, report: Report, model: str, sizes: list[int]) -> None:

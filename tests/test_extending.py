@@ -17,7 +17,7 @@ from noisescope.datasets.readers import Row
 from noisescope.evaluate.comparison import Comparison, Prompt
 from noisescope.evaluate.judges import JUDGES, JudgeOptions, open_judge
 from noisescope.gate.checks import CHECKS
-from noisescope.gate.evaluate import evaluate
+from noisescope.gate.evaluate import check_gate
 from noisescope.gate.input import Subject
 from noisescope.gate.policy import Policy
 from noisescope.scoring.detectors import DETECTORS, Evidence
@@ -59,9 +59,9 @@ def test_the_examples_run() -> None:
 def test_the_check_and_the_judge_of_the_examples_decide(tmp_path: Path) -> None:
     pairs = made_pairs(20)
     run = made_run(tmp_path, [*pairs, replace(pairs[0], prompt="x" * 20_001)], np.ones(21))
-    results = {result.check: result for result in evaluate(Subject(run), Policy()).results}
+    results = {result.check: result for result in check_gate(Subject(run), Policy()).results}
     assert results["long_prompts"].status == "fail"
-    assert "1 prompts" in results["long_prompts"].said
+    assert "1 prompts" in results["long_prompts"].message
     judge = open_judge("brief", "text", JudgeOptions("cpu"))
     (verdict,) = judge.judge([Comparison(Prompt("Bread?"), "Bake it.", "No, never, not at all.")])
     assert verdict.outcome == 1.0

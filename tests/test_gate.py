@@ -21,11 +21,11 @@ from noisescope.datasets import load
 from noisescope.errors import RunError, UsageError
 from noisescope.gate.checks import CHECKS, difference
 from noisescope.gate.counts import near_duplicate_mask
-from noisescope.gate.evaluate import evaluate
+from noisescope.gate.evaluate import check_gate
 from noisescope.gate.input import Subject
 from noisescope.gate.label_bias import length_auroc
 from noisescope.gate.policy import CHOICES, KEYS, RANGES, Policy, Rule, read_policy
-from noisescope.gate.verdict import Estimate, Result, Verdict, judge, pairs_to_clear
+from noisescope.gate.verdict import Estimate, Result, Verdict, compare_threshold, pairs_to_clear
 from noisescope.scoring.flip_rate import fit_flip_rate
 from noisescope.storage.run import Run
 
@@ -39,7 +39,7 @@ def only(**settings: object) -> Policy:
 
 
 def status(subject: Subject, **settings: object) -> list[str]:
-    return [result.status for result in evaluate(subject, only(**settings)).results]
+    return [result.status for result in check_gate(subject, only(**settings)).results]
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,9 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_default_gate_passes_clean_labels_and_breaches_noisy_ones(
     clean: Run, noisy: Run
 ) -> None:
-    good = evaluate(Subject(clean), Policy())
+    good = check_gate(Subject(clean), Policy())
     assert (good.exit_code, good.word) == (0, "passed"), good.to_json()
-    bad = evaluate(Subject(noisy), Policy())
+    bad = check_gate(Subject(noisy), Policy())
     assert bad.exit_code == 1
     failed = {result.check for result in bad.of("fail")}
     assert failed == {"flip_rate", "reliability", "side_order", "faults"}
@@ -116,10 +116,10 @@ def test_each_check_fails_beyond_its_threshold_and_passes_within(
 ) -> None:
     subject = Subject(noisy)
     for value, expected in ((breached, "fail"), (met, "pass")):
-        (result,) = evaluate(subject, only(**{setting: value}, **more)).results
-        assert (result.check, result.status) == (check, expected), result.said
+        (result,) = check_gate(subject, only(**{setting: value}, **more)).results
+        assert (result.check, result.status) == (check, expected), result.message
         assert result.threshold == value
-    assert evaluate(subject, OFF).results == ()
+    assert check_gate(subject, OFF).results == ()
 
 
 def test_every_check_is_covered_above() -> None:
@@ -130,7 +130,7 @@ def test_checks_that_do_not_apply_are_skipped(tmp_path: Path) -> None:
     pairs = [replace(pair, annotator=None) for pair in made_pairs(200)]
     run = made_run(tmp_path, pairs, margins_of(200, 0, 0), modality="image")
     policy = only(min_reliability=0.5, min_labels=9, max_length_auroc=0.9, max_side_imbalance=0.1)
-    verdict = evaluate(Subject(run), policy)
+    verdict = check_gate(Subject(run), policy)
     assert [result.status for result in verdict.results] == ["skipped"] * 4
     assert verdict.exit_code == 0
 
@@ -144,24 +144,24 @@ def test_growth_looks_at_new_pairs_alone(tmp_path: Path) -> None:
     for new, expected in ((sloppy, "fail"), (careful, "pass")):
         run = made_run(tmp_path / expected, more, np.concatenate([old_margins, new]))
         subject = Subject(run, old)
-        (result,) = evaluate(subject, only(max_growth=0.05)).results
-        assert result.status == expected, result.said
-        assert "300 new pairs" in result.said
+        (result,) = check_gate(subject, only(max_growth=0.05)).results
+        assert result.status == expected, result.message
+        assert "300 new pairs" in result.message
         assert all(row.row >= 1500 for row in result.rows)
     turned = [replace(p, chosen=p.rejected, rejected=p.chosen) for p in more[:40]]
     again = made_run(tmp_path / "turned", turned + more[40:1500], old_margins)
     assert Subject(again, old).new.sum() == 40
-    same = evaluate(Subject(old, old), only(max_growth=0.05))
-    assert "no pair is new" in same.results[0].said
+    same = check_gate(Subject(old, old), only(max_growth=0.05))
+    assert "no pair is new" in same.results[0].message
     assert same.exit_code == 0
 
 
 def test_a_baseline_of_other_pairs_is_no_evidence(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", made_pairs(300), margins_of(300, 0.0, 1))
     other = made_run(tmp_path / "other", made_pairs(300, 5000), margins_of(300, 0.0, 2))
-    verdict = evaluate(Subject(run, other), only(max_growth=0.05))
+    verdict = check_gate(Subject(run, other), only(max_growth=0.05))
     assert [result.status for result in verdict.results] == ["inconclusive"]
-    assert "is it a run of this dataset?" in verdict.results[0].said
+    assert "too few old ones to compare with" in verdict.results[0].message
 
 
 @pytest.mark.slow
@@ -190,7 +190,9 @@ def test_replicas_that_trained_on_the_pairs_give_no_verdict(tmp_path: Path) -> N
     table = pq.read_table(part)
     seen = pa.array(np.zeros(table.num_rows, bool))
     pq.write_table(table.set_column(4, table.schema.field("held_out"), seen), part)
-    verdict = evaluate(Subject(run), only(max_flip_rate=0.1, min_accuracy=0.6, max_duplicates=0.5))
+    verdict = check_gate(
+        Subject(run), only(max_flip_rate=0.1, min_accuracy=0.6, max_duplicates=0.5)
+    )
     told = {result.check: result.status for result in verdict.results}
     assert told == {"flip_rate": "inconclusive", "accuracy": "inconclusive", "duplicates": "pass"}
 
@@ -199,7 +201,7 @@ def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
     run = made_run(tmp_path, made_pairs(50), margins_of(50, 0, 0))
     manifest, plan = run.manifest(), run.plan()
     run.write_manifest({key: value for key, value in manifest.items() if key != "facts"})
-    with pytest.raises(RunError, match="does not say what was read"):
+    with pytest.raises(RunError, match="does not record what was read"):
         Subject(run)
     run.plan_path.write_text(json.dumps(plan | {"format": 99}))
     with pytest.raises(RunError, match="format 99"):
@@ -222,7 +224,9 @@ def test_alarms_in_twenty_resamples_of_2000_pairs() -> None:
         fitted = fit_flip_rate(margins_of(2000, rate, seed))
         found = Estimate(fitted.estimate, fitted.low, fitted.high, fitted.pairs)
         assert Policy.max_flip_rate is not None
-        verdict, _ = judge(found, Policy.max_flip_rate, Policy.flip_rate_bound, Policy.detect)
+        verdict, _ = compare_threshold(
+            found, Policy.max_flip_rate, Policy.flip_rate_bound, Policy.detect
+        )
         return verdict != "pass"
 
     assert sum(breached(0.01, seed) for seed in range(20)) <= 1
@@ -231,7 +235,7 @@ def test_alarms_in_twenty_resamples_of_2000_pairs() -> None:
 
 def test_too_few_pairs_are_inconclusive_with_the_number_needed(tmp_path: Path) -> None:
     run = made_run(tmp_path, made_pairs(60), margins_of(60, 0.1, 8))
-    verdict = evaluate(Subject(run), only(max_flip_rate=0.05))
+    verdict = check_gate(Subject(run), only(max_flip_rate=0.05))
     (result,) = verdict.results
     assert result.status == "inconclusive"
     assert result.pairs_needed is not None
@@ -246,11 +250,11 @@ def test_too_few_pairs_are_inconclusive_with_the_number_needed(tmp_path: Path) -
 def test_replicas_at_chance_give_no_verdict(tmp_path: Path) -> None:
     margins = np.random.default_rng(0).normal(0, 1, 400)
     run = made_run(tmp_path, made_pairs(400), margins)
-    verdict = evaluate(Subject(run), Policy())
+    verdict = check_gate(Subject(run), Policy())
     assert verdict.exit_code == 2
     told = {result.check: result for result in verdict.of("inconclusive")}
     assert set(told) == {"flip_rate", "reliability"}
-    assert "no better than chance" in told["flip_rate"].said
+    assert "no better than chance" in told["flip_rate"].message
 
 
 estimates = st.floats(0, 1).flatmap(
@@ -263,7 +267,7 @@ def test_judgements_agree_with_the_interval(
     found: tuple[float, float, float], threshold: float, bound: str, detect: float
 ) -> None:
     value, low, high = found
-    verdict, needed = judge(Estimate(value, low, high, 100), threshold, bound, detect)
+    verdict, needed = compare_threshold(Estimate(value, low, high, 100), threshold, bound, detect)
     if high <= threshold:
         assert verdict == "pass"
     elif low > threshold:
@@ -313,13 +317,13 @@ def test_a_house_rule_is_breached_by_each_row_it_returns(clean: Run) -> None:
         Rule("short", "SELECT pair_id, source, row, prompt FROM pairs WHERE row < 3 ORDER BY row"),
         Rule("none", "SELECT 1 WHERE false"),
     )
-    verdict = evaluate(Subject(clean), only(rules=rules))
+    verdict = check_gate(Subject(clean), only(rules=rules))
     short, none = verdict.results
     assert (short.status, short.measured, none.status) == ("fail", 3.0, "pass")
     assert [(row.source, row.row) for row in short.rows] == [("pairs.jsonl", n) for n in range(3)]
     wrong = (Rule("a", "SELECT nothing FROM pairs"), Rule("b", "SELECT * FROM 'pairs.parquet'"))
     with pytest.raises(UsageError) as caught:
-        evaluate(Subject(clean), only(rules=wrong))
+        check_gate(Subject(clean), only(rules=wrong))
     assert "  a: " in caught.value.message
     assert "  b: " in caught.value.message
 
@@ -355,7 +359,7 @@ def test_policy_faults_are_told_all_at_once(tmp_path: Path) -> None:
         "max_duplicates is nan",
         "x has two sources: sql of [gate] of noisescope.toml and --sql",
         "rule 'y' must be one SELECT, not DROP",
-        "--sql 'nameless' is no 'NAME: SELECT ...'",
+        "--sql 'nameless' is not of the form 'NAME: SELECT ...'",
     ):
         assert fault in caught.value.message
     assert "15 faults" in caught.value.message
@@ -379,7 +383,8 @@ def test_settings_of_policy_and_documents_agree() -> None:
         )
         assert f"| `{key}` | {written} |" in page, key
     for name in (*Verdict.__dataclass_fields__, *Result.__dataclass_fields__):
-        assert f"`{name}`" in page or name in ("inconclusive", "results"), name
+        key = {"message": "said"}.get(name, name)
+        assert f"`{key}`" in page or key in ("inconclusive", "results"), name
 
 
 @pytest.mark.slow
@@ -407,7 +412,7 @@ def test_a_damaged_run_is_a_clear_error(tmp_path: Path) -> None:
     run = made_run(tmp_path, made_pairs(50), margins_of(50, 0, 0))
     run.scores_path.write_bytes(b"PAR1")
     with pytest.raises(RunError, match="cannot be read"):
-        evaluate(Subject(run), Policy())
+        check_gate(Subject(run), Policy())
 
 
 @pytest.mark.slow

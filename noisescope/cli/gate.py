@@ -43,12 +43,12 @@ if TYPE_CHECKING:
     from noisescope.storage.workspace import Workspace
 
 STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "skipped": "dim"}
-#: Rows shown below the table for each breach.
+#: Rows shown below the table for each failed check.
 SHOWN = 5
 
 
 def print_verdict(verdict: Verdict) -> None:
-    """Every check in a table, the rows behind each breach, and the verdict in one line."""
+    """Print every check in a table, the rows behind each failure, and the verdict in one line."""
     from rich.table import Table
     from rich.text import Text
 
@@ -65,13 +65,13 @@ def print_verdict(verdict: Verdict) -> None:
     if verdict.exit_code:
         print_lines(next=_next(verdict))
     style = STYLES["fail" if verdict.exit_code else "pass"]
-    OUT.print(Text(printable(verdict.said), style=style), soft_wrap=True)
+    OUT.print(Text(printable(verdict.summary), style=style), soft_wrap=True)
     if verdict.exit_code == 2:
         ERR.print("inconclusive is exit 2; --inconclusive pass or fail decides otherwise")
 
 
 def _next(verdict: Verdict) -> str:
-    """What to type where it is not green: the first bad pair in full, else the whole run."""
+    """Suggest the next command: show the first bad pair, else the whole run."""
     run = shlex.quote(verdict.run)
     bad = [row.pair_id for result in verdict.of("fail") for row in result.rows if row.pair_id]
     return (
@@ -80,7 +80,7 @@ def _next(verdict: Verdict) -> str:
 
 
 def allowed(result: Result) -> str:
-    """A threshold with its direction, as it was set."""
+    """Format a threshold with its direction."""
     if result.threshold is None:
         return ""
     floor = result.check in ("accuracy", "reliability", "labels")
@@ -90,7 +90,7 @@ def allowed(result: Result) -> str:
 def _found(result: Result) -> str:
     needed = result.pairs_needed
     more = f"; about {needed:,} pairs are needed" if needed is not None else ""
-    return printable(result.said) + more
+    return printable(result.message) + more
 
 
 def _print_rows(results: Sequence[Result]) -> None:
@@ -111,11 +111,11 @@ def _number(name: str) -> Any:
 
 
 def _choice(name: str) -> Any:
-    allowed, text = CHOICES[name]
-    return typer.Option(help=text, metavar="|".join(allowed), rich_help_panel="Checks")
+    choices, text = CHOICES[name]
+    return typer.Option(help=text, metavar="|".join(choices), rich_help_panel="Checks")
 
 
-#: Values of a setting as typed; a setting typed twice is a fault of the policy.
+#: Values of a setting as given; a setting given twice is an error.
 Typed = list[str] | None
 
 
@@ -189,7 +189,7 @@ def gate(
 
     Example: noisescope gate hh-rlhf --max-flip-rate 0.1 --junit gate.xml --sarif gate.sarif
     """
-    from noisescope.gate.evaluate import evaluate
+    from noisescope.gate.evaluate import check_gate
     from noisescope.gate.input import Subject
     from noisescope.gate.policy import read_policy
     from noisescope.storage.workspace import find_workspace
@@ -210,7 +210,7 @@ def gate(
     old = None if baseline is None else _baseline(baseline, run, runs_dir)
     terminal.note(f"run: {run.directory}" + (f", baseline: {old.directory}" if old else ""))
     subject = Subject(run, old)
-    verdict = evaluate(subject, settings)
+    verdict = check_gate(subject, settings)
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
     if json:
         print_json(verdict.to_json())
@@ -218,13 +218,13 @@ def gate(
         with _no_commands(on_github):
             print_verdict(verdict)
     if on_github:
-        _tell_github(verdict, subject, to_stderr=json)
+        _annotate_github(verdict, subject, to_stderr=json)
     _write_files(verdict, subject, junit, sarif, markdown)
     raise typer.Exit(verdict.exit_code)
 
 
 def _refuse_vain_baseline(baseline: str, settings: Policy, runs_dir: Path) -> None:
-    """Raise, before anything is audited, where the baseline is missing or no check asks it."""
+    """Raise, before anything is audited, if the baseline is missing or no check uses it."""
     from noisescope.errors import UsageError
     from noisescope.storage.run import find_run
 
@@ -237,9 +237,9 @@ def _refuse_vain_baseline(baseline: str, settings: Policy, runs_dir: Path) -> No
 
 
 def _baseline(baseline: str, run: Run, runs_dir: Path) -> Run:
-    """The run that --baseline means: by a dataset's name the latest one that is not `run` itself.
+    """Find the run of --baseline; for a dataset's name the latest one that is not `run`.
 
-    Else a gate typed twice would compare its own run with itself, and pass.
+    Otherwise a repeated gate would compare a run with itself, and pass.
     """
     from noisescope.errors import RunError
     from noisescope.storage.run import Run, find_run, finished_runs
@@ -263,7 +263,7 @@ def _baseline(baseline: str, run: Run, runs_dir: Path) -> Run:
 
 @contextlib.contextmanager
 def _no_commands(on_github: bool) -> Iterator[None]:
-    """Keep GitHub from reading workflow commands in lines that show dataset text."""
+    """Prevent GitHub from executing workflow commands in lines with dataset text."""
     token = secrets.token_hex(16)
     if on_github:
         print(f"::stop-commands::{token}", flush=True)
@@ -305,7 +305,7 @@ def _write_files(
     sarif: Path | None,
     markdown: Path | None,
 ) -> None:
-    """The files asked for, whole or not at all."""
+    """Write the requested files, each atomically."""
     from noisescope.gate.formats import junit as as_junit
     from noisescope.gate.formats import markdown as as_markdown
     from noisescope.gate.formats import sarif as as_sarif
@@ -319,8 +319,8 @@ def _write_files(
         write_atomic(markdown, as_markdown(verdict))
 
 
-def _tell_github(verdict: Verdict, subject: Subject, *, to_stderr: bool) -> None:
-    """Annotations as workflow commands, and the step summary where there is a file for it."""
+def _annotate_github(verdict: Verdict, subject: Subject, *, to_stderr: bool) -> None:
+    """Print annotations as workflow commands, and write the step summary if there is a file."""
     from noisescope.gate.formats import commands, write_summary
 
     stream = sys.stderr if to_stderr else sys.stdout

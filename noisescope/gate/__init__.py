@@ -1,12 +1,13 @@
-"""Dataset quality gates: checks of an audit against a policy, and a verdict that CI understands.
+"""Check an audited dataset against a policy, with a verdict and output formats for CI.
 
-    verdict = evaluate(Subject(Run(Path("runs/pairs-1a2b3c4d"))), Policy())
-    verdict.exit_code      # 0 passed, 1 a check was breached, 2 the evidence does not suffice
+    verdict = check_gate(Subject(Run(Path("runs/pairs-1a2b3c4d"))), Policy())
+    verdict.exit_code      # 0 passed, 1 a check failed, 2 inconclusive
 
-policy      what is allowed, from `noisescope.toml` [gate], a file and flags
-subject     what an audit knows about the dataset
-checks      CHECKS: one function a check
-verdict     results together; `junit`, `sarif`, `github` and `markdown` write them for others
+policy      thresholds, from `noisescope.toml` [gate], a file and flags
+input       the run that is checked, and its baseline
+checks      CHECKS: one function per check
+verdict     the results together; `formats` writes them as JUnit, SARIF, Markdown and for GitHub
 
-No torch anywhere here: a run is judged from its Parquet files alone.
+Reads a run's Parquet files; no torch. May import `scoring`, `storage` and below; only `cli` imports
+it.
 """

@@ -1,7 +1,13 @@
-"""The checks of a gate: CHECKS, a plain dict from a name to one function of subject and policy.
+"""Checks on estimated quantities, and CHECKS: name -> function of (subject, policy).
 
-A function returns None where its check is off, else one Result. Shares are shares of pairs unless
-said otherwise. A new check is a setting in `policy`, a function here and a line in CHECKS.
+A function returns None if its check is off, else one Result. Shares are shares of pairs unless
+stated otherwise. A new check is a setting in `policy`, a function and a line in CHECKS.
+
+`growth` compares the flip rates of new and old pairs of one audit. The link g is fitted on the old
+pairs; given g, a label agrees with its held-out margin m with probability
+(1 - e) F + e (1 - F), F = sigma(g(m)), so each group has a posterior of its flip rate e (uniform
+prior, likelihood tempered by OVERDISPERSION). The check is on e_new - e_old, the difference of two
+independent posteriors.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from noisescope.gate.counts import (
 from noisescope.gate.input import Subject
 from noisescope.gate.label_bias import giveaways, length_bias, side_order
 from noisescope.gate.policy import Policy
-from noisescope.gate.verdict import Estimate, Result, judge, plural
+from noisescope.gate.verdict import Estimate, Result, compare_threshold, plural
 from noisescope.scoring.flip_rate import FEWEST_PAIRS, OVERDISPERSION, FlipRate, fit_flip_rate
 from noisescope.scoring.metrics import Interval, share
 from noisescope.scoring.summary import CONTESTED
@@ -35,7 +41,7 @@ RATES = (np.arange(400) + 0.5) / 400
 
 
 def rate_posterior(margins: Float, link: FlipRate) -> Float:
-    """Posterior [400] over RATES of the flip rate of margins [n], given the link."""
+    """Compute the posterior [400] over RATES of the flip rate of margins [n], given the link."""
     share = expit(link.gap(margins))
     log_likelihood = np.array(
         [np.log(np.maximum((1 - e) * share + e * (1 - share), 1e-300)).sum() for e in RATES]
@@ -45,7 +51,7 @@ def rate_posterior(margins: Float, link: FlipRate) -> Float:
 
 
 def difference(new: Float, old: Float) -> Estimate:
-    """Mean and 90 % interval of e_new - e_old, from margins of new [n] and old pairs."""
+    """Estimate e_new - e_old with its 90 % interval, from the margins of new and old pairs."""
     link = fit_flip_rate(old)
     density = np.convolve(rate_posterior(new, link), rate_posterior(old, link)[::-1])
     values = np.linspace(RATES[0] - RATES[-1], RATES[-1] - RATES[0], len(density))
@@ -55,7 +61,7 @@ def difference(new: Float, old: Float) -> Estimate:
 
 
 def growth(subject: Subject, policy: Policy) -> Result | None:
-    """Flip rate of the pairs new since the baseline above that of the old ones."""
+    """Compare the flip rate of pairs that are not in the baseline with that of the others."""
     if policy.max_growth is None or subject.baseline is None:
         return None
     new, margins = subject.new, subject.columns["margin"]
@@ -64,16 +70,16 @@ def growth(subject: Subject, policy: Policy) -> Result | None:
     if count == 0:
         return Result("growth", "pass", f"no pair is new {against}", threshold=policy.max_growth)
     if len(new) - count < FEWEST_PAIRS:
-        said = f"{count:,} of {plural(len(new), 'pair')} are new {against}: "
-        said += "hardly any old one to compare with; is it a run of this dataset?"
-        return Result("growth", "inconclusive", said, threshold=policy.max_growth)
+        message = f"{count:,} of {plural(len(new), 'pair')} are new {against}: "
+        message += "too few old ones to compare with"
+        return Result("growth", "inconclusive", message, threshold=policy.max_growth)
     found = difference(margins[new], margins[~new])
-    status, needed = judge(found, policy.max_growth, "lower", policy.detect)
+    status, needed = compare_threshold(found, policy.max_growth, "lower", policy.detect)
     return Result(
         "growth",
         status,
         f"the flip rate of {plural(count, 'new pair')} is {found.value * 100:+.1f} points "
-        f"({found.low * 100:+.1f} to {found.high * 100:+.1f}) beside the old ones' {against}",
+        f"({found.low * 100:+.1f} to {found.high * 100:+.1f}) compared with the old ones {against}",
         found.value,
         found.low,
         found.high,
@@ -88,16 +94,18 @@ Check = Callable[[Subject, Policy], Result | None]
 
 
 def flip_rate(subject: Subject, policy: Policy) -> Result | None:
-    """The flip rate e of `flip_rate.fit_flip_rate`, by the chosen bound of its interval."""
+    """Check the flip rate e of `fit_flip_rate`, by the chosen bound of its interval."""
     if policy.max_flip_rate is None:
         return None
     rate = subject.rate
     found = Estimate(rate.estimate, rate.low, rate.high, rate.pairs)
-    status, needed = judge(found, policy.max_flip_rate, policy.flip_rate_bound, policy.detect)
+    status, needed = compare_threshold(
+        found, policy.max_flip_rate, policy.flip_rate_bound, policy.detect
+    )
     return Result(
         "flip_rate",
         status,
-        f"{_with_interval(found)} of labels are wrong however easy the pair",
+        f"{_with_interval(found)} of labels are wrong even on easy pairs",
         rate.estimate,
         rate.low,
         rate.high,
@@ -109,10 +117,10 @@ def flip_rate(subject: Subject, policy: Policy) -> Result | None:
 
 
 def mislabelled(subject: Subject, policy: Policy) -> Result | None:
-    """The mislabelled share's bracket, its low or its high end against the threshold.
+    """Check the low or the high end of the range of the mislabelled share.
 
-    The bracket goes from the flip rate to 1 - held-out accuracy, and more pairs do not close it;
-    the chosen end is judged by its own sampling interval.
+    The range is from the flip rate to 1 - held-out accuracy, and more pairs do not close it; the
+    chosen end is compared by its own sampling interval.
     """
     if policy.max_mislabelled is None:
         return None
@@ -121,11 +129,13 @@ def mislabelled(subject: Subject, policy: Policy) -> Result | None:
     found = Estimate(rate.estimate, low, rate.high, rate.pairs)
     if policy.mislabelled_bound == "upper":
         found = Estimate(1 - agreed.estimate, 1 - agreed.high, high, rate.pairs)
-    status, needed = judge(found, policy.max_mislabelled, policy.mislabelled_bound, policy.detect)
+    status, needed = compare_threshold(
+        found, policy.max_mislabelled, policy.mislabelled_bound, policy.detect
+    )
     return Result(
         "mislabelled",
         status,
-        f"between {low:.1%} and {high:.1%} of labels are not what most people would say",
+        f"between {low:.1%} and {high:.1%} of labels are not what most people would choose",
         None,
         low,
         high,
@@ -137,21 +147,21 @@ def mislabelled(subject: Subject, policy: Policy) -> Result | None:
 
 
 def suspects(subject: Subject, policy: Policy) -> Result | None:
-    """Share of pairs with p_wrong above `suspect_p`."""
+    """Check the share of pairs with p_wrong above `suspect_p`."""
     if policy.max_suspects is None:
         return None
     above = subject.columns["p_wrong"] > policy.suspect_p
-    said = f"of pairs have p_wrong above {policy.suspect_p:g}"
-    return _of_pairs("suspects", subject, above, policy.max_suspects, policy.detect, said)
+    message = f"of pairs have p_wrong above {policy.suspect_p:g}"
+    return _of_pairs("suspects", subject, above, policy.max_suspects, policy.detect, message)
 
 
 def contested(subject: Subject, policy: Policy) -> Result | None:
-    """Share of pairs on which people would split (contested >= 0.8)."""
+    """Check the share of pairs that the replicas cannot decide (contested >= 0.8)."""
     if policy.max_contested is None:
         return None
     split = subject.columns["contested"] >= CONTESTED
-    said = "of pairs are contested"
-    return _of_pairs("contested", subject, split, policy.max_contested, policy.detect, said)
+    message = "of pairs are contested"
+    return _of_pairs("contested", subject, split, policy.max_contested, policy.detect, message)
 
 
 def _of_pairs(
@@ -160,16 +170,16 @@ def _of_pairs(
     mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]],
     threshold: float,
     detect: float,
-    said: str,
+    message: str,
 ) -> Result:
-    """A share of pairs with Wilson's interval, by its lower bound."""
+    """Check a share of pairs by the lower bound of Wilson's interval."""
     interval = share(int(mask.sum()), len(mask))
     found = Estimate(interval.estimate, interval.low, interval.high, len(mask))
-    status, needed = judge(found, threshold, "lower", detect)
+    status, needed = compare_threshold(found, threshold, "lower", detect)
     return Result(
         name,
         status,
-        f"{_with_interval(found)} {said}",
+        f"{_with_interval(found)} {message}",
         found.value,
         found.low,
         found.high,
@@ -181,12 +191,12 @@ def _of_pairs(
 
 
 def accuracy(subject: Subject, policy: Policy) -> Result | None:
-    """Held-out accuracy: fails where even the upper bound is below the floor."""
+    """Check held-out accuracy: fails if even its upper bound is below the minimum."""
     if policy.min_accuracy is None:
         return None
     interval: Interval = subject.accuracy
-    turned = Estimate(1 - interval.estimate, 1 - interval.high, 1 - interval.low, len(subject))
-    status, needed = judge(turned, 1 - policy.min_accuracy, "lower", policy.detect)
+    error = Estimate(1 - interval.estimate, 1 - interval.high, 1 - interval.low, len(subject))
+    status, needed = compare_threshold(error, 1 - policy.min_accuracy, "lower", policy.detect)
     found = Estimate(interval.estimate, interval.low, interval.high, len(subject))
     return Result(
         "accuracy",
@@ -202,10 +212,10 @@ def accuracy(subject: Subject, policy: Policy) -> Result | None:
 
 
 def reliability(subject: Subject, policy: Policy) -> Result | None:
-    """Every annotator's reliability: none may be below the floor with posterior certainty.
+    """Check that no annotator's reliability is certainly below the minimum.
 
-    With A annotators one fails where P(reliability < floor) >= 1 - 0.05 / A (Bonferroni), under
-    the empirical-Bayes posterior of `annotators`: few labels stay near the crowd.
+    With A annotators one fails if P(reliability < minimum) >= 1 - 0.05 / A (Bonferroni), under
+    the empirical-Bayes posterior of `annotators`, which shrinks few labels toward the crowd.
     """
     from scipy.special import expit
 
@@ -224,14 +234,14 @@ def reliability(subject: Subject, policy: Policy) -> Result | None:
     wrong = np.flatnonzero(below >= 1 - 0.05 / len(names))
     reliable = 1 - posterior @ RATES
     worst = int(np.argmin(reliable))
-    said = f"{len(wrong)} of {plural(len(names), 'annotator')} are below"
-    said += f"; the least reliable, {names[worst]}, is at {reliable[worst]:.0%}"
+    message = f"{len(wrong)} of {plural(len(names), 'annotator')} are below"
+    message += f"; the least reliable, {names[worst]}, is at {reliable[worst]:.0%}"
     mask = np.zeros(len(subject), bool)
     mask[np.flatnonzero(known)[np.isin(codes, wrong)]] = True
     return Result(
         "reliability",
         "fail" if len(wrong) else "pass",
-        said,
+        message,
         float(reliable[worst]),
         threshold=policy.min_reliability,
         bound="upper",
@@ -240,7 +250,7 @@ def reliability(subject: Subject, policy: Policy) -> Result | None:
 
 
 def labels(subject: Subject, policy: Policy) -> Result | None:
-    """Fewest labels of any annotator."""
+    """Check the smallest number of labels of any annotator."""
     if policy.min_labels is None:
         return None
     names, codes = subject.annotators
@@ -283,7 +293,7 @@ CHECKS: dict[str, Check] = {
     "faults": faults,
     "encoding": encoding_faults,
 }
-#: Checks that ask the replicas; where those are no better than a coin there is no verdict.
-ASK_REPLICAS = ("flip_rate", "mislabelled", "suspects", "contested", "growth", "reliability")
-#: Checks that mean nothing where the replicas trained on the pairs they judge.
-ASK_HELD_OUT = (*ASK_REPLICAS, "accuracy")
+#: Checks that use the replicas: inconclusive if those are no better than chance.
+USE_REPLICAS = ("flip_rate", "mislabelled", "suspects", "contested", "growth", "reliability")
+#: Checks that need held-out margins.
+USE_HELD_OUT = (*USE_REPLICAS, "accuracy")

@@ -1,11 +1,11 @@
-"""Evaluate a policy on a subject: every check, every house rule, one verdict."""
+"""Run every check and every custom rule of a policy on a run, and collect the verdict."""
 
 from __future__ import annotations
 
 import math
 
 from noisescope.errors import EvidenceError, UsageError
-from noisescope.gate.checks import ASK_HELD_OUT, ASK_REPLICAS, CHECKS
+from noisescope.gate.checks import CHECKS, USE_HELD_OUT, USE_REPLICAS
 from noisescope.gate.input import Subject
 from noisescope.gate.policy import Policy, Rule
 from noisescope.gate.verdict import (
@@ -19,13 +19,13 @@ from noisescope.gate.verdict import (
 )
 
 
-def evaluate(subject: Subject, policy: Policy) -> Verdict:
-    """Results of all checks that are on, in the order of CHECKS, then of the house rules.
+def check_gate(subject: Subject, policy: Policy) -> Verdict:
+    """Run all checks that are on, in the order of CHECKS, then the custom rules.
 
-    Raises UsageError where a rule's SQL does not fit the run's tables (all of them together),
-    RunError where the run cannot be read.
+    Raises UsageError with all rules whose SQL does not fit the run's tables, RunError if the run
+    cannot be read.
     """
-    rules = _house_rules(subject, policy.rules)
+    rules = _custom_rules(subject, policy.rules)
     checked = [_checked(name, subject, policy) for name in CHECKS]
     return Verdict(
         run=str(subject.run.directory),
@@ -39,27 +39,27 @@ def evaluate(subject: Subject, policy: Policy) -> Verdict:
 
 
 def _checked(name: str, subject: Subject, policy: Policy) -> Result | None:
-    """One check; where the replicas carry no verdict, or trained on the pairs, inconclusive."""
+    """Run one check; inconclusive if the replicas are at chance or trained on the pairs."""
     try:
         result = CHECKS[name](subject, policy)
-    except EvidenceError as error:
-        return Result(name, "inconclusive", error.message)
-    if result is None or result.status == "skipped" or name not in ASK_HELD_OUT:
+    except EvidenceError as fault:
+        return Result(name, "inconclusive", fault.message)
+    if result is None or result.status == "skipped" or name not in USE_HELD_OUT:
         return result
     if subject.in_sample:
-        said = "the replicas may have trained on these pairs: no margin is held out"
-        return Result(name, "inconclusive", said, threshold=result.threshold)
-    if name not in ASK_REPLICAS or not subject.chance:
+        message = "the replicas may have trained on these pairs: no margin is held out"
+        return Result(name, "inconclusive", message, threshold=result.threshold)
+    if name not in USE_REPLICAS or not subject.chance:
         return result
     found = subject.accuracy
-    turned = Estimate(1 - found.estimate, 1 - found.high, 1 - found.low, len(subject))
-    needed = pairs_to_clear(turned, math.inf, 0.5)
-    said = f"the replicas are no better than chance ({found.estimate:.1%} held-out accuracy)"
-    return Result(name, "inconclusive", said, threshold=result.threshold, pairs_needed=needed)
+    error = Estimate(1 - found.estimate, 1 - found.high, 1 - found.low, len(subject))
+    needed = pairs_to_clear(error, math.inf, 0.5)
+    message = f"the replicas are no better than chance ({found.estimate:.1%} held-out accuracy)"
+    return Result(name, "inconclusive", message, threshold=result.threshold, pairs_needed=needed)
 
 
-def _house_rules(subject: Subject, rules: tuple[Rule, ...]) -> list[Result]:
-    """Each rule's rows are its breaches."""
+def _custom_rules(subject: Subject, rules: tuple[Rule, ...]) -> list[Result]:
+    """Run the SQL rules; each row that one returns is a violation."""
     from noisescope.storage.sql import query
 
     results, wrong = [], []
@@ -71,20 +71,22 @@ def _house_rules(subject: Subject, rules: tuple[Rule, ...]) -> list[Result]:
             continue
         count = table.num_rows
         rows = tuple(_row(row) for row in table.slice(0, 10).to_pylist())
-        said = f"{plural(count, 'row')} returned, each a breach" if count else "no row returned"
+        message = (
+            f"{plural(count, 'row')} returned, each a violation" if count else "no row returned"
+        )
         status: Status = "fail" if count else "pass"
         name = f"sql:{rule.name}"
-        results.append(Result(name, status, said, float(count), threshold=0.0, rows=rows))
+        results.append(Result(name, status, message, float(count), threshold=0.0, rows=rows))
     if wrong:
         raise UsageError(
-            "house rules that do not fit this run:\n" + "\n".join(wrong),
+            "rules that do not fit this run:\n" + "\n".join(wrong),
             hint="`noisescope query` without SQL lists tables and columns.",
         )
     return results
 
 
 def _row(values: dict[str, object]) -> Row:
-    """A row of a rule's result; where it names pair_id, source and row they are its place."""
+    """Convert a row of a rule's result; pair_id, source and row, if present, are its location."""
     rest = {k: v for k, v in values.items() if k not in ("pair_id", "source", "row")}
     number = values.get("row")
     return Row(

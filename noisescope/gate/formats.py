@@ -1,8 +1,14 @@
-"""A verdict as SARIF 2.1.0: a rule a check, one result for each that is breached or inconclusive.
+"""Write a verdict as Markdown, GitHub annotations and step summary, JUnit XML and SARIF 2.1.0.
 
-The worst pair is the result's location (without one, the whole dataset is: GitHub wants a
-location), the others are related locations. Rows of line-based
-files (JSONL) are given as lines; elsewhere the row is only named.
+Text of the dataset is untrusted in all of them: it is made printable, and what is markup in a
+format is escaped.
+
+Markdown: a table of checks, then the rows behind each failure. GitHub: at most 10 annotations per
+step and a summary of at most 1 MiB; % CR LF, and : and , in properties, are escaped, so that text
+cannot end or start a workflow command. JUnit: one test case per check; fail is a <failure>,
+inconclusive an <error>. SARIF: one rule per check and one result per failed or inconclusive one;
+the worst pair is its location (without pairs, the dataset: GitHub requires a location), the others
+are related locations; rows of JSON lines are given as line numbers.
 """
 
 from __future__ import annotations
@@ -20,23 +26,23 @@ from noisescope.errors import RunError
 from noisescope.gate.verdict import Result, Row, Verdict
 from noisescope.storage.printable import one_line
 
-#: What means something in Markdown, HTML, or GitHub's automatic links and mentions.
+#: Characters with a meaning in Markdown, HTML, or GitHub's automatic links and mentions.
 _MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+\-!|~&@:/.\"'$^=]")
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown and HTML show as it is: markup characters as numeric entities."""
+    """Escape markup characters as numeric entities, for Markdown and HTML."""
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", one_line(text))
 
 
 def command_data(text: str) -> str:
-    """The message of a GitHub workflow command; line breaks are kept, escaped."""
+    """Escape the message of a GitHub workflow command; line breaks are kept."""
     lines = "\n".join(one_line(line) for line in text.splitlines())
     return lines.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def command_property(text: str) -> str:
-    """A property (file, title) of a GitHub workflow command."""
+    """Escape a property (file, title) of a GitHub workflow command."""
     return command_data(text).replace(":", "%3A").replace(",", "%2C")
 
 
@@ -44,9 +50,9 @@ _SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "skipped": "➖"}
 
 
 def markdown(verdict: Verdict, limit: int | None = None) -> str:
-    """The document; at most `limit` bytes of UTF-8, whole lines, the rest counted in a note."""
+    """Render Markdown in at most `limit` bytes; a note counts the lines that do not fit."""
     lines = [
-        f"## noisescope {escaped(verdict.said)}",
+        f"## noisescope {escaped(verdict.summary)}",
         "",
         f"{verdict.pairs:,} pairs of {escaped(verdict.dataset)}"
         + (f", against {escaped(verdict.baseline)}" if verdict.baseline else ""),
@@ -75,16 +81,16 @@ def markdown(verdict: Verdict, limit: int | None = None) -> str:
 def _line(result: Result) -> str:
     allowed = "" if result.threshold is None else f"{result.threshold:g}"
     more = f"; about {result.pairs_needed:,} pairs are needed" if result.pairs_needed else ""
-    found = escaped(result.said) + more
+    found = escaped(result.message) + more
     return f"| {_SIGNS[result.status]} | {escaped(result.check)} | {allowed} | {found} |"
 
 
 def _cut(lines: list[str], limit: int | None) -> str:
-    """Lines joined, as many as fit with the note about those that do not."""
+    """Join the lines that fit, with a note about those that do not."""
     sizes = [len(line.encode()) + 1 for line in lines]
     if limit is None or sum(sizes) <= limit:
         return "\n".join(lines) + "\n"
-    note = "\n… and {:,} more lines, left out for size.\n"
+    note = "\n… and {:,} more lines, omitted for size.\n"
     room = limit - len(note.format(len(lines)).encode())
     kept = 0
     while kept < len(lines) and sizes[kept] <= room:
@@ -99,7 +105,7 @@ _COMMANDS = {"fail": "error", "inconclusive": "warning"}
 
 
 def commands(verdict: Verdict, place_of: Callable[[str], str]) -> list[str]:
-    """Workflow commands, breaches first; the last one counts what does not fit."""
+    """Render workflow commands, failures first; the last one counts those that do not fit."""
     shown = verdict.of("fail") + verdict.of("inconclusive")
     lines = [_annotation(result, place_of) for result in shown]
     if len(lines) > MOST_ANNOTATIONS:
@@ -111,7 +117,7 @@ def commands(verdict: Verdict, place_of: Callable[[str], str]) -> list[str]:
 
 def _annotation(result: Result, place_of: Callable[[str], str]) -> str:
     properties = {"title": f"noisescope gate: {result.check}"}
-    text = result.said
+    text = result.message
     if result.pairs_needed is not None:
         text += f"; about {result.pairs_needed:,} pairs are needed"
     if result.rows:
@@ -124,7 +130,7 @@ def _annotation(result: Result, place_of: Callable[[str], str]) -> str:
 
 
 def write_summary(verdict: Verdict, path: Path) -> None:
-    """Append the Markdown to the step's summary file, cut to what the limit leaves."""
+    """Append the Markdown to the step's summary file, within its size limit."""
     try:
         used = path.stat().st_size if path.exists() else 0
         text = markdown(verdict, max(SUMMARY_BYTES - used, 0))
@@ -135,12 +141,12 @@ def write_summary(verdict: Verdict, path: Path) -> None:
         raise RunError(f"{path}: the step summary cannot be written ({error.strerror})") from error
 
 
-#: Element of each status but pass.
+#: Status -> element.
 _ELEMENTS = {"fail": "failure", "inconclusive": "error", "skipped": "skipped"}
 
 
 def junit(verdict: Verdict) -> str:
-    """The XML document."""
+    """Render JUnit XML."""
     counts = {
         "tests": len(verdict.results),
         "failures": len(verdict.of("fail")),
@@ -157,8 +163,8 @@ def junit(verdict: Verdict) -> str:
         }
         case = ET.SubElement(suite, "testcase", {**name, "time": "0"})
         if result.status in _ELEMENTS:
-            said = {"message": one_line(result.said)}
-            element = ET.SubElement(case, _ELEMENTS[result.status], said)
+            message = {"message": one_line(result.message)}
+            element = ET.SubElement(case, _ELEMENTS[result.status], message)
             if result.status != "skipped":
                 element.set("type", result.status)
                 element.text = _text(result)
@@ -167,8 +173,8 @@ def junit(verdict: Verdict) -> str:
 
 
 def _text(result: Result) -> str:
-    """What was found, then the worst rows, a line each."""
-    lines = [one_line(result.said)]
+    """Describe the result, then the worst rows, one per line."""
+    lines = [one_line(result.message)]
     if result.threshold is not None:
         lines.append(f"threshold {result.threshold:g}, compared: {result.bound}")
     if result.pairs_needed is not None:
@@ -186,9 +192,9 @@ _LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$")
 
 
 def sarif(verdict: Verdict, place_of: Callable[[str], str]) -> str:
-    """The JSON document; `place_of` gives the path of a pair's source."""
+    """Render SARIF; `place_of` returns the path of a pair's source."""
     rules = [
-        {"id": one_line(result.check), "shortDescription": {"text": one_line(result.said)}}
+        {"id": one_line(result.check), "shortDescription": {"text": one_line(result.message)}}
         for result in verdict.results
     ]
     results = [
@@ -210,7 +216,7 @@ def sarif(verdict: Verdict, place_of: Callable[[str], str]) -> str:
 def _result(
     result: Result, index: int, place_of: Callable[[str], str], whole: str
 ) -> dict[str, Any]:
-    text = one_line(result.said)
+    text = one_line(result.message)
     if result.pairs_needed is not None:
         text += f"; about {result.pairs_needed:,} pairs are needed"
     content: dict[str, Any] = {

@@ -1,9 +1,9 @@
-"""What a gate looks at: a finished run, read from its files, and the baseline beside it.
+"""Read what the checks need from a finished run and its baseline.
 
     subject = Subject(Run(Path("runs/pairs-1a2b3c4d")), baseline=Run(Path("runs/pairs-0f0f0f0f")))
     subject.columns["p_wrong"]      # [N], in the order of pairs.parquet
 
-Everything is read when first asked for; texts stay on disk.
+Everything is read at first use; texts stay on disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from noisescope.storage.run import Run
 
 Array = NDArray[Any]
 
-#: Characters of a prompt kept with a row.
+#: Characters of a prompt that are shown with a row.
 DETAIL = 160
 
 _COLUMNS = """
@@ -51,7 +51,7 @@ WHERE list_contains($rows, file_row_number)
 
 @final
 class Subject:
-    """A finished run and what can be asked of it. Raises RunError where its files are damaged."""
+    """A finished run, and optionally a baseline. Raises RunError if files are damaged."""
 
     def __init__(self, run: Run, baseline: Run | None = None) -> None:
         self.run = run
@@ -63,7 +63,7 @@ class Subject:
         facts = self.manifest.get("facts")
         if not isinstance(facts, Mapping) or "rows" not in facts:
             raise RunError(
-                f"{run.manifest_path} does not say what was read from the dataset",
+                f"{run.manifest_path} does not record what was read from the dataset",
                 hint="Make the run with this version: noisescope score DATASET",
             )
         self.facts: Mapping[str, Any] = facts
@@ -73,7 +73,7 @@ class Subject:
         return str(self.manifest.get("modality", "text"))
 
     def rows_of(self, sql: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """Rows of our own SQL over $pairs (bound where it is named) and `parameters`."""
+        """Run our own SQL over $pairs (if it occurs) and `parameters`."""
         with _connection() as connection:
             rows: list[tuple[Any, ...]] = self._execute(connection, sql, parameters).fetchall()
             return rows
@@ -96,7 +96,7 @@ class Subject:
 
     @cached_property
     def columns(self) -> dict[str, Array]:
-        """Lengths of both sides, margin, p_wrong, contested, all [N]."""
+        """Lengths of both sides, margin, p_wrong and contested, each [N]."""
         with _connection() as connection:
             found = self._execute(connection, _COLUMNS, {"scores": str(self.run.scores_path)})
             columns: dict[str, Array] = found.fetchnumpy()
@@ -114,7 +114,7 @@ class Subject:
 
     @cached_property
     def annotators(self) -> tuple[list[str], Array]:
-        """The annotators' names, sorted, and each pair's place among them [N], -1 unknown."""
+        """The sorted names of annotators, and each pair's index into them [N], -1 if unknown."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -136,33 +136,33 @@ class Subject:
 
     @cached_property
     def in_sample(self) -> bool:
-        """Whether no margin is held out: adapters that may have trained on these very pairs."""
+        """Whether no margin is held out: the adapters may have trained on these pairs."""
         parts = [str(part) for part in self.run.margin_parts()]
         ((held_out,),) = self.rows_of(_HELD_OUT, parts=parts)
         return not held_out
 
     @property
     def chance(self) -> bool:
-        """Whether the replicas are no better than a coin, so that the scores carry no verdict."""
+        """Whether the replicas are no better than chance, so that their margins prove nothing."""
         found = self.manifest.get("summary", {}).get("chance")
         return found if isinstance(found, bool) else at_chance(self.accuracy)
 
     @cached_property
     def new(self) -> Array:
-        """Whether each pair, in its direction, is absent from the baseline, bool [N]."""
+        """Whether each pair, with its label, is missing in the baseline, bool [N]."""
         if self.baseline is None:
             return np.zeros(len(self), bool)
         old = str(self.baseline.pairs_path)
         return np.array([row[0] for row in self.rows_of(_NEW, old=old)], dtype=bool)
 
     def worst(self, among: Array | None = None, count: int = 10) -> tuple[Row, ...]:
-        """The `count` pairs with the highest p_wrong (among a mask [N]), worst first."""
+        """Return the `count` pairs with the highest p_wrong (within a mask [N]), worst first."""
         order = np.lexsort((self.columns["margin"], -self.columns["p_wrong"]))
         chosen = order if among is None else order[among[order]]
         return self.shown(chosen[:count])
 
     def shown(self, numbers: Array) -> tuple[Row, ...]:
-        """The pairs at these rows of pairs.parquet, in that order, with p_wrong and prompt."""
+        """Return the pairs at these rows of pairs.parquet, with p_wrong and prompt."""
         found = self.rows_of(_ROWS, rows=[int(number) for number in numbers])
         texts = {number: rest for number, *rest in found}
         p_wrong = self.columns["p_wrong"]
@@ -172,7 +172,7 @@ class Subject:
         )
 
     def place_of(self, source: str) -> str:
-        """Path of a pair's source as a user of this working directory would write it."""
+        """Return the path of a pair's source relative to the working directory."""
         resolved = Path(str(self.manifest.get("resolved", "")))
         if resolved.is_absolute() and resolved.is_relative_to(Path.cwd()):
             resolved = resolved.relative_to(Path.cwd())
@@ -189,7 +189,7 @@ def _connection() -> Any:
 
 
 def _plain(values: Array) -> Array:
-    """A column without a mask: nulls become NaN, or None among objects."""
+    """Remove a column's mask: nulls become NaN, or None among objects."""
     if not isinstance(values, np.ma.MaskedArray):
         return np.asarray(values)
     if values.dtype == object:

@@ -1,4 +1,4 @@
-"""Checks of the two sides of a pair: does length, a mark or the place alone decide the label?"""
+"""Checks whether length, a mark in the text, or the position of a side predicts the label."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from noisescope.gate.input import Subject
 from noisescope.gate.policy import Policy
-from noisescope.gate.verdict import Estimate, Result, judge
+from noisescope.gate.verdict import Estimate, Result, compare_threshold
 from noisescope.scoring.giveaways import LOOKED_AT, SAMPLE, find_giveaways
 from noisescope.scoring.metrics import share
 
@@ -18,7 +18,7 @@ Z = 1.6449
 
 
 def length_auroc(difference: Float) -> Estimate:
-    """AUROC of length alone for the label, from length(chosen) - length(rejected) [N].
+    """Compute the AUROC of length alone, from length(chosen) - length(rejected) [N].
 
     Each pair is one positive (d) and one negative (-d): AUROC = P(d_i + d_j > 0) + P(= 0) / 2,
     a U-statistic with first projection h(i) = P(d_i + d > 0) and standard error
@@ -40,7 +40,7 @@ def length_auroc(difference: Float) -> Estimate:
 
 
 def length_bias(subject: Subject, policy: Policy) -> Result | None:
-    """How well length in characters predicts the label, in either direction."""
+    """Check how well length in characters predicts the label, in either direction."""
     if policy.max_length_auroc is None:
         return None
     if subject.modality != "text":
@@ -51,12 +51,12 @@ def length_bias(subject: Subject, policy: Policy) -> Result | None:
     shorter = found.value < 0.5
     if shorter:
         found = Estimate(1 - found.value, 1 - found.high, 1 - found.low, found.pairs)
-    status, needed = judge(found, policy.max_length_auroc, "lower", policy.detect)
-    taste = "shorter" if shorter else "longer"
+    status, needed = compare_threshold(found, policy.max_length_auroc, "lower", policy.detect)
+    side = "shorter" if shorter else "longer"
     return Result(
         "length_bias",
         status,
-        f"AUROC of the {taste} side for the label is {found.value:.3f} "
+        f"choosing the {side} response predicts labels with AUROC {found.value:.3f} "
         f"({found.low:.3f} to {found.high:.3f})",
         found.value,
         found.low,
@@ -68,7 +68,7 @@ def length_bias(subject: Subject, policy: Policy) -> Result | None:
 
 
 def giveaways(subject: Subject, policy: Policy) -> Result | None:
-    """How well the presence of one mark (`scoring.giveaways`) predicts the label."""
+    """Check how well the presence of one mark (`scoring.giveaways`) predicts the label."""
     if policy.max_giveaway_auroc is None:
         return None
     if subject.modality != "text":
@@ -77,15 +77,15 @@ def giveaways(subject: Subject, policy: Policy) -> Result | None:
     chosen, rejected = zip(*rows, strict=True)
     marks = find_giveaways(chosen, rejected, least=0.5)
     if not marks:
-        said = "no mark, beginning or end is on one side more often than on the other"
-        return Result("giveaways", "pass", said, 0.5, threshold=policy.max_giveaway_auroc)
+        message = "no mark, beginning or end is on one side more often than on the other"
+        return Result("giveaways", "pass", message, 0.5, threshold=policy.max_giveaway_auroc)
     mark, count = marks[0], len(rows)
     sides = (np.array([mark.marks(text) for text in side], float) for side in (chosen, rejected))
     only = np.subtract(*sides)
     half = Z * float(only.std()) / (2 * np.sqrt(count))
     most = count / (count + Z * Z)  # as for length_auroc
     found = Estimate(mark.auroc, min(mark.auroc - half, most), min(1.0, mark.auroc + half), count)
-    status, needed = judge(found, policy.max_giveaway_auroc, "lower", policy.detect)
+    status, needed = compare_threshold(found, policy.max_giveaway_auroc, "lower", policy.detect)
     return Result(
         "giveaways",
         status,
@@ -102,7 +102,7 @@ def giveaways(subject: Subject, policy: Policy) -> Result | None:
 
 
 def side_order(subject: Subject, policy: Policy) -> Result | None:
-    """How far the share of labels for the source's first side is from one half."""
+    """Check the share of labels for the source's first side against one half."""
     if policy.max_side_imbalance is None:
         return None
     first, known = (int(subject.facts.get(name, 0)) for name in ("first_chosen", "ordered"))
@@ -110,14 +110,16 @@ def side_order(subject: Subject, policy: Policy) -> Result | None:
         return Result("side_order", "skipped", "the source has no order of sides")
     if first in (0, known):
         return Result(
-            "side_order", "skipped", "the source's label never changes: no order of sides"
+            "side_order",
+            "skipped",
+            "all labels are for one position: the source has no order of sides",
         )
     interval = share(first, known)
     low, high = interval.low - 0.5, interval.high - 0.5
     ends = sorted((abs(low), abs(high)))
     distance = abs(interval.estimate - 0.5)
     found = Estimate(distance, 0.0 if low < 0 < high else ends[0], ends[1], known)
-    status, needed = judge(found, policy.max_side_imbalance, "lower", policy.detect)
+    status, needed = compare_threshold(found, policy.max_side_imbalance, "lower", policy.detect)
     return Result(
         "side_order",
         status,

@@ -1,9 +1,9 @@
-"""What a gate allows: settings of `[gate]`, of a policy file and of flags, checked all at once.
+"""Read a gate's policy from `[gate]`, a policy file and flags, and check all settings together.
 
     policy = read_policy(flags={"max_flip_rate": ["0.1"]}, table=workspace_table)
 
-Flags override files. A value named by two files, or twice by flags, is a fault, like an unknown
-key or a threshold that no dataset could meet or breach; all faults are told together.
+Flags override files. A setting given by two files or twice by flags is an error, like an unknown
+key or a value out of range; all errors are raised together.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, final
 
 from noisescope.errors import UsageError
 
-#: How a setting is switched off, in files and flags.
+#: Value that switches a check off, in files and flags.
 OFF = "off"
 
 
 @final
 @dataclass(frozen=True)
 class Rule:
-    """A house rule: every row that its SELECT returns is a breach."""
+    """A custom rule: every row that its SELECT returns is a violation."""
 
     name: str
     sql: str
@@ -60,34 +60,34 @@ class Policy:
     rules: tuple[Rule, ...] = ()
 
 
-#: What each number may be, ends included, and what it says; the help of its flag.
+#: Range of each number, ends included, and the help of its flag.
 RANGES: dict[str, tuple[float, float, str]] = {
-    "max_flip_rate": (0, 0.49, "Share of labels wrong however easy the pair."),
-    "max_mislabelled": (0, 0.99, "Share of labels most people would not give."),
+    "max_flip_rate": (0, 0.49, "Share of labels that are wrong even on easy pairs."),
+    "max_mislabelled": (0, 0.99, "Share of labels that most people would not choose."),
     "max_suspects": (0, 0.99, "Share of pairs with p_wrong above --suspect-p."),
-    "suspect_p": (0.01, 0.99, "What --max-suspects counts as a suspect."),
-    "max_contested": (0, 0.99, "Share of pairs on which people would split."),
+    "suspect_p": (0.01, 0.99, "p_wrong above which --max-suspects counts a pair."),
+    "max_contested": (0, 0.99, "Share of pairs that the replicas cannot decide."),
     "min_accuracy": (0.5, 1, "Held-out accuracy of the replicas."),
     "min_reliability": (0.01, 0.99, "Reliability of every annotator, 1 - flip rate."),
-    "min_labels": (1, 1e9, "Labels of every annotator."),
+    "min_labels": (1, 1e9, "Number of labels of every annotator."),
     "max_length_auroc": (0.5, 0.99, "AUROC of length alone for the label."),
     "max_giveaway_auroc": (0.5, 0.99, "AUROC of one mark in the texts for the label."),
     "max_side_imbalance": (0, 0.49, "Distance of the first side's share from one half."),
     "max_ties": (0, 0.99, "Share of rows that are ties."),
-    "max_duplicates": (0, 0.99, "Share of labels one annotator gave before."),
-    "max_contradictions": (0, 0.99, "Share of contents labelled both ways."),
-    "max_near_duplicates": (0, 0.99, "Share of distinct prompts close to another."),
-    "max_faults": (0, 0.99, "Share of rows without a usable preference, ties apart."),
+    "max_duplicates": (0, 0.99, "Share of labels that the same annotator gave before."),
+    "max_contradictions": (0, 0.99, "Share of contents that are labelled both ways."),
+    "max_near_duplicates": (0, 0.99, "Share of distinct prompts that are similar to another."),
+    "max_faults": (0, 0.99, "Share of rows without a usable preference, except ties."),
     "max_encoding_faults": (0, 0.99, "Share of pairs with broken characters."),
-    "max_growth": (0, 0.99, "Flip rate of pairs new since --baseline above the old ones'."),
-    "detect": (0.01, 0.5, "Excess over a threshold that the evidence must be able to show."),
+    "max_growth": (0, 0.99, "Flip rate of pairs not in --baseline minus that of the others."),
+    "detect": (0.01, 0.5, "Smallest excess over a threshold that the data must be able to show."),
 }
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "flip_rate_bound": (("lower", "upper"), "Which bound of its interval is compared."),
     "mislabelled_bound": (("lower", "upper"), "Which end of its bracket is compared."),
-    "inconclusive": (("error", "pass", "fail"), "What too little evidence means: exit 2, 0, 1."),
+    "inconclusive": (("error", "pass", "fail"), "Exit code of an inconclusive gate: 2, 0, 1."),
 }
-#: Settings that always have a value.
+#: Settings that cannot be switched off.
 NEEDED = ("suspect_p", "detect", *CHOICES)
 KEYS = tuple(field.name for field in fields(Policy) if field.name != "rules")
 
@@ -99,9 +99,9 @@ def read_policy(
     flags: Mapping[str, Sequence[str]] | None = None,
     rules: Sequence[str] = (),
 ) -> Policy:
-    """The policy of `[gate]` in noisescope.toml (`table`), a TOML `file`, and flags.
+    """Read the policy of `[gate]` in noisescope.toml (`table`), a TOML `file`, and flags.
 
-    `flags` holds each flag's values as typed, `rules` the `NAME: SELECT ...` of --sql.
+    `flags` contains the values of each flag as given, `rules` the `NAME: SELECT ...` of --sql.
     Raises UsageError with every fault.
     """
     faults: list[str] = []
@@ -110,25 +110,25 @@ def read_policy(
         sources[str(file)] = _read_file(file, faults)
     found: dict[str, tuple[str, Any]] = {}
     named: dict[str, tuple[str, str]] = {}
-    for said, content in sources.items():
+    for origin, content in sources.items():
         stated = content.pop("sql", {})
         if not isinstance(stated, dict):
-            faults.append(f"{said}: sql must be a table of NAME = 'SELECT ...'")
+            faults.append(f"{origin}: sql must be a table of NAME = 'SELECT ...'")
             stated = {}
         for key, value in content.items():
-            _put(found, key, said, value, faults)
+            _put(found, key, origin, value, faults)
         for name, sql in stated.items():
-            _put(named, name, f"sql of {said}", sql, faults)
+            _put(named, name, f"sql of {origin}", sql, faults)
     _add_flags(found, flags or {}, faults)
     for text in rules:
         name, colon, sql = text.partition(":")
         if not colon or not name.strip():
-            faults.append(f"--sql {text!r} is no 'NAME: SELECT ...'")
+            faults.append(f"--sql {text!r} is not of the form 'NAME: SELECT ...'")
         else:
             _put(named, name.strip(), "--sql", sql.strip(), faults)
-    values = {key: _value(key, said, raw, faults) for key, (said, raw) in found.items()}
+    values = {key: _value(key, origin, raw, faults) for key, (origin, raw) in found.items()}
     _check_bounds(values, faults)
-    checked = [_rule(name, said, sql, faults) for name, (said, sql) in named.items()]
+    checked = [_rule(name, origin, sql, faults) for name, (origin, sql) in named.items()]
     if faults:
         raise UsageError(
             f"the gate's policy has {len(faults)} fault{'s' * (len(faults) > 1)}:\n"
@@ -140,7 +140,7 @@ def read_policy(
 
 
 def _read_file(path: Path, faults: list[str]) -> dict[str, Any]:
-    """A policy file; its settings may stand at the top or in a [gate] table."""
+    """Read a policy file; its settings are at the top level or in a [gate] table."""
     try:
         content = tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -148,22 +148,22 @@ def _read_file(path: Path, faults: list[str]) -> dict[str, Any]:
         return {}
     inner = content.get("gate")
     if isinstance(inner, dict):
-        faults += [f"{path}: {key!r} stands outside [gate]" for key in content if key != "gate"]
+        faults += [f"{path}: {key!r} is outside [gate]" for key in content if key != "gate"]
         return dict(inner)
     return content
 
 
-def _put(found: dict[str, Any], key: str, said: str, value: Any, faults: list[str]) -> None:
+def _put(found: dict[str, Any], key: str, origin: str, value: Any, faults: list[str]) -> None:
     if key in found:
-        faults.append(f"{key} has two sources: {found[key][0]} and {said}")
+        faults.append(f"{key} has two sources: {found[key][0]} and {origin}")
     else:
-        found[key] = (said, value)
+        found[key] = (origin, value)
 
 
 def _add_flags(
     found: dict[str, tuple[str, Any]], flags: Mapping[str, Sequence[str]], faults: list[str]
 ) -> None:
-    """Flags over files; one given twice is a fault."""
+    """Add flags, which override files; one given twice is a fault."""
     for key, typed in flags.items():
         flag = f"--{key.replace('_', '-')}"
         if len(typed) > 1:
@@ -179,16 +179,16 @@ def _typed(text: str) -> str | float:
         return text.strip().lower()
 
 
-def _value(key: str, said: str, raw: Any, faults: list[str]) -> Any:
-    """The value of one setting, or None and a fault."""
+def _value(key: str, origin: str, raw: Any, faults: list[str]) -> Any:
+    """Check the value of one setting; None and a fault if it is wrong."""
     if key in CHOICES:
         if raw not in CHOICES[key][0]:
-            faults.append(f"{said}: {key} is {raw!r}, not one of {', '.join(CHOICES[key][0])}")
+            faults.append(f"{origin}: {key} is {raw!r}, not one of {', '.join(CHOICES[key][0])}")
         return raw
     if key not in RANGES:
         close = difflib.get_close_matches(key, [*KEYS, "sql"], n=1)
         guess = f" (did you mean {close[0]!r}?)" if close else ""
-        faults.append(f"{said}: unknown key {key!r}{guess}")
+        faults.append(f"{origin}: unknown key {key!r}{guess}")
         return None
     if raw == OFF and key not in NEEDED:
         return None
@@ -198,13 +198,13 @@ def _value(key: str, said: str, raw: Any, faults: list[str]) -> Any:
     if not number or not low <= raw <= high or (whole and raw != int(raw)):
         kind = "a whole number from" if whole else "a number from"
         also = "" if key in NEEDED else f', or "{OFF}"'
-        faults.append(f"{said}: {key} is {raw!r}, not {kind} {low:g} to {high:g}{also}")
+        faults.append(f"{origin}: {key} is {raw!r}, not {kind} {low:g} to {high:g}{also}")
         return None
     return int(raw) if whole else float(raw)
 
 
 def _check_bounds(values: Mapping[str, Any], faults: list[str]) -> None:
-    """A bound, or a meaning, of a check that is off decides nothing."""
+    """Refuse the bound or threshold of a check that is off."""
     for key, check in (
         ("flip_rate_bound", "max_flip_rate"),
         ("mislabelled_bound", "max_mislabelled"),
@@ -214,19 +214,19 @@ def _check_bounds(values: Mapping[str, Any], faults: list[str]) -> None:
             faults.append(f"{key} is set, but {check} is off")
 
 
-def _rule(name: str, said: str, sql: Any, faults: list[str]) -> Rule:
-    """A house rule whose SQL is one SELECT, as far as its text alone can tell."""
+def _rule(name: str, origin: str, sql: Any, faults: list[str]) -> Rule:
+    """Check that a custom rule's SQL parses as one SELECT."""
     import duckdb
 
     if not isinstance(sql, str):
-        faults.append(f"{said}: rule {name!r} must be text")
+        faults.append(f"{origin}: rule {name!r} must be text")
         return Rule(name, "")
     try:
         kinds = [statement.type.name for statement in duckdb.extract_statements(sql)]
     except duckdb.Error as error:
-        faults.append(f"{said}: rule {name!r}: {str(error).splitlines()[0]}")
+        faults.append(f"{origin}: rule {name!r}: {str(error).splitlines()[0]}")
         return Rule(name, sql)
     if kinds != ["SELECT"]:
         what = " then ".join(kinds) or "nothing"
-        faults.append(f"{said}: rule {name!r} must be one SELECT, not {what}")
+        faults.append(f"{origin}: rule {name!r} must be one SELECT, not {what}")
     return Rule(name, sql)

@@ -1,9 +1,10 @@
-"""Results of checks, together: the verdict and its exit code, and the JSON object of both.
+"""Combine the results of checks: the verdict, its exit code, and its JSON object.
 
 A check on an estimated rate compares one end of a 90 % interval with its threshold: a one-sided
-test at the 5 % level. With the lower bound a breach must be shown (innocent until proven), with
-the upper one its absence. Where neither is shown, and the evidence could not have shown an excess
-of `detect`, the check is inconclusive and says how many pairs it would take.
+test at the 5 % level. By the lower bound a check fails only if the whole interval is above the
+threshold; by the upper bound it passes only if the whole interval is below. In between, if the
+data could not have shown an excess of `detect`, the check is inconclusive, with the number of pairs
+that it needs.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any, Literal, final
 Status = Literal["pass", "fail", "inconclusive", "skipped"]
 #: Level of every one-sided test: a 90 % interval leaves 5 % on each side.
 CONFIDENCE = 0.95
-#: More pairs than this is no useful answer.
+#: A larger number of needed pairs is not reported.
 MOST_PAIRS = 10**9
 
 
 @final
 @dataclass(frozen=True)
 class Row:
-    """A pair behind a breach: where it stands, and dataset text about it (untrusted)."""
+    """A pair behind a failed check: its location, and (untrusted) text about it."""
 
     pair_id: str
     source: str
@@ -33,15 +34,15 @@ class Row:
 @final
 @dataclass(frozen=True)
 class Result:
-    """What one check found.
+    """The result of one check.
 
-    `low` and `high` are the 90 % interval of `measured`, None for what is counted exactly;
-    `bound` is what was compared with `threshold`: lower, upper or exact.
+    `low` and `high` are the 90 % interval of `measured`, None for exact counts; `bound` is what
+    was compared with `threshold`: lower, upper or exact.
     """
 
     check: str
     status: Status
-    said: str
+    message: str
     measured: float | None = None
     low: float | None = None
     high: float | None = None
@@ -62,13 +63,13 @@ class Estimate:
     pairs: int
 
 
-def judge(
+def compare_threshold(
     found: Estimate, threshold: float, bound: str, detect: float
 ) -> tuple[Status, int | None]:
-    """Status of `value <= threshold`, and the pairs needed where it is inconclusive.
+    """Test `value <= threshold`; return the status, and the pairs needed if inconclusive.
 
-    lower: fail where low > threshold; pass where also high < threshold + detect.
-    upper: pass where high <= threshold; fail where also low > threshold - detect.
+    lower: fail if low > threshold; else pass if high < threshold + detect.
+    upper: pass if high <= threshold; else fail if low > threshold - detect.
     """
     if found.low > threshold:
         return "fail", None
@@ -84,9 +85,9 @@ def judge(
 
 
 def pairs_to_clear(found: Estimate, above: float, below: float) -> int | None:
-    """Pairs at which an interval that shrinks with 1 / sqrt(pairs) is above or below these marks.
+    """Return the pairs at which an interval ~ 1 / sqrt(pairs) is above `above` or below `below`.
 
-    None where no useful number of pairs would do.
+    None if no useful number of pairs suffices.
     """
     factors = []
     if found.value > above:
@@ -112,12 +113,12 @@ class Verdict:
     baseline: str | None = None
 
     def of(self, status: Status) -> list[Result]:
-        """Results with this status."""
+        """Return the results with this status."""
         return [result for result in self.results if result.status == status]
 
     @property
     def exit_code(self) -> int:
-        """1 where any check is breached, else what `inconclusive` makes of too little evidence."""
+        """1 if any check failed, else by the policy if any is inconclusive, else 0."""
         if self.of("fail"):
             return 1
         if not self.of("inconclusive"):
@@ -130,11 +131,11 @@ class Verdict:
         return {0: "passed", 1: "failed"}.get(self.exit_code, "inconclusive")
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """The verdict in one line."""
         parts = [f"{len(self.of('pass'))} passed"]
         for status, words in (
-            ("fail", "breached"),
+            ("fail", "failed"),
             ("inconclusive", "inconclusive"),
             ("skipped", "skipped"),
         ):
@@ -153,10 +154,15 @@ class Verdict:
             "baseline": self.baseline,
             "pairs": self.pairs,
             "confidence": CONFIDENCE,
-            "checks": [asdict(result) for result in self.results],
+            "checks": [_checked(result) for result in self.results],
         }
 
 
+def _checked(result: Result) -> dict[str, Any]:
+    """Convert to JSON; the message has the key `said`."""
+    return {{"message": "said"}.get(key, key): value for key, value in asdict(result).items()}
+
+
 def plural(count: int, noun: str) -> str:
-    """`1 pair`, `2,000 pairs`."""
+    """Format a count: `1 pair`, `2,000 pairs`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
