@@ -90,12 +90,12 @@ def test_a_prompt_takes_what_its_longest_response_leaves() -> None:
 
 
 def test_items_know_their_longest_response_and_short_ones_keep_their_key() -> None:
-    pairs = [Pair("p", "a", "bb"), Pair("p", "ccc", "a"), Pair("long " * 200, "x" * 30, "y")]
+    pairs = [Pair("p", "a", "bb"), Pair("p", "ccc", "a"), Pair("long " * 500, "x" * 30, "y")]
     items, chosen, _ = distinct_items(to_table(pairs))
     assert [item.longest for item in items] == ["ccc"] * 3 + ["x" * 30] * 2
     assert [item.key for item in items[:3]] == [response_key("p", t) for t in ("a", "bb", "ccc")]
-    assert items[3].key == item_key("long " * 200, "x" * 30, "x" * 30)
-    assert items[3].key != response_key("long " * 200, "x" * 30)
+    assert items[3].key == item_key("long " * 500, "x" * 30, "x" * 30)
+    assert items[3].key != response_key("long " * 500, "x" * 30)
     assert chosen.tolist() == [0, 2, 3]
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 #: Characters of a content key of an image (`pairs.digest`).
 KEY_LENGTH = 20
-#: Characters of prompt and response that no usual --max-length cuts.
-SHORT = 512
+#: Characters of prompt and response, some 512 tokens of English: longer ones may be cut.
+SHORT = 2048
 
 
 def distinct_items(table: pa.Table) -> tuple[list[Item], NDArray[np.int64], NDArray[np.int64]]:
