@@ -93,6 +93,7 @@ CASES = [
     ("flip_rate", "max_flip_rate", 0.3, 0.49, {"flip_rate_bound": "upper"}),
     ("mislabelled", "max_mislabelled", 0.01, 0.9, {}),
     ("mislabelled", "max_mislabelled", 0.3, 0.9, {"mislabelled_bound": "upper"}),
+    ("wrong_share", "max_wrong_share", 0.01, 0.9, {"evidence": "audit"}),
     ("suspects", "max_suspects", 0.05, 0.9, {"suspect_p": 0.4}),
     ("contested", "max_contested", 0.01, 0.9, {}),
     ("accuracy", "min_accuracy", 0.9, 0.55, {}),

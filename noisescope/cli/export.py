@@ -156,12 +156,12 @@ def _local(
         from noisescope.export.trl import export_trl
 
         counts = export_trl(scores, out, policy, weight)
-        return {"counts": counts, "policy": policy.describe(), "weight": weight}
+        return {"counts": counts, "policy": _words(scores, policy), "weight": weight}
     if format is Format.clean:
         from noisescope.export.clean import export_clean
 
         counts = export_clean(scores, _opened(scores, source), policy, out)
-        return {"counts": counts, "policy": policy.or_default().describe()}
+        return {"counts": counts, "policy": _words(scores, policy.or_default())}
     from noisescope.export.review import export_review
 
     images = _images(scores, source)
@@ -184,11 +184,19 @@ def _hub(
     name = check_repo(repo_id)
     opened = _opened(scores, source) if scores.modality == "image" else None
     counts = export_hub(scores, out, policy, source=opened, scheme=weight)
-    done = {"counts": counts, "policy": policy.or_default().describe(), "repo_id": name}
+    done = {"counts": counts, "policy": _words(scores, policy.or_default()), "repo_id": name}
     if dry_run:
         return {**done, "uploaded": None}
     print_note(f"{printable(str(out))} is written; uploading to {printable(name)}")
     return {**done, "uploaded": push(out, name, public=public)}
+
+
+def _words(scores: RunScores, policy: CleanPolicy) -> str:
+    """What was done to the pairs, by the policy and by reviewers."""
+    from noisescope.export.removal import in_words
+    from noisescope.scoring.reviews import read_verdicts
+
+    return in_words(policy, read_verdicts(scores.run))
 
 
 def _opened(scores: RunScores, source: str | None) -> Source:

@@ -142,6 +142,8 @@ def gate(
     flip_rate_bound: Annotated[Typed, _choice("flip_rate_bound")] = None,
     max_mislabelled: Annotated[Typed, _number("max_mislabelled")] = None,
     mislabelled_bound: Annotated[Typed, _choice("mislabelled_bound")] = None,
+    max_wrong_share: Annotated[Typed, _number("max_wrong_share")] = None,
+    evidence: Annotated[Typed, _choice("evidence")] = None,
     max_suspects: Annotated[Typed, _number("max_suspects")] = None,
     suspect_p: Annotated[Typed, _number("suspect_p")] = None,
     max_contested: Annotated[Typed, _number("max_contested")] = None,

@@ -33,6 +33,8 @@ def print_report(contents: Contents, console: Console) -> None:
     title = f"{contents.manifest['dataset']} · {contents.summary['pairs']:,} pairs"
     console.print(Text(printable(title), style="bold"))
     console.print(Text(verdict(contents.summary)))
+    if contents.reviews is not None:
+        console.print(Text(printable(contents.reviews.sentence()), style="bold"))
     for note in contents.summary["notes"]:
         console.print(Text(f"• {printable(note)}"))
     if contents.known is not None:

@@ -89,7 +89,8 @@ def review(
     Example: noisescope review hh-rlhf --count 100
     """
     from noisescope.export.run_scores import find_run_scores
-    from noisescope.report.review.session import check_name, open_session, results
+    from noisescope.report.review.session import check_name, open_session
+    from noisescope.scoring.reviews import reviews_of
 
     if sum((terminal, summary, import_file is not None)) > 1:
         raise UsageError(
@@ -103,7 +104,7 @@ def review(
         from noisescope.export.answers import import_answers
 
         done = import_answers(found, import_file, who)
-        _finish(found, results(found), json, imported=done)
+        _finish(found, reviews_of(found), json, imported=done)
         return
     if not summary:
         session = open_session(found, reviewer=who, purpose=purpose, count=count)
@@ -112,7 +113,7 @@ def review(
             _in_terminal(session, found)
         else:
             _in_browser(session, found, port, opened=not no_browser)
-    _finish(found, results(found), json)
+    _finish(found, reviews_of(found), json)
 
 
 def _user() -> str:

@@ -101,9 +101,11 @@ def score(
 def finish(done: Audit, terminal: Terminal, *, json: bool) -> None:
     """Print the summary. Exits with 2 if the replicas are no better than chance."""
     from noisescope.cli.summary import print_summary
+    from noisescope.scoring.reviews import reviews_of
 
     if json:
-        print_json(done.run.manifest()["summary"])
+        people = reviews_of(done.run)
+        print_json(done.run.manifest()["summary"] | {"reviews": people and people.to_json()})
     else:
         print_summary(done)
     if done.summary.chance:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from noisescope.auditing.audit import Audit
 from noisescope.cli.console import OUT, duration, print_lines, short
+from noisescope.scoring.reviews import reviews_of
 from noisescope.storage.printable import printable
 
 #: Width of the longest histogram bar, in characters.
@@ -34,6 +35,8 @@ def print_summary(audit: Audit) -> None:
         )
     )
     OUT.print(_suspects(summary))
+    if (people := reviews_of(audit.run)) is not None:
+        OUT.print(Text("• ", style="bold green") + Text(printable(people.sentence())))
     for note in summary["notes"]:
         OUT.print(Text("• ", style="bold yellow") + Text(printable(note)))
     print_lines(scores=str(audit.run.scores_path), next=_next(audit))

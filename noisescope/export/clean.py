@@ -20,7 +20,7 @@ import numpy as np
 
 from noisescope.datasets.rewrite import Decoded, copy_metadata, rewrite
 from noisescope.errors import DataError, RunError, UsageError
-from noisescope.export.removal import ACTIONS, DROP, FLIP, KEEP, Actions, CleanPolicy
+from noisescope.export.removal import ACTIONS, DROP, FLIP, KEEP, Actions, CleanPolicy, decide
 from noisescope.export.run_scores import BATCH, RunScores
 from noisescope.export.weights import facts_of, metadata_of
 from noisescope.pairs import Pair, digest, unused
@@ -44,7 +44,7 @@ class Cleaner:
     source: Source
     root: Path
     adapter: Adapter
-    policy: CleanPolicy
+    words: str
     actions: Actions
 
     def fill(self, folder: Path, data: Path) -> None:
@@ -55,14 +55,14 @@ class Cleaner:
             name = file.relative_to(self.root).as_posix() if inside else file.name
             (data / name).parent.mkdir(parents=True, exist_ok=True)
             _copy(file, data / name, changes.get(name, {}), self.adapter)
-        change = ("clean", self.policy.describe())
+        change = ("clean", self.words)
         copy_metadata(self.source.files, self.root, data, change, drop=SIZES)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The facts of the export, for its metadata and card."""
-        counts, policy = count(self.actions), self.policy.describe()
-        return facts_of(self.scores, "clean", policy=policy, counts=counts)
+        """What was done, for marks and cards."""
+        counts = count(self.actions)
+        return facts_of(self.scores, "clean", policy=self.words, counts=counts)
 
 
 def plan_cleaning(scores: RunScores, source: Source, policy: CleanPolicy) -> Cleaner:
@@ -73,7 +73,7 @@ def plan_cleaning(scores: RunScores, source: Source, policy: CleanPolicy) -> Cle
             hint="Use --format trl, which needs no files.",
         )
     policy = policy.or_default()
-    actions = policy.decide(scores.columns)
+    actions, words = decide(scores, policy)
     adapter = _adapter(scores)
     if adapter.shape == "rows":
         raise UsageError(
@@ -81,13 +81,16 @@ def plan_cleaning(scores: RunScores, source: Source, policy: CleanPolicy) -> Cle
             "of several rows",
             hint="Use --format trl or --format weights, which write the pairs.",
         )
+    if adapter.cannot_flip and not policy.flips:  # what reviewers found wrong is dropped instead
+        actions[actions == FLIP] = DROP
+        words = words.replace("found wrong were flipped", "found wrong were dropped")
     if (actions == FLIP).any() and (reason := adapter.cannot_flip):
         raise UsageError(
             f"{source.resolved}: {adapter.name} cannot be written back flipped: {reason}",
             hint="Use --drop-above, or --format trl, which writes the pairs.",
         )
     check_same(scores, source, adapter)
-    return Cleaner(scores, source, source.root, adapter, policy, actions)
+    return Cleaner(scores, source, source.root, adapter, words, actions)
 
 
 def export_clean(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from noisescope import __version__
 from noisescope.errors import DataError, UsageError, first_line
 from noisescope.export.clean import DECISIONS, count, plan_cleaning, write_decisions
-from noisescope.export.removal import CleanPolicy
+from noisescope.export.removal import CleanPolicy, decide
 from noisescope.export.run_scores import RunScores
 from noisescope.export.trl import write_trl
 from noisescope.export.weights import facts_of
@@ -138,9 +138,9 @@ def export_hub(
     claim(out)
     policy = policy.or_default()
     if scores.modality == "text":
-        actions = policy.decide(scores.columns)
+        actions, words = decide(scores, policy)
         counts = count(actions)
-        facts = facts_of(scores, "hub", weight=scheme, policy=policy.describe(), counts=counts)
+        facts = facts_of(scores, "hub", weight=scheme, policy=words, counts=counts)
     else:
         adapter = scores.manifest.get("adapter")
         if source is None or adapter not in WHOLE:

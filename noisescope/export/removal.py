@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import UsageError
+from noisescope.export.run_scores import RunScores
+from noisescope.scoring.reviews import read_verdicts
 
 Float = NDArray[np.float64]
 Actions = NDArray[np.int8]
@@ -70,6 +72,11 @@ class CleanPolicy:
         rules = (self.drop_above, self.flip_above, self.drop_top, self.flip_top)
         return any(rule is not None for rule in rules)
 
+    @property
+    def flips(self) -> bool:
+        """Whether it flips any label."""
+        return self.flip_above is not None or self.flip_top is not None
+
     def or_default(self) -> CleanPolicy:
         """Return the policy, with the default rule if it contains none."""
         return self if self.stated else CleanPolicy(DROP_ABOVE, most=self.most, force=self.force)
@@ -104,6 +111,29 @@ class CleanPolicy:
             if top is not None:
                 rules.append(f"the worst {top:.1%} of all pairs were {action}")
         return "; otherwise ".join(rules) or "no pair was dropped or flipped"
+
+
+def decide(scores: RunScores, policy: CleanPolicy) -> tuple[Actions, str]:
+    """Action [N] of each pair, and the policy in words. What people judged comes before what the
+    audit suspects: labels found wrong are flipped, those found right are kept.
+
+    Raises UsageError as `CleanPolicy.decide` does.
+    """
+    actions, judged = policy.decide(scores.columns), read_verdicts(scores.run)
+    for place, verdict in judged.items():
+        if verdict != "undecided":
+            actions[place] = FLIP if verdict == "wrong" else KEEP
+    return actions, in_words(policy, judged)
+
+
+def in_words(policy: CleanPolicy, judged: Mapping[int, str]) -> str:
+    """What `decide` does, for cards, manifests and the terminal."""
+    verdicts = list(judged.values())
+    wrong, right = verdicts.count("wrong"), verdicts.count("right")
+    if not wrong + right:
+        return policy.describe()
+    people = f"{wrong:,} labels that reviewers found wrong were flipped, {right:,} right ones kept"
+    return f"{people}; otherwise {policy.describe()}"
 
 
 def _chosen(

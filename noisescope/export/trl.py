@@ -19,7 +19,7 @@ import numpy as np
 from noisescope.datasets.flip.plan import Float
 from noisescope.errors import UsageError
 from noisescope.export.clean import count
-from noisescope.export.removal import DROP, FLIP, Actions, CleanPolicy
+from noisescope.export.removal import DROP, FLIP, Actions, CleanPolicy, decide
 from noisescope.export.run_scores import RunScores
 from noisescope.export.weights import facts_of, metadata_of, weigh
 from noisescope.storage.files import write_atomic
@@ -47,9 +47,9 @@ def export_trl(
             hint="Use --format clean or --format weights.",
         )
     policy = policy or CleanPolicy()
-    actions = policy.decide(scores.columns)
+    actions, words = decide(scores, policy)
     counts = count(actions)
-    facts = facts_of(scores, "trl", weight=scheme, policy=policy.describe(), counts=counts)
+    facts = facts_of(scores, "trl", weight=scheme, policy=words, counts=counts)
     if out.suffix == ".parquet":
         claim(out)
         write_atomic(out, lambda path: write_trl(path, scores, actions, scheme, facts))

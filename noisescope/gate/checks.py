@@ -12,12 +12,14 @@ independent posteriors.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from noisescope.errors import EvidenceError
 from noisescope.gate.counts import (
     contradictions,
     duplicates,
@@ -29,7 +31,7 @@ from noisescope.gate.counts import (
 from noisescope.gate.input import Subject
 from noisescope.gate.label_bias import giveaways, length_bias, side_order
 from noisescope.gate.policy import Policy
-from noisescope.gate.verdict import Estimate, Result, compare_threshold, plural
+from noisescope.gate.verdict import Estimate, Result, Row, compare_threshold, plural
 from noisescope.scoring.flip_rate import FEWEST_PAIRS, OVERDISPERSION, FlipRate, fit_flip_rate
 from noisescope.scoring.metrics import Interval, share
 from noisescope.scoring.summary import CONTESTED
@@ -144,6 +146,39 @@ def mislabelled(subject: Subject, policy: Policy) -> Result | None:
         needed,
         subject.worst() if status != "pass" else (),
     )
+
+
+def wrong_share(subject: Subject, policy: Policy) -> Result | None:
+    """Check the share of wrong labels by its lower bound: people's answers to a random sample, or the
+    audit's bracket (see `mislabelled`), which hardly ever decides.
+    """
+    threshold = policy.max_wrong_share
+    if threshold is None:
+        return None
+    if policy.evidence == "audit":
+        if subject.in_sample or subject.chance:
+            raise EvidenceError("the replicas cannot say how many labels are wrong")
+        low, high = subject.rate.low, max(1 - subject.accuracy.low, subject.rate.low)
+        found = Estimate((low + high) / 2, low, high, subject.rate.pairs)
+        status, _ = compare_threshold(found, threshold, "lower", policy.detect)
+        found_text = f"between {low:.1%} and {high:.1%} of labels are wrong; a review narrows that"
+        bracket = (None, low, high, threshold, "lower")
+        return Result("wrong_share", status, found_text, *bracket, rows=_worst(subject, status))
+    people = subject.reviews
+    share = people.share() if people is not None else None
+    if people is None or share is None:
+        raise EvidenceError(
+            f"no random sample of these pairs was reviewed: noisescope review "
+            f"{shlex.quote(str(subject.run.directory))}"
+        )
+    found = Estimate(share.estimate, share.low, share.high, people.sampled)
+    status, needed = compare_threshold(found, threshold, "lower", policy.detect)
+    measured = (share.estimate, share.low, share.high, threshold, "lower", needed)
+    return Result("wrong_share", status, people.sentence(), *measured, rows=_worst(subject, status))
+
+
+def _worst(subject: Subject, status: str) -> tuple[Row, ...]:
+    return subject.worst() if status != "pass" else ()
 
 
 def suspects(subject: Subject, policy: Policy) -> Result | None:
@@ -277,6 +312,7 @@ def _with_interval(found: Estimate) -> str:
 CHECKS: dict[str, Check] = {
     "flip_rate": flip_rate,
     "mislabelled": mislabelled,
+    "wrong_share": wrong_share,
     "suspects": suspects,
     "contested": contested,
     "accuracy": accuracy,

@@ -21,6 +21,7 @@ from noisescope.gate.verdict import Row
 from noisescope.scoring.annotators import coded
 from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
 from noisescope.scoring.metrics import Interval, at_chance, held_out_accuracy
+from noisescope.scoring.reviews import RunReviews, reviews_of
 from noisescope.storage.run import Run
 
 Array = NDArray[Any]
@@ -140,6 +141,11 @@ class Subject:
         parts = [str(part) for part in self.run.margin_parts()]
         ((held_out,),) = self.rows_of(_HELD_OUT, parts=parts)
         return not held_out
+
+    @cached_property
+    def reviews(self) -> RunReviews | None:
+        """What people's judgements of these pairs give; None if there are none."""
+        return reviews_of(self.run)
 
     @property
     def chance(self) -> bool:

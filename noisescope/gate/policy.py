@@ -39,6 +39,8 @@ class Policy:
     flip_rate_bound: str = "lower"
     max_mislabelled: float | None = None
     mislabelled_bound: str = "lower"
+    max_wrong_share: float | None = None
+    evidence: str = "audit"
     max_suspects: float | None = None
     suspect_p: float = 0.5
     max_contested: float | None = None
@@ -64,6 +66,7 @@ class Policy:
 RANGES: dict[str, tuple[float, float, str]] = {
     "max_flip_rate": (0, 0.49, "Share of labels that are wrong even on easy pairs."),
     "max_mislabelled": (0, 0.99, "Share of labels that most people would not choose."),
+    "max_wrong_share": (0, 0.99, "Share of wrong labels, by --evidence."),
     "max_suspects": (0, 0.99, "Share of pairs with p_wrong above --suspect-p."),
     "suspect_p": (0.01, 0.99, "p_wrong above which --max-suspects counts a pair."),
     "max_contested": (0, 0.99, "Share of pairs that the replicas cannot decide."),
@@ -85,6 +88,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "flip_rate_bound": (("lower", "upper"), "Which bound of its interval is compared."),
     "mislabelled_bound": (("lower", "upper"), "Which end of its bracket is compared."),
+    "evidence": (("audit", "review"), "What max_wrong_share rests on: the audit, or people."),
     "inconclusive": (("error", "pass", "fail"), "Exit code of an inconclusive gate: 2, 0, 1."),
 }
 #: Settings that cannot be switched off.
@@ -208,6 +212,7 @@ def _check_bounds(values: Mapping[str, Any], faults: list[str]) -> None:
     for key, check in (
         ("flip_rate_bound", "max_flip_rate"),
         ("mislabelled_bound", "max_mislabelled"),
+        ("evidence", "max_wrong_share"),
         ("suspect_p", "max_suspects"),
     ):
         if key in values and values.get(check, getattr(Policy, check)) is None:

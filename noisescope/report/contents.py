@@ -23,6 +23,7 @@ from noisescope.report.style import Picture
 from noisescope.scoring.annotators import Annotator, coded, coded_table
 from noisescope.scoring.flip_rate import fit_flip_rate
 from noisescope.scoring.metrics import Interval
+from noisescope.scoring.reviews import RunReviews, reviews_of
 from noisescope.storage.run import Run
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ LENGTHS = (100, 200, 400, 800, 1600, 3200)
 @dataclass(frozen=True)
 class Contents:
     """A run as a report shows it. `pairs` are rows of scores and pairs, worst first, with what is
-    known of each label in words under `known`, or None.
+    known of each label in words under `known`, and what reviewers found under `reviewed`, or None.
     """
 
     run: Run
@@ -62,6 +63,7 @@ class Contents:
     annotators: Sequence[Annotator]
     pictures: Sequence[Picture]
     known: Known | None
+    reviews: RunReviews | None
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -95,11 +97,22 @@ def gather(run: Run, *, worst: int = WORST) -> Contents:
         f"JOIN pairs USING (pair_id) WHERE rank <= {worst:d} ORDER BY rank",
     ).to_pylist()
     told = known_labels(run, [pair["pair_id"] for pair in pairs])
-    pairs = [pair | {"known": told.get(pair["pair_id"])} for pair in pairs]
+    people = reviews_of(run)
+    judged = people.verdicts() if people is not None else {}
+    pairs = [
+        pair | {"known": told.get(pair["pair_id"]), "reviewed": judged.get(pair["pair_id"])}
+        for pair in pairs
+    ]
     known = read_known(run)
     table = _annotators(facts)
     return Contents(
-        run, manifest, pairs, table, list(draw(run, manifest, facts, table, known)), known
+        run,
+        manifest,
+        pairs,
+        table,
+        list(draw(run, manifest, facts, table, known)),
+        known,
+        people,
     )
 
 

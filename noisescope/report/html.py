@@ -57,6 +57,7 @@ def page(contents: Contents, images: ImageStore | None = None) -> str:
         rate=summary["flip_rate"],
         share=summary["mislabelled_share"],
         verdict=verdict(summary),
+        reviewed="" if contents.reviews is None else printable(contents.reviews.sentence()),
         figures=[_figure(picture) for picture in contents.pictures],
         figures_lead=_figures_lead(contents),
         pairs=pairs,
@@ -151,7 +152,12 @@ def _pair(
     return (
         values
         | sides
-        | {"prompt": _text(prompt), "earlier": _text(earlier), "known": pair["known"]}
+        | {
+            "prompt": _text(prompt),
+            "earlier": _text(earlier),
+            "known": pair["known"],
+            "reviewed": pair["reviewed"],
+        }
     )
 
 

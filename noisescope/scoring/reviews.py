@@ -1,7 +1,6 @@
 """What people's judgements say about a run's labels: the log of storage/reviews.py joined to it.
 
-    pairs = read_population(run)                   # keys and contents, no text
-    people = read_run_reviews(run, p, pairs)       # p [N] in the order of pairs.keys; or None
+    people = reviews_of(run)                       # None if nobody has judged these pairs
     people.share()                                 # share of wrong labels, with its interval
     people.p_wrong                                 # [N] recalibrated, judged pairs by Bayes' rule
 
@@ -13,7 +12,7 @@ hold for every run of the same pairs, whatever its scores, labels or order of ro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
@@ -55,7 +54,7 @@ Places = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
 #: Column of scores.parquet that decides what is drawn.
-P_WRONG = "p_mislabelled"
+P_WRONG = "p_wrong"
 #: Sampled answers below which no share is stated.
 FEWEST_SAMPLED = 20
 #: Thresholds on p_wrong whose precision is reported.
@@ -297,6 +296,14 @@ def votes_of(judged: Sequence[Judged]) -> Votes:
     return Votes(places, *counts.T)
 
 
+def reviews_of(run: Run) -> RunReviews | None:
+    """People's judgements of the pairs of a scored run; None if there are none."""
+    if not has_reviews(run):
+        return None
+    population = read_population(run)
+    return read_run_reviews(run, read_p_wrong(run, population), population)
+
+
 def read_run_reviews(
     run: Run, p: Float, population: Population | None = None, log: Log | None = None
 ) -> RunReviews | None:
@@ -310,6 +317,14 @@ def read_run_reviews(
     population = population or read_population(run)
     judged = [one for one in read_judged(run, log, population) if sum(one.counts())]
     return join(judged, log, population, p) if judged else None
+
+
+def read_verdicts(run: Run) -> dict[int, str]:
+    """wrong, right or undecided by the place of each judged pair in `Population.keys`."""
+    if not has_reviews(run):
+        return {}
+    judged = read_judged(run, read_reviews(run), read_population(run))
+    return {one.place: one.verdict for one in judged if sum(one.counts())}
 
 
 def join(judged: Sequence[Judged], log: Log, population: Population, p: Float) -> RunReviews:
@@ -420,11 +435,3 @@ def reached(draw: Draw, judged: Sequence[Judged], population: Population) -> NDA
     asked = [a.pair_id for one in judged for a in one.answers if a.draw == draw.id]
     last = int(position[population.places(asked)].max(initial=-1))
     return np.asarray((position >= 0) & (position <= last))
-
-
-def weights_of(people: RunReviews) -> Mapping[int, float]:
-    """Sampling weight of each judged pair by place: how many pairs it represents, 0 for none."""
-    if people.reviewed is None:
-        return {}
-    reviewed = people.reviewed
-    return dict(zip(reviewed.votes.place.tolist(), reviewed.weights.tolist(), strict=True))

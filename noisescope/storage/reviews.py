@@ -9,7 +9,7 @@ Three kinds of line:
              seed, and the cell of every pair) or fix (a list of pairs, most suspicious first), and
              `population`, a digest of all pairs it was drawn from
     answer   pair_id, content_id, reviewer, answer (first, second, tie, skip), `sides`: the content
-             keys of the two sides in the order shown, the draw, its stratum's size, time
+             keys of the two sides in the order shown, the draw, the stratum and its size, time
     undo     takes back the answer that it names
 
 An answer names the better side by content, never by label: it holds for the same pair in any run,
@@ -30,12 +30,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from noisescope.errors import RunError
 from noisescope.pairs import digest
 from noisescope.storage.files import hold, refuse_link, slug, unwritten
 from noisescope.storage.run import Run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FILE = "reviews.jsonl"
 #: Folder of a run that holds one lock a reviewer.
@@ -122,6 +125,7 @@ class Answer:
     answer: Choice
     sides: tuple[str, str]
     draw: str
+    stratum: int | None = None
     stratum_pairs: int | None = None
     id: str = field(default_factory=new_id)
     time: str = field(default_factory=now)
@@ -144,7 +148,7 @@ class Answer:
         choice = line["answer"]
         if choice not in CHOICES:
             raise ValueError(f"unknown answer {choice!r}")
-        size = line.get("stratum_pairs")
+        stratum, size = line.get("stratum"), line.get("stratum_pairs")
         return cls(
             pair_id=_text(line["pair_id"]),
             content_id=_text(line["content_id"]),
@@ -152,6 +156,7 @@ class Answer:
             answer=choice,
             sides=(_text(first), _text(second)),
             draw=_text(line["draw"]),
+            stratum=None if stratum is None else int(stratum),
             stratum_pairs=None if size is None else int(size),
             id=_text(line["id"]),
             time=_text(line["time"]),
@@ -215,6 +220,76 @@ def read_reviews(run: Run) -> Log:
     """
     beside = sorted(run.directory.resolve().parent.glob(f"*/{FILE}"))
     return read_log(dict.fromkeys([run.directory.resolve() / FILE, *beside]))
+
+
+#: Columns of the table `reviews` in SQL.
+COLUMNS = (
+    "pair_id",
+    "content_id",
+    "reviewer",
+    "answer",
+    "wrong",
+    "purpose",
+    "stratum",
+    "weight",
+    "time",
+)
+
+
+def reviews_table(run: Run) -> pa.Table | None:
+    """The judgements of a run's pairs, a row an answer and pair; None if there are none.
+
+    `answer` is chosen or rejected, tie or skip; `wrong` whether the label is (null for tie and
+    skip); `weight` how many pairs of its stratum a sampled pair represents, null for listed ones.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    log = read_reviews(run) if has_reviews(run) else Log()
+    by_content: dict[str, list[Answer]] = {}
+    sampled: dict[tuple[str, int | None], set[str]] = {}
+    for answer in log.answers:
+        by_content.setdefault(answer.content_id, []).append(answer)
+        if answer.answer != "skip":
+            sampled.setdefault((answer.draw, answer.stratum), set()).add(answer.pair_id)
+    if not by_content or not run.pairs_path.is_file():
+        return None
+    names = ["pair_id", "content_id", "chosen", "rejected"]
+    wanted = pa.array(by_content)
+    rows: list[dict[str, Any]] = []
+    with pq.ParquetFile(run.pairs_path, pre_buffer=False) as file:
+        for batch in file.iter_batches(8192, columns=names):
+            mask = pa.compute.is_in(batch.column("content_id"), value_set=wanted)
+            for pair in batch.filter(mask).to_pylist():
+                chosen, rejected = side_key(pair["chosen"]), side_key(pair["rejected"])
+                for answer in by_content[pair["content_id"]]:
+                    if set(answer.sides) == {chosen, rejected}:
+                        size = len(sampled.get((answer.draw, answer.stratum), ()))
+                        rows.append(_table_row(pair, chosen, answer, log, size))
+    types = (pa.string(),) * 4 + (pa.bool_(), pa.string(), pa.int64(), pa.float64(), pa.string())
+    schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+    return pa.Table.from_pylist(rows, schema=schema) if rows else None
+
+
+def _table_row(
+    pair: Mapping[str, Any], chosen: str, answer: Answer, log: Log, judged: int
+) -> dict[str, Any]:
+    better = answer.better
+    draw = log.draws.get(answer.draw)
+    weight = None
+    if answer.stratum_pairs and judged and answer.pair_id == pair["pair_id"]:
+        weight = answer.stratum_pairs / judged
+    return {
+        "pair_id": pair["pair_id"],
+        "content_id": pair["content_id"],
+        "reviewer": answer.reviewer,
+        "answer": answer.answer if better is None else "chosen" if better == chosen else "rejected",
+        "wrong": None if better is None else better != chosen,
+        "purpose": draw.purpose if draw else None,
+        "stratum": answer.stratum,
+        "weight": weight,
+        "time": answer.time,
+    }
 
 
 def has_reviews(run: Run) -> bool:

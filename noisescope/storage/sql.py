@@ -1,4 +1,4 @@
-"""SQL over a run: tables pairs, margins, scores (and flips where the truth is known).
+"""SQL over a run: tables pairs, margins, scores (flips and reviews if there are any).
 
     noisescope query "SELECT prompt, p_flip FROM scores JOIN pairs USING (pair_id) LIMIT 5"
 
@@ -24,6 +24,8 @@ from noisescope.errors import RunError, UsageError
 from noisescope.storage.checksums import require_sound
 from noisescope.storage.files import TEMPORARY_PREFIX
 from noisescope.storage.remote import Place
+from noisescope.storage.reviews import COLUMNS as REVIEWS
+from noisescope.storage.reviews import reviews_table
 from noisescope.storage.run import Run
 
 if TYPE_CHECKING:
@@ -148,6 +150,8 @@ def connect(run: Run | Place) -> duckdb.DuckDBPyConnection:
                 f"{where}: table {name} cannot be read: {error}",
                 hint="Remove the damaged file and run `noisescope score` again.",
             ) from error
+    if isinstance(run, Run) and (people := reviews_table(run)) is not None:
+        connection.register("reviews", people)
     readable = [spelling for paths in found.values() for path in paths for spelling in _both(path)]
     connection.execute("SET allowed_paths = $paths", {"paths": readable})
     connection.execute("SET enable_external_access = false")
@@ -196,6 +200,7 @@ def describe(run: Run | Place) -> list[str]:
 
     if isinstance(run, Run):
         columns = {name: pq.read_schema(paths[0]).names for name, paths in tables(run).items()}
+        columns |= {"reviews": list(REVIEWS)} if reviews_table(run) is not None else {}
     else:
         columns = {}
         for name, paths in stored_tables(run).items():

@@ -24,14 +24,12 @@ from noisescope.pairs import digest, keys_of, uniform
 from noisescope.scoring.review_estimate import stratum_of
 from noisescope.scoring.reviews import (
     Population,
-    RunReviews,
     cells_of,
     draw_sample,
     queue_of,
     read_judged,
     read_p_wrong,
     read_population,
-    read_run_reviews,
     sample_of,
 )
 from noisescope.storage.reviews import (
@@ -70,7 +68,7 @@ class Task:
     sides: tuple[str, str]
     keys: tuple[str, str]
     p_wrong: float
-    stratum_pairs: int | None
+    stratum: tuple[int, int] | None  # and how many pairs it has
 
 
 @final
@@ -126,7 +124,7 @@ class Session:
                 choice,
                 task.keys,
                 self.draw.id,
-                task.stratum_pairs,
+                *(task.stratum or (None, None)),
             )
             self._journal.append(answer.to_json())
             self._answers[content_id] = answer
@@ -157,7 +155,7 @@ def open_session(
     journal = Journal(run.directory, reviewer)
     population, log = read_population(run), read_reviews(run)
     p = read_p_wrong(run, population)
-    sizes: dict[int, int] = {}
+    strata: dict[int, tuple[int, int]] = {}
     if purpose == "estimate":
         draw = sample_of(log, population)
         if draw is None:
@@ -166,13 +164,13 @@ def open_session(
             draw = draw_sample(log, judged, population, p, count=count, seed=seed)
             journal.append(draw.to_json())
         places = queue_of(draw, population)[:count]
-        strata = stratum_of(cells_of(draw))
-        of_stratum = np.bincount(strata)
-        sizes = {int(place): int(of_stratum[strata[place]]) for place in places}
+        number = stratum_of(cells_of(draw))
+        sizes = np.bincount(number)
+        strata = {int(at): (int(number[at]), int(sizes[number[at]])) for at in places}
     else:
         places = np.lexsort((population.keys, -np.nan_to_num(p)))[:count]
         draw = Draw("", "fix", population.digest)
-    tasks = _tasks(run, places.tolist(), p, sizes, population, reviewer)
+    tasks = _tasks(run, places.tolist(), p, strata, population, reviewer)
     if purpose != "estimate":
         draw = _list(log, population, [task.pair_id for task in tasks])
         if draw.id not in log.draws:
@@ -191,12 +189,6 @@ def check_name(reviewer: str) -> None:
         )
 
 
-def results(run: Run) -> RunReviews | None:
-    """What the judgements of a run's pairs give so far."""
-    population = read_population(run)
-    return read_run_reviews(run, read_p_wrong(run, population), population)
-
-
 def _list(log: Log, population: Population, pairs: Sequence[str]) -> Draw:
     """The list of exactly these pairs, as drawn before or new."""
     wanted = Draw(new_id(), "fix", population.digest, pairs=tuple(pairs))
@@ -212,7 +204,7 @@ def _tasks(
     run: Run,
     places: Sequence[int],
     p: Float,
-    sizes: Mapping[int, int],
+    strata: Mapping[int, tuple[int, int]],
     population: Population,
     reviewer: str,
 ) -> list[Task]:
@@ -232,14 +224,16 @@ def _tasks(
                 for row in [row for row in wanted if start <= row < start + batch.num_rows]:
                     pair = {name: batch.column(name)[row - start].as_py() for name in names}
                     place = wanted[row]
-                    found[place] = _task(pair, float(p[place]), sizes.get(place), reviewer)
+                    found[place] = _task(pair, float(p[place]), strata.get(place), reviewer)
                 start += batch.num_rows
     except (pa.ArrowException, OSError, KeyError) as error:
         raise RunError(f"{run.pairs_path} cannot be read: {error}") from error
     return [found[place] for place in places]
 
 
-def _task(pair: Mapping[str, Any], p_wrong: float, size: int | None, reviewer: str) -> Task:
+def _task(
+    pair: Mapping[str, Any], p_wrong: float, stratum: tuple[int, int] | None, reviewer: str
+) -> Task:
     sides = pair["chosen"], pair["rejected"]
     coin = uniform(keys_of([digest("sides", reviewer, pair["content_id"])]), _SIDES)[0]
     ordered = tuple(sorted(sides, reverse=bool(coin < 0.5)))
@@ -251,5 +245,5 @@ def _task(pair: Mapping[str, Any], p_wrong: float, size: int | None, reviewer: s
         ordered,
         (side_key(ordered[0]), side_key(ordered[1])),
         p_wrong,
-        size,
+        stratum,
     )
