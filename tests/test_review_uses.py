@@ -14,7 +14,7 @@ from noisescope.errors import UsageError
 from noisescope.export.clean import export_clean
 from noisescope.export.removal import CleanPolicy
 from noisescope.export.trl import export_trl
-from noisescope.gate.evaluate import evaluate
+from noisescope.gate.evaluate import check_gate
 from noisescope.gate.input import Subject
 from noisescope.gate.policy import Policy, read_policy
 from noisescope.report.contents import gather
@@ -144,14 +144,14 @@ def test_trl_is_corrected_too(scored, tmp_path):
 
 def gated(run, limit, **settings):
     policy = Policy(max_wrong_share=limit, evidence="review", **settings)
-    results = evaluate(Subject(run), policy).results
+    results = check_gate(Subject(run), policy).results
     return next(result for result in results if result.check == "wrong_share")
 
 
 def test_a_gate_can_demand_a_review(scored):
     before = gated(scored.run, 0.05)
     assert before.status == "inconclusive"
-    assert "noisescope review" in before.said
+    assert "noisescope review" in before.message
     judge(scored.run, 120)
     assert gated(scored.run, 0.05).status == "fail"
     met = gated(scored.run, 0.1)

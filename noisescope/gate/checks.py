@@ -149,8 +149,10 @@ def mislabelled(subject: Subject, policy: Policy) -> Result | None:
 
 
 def wrong_share(subject: Subject, policy: Policy) -> Result | None:
-    """Check the share of wrong labels by its lower bound: people's answers to a random sample, or the
-    audit's bracket (see `mislabelled`), which hardly ever decides.
+    """Check the share of wrong labels by its lower bound.
+
+    It rests on people's answers to a random sample, or on the audit's bracket (see `mislabelled`),
+    which hardly ever decides.
     """
     threshold = policy.max_wrong_share
     if threshold is None:
@@ -161,9 +163,9 @@ def wrong_share(subject: Subject, policy: Policy) -> Result | None:
         low, high = subject.rate.low, max(1 - subject.accuracy.low, subject.rate.low)
         found = Estimate((low + high) / 2, low, high, subject.rate.pairs)
         status, _ = compare_threshold(found, threshold, "lower", policy.detect)
-        found_text = f"between {low:.1%} and {high:.1%} of labels are wrong; a review narrows that"
+        message = f"between {low:.1%} and {high:.1%} of labels are wrong; a review narrows that"
         bracket = (None, low, high, threshold, "lower")
-        return Result("wrong_share", status, found_text, *bracket, rows=_worst(subject, status))
+        return Result("wrong_share", status, message, *bracket, rows=_worst(subject, status))
     people = subject.reviews
     share = people.share() if people is not None else None
     if people is None or share is None:
