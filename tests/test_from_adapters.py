@@ -109,9 +109,11 @@ def expected_margins(place: Path, theirs: Path) -> np.ndarray:
         (lambda d: edited(d, peft_type="IA3"), "peft_type IA3"),
         (lambda d: edited(d, init_lora_weights="pissa_niter_4"), "pissa_niter_4, which changes"),
         (lambda d: edited(d, lora_alpha="much"), "no usable lora_alpha"),
+        (lambda d: edited(d, lora_alpha=math.nan), "no usable lora_alpha"),
+        (lambda d: edited(d, use_next_lora=True), "use_next_lora, which this peft does not know"),
         (lambda d: (d / ADAPTER_CONFIG).write_text("["), "cannot be read"),
-        (lambda d: (d / ADAPTER_CONFIG).write_text("[]"), "no JSON object"),
-        (lambda d: (d / ADAPTER_CONFIG).unlink(), "lacks adapter_config.json"),
+        (lambda d: (d / ADAPTER_CONFIG).write_text("[]"), "not a JSON object"),
+        (lambda d: (d / ADAPTER_CONFIG).unlink(), "adapter_config.json missing"),
         (lambda d: (d / ADAPTER_WEIGHTS).write_bytes(b"x"), "cannot be read"),
         (
             lambda d: (d / ADAPTER_WEIGHTS).rename(d / "adapter_model.bin"),
@@ -143,20 +145,20 @@ def test_other_weights_than_a_and_b_are_refused(tmp_path: Path) -> None:
 
 def test_places_and_bases_of_adapters(theirs: Path, tmp_path: Path) -> None:
     assert [path.name for path in adapter_directories([theirs])] == ["0", "1", "2"]
-    with pytest.raises(ModelError, match="named twice"):
+    with pytest.raises(ModelError, match="given twice"):
         adapter_directories([theirs, theirs / "1"])
-    with pytest.raises(ModelError, match="is no directory"):
+    with pytest.raises(ModelError, match="is not a directory"):
         adapter_directories([tmp_path / "nowhere"])
-    with pytest.raises(ModelError, match=r"lacks adapter_model\S+ and adapter_config"):
+    with pytest.raises(ModelError, match=r"adapter_model\S+ and adapter_config.json missing"):
         adapter_directories([tmp_path])
     assert stated_base([theirs / "0", theirs / "1"]) == "hub/model"
     other = edited(adapter(tmp_path / "other"), base_model_name_or_path="hub/another")
     with pytest.raises(ModelError, match="different models: hub/another; hub/model"):
         stated_base([theirs / "0", other])
-    with pytest.raises(ModelError, match="layers this model's blocks lack"):
+    with pytest.raises(ModelError, match="layers that this model's blocks do not have"):
         attach_peft(tiny_llama(num_hidden_layers=2), [theirs / "0"])
     model = tiny_llama(intermediate_size=24)
-    with pytest.raises(ModelError, match="another shape"):
+    with pytest.raises(ModelError, match="a different shape"):
         attach_peft(model, [theirs / "0"])
     assert type(model.model.layers[0].mlp.down_proj) is torch.nn.Linear  # given back
 

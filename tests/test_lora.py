@@ -23,10 +23,10 @@ from noisescope.replicas.lora_text import make_adapters, train_lora
 from noisescope.replicas.packed import PackedReplicas
 from noisescope.replicas.train import make_streams
 from noisescope.training.batch_order import Stream, clusters, held_out_by
-from noisescope.training.lora.activations import Trunk
+from noisescope.training.lora.activations import Activations
 from noisescope.training.lora.adapters import attach_adapters, linear_names
 from noisescope.training.lora.peft_files import save_peft
-from noisescope.training.lora.split_model import CutModel, token_logps
+from noisescope.training.lora.split_model import SplitModel, frozen_head_logps
 from noisescope.training.pair_data import pair_data
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
@@ -43,7 +43,7 @@ def learner(model, config: LoraConfig = CONFIG, *, warm: bool = True):
     corpus = corpus_of([(item.prompt, item.response) for item in encoded])
     depth = model.config.num_hidden_layers
     first = 0 if config.top_layers is None else depth - config.top_layers
-    trunk = Trunk(model, first, corpus)
+    activations = Activations(model, first, corpus)
     adapters = make_adapters(model, first, config)
     if warm:
         torch.manual_seed(0)
@@ -51,22 +51,22 @@ def learner(model, config: LoraConfig = CONFIG, *, warm: bool = True):
             torch.nn.init.normal_(tensor, std=0.2)
     held = held_out_by(data.fold_key, seed=0, replicas=config.replicas)
     streams = make_streams(data, held, config.seed, config.cluster, range(config.replicas))
-    return PackedReplicas(trunk, adapters, data, config, streams), held
+    return PackedReplicas(activations, adapters, data, config, streams), held
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize("top_layers", [None, 2])
 def test_log_ratios_equal_transformers_and_peft(tmp_path: Path, make, top_layers):
-    """Trunk, packing, packed adapters and chunked head change nothing: 1e-4 relative."""
+    """Activations, packing, packed adapters and chunked head change nothing: 1e-4 relative."""
     model = make()
     one, _ = learner(model, replace(CONFIG, top_layers=top_layers))
-    one.trunk.fill(tmp_path / "trunk", "tiny", one.data.items)
+    one.activations.fill(tmp_path / "trunk", "tiny", one.data.items)
     found = one.logps()
     for m in range(CONFIG.replicas):
         save_peft(one.adapters, m, tmp_path / str(m), base="tiny", weights=one.trainable())
     one.adapters.detach()
     reference = plain_logps(make(), one.corpus)
-    assert torch.allclose(one.trunk.reference, reference, rtol=1e-4)
+    assert torch.allclose(one.activations.reference, reference, rtol=1e-4)
     for m in range(CONFIG.replicas):
         tuned = peft.PeftModel.from_pretrained(make(), tmp_path / str(m)).eval()
         expected = plain_logps(tuned, one.corpus)
@@ -78,7 +78,7 @@ def test_log_ratios_equal_transformers_and_peft(tmp_path: Path, make, top_layers
 def test_gradients_equal_autograd_through_the_whole_model(tmp_path: Path, top_layers):
     config = replace(CONFIG, top_layers=top_layers, batch=8, tokens=9999)
     one, _ = learner(tiny_llama(), config)
-    one.trunk.fill(tmp_path, "tiny", one.data.items)
+    one.activations.fill(tmp_path, "tiny", one.data.items)
     (batch,) = one.batches(0)
     for piece in one.pieces(batch):
         piece.values.logratio.square().sum().backward(retain_graph=True)
@@ -89,7 +89,7 @@ def test_gradients_equal_autograd_through_the_whole_model(tmp_path: Path, top_la
         one.adapters.placement.segments = ((part.replica, 0, 1),)
         logps = plain_logps(one.adapters.model, one.corpus)
         sides = one.data.chosen[part.pairs], one.data.rejected[part.pairs]
-        ratio = logps - one.trunk.reference
+        ratio = logps - one.activations.reference
         (ratio[sides[0]] - ratio[sides[1]]).square().sum().backward()
     for name, tensor in one.adapters.parameters():
         scale = float(tensor.grad.abs().max())
@@ -98,10 +98,10 @@ def test_gradients_equal_autograd_through_the_whole_model(tmp_path: Path, top_la
 
 def test_zero_at_start_antisymmetric_and_independent_of_batch_mates(tmp_path: Path):
     start, _ = learner(tiny_llama(), warm=False)
-    start.trunk.fill(tmp_path, "tiny", start.data.items)
+    start.activations.fill(tmp_path, "tiny", start.data.items)
     assert np.abs(start.margins()).max() < 1e-4
     one, _ = learner(tiny_llama())
-    one.trunk.fill(tmp_path, "tiny", one.data.items)
+    one.activations.fill(tmp_path, "tiny", one.data.items)
     margins = one.margins()
     one.data.chosen[:], one.data.rejected[:] = one.data.rejected.copy(), one.data.chosen.copy()
     assert np.array_equal(one.margins(), -margins)
@@ -113,7 +113,7 @@ def test_zero_at_start_antisymmetric_and_independent_of_batch_mates(tmp_path: Pa
 
 def test_bfloat16_runs_the_same_path(tmp_path: Path):
     one, _ = learner(tiny_llama().bfloat16())
-    one.trunk.fill(tmp_path, "tiny", one.data.items)
+    one.activations.fill(tmp_path, "tiny", one.data.items)
     (first, *_) = one.pieces(one.batches(0)[0])
     first.values.logratio.sum().backward()
     grads = [tensor.grad for tensor in one.trainable().values()]
@@ -124,8 +124,8 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path):
     found = []
     for on in (False, True):
         one, _ = learner(tiny_llama(), replace(CONFIG, checkpointing=on))
-        one.trunk = Trunk(one.adapters.model, 2, one.corpus, checkpointing=on)
-        one.trunk.fill(tmp_path, "tiny", one.data.items)
+        one.activations = Activations(one.adapters.model, 2, one.corpus, checkpointing=on)
+        one.activations.fill(tmp_path, "tiny", one.data.items)
         for batch in one.batches(0):
             sum(piece.values.logratio.sum() for piece in one.pieces(batch)).backward()
         found.append([tensor.grad for tensor in one.trainable().values()])
@@ -284,14 +284,17 @@ def test_foreign_adapters(tmp_path: Path):
 
 def test_foreign_adapters_that_cannot_be_scored(tmp_path: Path):
     policy = TinyPolicy(tiny_llama())
-    with pytest.raises(ModelError, match="lacks adapter_model"), scores_of(policy, [tmp_path]):
+    with (
+        pytest.raises(ModelError, match=r"adapter_model\S+ and adapter_config\S+ missing"),
+        scores_of(policy, [tmp_path]),
+    ):
         pass
     tuned = peft.get_peft_model(
         tiny_llama(hidden_size=16, intermediate_size=24),
         peft.LoraConfig(r=2, target_modules=["q_proj"]),
     )
     tuned.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="another shape"), scores_of(policy, [tmp_path]):
+    with pytest.raises(ModelError, match="a different shape"), scores_of(policy, [tmp_path]):
         pass
     settings_file = tmp_path / "adapter_config.json"
     facts = json.loads(settings_file.read_text())
@@ -325,7 +328,7 @@ def test_chunked_head_against_log_softmax():
     hidden = torch.randn(600, 8, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 50, (600,))
     weights = torch.randn(600, dtype=torch.float64)
-    (token_logps(hidden, head, targets) * weights).sum().backward()
+    (frozen_head_logps(hidden, head, targets) * weights).sum().backward()
     ours, hidden.grad = hidden.grad, None
     expected = head(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
     (expected * weights).sum().backward()
@@ -336,5 +339,5 @@ def test_a_model_that_rescales_its_logits_is_refused():
     model = tiny_llama()
     model.lm_head.register_forward_hook(lambda _module, _args, output: output * 3)
     with pytest.raises(ModelError, match="rescales its logits"):
-        CutModel(model, 0)
+        SplitModel(model, 0)
     attach_adapters(tiny_llama(), 1, 2, 3).detach()

@@ -267,7 +267,12 @@ def test_replicas_trained_apart_and_together(tmp_path: Path, tokens: int) -> Non
         some, shared = range(m, m + 1), tmp_path / "all" / "trunk"
         place = tmp_path / str(m)
         train_lora(
-            TinyPolicy(tiny_llama()), pairs(), config, place, members=some, trunk_directory=shared
+            TinyPolicy(tiny_llama()),
+            pairs(),
+            config,
+            place,
+            members=some,
+            activations_directory=shared,
         )
         one, other = read(place), whole[whole.replica == m]
         assert set(one.replica) == {m}

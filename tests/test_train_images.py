@@ -70,7 +70,7 @@ def test_l_equals_a_plain_transcription(folder: Path, layers: int | None) -> Non
     policy_in_training = trainable_of(policy, layers, replicas=2)
     pairs = np.array([2, 5])
     with torch.no_grad():
-        found = policy_in_training.sides(pairs, 3, (0, 1)).logratios
+        found = policy_in_training.pair_logps(pairs, 3, (0, 1)).logratios
     reference = UNet2DConditionModel.from_pretrained(folder / "unet")
     schedule = policy.pipeline.schedule
     data = policy_in_training.data

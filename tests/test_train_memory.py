@@ -14,7 +14,7 @@ import torch
 from helpers.training import quick, read, tiny_checkpoint, tiny_policy, write_pairs
 
 from noisescope.errors import ModelError
-from noisescope.training.policy import Sides
+from noisescope.training.policy import PairLogps
 from noisescope.training.policy.adaptive import Online, OnlineConfig, Reliability
 from noisescope.training.policy.run import fine_tune
 from noisescope.training.policy.text import TextAdapters
@@ -35,8 +35,10 @@ class Memory:
     pairs: int
     in_backward: bool = False
 
-    def sides(self, own: Any, policy_in_training: TextAdapters, pairs: Any, *rest: Any) -> Sides:
-        found: Sides = own(policy_in_training, pairs, *rest)
+    def pair_logps(
+        self, own: Any, policy_in_training: TextAdapters, pairs: Any, *rest: Any
+    ) -> PairLogps:
+        found: PairLogps = own(policy_in_training, pairs, *rest)
         if len(pairs) > self.pairs and torch.is_grad_enabled():
             if not self.in_backward:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -67,8 +69,8 @@ def test_smaller_forwards_are_the_same_step(
     place, tmp_path, monkeypatch, caplog, objective, changes, in_backward
 ):
     whole = train(place, tmp_path / "whole", objective, steps=3, **changes)
-    memory, own = Memory(3, in_backward), TextAdapters.sides
-    monkeypatch.setattr(TextAdapters, "sides", lambda *given: memory.sides(own, *given))
+    memory, own = Memory(3, in_backward), TextAdapters.pair_logps
+    monkeypatch.setattr(TextAdapters, "pair_logps", lambda *given: memory.pair_logps(own, *given))
     with caplog.at_level(logging.WARNING, "noisescope"):
         parts = train(place, tmp_path / "parts", objective, steps=3, **changes)
     for mine, theirs in zip(whole, parts, strict=True):
@@ -91,8 +93,10 @@ def test_a_step_taken_again_is_noted_once():
 
 
 def test_what_cannot_be_taken_in_parts_is_named(place, tmp_path, monkeypatch):
-    own = TextAdapters.sides
-    monkeypatch.setattr(TextAdapters, "sides", lambda *given: Memory(0).sides(own, *given))
+    own = TextAdapters.pair_logps
+    monkeypatch.setattr(
+        TextAdapters, "pair_logps", lambda *given: Memory(0).pair_logps(own, *given)
+    )
     with pytest.raises(ModelError, match=r"pair p\d+ does not fit into memory, even alone"):
         train(place, tmp_path / "alone")
     with pytest.raises(ModelError, match="dr-dpo is a loss of the whole micro-batch") as refused:
@@ -102,9 +106,9 @@ def test_what_cannot_be_taken_in_parts_is_named(place, tmp_path, monkeypatch):
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(place, tmp_path, monkeypatch):
-    def broken(*_: Any) -> Sides:
+    def broken(*_: Any) -> PairLogps:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(TextAdapters, "sides", broken)
+    monkeypatch.setattr(TextAdapters, "pair_logps", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         train(place, tmp_path / "broken")

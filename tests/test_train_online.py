@@ -55,11 +55,13 @@ def test_online_u_on_fixed_replicas_is_offline_u(place, tmp_path):
         torch.nn.init.normal_(layer.b, std=0.1)
     policy_in_training = TextAdapters(space, adapters)
     with torch.no_grad():
-        whole = policy_in_training.sides(np.arange(40), 0, (0, 1, 2)).logratios.double().numpy()
+        whole = (
+            policy_in_training.pair_logps(np.arange(40), 0, (0, 1, 2)).logratios.double().numpy()
+        )
         config = OnlineConfig("replicas", 3, rho=1.0, weights=WeightConfig(k1=4.0))
         online = Online(config)
         parts = [
-            online.weigh(policy_in_training.sides(pairs, 0, online.trained).logratios)
+            online.weigh(policy_in_training.pair_logps(pairs, 0, online.trained).logratios)
             for pairs in np.array_split(np.arange(40), 5)
         ]
     offline = detectors.u(whole, 1.0)

@@ -85,7 +85,7 @@ def load_task(model: str) -> tuple[LoraTask, dict[str, object]]:
     corpus, _ = alike(policy, data)
     kept = cache().parent / "trunks" / policy.identity.fingerprint
     space = text_space(policy, data, corpus, kept, layers=LAYERS, checkpointing=False)
-    adapters = attach_adapters(policy.model, 1, RANK, space.trunk.cut.first)
+    adapters = attach_adapters(policy.model, 1, RANK, space.activations.split.first)
     return LoraTask(gold, space, adapters), cost
 
 

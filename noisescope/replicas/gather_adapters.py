@@ -35,7 +35,7 @@ from noisescope.training.lora.peft_files import attach_peft
 
 if TYPE_CHECKING:
     from noisescope.training.lora.adapters import Adapters
-    from noisescope.training.lora.split_model import CutModel
+    from noisescope.training.lora.split_model import SplitModel
 
 Int = NDArray[np.int64]
 
@@ -43,11 +43,11 @@ Int = NDArray[np.int64]
 @final
 @dataclass(frozen=True)
 class AdapterScores:
-    """M attached adapters of a policy's model, and the model cut below the lowest of them."""
+    """M attached adapters of a policy's model, and the model split at the lowest adapted block."""
 
     policy: TextPolicy
     adapters: Adapters
-    cut: CutModel
+    split: SplitModel
     limit: Limit = field(default_factory=Limit)
 
     def sizes(self, items: Sequence[Item]) -> Int:
@@ -78,13 +78,13 @@ class AdapterScores:
     def _rows(self, corpus: Corpus, items: Sequence[int]) -> Array:
         """[n, 1 + M]: the model itself, then each adapter."""
         packed = pack(corpus, np.asarray(items, np.int64), ROW_TOKENS)
-        entering, last = self.cut.trunk(packed)
-        columns = [self.cut.item_logps(packed, last)]
+        entering, last = self.split.reference_pass(packed)
+        columns = [self.split.item_logps(packed, last)]
         for replica in range(self.adapters.replicas):
             self.adapters.placement.segments = ((replica, 0, len(packed.ids)),)
             try:
-                last = self.cut.top(packed, entering if self.cut.first else None)
-                columns.append(self.cut.item_logps(packed, last))
+                last = self.split.top(packed, entering if self.split.first else None)
+                columns.append(self.split.item_logps(packed, last))
             finally:
                 self.adapters.placement.segments = ()
         rows: Array = np.stack([column.cpu().numpy() for column in columns], 1)
@@ -95,14 +95,14 @@ class AdapterScores:
 def scores_of(policy: TextPolicy, directories: Sequence[Path]) -> Iterator[AdapterScores]:
     """Adapters of PEFT directories on the policy's model, for as long as the block lasts.
 
-    Raises ModelError where they do not fit it, or it cannot be cut.
+    Raises ModelError if they do not fit it, or it cannot be split.
     """
-    from noisescope.training.lora.split_model import CutModel
+    from noisescope.training.lora.split_model import SplitModel
 
     encoded_corpus(policy, [])
     adapters = attach_peft(policy.model, directories)
     try:
-        yield AdapterScores(policy, adapters, CutModel(policy.model, adapters.first))
+        yield AdapterScores(policy, adapters, SplitModel(policy.model, adapters.first))
     finally:
         adapters.detach()
 

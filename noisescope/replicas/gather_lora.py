@@ -22,7 +22,7 @@ from noisescope.replicas.gather import (
     lora_config,
 )
 from noisescope.replicas.lora_image import fill_reference, train_diffusion_lora
-from noisescope.replicas.lora_text import TextPolicy, fill_trunk, train_lora
+from noisescope.replicas.lora_text import TextPolicy, fill_activations, train_lora
 from noisescope.replicas.partition import WHOLE, Share, boundaries, shard_of
 from noisescope.replicas.standalone import (
     DONE,
@@ -264,7 +264,14 @@ def _train_text(
 ) -> dict[str, Any]:
     """`train_lora` with the signature of `train_diffusion_lora`."""
     done = train_lora(
-        policy, table, config, directory, report, estimate, members=members, trunk_directory=shared
+        policy,
+        table,
+        config,
+        directory,
+        report,
+        estimate,
+        members=members,
+        activations_directory=shared,
     )
     return {k: v for k, v in asdict(done).items() if k not in ("seconds", "replicas")}
 
@@ -274,7 +281,7 @@ TRAIN: dict[Modality, Callable[..., dict[str, Any]]] = {
     "text": _train_text,
     "image": train_diffusion_lora,
 }
-FILL: dict[Modality, Callable[..., None]] = {"text": fill_trunk, "image": fill_reference}
+FILL: dict[Modality, Callable[..., None]] = {"text": fill_activations, "image": fill_reference}
 
 
 def describe_cost(cost: LoraCost, policy: Policy) -> str:

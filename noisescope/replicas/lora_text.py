@@ -82,19 +82,19 @@ def train_lora(
     estimate: Callable[[LoraCost], None] | None = None,
     *,
     members: range | None = None,
-    trunk_directory: Path | None = None,
+    activations_directory: Path | None = None,
 ) -> LoraSummary:
     """Train, write margins checkpoint by checkpoint, save every replica; what was done.
 
     `members` are the replicas to train if others are trained elsewhere. States below the first
-    adapted block are kept in `trunk_directory`, which several trainings may share. `estimate` is
-    called with the cost before anything is computed. Raises DataError for too few pairs,
-    ModelError for a model that cannot be split, EvidenceError for a diverged loss, RunError for a
-    directory that holds other evidence.
+    adapted block are kept in `activations_directory`, which several trainings may share.
+    `estimate` is called with the cost before anything is computed. Raises DataError for too few
+    pairs, ModelError for a model that cannot be split, EvidenceError for a diverged loss, RunError
+    for a directory that holds other evidence.
     """
     from noisescope.models.forward import measure
     from noisescope.replicas.cost import lora_cost
-    from noisescope.training.lora.activations import Trunk
+    from noisescope.training.lora.activations import Activations
 
     start = time.perf_counter()
     members = range(config.replicas) if members is None else members
@@ -106,18 +106,18 @@ def train_lora(
     first, size = first_adapted(policy.model, config), measure(policy.model)
     adapters = None
     try:
-        trunk = Trunk(policy.model, first, corpus, checkpointing=config.checkpointing)
+        activations = Activations(policy.model, first, corpus, checkpointing=config.checkpointing)
         adapters = make_adapters(policy.model, first, config, members)
         streams = make_streams(data, held, config.seed, config.cluster, members)
         learner = PackedReplicas(
-            trunk, adapters, data, config, streams, members.start, base=identity.id
+            activations, adapters, data, config, streams, members.start, base=identity.id
         )
         if estimate is not None:
             due = checkpoint_steps(plan.steps, config.checkpoints)
             depth = policy.model.config.num_hidden_layers
             estimate(lora_cost(learner, size, depth, plan.steps, due))
-        place = trunk_directory or run_directory / "trunk"
-        trunk.fill(place, identity.fingerprint, data.items, report)
+        place = activations_directory or run_directory / "trunk"
+        activations.fill(place, identity.fingerprint, data.items, report)
         filled = time.perf_counter()
         writer = ReplicaWriter(learner, run_directory, plan.steps, report, config.patience)
         progress = train_replicas(learner, writer, plan, run_directory / "replicas")
@@ -129,7 +129,7 @@ def train_lora(
             adapters.detach()
 
 
-def fill_trunk(
+def fill_activations(
     policy: TextPolicy,
     table: pa.Table,
     config: LoraConfig,
@@ -138,7 +138,7 @@ def fill_trunk(
     progress: Progress,
 ) -> None:
     """Compute share `i` of `n` (from 0) of the states below the adapters, for all trainings."""
-    from noisescope.training.lora.activations import Trunk
+    from noisescope.training.lora.activations import Activations
 
     def report(stage: str, done: int, total: int) -> None:
         progress(done, total, None)
@@ -146,8 +146,8 @@ def fill_trunk(
     data = pair_data(table)
     halves(data, config)
     corpus = encoded_corpus(policy, data.items)
-    trunk = Trunk(policy.model, first_adapted(policy.model, config), corpus)
-    trunk.fill(directory, policy.identity.fingerprint, data.items, report, share)
+    activations = Activations(policy.model, first_adapted(policy.model, config), corpus)
+    activations.fill(directory, policy.identity.fingerprint, data.items, report, share)
 
 
 def first_adapted(model: PreTrainedModel, config: LoraConfig) -> int:

@@ -1,6 +1,6 @@
 """LoRA replicas of a causal language model: M adapters in one forward, each with its own pairs.
 
-learner = PackedReplicas(trunk, adapters, data, config, streams)
+learner = PackedReplicas(activations, adapters, data, config, streams)
 train(learner, ...)
 learner.margins()  # [M, N], beta * l
 """
@@ -27,7 +27,7 @@ from noisescope.training.pair_data import PairData, Report
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from noisescope.training.lora.activations import Trunk
+    from noisescope.training.lora.activations import Activations
     from noisescope.training.lora.adapters import Adapters
 
 Int = NDArray[np.int64]
@@ -43,7 +43,7 @@ class PackedReplicas:
     the most responses to score at once, after more did not fit into memory.
     """
 
-    trunk: Trunk
+    activations: Activations
     adapters: Adapters
     data: PairData
     config: LoraConfig
@@ -59,7 +59,7 @@ class PackedReplicas:
 
     @property
     def corpus(self) -> Corpus:
-        return self.trunk.corpus
+        return self.activations.corpus
 
     def trainable(self) -> dict[str, Tensor]:
         return dict(self.adapters.parameters())
@@ -100,7 +100,7 @@ class PackedReplicas:
         for part, packed in zip(batch, packs, strict=True):
             own = logps[start : start + len(packed.items)]
             start += len(packed.items)
-            ratio = own - self.trunk.reference[torch.from_numpy(packed.items)].to(own.device)
+            ratio = own - self.activations.reference[torch.from_numpy(packed.items)].to(own.device)
             sides = (self.data.chosen[part.pairs], self.data.rejected[part.pairs])
             chosen, rejected = (
                 torch.from_numpy(np.searchsorted(packed.items, side)).to(own.device)
@@ -116,8 +116,8 @@ class PackedReplicas:
             (m, end - count, end) for m, count, end in zip(replicas, rows, ends, strict=True)
         )
         try:
-            cut = self.trunk.cut
-            return cut.item_logps(packed, cut.top(packed, self.trunk.states(packed)))
+            split = self.activations.split
+            return split.item_logps(packed, split.top(packed, self.activations.states(packed)))
         finally:
             if not self.config.checkpointing:
                 self.adapters.placement.segments = ()
@@ -126,7 +126,7 @@ class PackedReplicas:
         """log pi_m(response | prompt) of every item under every replica: [M, I]."""
         import torch
 
-        plan = self.trunk.plan(self.config.tokens)
+        plan = self.activations.plan(self.config.tokens)
         result = torch.zeros(self.adapters.replicas, len(self.data.items))
         retry: OomRetry[int] = OomRetry(
             "responses", lambda item: f"response {self.data.items[item].key}", self.limit
@@ -153,7 +153,7 @@ class PackedReplicas:
 
     def margins(self, report: Report | None = None) -> Float:
         """beta * l of every pair under every replica, [M, N]."""
-        ratio = (self.logps(report) - self.trunk.reference).numpy()
+        ratio = (self.logps(report) - self.activations.reference).numpy()
         sides = ratio[:, self.data.chosen], ratio[:, self.data.rejected]
         margins: Float = self.config.beta * (sides[0] - sides[1])
         return margins

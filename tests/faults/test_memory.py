@@ -37,7 +37,7 @@ from noisescope.replicas.lora_image import train_diffusion_lora
 from noisescope.replicas.lora_text import train_lora
 from noisescope.replicas.reference_errors import ReferenceErrors
 from noisescope.training.loop import PairBatch, split
-from noisescope.training.lora.activations import Trunk
+from noisescope.training.lora.activations import Activations
 from noisescope.training.noisy_pairs import NoisedPairs
 from noisescope.training.pair_data import pair_data
 
@@ -187,7 +187,7 @@ def test_the_reference_of_lora_replicas_comes_out_the_same(checkpoint: str, tmp_
     policy = load_causal_lm(checkpoint, device="cpu", dtype="float32")
     items = distinct_items(to_table(Pair("p", a, f"{a} no") for a in TEXTS))[0]
     corpus = corpus_of([(one.prompt, one.response) for one in policy.encode(items)])
-    whole, small = Trunk(policy.model, 2, corpus), Trunk(policy.model, 2, corpus)
+    whole, small = Activations(policy.model, 2, corpus), Activations(policy.model, 2, corpus)
     whole.fill(tmp_path / "whole", "f", items)
     budget(policy.model.base_model, tokens, 120, ERRORS[2])
     small.fill(tmp_path / "small", "f", items)

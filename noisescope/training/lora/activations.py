@@ -1,8 +1,10 @@
-"""States at the cut and reference log-probabilities, computed once per distinct item and kept.
+"""Cache the activations below the adapted blocks, and the reference log-probabilities.
+
+Both are computed once per distinct item.
 
 Parts are safetensors files of about `PART_TOKENS` tokens, written whole, memory-mapped when
-read, named by the model, the cut and their items: a killed run continues with the next part,
-and another model's or dataset's part is never mistaken for ours.
+read, and named by the model, the first adapted block and their items: a killed run continues with
+the next part, and a part of a different model or dataset is never used.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.packing import PADDING, Corpus, Packed, pack
 from noisescope.pairs import digest
 from noisescope.storage.files import read_sealed, write_sealed
-from noisescope.training.lora.split_model import CutModel
+from noisescope.training.lora.split_model import SplitModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,13 +38,13 @@ ROW_TOKENS = 256
 
 
 @final
-class Trunk:
+class Activations:
     """`corpus` under the frozen blocks below `first`, and the reference log-probabilities [I]."""
 
     def __init__(
         self, model: PreTrainedModel, first: int, corpus: Corpus, *, checkpointing: bool = False
     ) -> None:
-        self.cut = CutModel(model, first, checkpointing=checkpointing)
+        self.split = SplitModel(model, first, checkpointing=checkpointing)
         self.corpus = corpus
         self.reference = torch.zeros(len(corpus.responses))
         self._where = np.zeros((corpus.slots, 2), np.int32)  # part, row of each slot
@@ -67,11 +69,11 @@ class Trunk:
     ) -> None:
         """Compute or read every part; afterwards `states` and `reference` are complete.
 
-        With `share` i of n (from 0) only every n-th part: others see to the rest.
+        With `share` i of n (from 0) only every n-th part: other processes compute the rest.
         """
         plan = self.plan(PART_TOKENS)[share[0] :: share[1]]
         for done, group in enumerate(plan):
-            name = digest(fingerprint, str(self.cut.first), *(items[i].key for i in group))
+            name = digest(fingerprint, str(self.split.first), *(items[i].key for i in group))
             path = directory / f"{name}.safetensors"
             if path.exists() and not self._read(path, group):
                 logging.getLogger("noisescope").warning("%s is damaged: computing it again", path)
@@ -93,7 +95,7 @@ class Trunk:
         return np.concatenate([np.arange(start, start + size) for start, size in spans])
 
     def _compute(self, group: Int, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Reference log-probabilities of a part's items and their states at the cut."""
+        """Reference log-probabilities of a part's items, and their states at the split."""
         slots = self._slots(group)
         row_of = np.full(self.corpus.slots, PADDING, np.int64)
         row_of[slots] = np.arange(len(slots))
@@ -107,15 +109,15 @@ class Trunk:
 
         def forward(places: Sequence[int]) -> tuple[Packed, Tensor, Tensor]:
             packed = pack(self.corpus, group[np.asarray(places)], ROW_TOKENS)
-            entering, last = self.cut.trunk(packed)
-            return packed, entering, self.cut.item_logps(packed, last).cpu()
+            entering, last = self.split.reference_pass(packed)
+            return packed, entering, self.split.item_logps(packed, last).cpu()
 
         with torch.inference_mode():
             for b in np.unique(batches):
                 members = np.flatnonzero(batches == b).tolist()
                 for places, (packed, entering, logps) in retry.run(forward, members):
                     reference[places] = logps
-                    if not self.cut.first:
+                    if not self.split.first:
                         continue
                     if states is None:
                         states = torch.empty(len(slots), entering.shape[-1], dtype=entering.dtype)
@@ -126,13 +128,13 @@ class Trunk:
         return held if states is None else held | {"states": states}
 
     def _read(self, path: Path, group: Int) -> bool:
-        """Map one part; False where it is not as it was written."""
+        """Map one part; False if it is damaged."""
         try:
             held, _ = read_sealed(path)
         except RunError:
             return False
         self.reference[torch.from_numpy(group)] = held["reference"]
-        if self.cut.first:
+        if self.split.first:
             slots = self._slots(group)
             self._where[slots, 0] = len(self._parts)
             self._where[slots, 1] = np.arange(len(slots))
@@ -140,8 +142,9 @@ class Trunk:
         return True
 
     def states(self, packed: Packed) -> Tensor | None:
-        """States entering the cut block, [R, T, D], zero at padding; None without a trunk."""
-        if not self.cut.first:
+        """States entering the first adapted block, [R, T, D], zero at padding; None if it is the
+        first block of all."""
+        if not self.split.first:
             return None
         flat = packed.slots.ravel()
         width = self._parts[0].shape[1]
@@ -151,7 +154,7 @@ class Trunk:
         for p in np.unique(part[filled]):
             here = np.flatnonzero(filled & (part == p))
             result[torch.from_numpy(here)] = self._parts[p][torch.from_numpy(row[here])]
-        return result.view(*packed.slots.shape, width).to(self.cut.device)
+        return result.view(*packed.slots.shape, width).to(self.split.device)
 
     @staticmethod
     def discard(directory: Path) -> None:

@@ -1,8 +1,8 @@
-"""M low-rank adapters side by side on one frozen model.
+"""Attach M low-rank adapters, one a replica, to one frozen model.
 
 For replica m a targeted linear layer computes x W' + s_m (x A_m') B_m' (LoRA, 2106.09685); the
-rows of a batch say which replica they belong to, so one forward serves all replicas and the
-base weights stand in memory once. Without a placement the layer is the base model's own.
+`Placement` maps rows of a batch to replicas, so one forward runs all of them and the base weights
+are in memory once. Without a placement the layer is the base model's own.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class PackedLinear(nn.Module):
 
 
 def block_list(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's transformer blocks; raises ModelError when they cannot be told apart."""
+    """The model's transformer blocks; raises ModelError unless there is one stack of them."""
     depth = model.config.num_hidden_layers
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if len(lists) != 1:
@@ -121,7 +121,7 @@ def block_list(model: PreTrainedModel) -> nn.ModuleList:
 
 def linear_names(model: PreTrainedModel, first: int, targets: Sequence[str]) -> list[str]:
     """Full names of the linear layers in blocks `first`.. whose last part is in `targets`
-    (all of them when empty). Raises ModelError when a target names nothing."""
+    (all of them when empty). Raises ModelError if a target names no layer."""
     from transformers.pytorch_utils import Conv1D
 
     prefix = next(name for name, m in model.named_modules() if m is block_list(model))

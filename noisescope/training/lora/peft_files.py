@@ -1,10 +1,11 @@
-"""LoRA adapters as PEFT keeps them: a directory with a safetensors file and a JSON file.
+"""Read and write LoRA adapters as PEFT directories: a safetensors file and a JSON file.
 
-    save_peft(adapters, replica, directory, base="models/tiny-lm", weights=adapters.stacked())
+    save_peft(adapters, replica, directory, base="models/tiny-lm", weights=learner.trainable())
     attach_peft(model, [Path("theirs/0"), Path("theirs/1")])   # one replica a directory
 
-Files of others are read only where every setting is one we know: a setting that changes what the
-matrices mean is refused by name.
+The configuration is read and written by peft. External adapters are read only if they are plain
+LoRA: any setting beyond `PLAIN` that differs from peft's default is refused by name, and so are
+settings that the installed peft does not know. Weights are read from safetensors alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import ModelError, first_five
 from noisescope.storage.checksums import require_written
-from noisescope.storage.files import write_atomic, write_tensors
+from noisescope.storage.files import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,23 +34,34 @@ ADAPTER_CONFIG = "adapter_config.json"
 PICKLED_WEIGHTS = "adapter_model.bin"
 PEFT_PREFIX = "base_model.model."
 
-#: Settings of adapter_config.json that change what A and B mean, or add weights beside them.
-FOREIGN = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "modules_to_save",
-    "lora_bias",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "megatron_config",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
+#: Settings of plain LoRA: they do not add weights, or are applied here. All others must be as peft
+#: has them by default.
+PLAIN = frozenset(
+    {
+        "alpha_pattern",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "ephemeral_gpu_offload",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "lora_dropout",
+        "peft_type",
+        "peft_version",
+        "r",
+        "rank_pattern",
+        "revision",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    }
 )
-#: Ways to begin training that also change the base's weights.
+#: Initialisations that also change the weights of the base model.
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 ONLY = "Only the A and B matrices of plain LoRA on linear layers can be scored."
 
@@ -57,17 +69,16 @@ ONLY = "Only the A and B matrices of plain LoRA on linear layers can be scored."
 @final
 @dataclass(frozen=True)
 class PeftAdapter:
-    """One directory read: A [r, I], B [O, r] and scale by layer name, and the base it names."""
+    """Contents of one directory: A [r, I], B [O, r] and scale by layer name."""
 
     layers: dict[str, tuple[Tensor, Tensor]]
     scales: dict[str, float]
-    base: str | None
 
 
 def adapter_directories(places: Sequence[Path]) -> list[Path]:
-    """The adapter directories among `places`: each is one, or holds some as `replicas/<m>/`.
+    """The adapter directories among `places`: each is one, or contains some as `replicas/<m>/`.
 
-    Raises ModelError for a place that holds none, and for weights that are pickled.
+    Raises ModelError for a place without any, and for weights that are pickled.
     """
     found: list[Path] = []
     for place in places:
@@ -83,27 +94,30 @@ def adapter_directories(places: Sequence[Path]) -> list[Path]:
     same = [path.resolve() for path in found]
     twice = sorted({str(path) for path in same if same.count(path) > 1})
     if twice:
-        raise ModelError(f"named twice: {first_five(twice)}", hint="A replica counts once.")
+        raise ModelError(
+            f"the same adapter was given twice: {first_five(twice)}",
+            hint="Each adapter may appear only once.",
+        )
     return found
 
 
 def _require_files(directory: Path) -> None:
-    """Raise ModelError naming what is missing, or a pickle in its place; RunError for a file of
-    a finished run that is not as it was written."""
+    """Raise ModelError naming what is missing, or a pickle in its place; RunError for a changed
+    file of a finished run."""
     if not directory.is_dir():
         raise ModelError(
-            f"{directory} is no directory",
-            hint="Name a PEFT adapter's directory, or one that holds several of them.",
+            f"{directory} is not a directory",
+            hint="Give the directory of a PEFT adapter, or one that contains several.",
         )
     missing = [n for n in (ADAPTER_WEIGHTS, ADAPTER_CONFIG) if not (directory / n).is_file()]
     if ADAPTER_WEIGHTS in missing and (directory / PICKLED_WEIGHTS).is_file():
         raise ModelError(
             f"{directory} holds {PICKLED_WEIGHTS}, a pickle, which is never opened",
-            hint="Save it anew with model.save_pretrained(DIR, safe_serialization=True).",
+            hint="Save it again with model.save_pretrained(DIR, safe_serialization=True).",
         )
     if missing:
         raise ModelError(
-            f"{directory} lacks {' and '.join(missing)}",
+            f"{' and '.join(missing)} missing in {directory}",
             hint="PEFT writes both with model.save_pretrained(DIR).",
         )
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
@@ -123,15 +137,13 @@ def adapter_fingerprint(directory: Path) -> str:
 def read_peft(directory: Path) -> PeftAdapter:
     """Matrices and scales of a PEFT LoRA directory.
 
-    Scale = alpha / r, or alpha / sqrt(r) with rsLoRA (2312.03732); both patterns apply. Raises
-    ModelError for what is no plain safetensors LoRA (pickle, DoRA, full modules), by name.
+    Raises ModelError naming what is not plain safetensors LoRA (pickle, DoRA, full modules).
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     _require_files(directory)
-    facts = _read_config(directory / ADAPTER_CONFIG)
-    special = _special(facts)
+    special = _special(_read_config(directory / ADAPTER_CONFIG))
     halves: dict[str, dict[str, Tensor]] = {}
     try:
         tensors = load_file(directory / ADAPTER_WEIGHTS)
@@ -150,19 +162,14 @@ def read_peft(directory: Path) -> PeftAdapter:
     special += [f"{name} without its other half" for name, h in halves.items() if len(h) != 2]
     if special or not halves:
         raise ModelError(
-            f"{directory} is no plain LoRA adapter: {first_five(special) or 'it is empty'}",
+            f"{directory} is not a plain LoRA adapter: {first_five(special) or 'it is empty'}",
             hint=ONLY,
         )
     odd = [n for n, h in halves.items() if not all(bool(t.isfinite().all()) for t in h.values())]
     if odd:
         raise ModelError(f"{directory} holds numbers that are not finite: {first_five(odd)}")
     layers = {name: (h["A"], h["B"]) for name, h in halves.items()}
-    try:
-        scales = {name: _scale(facts, name, len(a)) for name, (a, _) in layers.items()}
-    except (KeyError, TypeError, ValueError, re.error) as error:
-        raise ModelError(f"{directory / ADAPTER_CONFIG}: no usable lora_alpha ({error})") from error
-    base = facts.get("base_model_name_or_path")
-    return PeftAdapter(layers, scales, base if isinstance(base, str) and base else None)
+    return PeftAdapter(layers, _scales(directory, {n: len(a) for n, (a, _) in layers.items()}))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -171,35 +178,55 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(facts, dict):
-        raise ModelError(f"{path} is no JSON object")
+        raise ModelError(f"{path} is not a JSON object")
     return facts
 
 
 def _special(facts: Mapping[str, Any]) -> list[str]:
-    """Settings that make an adapter more than plain LoRA, in words."""
+    """Settings that make an adapter more than plain LoRA, and those that peft does not know."""
+    from peft import LoraConfig
+
     kind = facts.get("peft_type")
     found = [] if kind == "LORA" else [f"peft_type {kind}"]
-    found += [name for name in FOREIGN if facts.get(name)]
+    defaults = LoraConfig().to_dict()
+    for name in sorted(facts.keys() - PLAIN):
+        if name not in defaults:
+            found.append(f"{name}, which this peft does not know")
+        elif (facts[name] or None) != (defaults[name] or None):
+            found.append(name)
     if facts.get("bias", "none") != "none":
         found.append(f"bias {facts['bias']}")
-    begun = facts.get("init_lora_weights")
-    if isinstance(begun, str) and begun.lower().startswith(BASE_CHANGING):
-        found.append(f"init_lora_weights {begun}, which changes the base")
+    start = facts.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(BASE_CHANGING):
+        found.append(f"init_lora_weights {start}, which changes the base")
     return found
 
 
-def _scale(facts: Mapping[str, Any], layer: str, rank: int) -> float:
-    """alpha / r of one layer; a pattern's key counts where it ends the layer's name, as in PEFT."""
-    alpha = facts["lora_alpha"]
-    for key, value in (facts.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({key})", layer):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if facts.get("use_rslora") else rank)
+def _scales(directory: Path, ranks: Mapping[str, int]) -> dict[str, float]:
+    """alpha / r of each layer, or alpha / sqrt(r) with rsLoRA (2312.03732); `ranks` of its A.
+
+    A key of `alpha_pattern` applies if it matches the end of the layer's name, as in peft.
+    """
+    from peft import LoraConfig
+
+    try:
+        config = LoraConfig.from_pretrained(str(directory))
+        scales = {}
+        for layer, rank in ranks.items():
+            patterns = (config.alpha_pattern or {}).items()
+            own = [value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", layer)]
+            alpha = float(own[0] if own else config.lora_alpha)
+            if not math.isfinite(alpha):
+                raise ValueError(f"lora_alpha {alpha}")
+            scales[layer] = alpha / (math.sqrt(rank) if config.use_rslora else rank)
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
+        path = directory / ADAPTER_CONFIG
+        raise ModelError(f"{path}: no usable lora_alpha ({error})") from error
+    return scales
 
 
 def stated_base(directories: Sequence[Path]) -> str | None:
-    """The base model that the directories name, if any. Raises ModelError where they disagree."""
+    """The base model that the directories name, if any. Raises ModelError if they disagree."""
     named = {
         str(d): _read_config(d / ADAPTER_CONFIG).get("base_model_name_or_path") for d in directories
     }
@@ -213,9 +240,9 @@ def stated_base(directories: Sequence[Path]) -> str | None:
 
 
 def attach_peft(model: PreTrainedModel, directories: Sequence[Path]) -> Adapters:
-    """Adapters holding somebody else's LoRA directories, one a replica, ranks padded by zeros.
+    """Attach external LoRA directories, one a replica, with ranks padded by zeros.
 
-    Raises ModelError where they do not fit `model`, layer by layer.
+    Raises ModelError if they do not fit `model`, layer by layer.
     """
     import torch
 
@@ -228,7 +255,7 @@ def attach_peft(model: PreTrainedModel, directories: Sequence[Path]) -> Adapters
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ModelError(
-            f"the adapters adapt layers this model's blocks lack: {first_five(unknown)}",
+            f"layers that this model's blocks do not have are adapted: {first_five(unknown)}",
             hint="Give --model the base the adapters were trained on.",
         )
     rank = max(len(a) for one in read for a, _ in one.layers.values())
@@ -243,7 +270,7 @@ def attach_peft(model: PreTrainedModel, directories: Sequence[Path]) -> Adapters
                 layer = adapters.layers[name]
                 if a.shape[1] != layer.inputs or b.shape[0] != layer.outputs:
                     raise ModelError(
-                        f"{directories[m]}: {name} has another shape than this model's layer",
+                        f"{directories[m]}: {name} has a different shape from this model's layer",
                         hint="Give --model the base the adapters were trained on.",
                     )
                 with torch.no_grad():
@@ -268,26 +295,20 @@ def save_peft(
 
     layers = adapters.layers
     one = next(iter(layers.values()))
-    settings = LoraConfig(
+    config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
         r=adapters.rank,
         lora_alpha=one.scales[replica] * adapters.rank,
-        target_modules=sorted(layers),
         fan_in_fan_out=one.transposed,
         inference_mode=True,
-    ).to_dict()
-    settings["target_modules"] = sorted(layers)
+    )
+    config.target_modules = sorted(layers)  # a set of them would be written in any order
     tensors = {}
     for name in layers:
         for part in "ab":
             key = f"{PEFT_PREFIX}{name}.lora_{part.upper()}.weight"
             tensors[key] = weights[f"{name}.{part}"][replica]
     write_tensors(directory / ADAPTER_WEIGHTS, tensors)
-    text = json.dumps(settings, indent=2, sort_keys=True, default=_jsonable) + "\n"
-    write_atomic(directory / ADAPTER_CONFIG, text)
+    config.save_pretrained(str(directory))
     return [ADAPTER_WEIGHTS, ADAPTER_CONFIG]
-
-
-def _jsonable(value: object) -> object:
-    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

@@ -1,8 +1,8 @@
-"""A causal LM cut below its first adapted block, and log-probabilities at response tokens only.
+"""Split a causal LM at its first adapted block; log-probabilities at response tokens only.
 
-The trunk (blocks below the cut) runs once per distinct prompt and response without gradient;
-the top runs for every replica. `Inject` stands in for the blocks below, so any transformers
-model runs its own forward code, whatever its masks, positions or norms.
+The blocks below the split run once per distinct prompt and response without gradient; the blocks
+above it run for every replica. `InjectStates` replaces the blocks below, so any transformers model
+runs its own forward code, with its own masks, positions and norms.
 """
 
 from __future__ import annotations
@@ -83,15 +83,19 @@ def _fold_vocabulary(
     return top, total, mean
 
 
-def token_logps(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
-    """log pi(target | state) for states [n, D] and targets [n]: [n] float32."""
+def frozen_head_logps(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """log pi(target | state) for states [n, D] and targets [n]: [n] float32.
+
+    The head gets no gradient. `models.forward.token_logps` is the one with a gradient for the head,
+    and with an architecture's scaling of its logits.
+    """
     logps: Tensor = _TokenLogps.apply(hidden, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
     return logps
 
 
 @final
-class Inject(nn.Module):
-    """Stands in for the blocks below the cut: hands out the states it was given."""
+class InjectStates(nn.Module):
+    """Replaces the blocks below the split: returns the states it is given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,15 +120,15 @@ class Recomputed(nn.Module):
 
 
 @final
-class CutModel:
-    """`model` in two halves at block `first` (0: no trunk)."""
+class SplitModel:
+    """`model` in two halves: the blocks below `first`, and the others."""
 
     def __init__(self, model: PreTrainedModel, first: int, *, checkpointing: bool = False) -> None:
         self.model = model
         self.first = first
         self.blocks = block_list(model)
         self.own = list(self.blocks)
-        self.inject = Inject()
+        self.inject = InjectStates()
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ModelError(
@@ -141,7 +145,7 @@ class CutModel:
         return self.head.weight.device
 
     def _check_head(self) -> None:
-        """The chunked head must say what the model itself says (no scaling, no soft cap)."""
+        """Raise ModelError if the model changes its head's output (scaling, soft cap)."""
         ids = torch.arange(4, device=self.device)[None] % self.head.weight.shape[0]
         with torch.inference_mode():
             own = self.model(input_ids=ids, use_cache=False).logits[0].float()
@@ -149,13 +153,14 @@ class CutModel:
             ours = nn.functional.linear(hidden, self.head.weight, self.head.bias).float()
         if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
             raise ModelError(
-                f"{type(self.model).__name__} rescales its logits, which LoRA replicas do not know",
+                f"{type(self.model).__name__} rescales its logits, unknown to LoRA replicas",
                 hint="Use --kind head.",
             )
 
     @contextmanager
     def _top_only(self, hidden: Tensor | None) -> Iterator[None]:
-        """Blocks below the cut replaced by `hidden` [R, T, D], those above recomputed if asked."""
+        """Blocks below the split replaced by `hidden` [R, T, D]; the others recomputed in the
+        backward pass if `checkpointing`."""
         self.inject.hidden = hidden
         for i, block in enumerate(self.own):
             if i < self.first:
@@ -185,8 +190,8 @@ class CutModel:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def trunk(self, packed: Packed) -> tuple[Tensor, Tensor]:
-        """(states entering the cut block, last states), both [R, T, D], adapters off."""
+    def reference_pass(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """(states entering block `first`, last states), both [R, T, D], with adapters off."""
         seen: list[Tensor] = []
         outputs: list[Any] = []
         hooks = [
@@ -202,7 +207,7 @@ class CutModel:
         return seen[0], last
 
     def top(self, packed: Packed, hidden: Tensor | None) -> Tensor:
-        """Last states [R, T, D] from the states at the cut (None: from the tokens)."""
+        """Last states [R, T, D] from the states entering block `first` (None: from the tokens)."""
         with self._top_only(hidden):
             if hidden is None:
                 return self._run(packed, input_ids=torch.from_numpy(packed.ids).to(self.device))
@@ -211,7 +216,9 @@ class CutModel:
     def item_logps(self, packed: Packed, last: Tensor) -> Tensor:
         """log pi(response | prompt) of each packed item, summed over its tokens: [k]."""
         states = last.flatten(0, 1)[torch.from_numpy(packed.sources).to(self.device)]
-        logps = token_logps(states, self.head, torch.from_numpy(packed.targets).to(self.device))
+        logps = frozen_head_logps(
+            states, self.head, torch.from_numpy(packed.targets).to(self.device)
+        )
         owners = torch.from_numpy(packed.owners).to(self.device)
         total = torch.zeros(len(packed.items), device=self.device)
         return total.index_add(0, owners, logps)

@@ -26,7 +26,7 @@ Int = NDArray[np.int64]
 
 @final
 @dataclass(frozen=True)
-class Sides:
+class PairLogps:
     """Log-likelihoods of B pairs under K replicas and the reference.
 
     Text: log pi(y|c) summed over tokens. Images: minus e, the error of Eq. 6, and one "token".
@@ -90,9 +90,9 @@ class TrainablePolicy(Protocol):
     def clip(self, max_norm: float | None) -> float:
         """Clip the gradients in place; their norm before that."""
 
-    def sides(
+    def pair_logps(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
-    ) -> Sides:
+    ) -> PairLogps:
         """Log-likelihoods of `pairs` under the `trained` replicas, with gradient, then the
         `watched` ones. `draw` chooses the noise of images: a function of (seed, pair, draw)."""
 

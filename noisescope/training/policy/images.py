@@ -21,7 +21,7 @@ from noisescope.models.denoising import Half, decode, encode
 from noisescope.training.lora.unet import attention_layers, save_unet_adapter
 from noisescope.training.noisy_pairs import Noised, NoisedPairs
 from noisescope.training.pair_data import PairData
-from noisescope.training.policy import Int, Sides, TrainablePolicy
+from noisescope.training.policy import Int, PairLogps, TrainablePolicy
 from noisescope.training.policy.models import AdaptedModel, WholeModel, publish
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ class ImageSpace:
         """Rows of some pairs under `draw`: all chosen, then all rejected."""
         return NoisedPairs(self.policy, self.data, self.seed).noised(pairs, [(draw,)] * len(pairs))
 
-    def sides(self, errors: Tensor, reference: Tensor) -> Sides:
-        """Sides from errors e [K, 2B] and those of the reference [2B]."""
+    def pair_logps(self, errors: Tensor, reference: Tensor) -> PairLogps:
+        """PairLogps from errors e [K, 2B] and those of the reference [2B]."""
         import torch
 
         middle = len(reference) // 2
         ones = torch.ones(middle, device=reference.device)
-        return Sides(
+        return PairLogps(
             -errors[:, :middle],
             -errors[:, middle:],
             -reference[:middle],
@@ -88,9 +88,9 @@ class ImageAdapters(AdaptedModel[ImageSpace]):
     shared: bool = False
     checkpointing: bool = False
 
-    def sides(
+    def pair_logps(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
-    ) -> Sides:
+    ) -> PairLogps:
         import torch
 
         rows = self.space.noised(pairs, draw)
@@ -100,7 +100,7 @@ class ImageAdapters(AdaptedModel[ImageSpace]):
             reference = self._errors(rows, half, ())[0]
             seen = [self._errors(rows, half, watched)] if watched else []
         errors = torch.cat([self._errors(rows, half, trained), *seen])
-        return self.space.sides(errors, reference)
+        return self.space.pair_logps(errors, reference)
 
     def _errors(self, rows: Noised, half: Half | None, replicas: Sequence[int]) -> Tensor:
         """e of Eq. 6 under some adapters, [K, 2B]; none: adapters off, [1, 2B]."""
@@ -150,9 +150,9 @@ class WholeUNet(WholeModel[ImageSpace]):
     def model(self) -> Any:
         return self.space.unet
 
-    def sides(
+    def pair_logps(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
-    ) -> Sides:
+    ) -> PairLogps:
         import torch
 
         rows = self.space.noised(pairs, draw)
@@ -162,7 +162,7 @@ class WholeUNet(WholeModel[ImageSpace]):
                 half = encode(unet, rows.latents, rows.t, rows.conditioning)
                 guess = decode(unet, half).float()
                 errors.append((guess - rows.target).square().mean(dim=(1, 2, 3)))
-        return self.space.sides(errors[1][None], errors[0])
+        return self.space.pair_logps(errors[1][None], errors[0])
 
     def save(self, directory: Path) -> list[str]:
         """A diffusers UNet in `unet/`, to take the place of the pipeline's own."""

@@ -13,7 +13,7 @@ from noisescope.models.memory import HINT, OomRetry
 from noisescope.training.batch_order import Stream
 from noisescope.training.loop import MicroBatch, PairBatch, Piece, right
 from noisescope.training.objectives import DPO, REPO, DistilledDPO, Objective, PairValues
-from noisescope.training.policy import Int, Sides, TrainablePolicy
+from noisescope.training.policy import Int, PairLogps, TrainablePolicy
 from noisescope.training.policy.adaptive import Online, Reliability
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ class PreferenceLearner:
         (part,) = batch
         pairs, online = part.pairs, self.online
         if online is None:
-            sides = self.policy.sides(pairs, part.step)
+            sides = self.policy.pair_logps(pairs, part.step)
             yield Piece(self._values(sides, pairs), part.share)
             return
-        sides = self.policy.sides(pairs, part.step, online.trained, online.watched)
+        sides = self.policy.pair_logps(pairs, part.step, online.trained, online.watched)
         weight, gamma = online.weigh(sides.logratios.detach())
         for replica in range(len(online.trained)):
             yield Piece(sides.values(replica, weight=weight, gamma=gamma), part.share)
@@ -99,9 +99,9 @@ class PreferenceLearner:
         import torch
 
         with torch.no_grad():
-            found = [self.policy.sides(pairs, -1 - draw) for draw in range(draws)]
+            found = [self.policy.pair_logps(pairs, -1 - draw) for draw in range(draws)]
             ones = torch.ones_like(found[0].chosen_tokens, dtype=torch.float32)
-            mean = Sides(
+            mean = PairLogps(
                 torch.stack([one.chosen for one in found]).mean(0),
                 torch.stack([one.rejected for one in found]).mean(0),
                 torch.stack([one.chosen_reference for one in found]).mean(0),
@@ -125,7 +125,7 @@ class PreferenceLearner:
         if self.reliability is not None:
             self.reliability.finish(total)
 
-    def _values(self, sides: Sides, pairs: Int) -> PairValues:
+    def _values(self, sides: PairLogps, pairs: Int) -> PairValues:
         """Values with the pairs' fixed weights, and RE-PO's two half steps."""
         import torch
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from noisescope.storage.files import TEMPORARY_PREFIX
 from noisescope.training.loop import clip_norm
-from noisescope.training.policy import Int, Sides
+from noisescope.training.policy import Int, PairLogps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,9 +55,9 @@ class TrainedModel(ABC, Generic[SpaceT]):
         return self.space.work
 
     @abstractmethod
-    def sides(
+    def pair_logps(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
-    ) -> Sides: ...
+    ) -> PairLogps: ...
 
     @abstractmethod
     def save(self, directory: Path) -> list[str]: ...

@@ -18,7 +18,7 @@ import numpy as np
 from noisescope.errors import ModelError
 from noisescope.models.packing import Corpus, Packed, corpus_of, pack, stack
 from noisescope.training.pair_data import PairData
-from noisescope.training.policy import Int, Sides, TrainablePolicy
+from noisescope.training.policy import Int, PairLogps, TrainablePolicy
 from noisescope.training.policy.models import AdaptedModel, WholeModel, publish
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from noisescope.models.causal_lm import CausalLMPolicy
     from noisescope.progress import Reporter
-    from noisescope.training.lora.activations import Trunk
+    from noisescope.training.lora.activations import Activations
     from noisescope.training.policy.settings import TrainSettings
 
 #: Tokens of a packed row.
@@ -46,11 +46,11 @@ class TextSpace:
 
     policy: CausalLMPolicy
     data: PairData
-    trunk: Trunk
+    activations: Activations
 
     @property
     def corpus(self) -> Corpus:
-        return self.trunk.corpus
+        return self.activations.corpus
 
     @property
     def budget(self) -> int:
@@ -69,8 +69,8 @@ class TextSpace:
         items = np.unique(np.concatenate([self.data.chosen[pairs], self.data.rejected[pairs]]))
         return pack(self.corpus, items, ROW_TOKENS)
 
-    def sides(self, pairs: Int, packed: Packed, logps: Tensor) -> Sides:
-        """Sides of pairs from the log-probabilities [K, items] of their packed items."""
+    def pair_logps(self, pairs: Int, packed: Packed, logps: Tensor) -> PairLogps:
+        """PairLogps of pairs from the log-probabilities [K, items] of their packed items."""
         import torch
 
         def at(values: Tensor, side: Int) -> Tensor:
@@ -78,10 +78,10 @@ class TextSpace:
             return values[..., index.to(values.device)]
 
         items = torch.from_numpy(packed.items)
-        reference = self.trunk.reference[items].to(logps.device)
+        reference = self.activations.reference[items].to(logps.device)
         tokens = torch.from_numpy(self.corpus.response_sizes)[items].to(logps.device)
         chosen, rejected = self.data.chosen, self.data.rejected
-        return Sides(
+        return PairLogps(
             at(logps, chosen),
             at(logps, rejected),
             at(reference, chosen),
@@ -113,30 +113,30 @@ def alike(policy: CausalLMPolicy, data: PairData) -> tuple[Corpus, Int]:
 class TextAdapters(AdaptedModel[TextSpace]):
     """LoRA on a causal language model (`learners.Trainee`)."""
 
-    def sides(
+    def pair_logps(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
-    ) -> Sides:
+    ) -> PairLogps:
         import torch
 
         packed = self.space.packed(pairs)
         with torch.no_grad():
             seen = [self._forward(packed, watched)] if watched else []
         logps = torch.cat([self._forward(packed, trained), *seen])
-        return self.space.sides(pairs, packed, logps)
+        return self.space.pair_logps(pairs, packed, logps)
 
     def _forward(self, packed: Packed, replicas: Sequence[int]) -> Tensor:
         """log pi of every packed item under the given adapters, [K, items]."""
-        cut, count = self.space.trunk.cut, len(replicas)
+        split, count = self.space.activations.split, len(replicas)
         whole, rows = stack([packed] * count)
         ends = np.cumsum(rows).tolist()
         self.adapters.placement.segments = tuple(
             (m, end - size, end) for m, size, end in zip(replicas, rows, ends, strict=True)
         )
         try:
-            last = cut.top(whole, self.space.trunk.states(whole))
-            return cut.item_logps(whole, last).view(count, -1)
+            last = split.top(whole, self.space.activations.states(whole))
+            return split.item_logps(whole, last).view(count, -1)
         finally:
-            if not cut.checkpointing:  # recomputed blocks need it again in the backward pass
+            if not split.checkpointing:  # recomputed blocks need it again in the backward pass
                 self.adapters.placement.segments = ()
 
     def save(self, directory: Path) -> list[str]:
@@ -155,12 +155,12 @@ class WholeText(WholeModel[TextSpace]):
     def model(self) -> Any:
         return self.space.policy.model
 
-    def sides(
+    def pair_logps(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
-    ) -> Sides:
+    ) -> PairLogps:
         packed = self.space.packed(pairs)
-        states = self.space.trunk.cut.top(packed, None).flatten(0, 1)
-        return self.space.sides(pairs, packed, item_logps(self.model, packed, states)[None])
+        states = self.space.activations.split.top(packed, None).flatten(0, 1)
+        return self.space.pair_logps(pairs, packed, item_logps(self.model, packed, states)[None])
 
     def save(self, directory: Path) -> list[str]:
         """A transformers directory with its tokenizer."""
@@ -225,7 +225,7 @@ def build(
     if settings.full:
         policy.model.requires_grad_(True)
         return WholeText(space), same
-    first = space.trunk.cut.first
+    first = space.activations.split.first
     adapters = attach_adapters(policy.model, len(seeds), settings.lora_r, first, settings.targets)
     adapters.initialise(seeds, settings.lora_alpha)
     return TextAdapters(space, adapters), same
@@ -243,10 +243,10 @@ def text_space(
 ) -> TextSpace:
     """Reference log-probabilities of every item (kept in `directory` until training ends), and
     the states below the adapted blocks if only the top `layers` are adapted."""
-    from noisescope.training.lora.activations import Trunk
+    from noisescope.training.lora.activations import Activations
 
     depth = policy.model.config.num_hidden_layers
     first = 0 if layers is None else max(0, depth - layers)
-    trunk = Trunk(policy.model, first, corpus, checkpointing=checkpointing)
-    trunk.fill(directory, policy.identity.fingerprint, data.items, report)
-    return TextSpace(policy, data, trunk)
+    activations = Activations(policy.model, first, corpus, checkpointing=checkpointing)
+    activations.fill(directory, policy.identity.fingerprint, data.items, report)
+    return TextSpace(policy, data, activations)
