@@ -53,7 +53,7 @@ def silent(done: float, total: float, note: str | None) -> None:
 def judged(policy: DiffusionPolicy, table: pa.Table = TABLE) -> DiffusionReplicas:
     """A learner that knows the reference's errors."""
     learner = diffusion_replicas(policy, table, CONFIG)
-    learner.judge(None, silent)
+    learner.measure_reference(None, silent)
     return learner
 
 
@@ -164,14 +164,14 @@ def test_reference_errors_are_computed_once_and_found_by_a_flipped_copy(
     learner = diffusion_replicas(policy, TABLE, CONFIG)
     each = 2 * TABLE.num_rows * CONFIG.draws
     assert ReferenceErrors.of(learner.noised, 12).unknown(tmp_path) == TABLE.num_rows
-    learner.judge(tmp_path, silent)
+    learner.measure_reference(tmp_path, silent)
     assert sum(rows) == each
     learner.margins()
     assert sum(rows) == (CONFIG.replicas + 1) * each
     learner.detach()
     other = diffusion_replicas(policy, SWAPPED, CONFIG)
     assert ReferenceErrors.of(other.noised, 12).unknown(tmp_path) == 0
-    other.judge(tmp_path, silent)
+    other.measure_reference(tmp_path, silent)
     hook.remove()
     assert sum(rows) == (CONFIG.replicas + 1) * each
     np.testing.assert_array_equal(other.reference, learner.reference[::-1])
@@ -258,7 +258,7 @@ def test_cost_by_hand(policy: DiffusionPolicy, tmp_path: Path) -> None:
     e = whole - d
     assert 0 < e < d
     assert cost.training == pytest.approx(3 * m * CONFIG.batch * (e + 2 * d))
-    learner.judge(tmp_path, silent)
+    learner.measure_reference(tmp_path, silent)
     assert diffusion_cost(learner, 3, [3], tmp_path).reference == 0
     learner.detach()
 

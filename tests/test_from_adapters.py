@@ -5,6 +5,7 @@ Also the released trio: a live replica and its two averaged copies.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 

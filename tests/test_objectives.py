@@ -200,7 +200,7 @@ def test_missing_columns_are_named():
     ],
 )
 def test_impossible_parameters_are_named(name, parameter, value):
-    with pytest.raises(UsageError, match=f"--parameter {parameter} must lie between 0"):
+    with pytest.raises(UsageError, match=f"--parameter {parameter} must be between 0"):
         OBJECTIVES[name](**{parameter: value})
 
 

@@ -134,7 +134,7 @@ def test_an_audit_of_the_same_labels_is_found_and_weighs_the_pairs(place, datase
     anew = run_weights(run, dataset, WeightRule())
     np.testing.assert_array_equal(steep.weight, anew.weight)
     assert not np.allclose(steep.weight, found.weight)
-    assert "u at rho 9" in steep.said
+    assert "u at rho 9" in steep.description
     by_p = run_weights(run, dataset, WeightRule("p_flip"))
     np.testing.assert_allclose(by_p.weight, np.maximum(0, 1 - 2 * scores["p_flip"].loc[order]))
     assert not by_p.gamma.any()
@@ -143,14 +143,14 @@ def test_an_audit_of_the_same_labels_is_found_and_weighs_the_pairs(place, datase
     np.testing.assert_array_equal(np.sign(believed.gamma), np.sign(margins))
     assert (np.diff(believed.gamma[np.argsort(margins)]) >= 0).all()
     assert believed.weight.tolist() == [1.0] * 40
-    with pytest.raises(UsageError, match=r"--objective adaptive-dpo has no use for .* margin"):
+    with pytest.raises(UsageError, match=r"--objective adaptive-dpo does not work with .* margin"):
         tune(place, tmp_path / "wrong", "adaptive-dpo", weights=believed)
-    with pytest.raises(UsageError, match=r"--objective distilled-dpo has no use for .* with u"):
+    with pytest.raises(UsageError, match=r"--objective distilled-dpo does not work with .* with u"):
         tune(place, tmp_path / "wrong", "distilled-dpo", weights=found)
     done = tune(place, tmp_path / "tuned", "adaptive-dpo", weights=found, validation=0.0)
     first = json.loads((done.directory / "history.jsonl").read_text().splitlines()[0])
     assert 0 < first["weight"] < 1
-    assert found.said in (done.directory / "README.md").read_text()
+    assert found.description in (done.directory / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,9 @@ def test_missing_and_impossible_weights_are_counted(dataset, tmp_path):
     found = file_weights(tmp_path / "w.jsonl", dataset)
     assert set(found.weight) == {0.5}
     assert set(found.gamma) == {1}
-    assert "matched by pair_id alone" in found.said
+    assert "matched by pair_id alone" in found.description
     path.write_text("pair_id,W\n" + "".join(f"{name},1\n" for name in [*ids, *ids[:2]]))
-    with pytest.raises(DataError, match=r"2 pairs stand more than once in w.csv: p0; p1"):
+    with pytest.raises(DataError, match=r"2 pairs are more than once in w.csv: p0; p1"):
         file_weights(path, dataset)
 
 
@@ -248,7 +248,7 @@ def test_mistakes_are_named(place, tmp_path, capsys):
         quick("dpo", parameters={"a": 1.0}).make_objective()
     with pytest.raises(UsageError, match=r"--batch.*--learning-rate.*--validation"):
         quick(batch=0, learning_rate=0.0, validation=1.0)
-    with pytest.raises(UsageError, match="made of weights, and there are none"):
+    with pytest.raises(UsageError, match="needs weights, and there are none"):
         tune(place, tmp_path / "tuned", "adaptive-dpo")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")

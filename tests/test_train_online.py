@@ -93,7 +93,7 @@ def test_ema_scales_are_the_batch_norm_of_earlier_steps(modality, factor):
     online.finish(lambda tensor: tensor)
     later = np.array([[1.0], [0.5], [-0.2]])
     scale = factor * np.array([[3.0], [2.0], [1.0]])
-    np.testing.assert_allclose(online.judge(later), detectors.u_released(later, 2.0, scale))
+    np.testing.assert_allclose(online.u(later), detectors.u_released(later, 2.0, scale))
 
 
 def test_replicas_train_together(place, tmp_path):

@@ -110,7 +110,7 @@ def test_constants_asked_for_stand_over_those_of_the_audit(tmp_path: Path):
     assert not np.allclose(known["u"], known["u_released"])
     np.testing.assert_allclose(found.weight, 1 / (1 + 10 * known["u_released"]))
     np.testing.assert_allclose(found.gamma, -2 * known["u_released"] ** 2 + 0.5)
-    assert "u_released" in found.said
+    assert "u_released" in found.description
     steep = run_weights(run, dataset, WeightRule(rho=9.0))
     score_run(run.directory, ScoreConfig(rho=9.0, k1=4.0, k2=-2.0, c2=0.5, released=True))
     np.testing.assert_allclose(steep.weight, columns()["W"])

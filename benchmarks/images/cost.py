@@ -72,7 +72,7 @@ def cost_task(report: Report) -> None:
         config = DiffusionLoraConfig(replicas=2, draws=4)
         learner = diffusion_replicas(warm, dataset.table, config)
         for how in ("LoRA: reference errors, computed", "LoRA: reference errors, on disk"):
-            timed(how, lambda: learner.judge(place / "reference", silent))
+            timed(how, lambda: learner.measure_reference(place / "reference", silent))
         learner.detach()
     report.tables["seconds a pair, K = 4"] = rows
 
@@ -99,7 +99,7 @@ def trained(dataset: PreferenceDataset, steps: int, draws: int) -> DiffusionRepl
     """Train two replicas, each on its half; scores come later."""
     config = DiffusionLoraConfig(replicas=2, draws=draws, steps=steps)
     learner = diffusion_replicas(opened(dataset), dataset.table, config)
-    learner.judge(None, silent)
+    learner.measure_reference(None, silent)
     train(learner, DPO(beta=config.beta), config.train_config(largest_half(learner.held_out), ""))
     return learner
 
@@ -145,7 +145,7 @@ def replica_task(report: Report) -> None:
     for k in (1, 2, 4, 8):
         learner.noised = replace(learner.noised, draws=k)
         began = time.perf_counter()
-        learner.judge(None, silent)
+        learner.measure_reference(None, silent)
         found = held_out_auroc(learner, wrong)
         scoring = time.perf_counter() - began
         rows.append({"draws": k, "AUROC": found, "seconds of scoring": scoring})

@@ -43,7 +43,7 @@ def our_steps(policy: DiffusionPolicy, dataset: PreferenceDataset, steps: int) -
     with tempfile.TemporaryDirectory() as scratch:
         policy.encodings.open(Path(scratch) / "encodings")
         policy.encodings.keep(learner.data.items, silent)
-        learner.judge(Path(scratch) / "reference", silent)
+        learner.measure_reference(Path(scratch) / "reference", silent)
         adam = torch.optim.AdamW(learner.trainable().values(), lr=1e-4)
         began, done = time.perf_counter(), 0
         for step in range(steps):

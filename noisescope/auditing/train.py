@@ -175,7 +175,7 @@ def _weights(
     else:
         run = _audit_of(pairs, policy, settings, runs_directory, reporter, command)
         found = _weights_of_run(run, pairs, rule, reporter)
-    reporter.note(f"weights: {found.said}")
+    reporter.note(f"weights: {found.description}")
     if adaptive and found.even:
         reporter.note(
             "these weights hardly differ, so this is nearly plain dpo: u of the replicas is close "

@@ -4,7 +4,7 @@
     policy.features(items)  # group -> [n, D_g]
 
 One forward pass a distinct (prompt, response), the prompt computed once for all its responses:
-prompt and responses stand packed in one row, where a response sees its prompt and itself alone.
+a prompt and its responses are packed in one row, where a response sees its prompt and itself alone.
 The vocabulary head runs at response positions only, a few at a time.
 """
 
@@ -62,7 +62,7 @@ class CausalLMPolicy:
         self.identity = identity
         self.groups = tuple(groups)
         self.limit = Limit()
-        # A packed row's mask stands for every layer, so no layer may see less than a whole item.
+        # A packed row has one mask for every layer, so no layer may see less than a whole item.
         window = setting(model, "sliding_window") or encoder.max_length
         self.shares_prompts = check_model(model) and window >= encoder.max_length
 
@@ -121,10 +121,10 @@ class CausalLMPolicy:
         experts counts all of its experts.
         """
         corpus = self._corpus(items)
-        asked = corpus.prompt_sizes[corpus.prompt_of]
-        prompts = corpus.prompt_sizes if self.shares_prompts else asked
+        prompt_of_each = corpus.prompt_sizes[corpus.prompt_of]
+        prompts = corpus.prompt_sizes if self.shares_prompts else prompt_of_each
         answers = corpus.response_sizes
-        pairs = _triangle(prompts).sum() + (_triangle(answers) + asked * answers).sum()
+        pairs = _triangle(prompts).sum() + (_triangle(answers) + prompt_of_each * answers).sum()
         tokens = prompts.sum() + answers.sum()
         size = self._dimensions
         return float(

@@ -1,4 +1,4 @@
-"""Diffusion arithmetic on tensors: shared noise, noise-prediction errors, the log-ratio.
+"""Diffusion arithmetic: shared noise, a UNet in two halves, prediction errors, the log-ratio.
 
 Eq. 6 of arXiv 2503.16921 (Diffusion-DPO, 2311.12908), with e the mean squared error:
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class DrawConfig:
     """The (t, eps) draws shared by the dataset: timesteps as shares of the schedule.
 
-    Draws stand in the order of `times`; each is measured with the caption, and the `empty` ones
+    Draws are in the order of `times`; each is measured with the caption, and the `empty` ones
     (indices) also with the empty caption. Activations are kept of the `activations` ones; where
     the dataset gives reference images, distances to them are taken at the `references` ones.
     """
@@ -72,7 +72,7 @@ class DrawConfig:
 @final
 @dataclass(frozen=True)
 class Half:
-    """What the down blocks leave for the rest: rows B first in every tensor."""
+    """Outputs of the down blocks that the rest of the UNet needs; rows B first in every tensor."""
 
     sample: Tensor
     residuals: tuple[Tensor, ...]
@@ -132,7 +132,7 @@ def _inputs(block: Any, sample: Tensor, time: Tensor, text: Tensor) -> dict[str,
 
 
 Prediction = Literal["epsilon", "v_prediction"]
-#: What a scheduler's config says of the forward process.
+#: Settings of a scheduler's config that define the forward process.
 SCHEDULE_KEYS = (
     "num_train_timesteps",
     "beta_start",
@@ -148,7 +148,7 @@ Denoiser = Callable[["Tensor", "Tensor", "Conditioning"], "Tensor"]
 @final
 @dataclass(frozen=True)
 class Conditioning:
-    """What the denoiser is told besides t: text [B, L, D]; SDXL's pooled text and size ids."""
+    """Further inputs of the denoiser: text [B, L, D]; SDXL's pooled text and size ids."""
 
     text: Tensor
     added: Mapping[str, Tensor] = field(default_factory=dict)
@@ -173,7 +173,7 @@ class Schedule:
         return noisy
 
     def target(self, latents: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """What the denoiser should answer: eps, or v = sqrt(a) eps - sqrt(1 - a) z (2202.00512)."""
+        """The target of the prediction: eps, or v = sqrt(a) eps - sqrt(1 - a) z (2202.00512)."""
         if self.prediction == "epsilon":
             return eps
         keep = self._keep(latents, t)

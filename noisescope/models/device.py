@@ -1,4 +1,4 @@
-"""Which device and number type a forward pass runs in, and how fast it multiplies matrices."""
+"""Choose device and number type of a forward pass; time matrix products; launched processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE = 1024
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda, else mps, else cpu. Raises UsageError for one that is not there."""
+    """`auto` is cuda, else mps, else cpu. Raises UsageError for one that does not exist."""
     import torch
 
     if name == "auto":
@@ -97,7 +97,7 @@ def launched() -> bool:
 
 
 def single_process_accelerator() -> Accelerator:
-    """What drives a training of this process alone, whatever launch it is one of."""
+    """An accelerator for a training of this process alone, even within a launch of several."""
     import torch
     from accelerate import Accelerator
     from accelerate.utils import patch_environment
@@ -108,7 +108,7 @@ def single_process_accelerator() -> Accelerator:
 
 
 def own_device(device: str) -> str:
-    """This process' own GPU, where several processes share a host and `device` leaves it open."""
+    """The GPU of this process if several share a host and `device` does not name one."""
     if device not in ("auto", "cuda") or not launched():
         return device
     import torch

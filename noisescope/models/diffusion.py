@@ -152,7 +152,7 @@ class DiffusionPolicy:
     def flops(self, items: Sequence[Item]) -> float:
         """Useful FLOPs of one feature pass: denoiser calls, and each new image encoded once.
 
-        Counted on the first item; captions' embeddings are left out.
+        Counted on the first item; captions' embeddings are not counted.
         """
         if not items:
             return 0.0
@@ -175,7 +175,7 @@ class DiffusionPolicy:
         """Feature groups in the order of `items`: group -> [n, D_g] float32.
 
         A batch that does not fit into memory is halved. Raises DataError naming an image that is
-        lost or does not decode, ModelError naming one that does not fit alone.
+        missing or does not decode, ModelError naming one that does not fit alone.
         """
         import torch
 
@@ -196,7 +196,7 @@ class DiffusionPolicy:
         return self.encodings.latents(keys)
 
     def conditioning(self, prompts: Sequence[str], framings: Sequence[Framing]) -> Conditioning:
-        """What the denoiser is told of each row: text [B, L, D], for SDXL pooled text and ids."""
+        """Conditioning of each row: text [B, L, D], for SDXL pooled text and size ids."""
         return self.encodings.conditioning(prompts, framings)
 
     def denoise(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
@@ -235,7 +235,7 @@ class DiffusionPolicy:
         captioned = self.conditioning([item.prompt for item in items], framings)
         empty = self.conditioning([""] * len(items), framings)
         references = self.images.references and References.of(items, self.images.references)
-        statistics, evidence, activations, apart = [], [], [], []
+        statistics, evidence, activations, distances = [], [], [], []
         for draw in range(len(self.draws.times)):
             unet = self.pipeline.unet
             compared = bool(references) and draw in self.draws.references
@@ -246,36 +246,40 @@ class DiffusionPolicy:
             if draw in self.draws.activations:
                 activations.append(pooled(late))
             if references and compared:
-                apart.append(references.compare(states, self._reference_states(references, draw)))
+                distances.append(
+                    references.compare(states, self._reference_states(references, draw))
+                )
             if draw in self.draws.empty:
                 plain, _ = self._predict(latents, empty, draw)
                 evidence.append(caption_evidence(guess, plain, target))
         if references:
-            apart.append(references.compare([latents], [self.latents(references.images)[0]]))
+            distances.append(references.compare([latents], [self.latents(references.images)[0]]))
         groups = {
             "error_statistics": statistics,
             "caption_pmi": evidence,
             "activations": activations,
-            "reference_distances": apart,
-            "reference_logs": [(distance + NEAR).log() for distance in apart],
+            "reference_distances": distances,
+            "reference_logs": [(distance + NEAR).log() for distance in distances],
         }
         return {name: torch.cat(parts, dim=1) for name, parts in groups.items() if parts}
 
-    def _predict(self, latents: Tensor, told: Conditioning, draw: int) -> tuple[Tensor, Tensor]:
+    def _predict(
+        self, latents: Tensor, conditioning: Conditioning, draw: int
+    ) -> tuple[Tensor, Tensor]:
         """(prediction, target) of latents [B, C, h, w] under one of the shared draws."""
         import torch
 
         step, noise = self.shared_draw(draw)
         t = torch.full((len(latents),), step, dtype=torch.long, device=self.device)
         eps = noise.expand_as(latents)
-        return predict(self.denoise, self.pipeline.schedule, latents, told, t, eps)
+        return predict(self.denoise, self.pipeline.schedule, latents, conditioning, t, eps)
 
     def _reference_states(self, references: References, draw: int) -> list[Tensor]:
         """Feature maps of the distinct references under one of the shared draws."""
         latents, framings = self.latents(references.images)
-        told = self.conditioning(references.prompts, framings)
+        conditioning = self.conditioning(references.prompts, framings)
         with recorded(compared_blocks(self.pipeline.unet)) as states:
-            self._predict(latents, told, draw)
+            self._predict(latents, conditioning, draw)
         return states
 
 

@@ -31,8 +31,8 @@ def compute_features(
 ) -> dict[str, Float]:
     """Feature groups of `items`, in their order: group -> [n, D_g] float32.
 
-    Only keys that no sound part holds are computed. A damaged part is computed again, which
-    `progress` is told. Raises RunError where the cache cannot be written.
+    Only keys that no sound part holds are computed. A damaged part is computed again, with a
+    note to `progress`. Raises RunError if the cache cannot be written.
     """
     parts = fill_cache(policy, items, cache_directory, progress)
     return gather(parts, [item.key for item in items])
@@ -41,7 +41,7 @@ def compute_features(
 def fill_cache(
     policy: Policy, items: Sequence[Item], cache_directory: Path, progress: Progress
 ) -> list[Part]:
-    """`compute_features` without reading them: what a process does that has a share of them."""
+    """`compute_features` without reading them, for a process that has a share of the items."""
     model = policy.identity.fingerprint
     return fill(policy, items, cache_directory / model, progress, "feature", model)
 
@@ -49,14 +49,14 @@ def fill_cache(
 def cached_features(
     items: Sequence[Item], cache_directory: Path, fingerprint: str
 ) -> dict[str, Float]:
-    """The same where all of them are cached under the policy's `fingerprint`; no policy needed.
+    """Cached features of `items`, by the policy's `fingerprint`; no policy needed.
 
-    Raises RunError where any is not.
+    Raises RunError if any is not cached.
     """
     parts = scan(cache_directory / fingerprint, fingerprint)[0]
-    if lost := missing(items, parts):
+    if absent := missing(items, parts):
         raise RunError(
-            f"features of {len(lost):,} responses are no longer cached",
+            f"features of {len(absent):,} responses are no longer cached",
             hint="Type the command that made the run again; it fills the cache.",
         )
     return gather(parts, [item.key for item in items])

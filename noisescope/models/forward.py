@@ -1,8 +1,9 @@
-"""The forward pass of a transformers causal model: states and log-probabilities, no waste.
+"""The forward pass of a transformers causal model: states, log-probabilities, features of tokens.
 
     logps = response_logps(model, batch)  # [P], differentiable
 
-`Batch` holds packed rows as tensors. Nothing here knows about items, prompts or features.
+`Batch` holds packed rows as tensors; `run_batch` makes a `Trace`, from which `GROUPS` compute the
+feature groups of each item.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Trace:
 
     `states` maps a depth to [P, D]; `logps` and `entropies` [P] are of the model's prediction of
     each token; `own` [n, P] is True at an item's tokens. The last token, which ends the turn, is
-    told apart from the others, the body; a response of one token is its own body.
+    not part of the body; a response of one token is its own body.
     """
 
     states: Mapping[str, torch.Tensor]
@@ -123,8 +124,8 @@ def run_batch(model: Any, batch: Batch) -> Trace:
 
 Int = NDArray[np.int64]
 
-#: Most logits held at once, response positions x vocabulary: the head's weights are read anew
-#: for each such chunk.
+#: Most logits held at once, response positions x vocabulary: the head's weights are read again for
+#: each such chunk.
 LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}
 #: Logits of a chunk worked on at once where a cache is near: they stay in it between sweeps.
 NEAR = {"cpu": 1 << 18}
@@ -189,8 +190,8 @@ def token_logps(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torc
     import torch
 
     parts = []
-    for logits, wanted in _logits(model, states, targets):
-        parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1))
+    for logits, goals in _logits(model, states, targets):
+        parts.append(logits.gather(1, goals[:, None])[:, 0] - logits.logsumexp(1))
     return torch.cat(parts)
 
 
@@ -205,9 +206,9 @@ def token_surprise(
     import torch
 
     logps, entropies = [], []
-    for logits, wanted in _logits(model, states, targets):
+    for logits, goals in _logits(model, states, targets):
         near = max(1, NEAR.get(logits.device.type, logits.numel()) // logits.shape[1])
-        for part, chosen in zip(torch.split(logits, near), torch.split(wanted, near), strict=True):
+        for part, chosen in zip(torch.split(logits, near), torch.split(goals, near), strict=True):
             top = part.amax(1, keepdim=True)
             weights = (part - top).exp_()
             sums = weights.sum(1)
@@ -230,13 +231,13 @@ def _logits(
 
 
 def setting(model: Any, name: str) -> Any:
-    """A field of the language model's config under its usual name; None where it has none."""
+    """A field of the language model's config under its usual name; None if it has none."""
     config = model.config.get_text_config()
     return config.to_dict().get(config.attribute_map.get(name, name))
 
 
 def logit_scaling(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What an architecture does to its head's output: Cohere, Granite, Gemma 2."""
+    """The scaling that an architecture applies to its logits: Cohere, Granite, Gemma 2."""
     import torch
 
     factor = (setting(model, "logit_scale") or 1.0) / (setting(model, "logits_scaling") or 1.0)
@@ -325,8 +326,8 @@ def layer_at(model: Any, depth: float) -> torch.nn.Module:
 def check_model(model: Any) -> bool:
     """Whether packed rows read as separate ones do, tried on one small prompt with two responses.
 
-    Raises ModelError where even a plain row's log-probabilities are not the model's own: then
-    its head does something noisescope does not know.
+    Raises ModelError if even a plain row's log-probabilities differ from the model's own: its head
+    then does something noisescope does not support.
     """
     import torch
 
@@ -342,7 +343,7 @@ def check_model(model: Any) -> bool:
         truth = own.gather(1, plain.targets[:, None])[:, 0]
         if float((response_logps(model, plain) - truth).abs().max()) > tolerance:
             raise ModelError(
-                f"{type(model).__name__} changes its logits in a way noisescope does not know",
+                f"{type(model).__name__} changes its logits in a way noisescope does not support",
                 hint="Please report the architecture; use another model meanwhile.",
             )
         try:

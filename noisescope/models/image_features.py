@@ -1,7 +1,7 @@
-"""How far a picture is from the one it should look like, where the dataset gives that picture.
+"""Features of denoising errors, and distances to a reference image if the dataset has one.
 
-Both are denoised under the same (t, eps) and caption; their feature maps are compared block by
-block. Such datasets ask "which is more like this?"; others never come here.
+An image and its reference are denoised under the same (t, eps) and caption, and their feature maps
+are compared block by block.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def caption_evidence(guess: Tensor, empty: Tensor, target: Tensor) -> Tensor:
     import torch
     from torch.nn import functional
 
-    moved, wanted = guess - empty, target - empty
+    moved, goal = guess - empty, target - empty
     flat = (1, 2, 3)
-    gain = wanted.square().mean(flat) - (guess - target).square().mean(flat)
-    angle = functional.cosine_similarity(moved.flatten(1), wanted.flatten(1))
+    gain = goal.square().mean(flat) - (guess - target).square().mean(flat)
+    angle = functional.cosine_similarity(moved.flatten(1), goal.flatten(1))
     return torch.stack([gain, moved.square().mean(flat), angle], dim=1)
 
 
@@ -80,7 +80,7 @@ NEAR = 1e-4
 @final
 @dataclass(frozen=True)
 class References:
-    """References of a batch: row `rows[p]` of the items belongs to place `places[p]` of them."""
+    """References of a batch: row `rows[p]` of the items belongs to row `places[p]` of them."""
 
     rows: list[int]
     places: list[int]
@@ -114,7 +114,7 @@ class References:
 
 
 def distances(states: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """[B, 4 D]: how far apart two pictures' D feature maps [B, C, h, w] are, four ways each.
+    """[B, 4 D]: four distances between two images' feature maps [B, C, h, w], for each of D.
 
     Mean squared difference of maps normalised over channels at each position; then one minus
     the cosine of whole maps, of their channel means, and of their 2 x 2 averages.
@@ -122,7 +122,7 @@ def distances(states: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     import torch
     from torch.nn import functional
 
-    def apart(one: Tensor, other: Tensor) -> Tensor:
+    def distance(one: Tensor, other: Tensor) -> Tensor:
         return 1 - functional.cosine_similarity(one.flatten(1), other.flatten(1))
 
     columns = []
@@ -130,10 +130,10 @@ def distances(states: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         a, b = one.float(), other.float()
         local = functional.normalize(a, dim=1) - functional.normalize(b, dim=1)
         columns.append(local.square().sum(1).mean((1, 2)))
-        columns.append(apart(a, b))
+        columns.append(distance(a, b))
         for side in (1, 2):
             pools = [functional.adaptive_avg_pool2d(state, side) for state in (a, b)]
-            columns.append(apart(*pools))
+            columns.append(distance(*pools))
     return torch.stack(columns, dim=1)
 
 

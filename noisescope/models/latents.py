@@ -1,10 +1,10 @@
-"""What a denoiser is given: latents of images and embeddings of captions, each computed once.
+"""Cache image latents and caption embeddings, the inputs of the denoiser.
 
     encodings = Encodings(pipeline, images, 512)
-    encodings.open(directory)            # what lies on disk from now on counts as computed
+    encodings.open(directory)            # use the cache in this directory
     encodings.keep(items, progress)      # compute the rest into parts, resumable after a kill
     latents, framings = encodings.latents(keys)
-    told = encodings.conditioning(prompts, framings)
+    conditioning = encodings.conditioning(prompts, framings)
 
 Both are held in half precision, in memory as on disk: a run that finds them computes the same
 bits as the run that made them. Latents are the encoder's mode, scaled.
@@ -40,7 +40,7 @@ def embed(pipeline: Pipeline, prompt: str) -> tuple[Tensor, Tensor | None]:
     """Text embedding [L, D] and pooled embedding [P] or None, as the pipeline's class makes them.
 
     SD1.5 takes the encoder's last hidden states; SDXL joins both encoders' last but one and pools
-    the second. SDXL's empty prompt is all zeros where its index says so.
+    the second. SDXL's empty prompt is all zeros if its index sets force_zeros_for_empty_prompt.
     """
     import torch
 
@@ -96,7 +96,7 @@ class Latents:
     def features(self, items: Sequence[Item]) -> dict[str, Array]:
         """`latent` [n, C, h, w] float16 and `framing` [n, 6] int32.
 
-        Raises DataError naming an image that is lost or does not decode, ModelError for latents
+        Raises DataError naming an image that is missing or does not decode, ModelError for latents
         that are not finite.
         """
         import torch
@@ -104,11 +104,11 @@ class Latents:
         squares, framings = zip(*(self.square(item.response) for item in items), strict=True)
         step = max(1, BATCH_PIXELS // self.image_size**2)
         retry: OomRetry[int] = OomRetry(
-            "images", lambda place: f"image {items[place].response}", self.limit
+            "images", lambda row: f"image {items[row].response}", self.limit
         )
 
-        def encoded(places: Sequence[int]) -> Array:
-            latents = self.encode(torch.stack([squares[place] for place in places]))
+        def encoded(numbers: Sequence[int]) -> Array:
+            latents = self.encode(torch.stack([squares[row] for row in numbers]))
             rows: Array = latents.half().cpu().numpy()
             return rows
 
@@ -188,33 +188,33 @@ class Encodings:
         self._directory: Path | None = None
 
     def open(self, directory: Path) -> None:
-        """Use what lies under `directory`/<fingerprint>, and keep there what `keep` computes."""
+        """Use the cache in `directory`/<fingerprint>; `keep` writes there."""
         self._directory = directory / self.fingerprint
-        latents, captions = (Rows(scan(place)[0]) for place in self._places())
+        latents, captions = (Rows(scan(path)[0]) for path in self._directories())
         self._disk = (latents, captions)
 
     def keep(self, items: Iterable[Item], progress: Progress) -> None:
         """Compute the images and captions of `items`, and the empty caption, into parts on disk.
 
-        What the disk has no room for (DISK_BYTES, DISK_SHARE) is computed when asked for, which
-        `progress` is told, as it is of damaged parts. Raises RunError where the directory cannot
-        be written, DataError or ModelError as the sources do. Nothing happens before `open`.
+        Rows beyond the room on the disk (DISK_BYTES, DISK_SHARE) are computed when needed;
+        `progress` gets a note on them and on damaged parts. Raises RunError if the directory
+        cannot be written, DataError or ModelError as the sources do. Does nothing before `open`.
         """
         if self._directory is None:
             return
         kept: list[list[Part]] = []
-        for source, place, disk, distinct in zip(
-            self._sources, self._places(), self._disk, self._distinct(list(items)), strict=True
+        for source, path, disk, distinct in zip(
+            self._sources, self._directories(), self._disk, self._distinct(list(items)), strict=True
         ):
             absent = [item for item in distinct if item.key not in disk]
-            fitting = _fitting(source, absent, place)
+            fitting = _fitting(source, absent, path)
             if left := len(absent) - len(fitting):
-                progress(0, 0, f"no room on disk for {left:,} {place.name}: computed when needed")
-            kept.append(fill(source, fitting, place, progress, place.name))
+                progress(0, 0, f"no room on disk for {left:,} {path.name}: computed when needed")
+            kept.append(fill(source, fitting, path, progress, path.name))
         self._disk = (Rows(kept[0]), Rows(kept[1]))
 
     def unknown_images(self, items: Iterable[Item]) -> int:
-        """How many distinct images of `items` the disk does not hold."""
+        """How many distinct images of `items` are not cached."""
         return sum(item.key not in self._disk[0] for item in self._distinct(list(items))[0])
 
     def latents(self, keys: Sequence[str]) -> tuple[Tensor, list[Framing]]:
@@ -227,7 +227,7 @@ class Encodings:
         return torch.stack([row["latent"] for row in rows]).float(), framings
 
     def conditioning(self, prompts: Sequence[str], framings: Sequence[Framing]) -> Conditioning:
-        """What the denoiser is told of each row: text [B, L, D], for SDXL pooled text and ids."""
+        """Conditioning of each row: text [B, L, D], for SDXL pooled text and size ids."""
         import torch
 
         rows = self._rows(1, [_caption(prompt) for prompt in prompts])
@@ -258,8 +258,8 @@ class Encodings:
         if absent:
             groups = self._sources[which].features(absent)
             tensors = {name: torch.from_numpy(value).to(device) for name, value in groups.items()}
-            for place, item in enumerate(absent):
-                found[item.key] = {name: value[place] for name, value in tensors.items()}
+            for row_number, item in enumerate(absent):
+                found[item.key] = {name: value[row_number] for name, value in tensors.items()}
         for item in items:
             memory[item.key] = found[item.key]
             memory.move_to_end(item.key)
@@ -275,17 +275,17 @@ class Encodings:
         prompts = dict.fromkeys(item.prompt for item in items) | {"": None}
         return [_image(key) for key in keys], [_caption(prompt) for prompt in prompts]
 
-    def _places(self) -> tuple[Path, Path]:
-        """Where latents and embeddings lie."""
+    def _directories(self) -> tuple[Path, Path]:
+        """Directories of latents and embeddings."""
         assert self._directory is not None
         return self._directory / "latents", self._directory / "captions"
 
 
-def _fitting(source: Source, items: list[Item], place: Path) -> list[Item]:
+def _fitting(source: Source, items: list[Item], directory: Path) -> list[Item]:
     """As many of the items as the disk has room for, in order of their keys."""
     if not items:
         return []
-    root = place.parent.parent
+    root = directory.parent.parent
     anchor = next(folder for folder in (root, *root.parents) if folder.is_dir())
     used = sum(file.stat().st_size for file in root.rglob("*.safetensors"))
     room = min(DISK_BYTES - used, int(shutil.disk_usage(anchor).free * DISK_SHARE))

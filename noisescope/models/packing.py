@@ -1,4 +1,4 @@
-"""Rows of tokens in which every prompt stands once, before all its responses.
+"""Pack tokens into rows in which every prompt is once, before all its responses.
 
 A block is one prompt and some of its responses, a row some blocks; a response token sees its
 own prompt and its own earlier tokens, nothing else, so packing changes no value. Rows are filled
@@ -80,7 +80,7 @@ class Packed:
     sources: Int  # [n] flat index into R * T of the state that predicts a token
     targets: Int  # [n] the token
     owners: Int  # [n] index into `items`
-    items: Int  # [k] items of the corpus, as asked
+    items: Int  # [k] items of the corpus, as requested
 
     @property
     def tokens(self) -> int:
@@ -121,10 +121,10 @@ def _rows(sizes: list[int], capacity: int) -> list[list[int]]:
 def pack(corpus: Corpus, items: Sequence[int] | Int, capacity: int) -> Packed:
     """Rows holding distinct `items`, about `capacity` tokens each; a longer item gets a longer
     row. Every prompt and response must have at least one token."""
-    wanted = np.asarray(items, np.int64)
-    blocks = _blocks(corpus, wanted, capacity)
+    requested = np.asarray(items, np.int64)
+    blocks = _blocks(corpus, requested, capacity)
     sizes = [
-        int(corpus.prompt_sizes[prompt] + corpus.response_sizes[wanted[places]].sum())
+        int(corpus.prompt_sizes[prompt] + corpus.response_sizes[requested[places]].sum())
         for prompt, places in blocks
     ]
     rows = _rows(sizes, max([capacity, *sizes]))
@@ -148,7 +148,7 @@ def pack(corpus: Corpus, items: Sequence[int] | Int, capacity: int) -> Packed:
             last, own = r * width + at + length - 1, name
             at, name = at + length, name + 1
             for place in places:
-                item = int(wanted[place])
+                item = int(requested[place])
                 size = int(corpus.response_sizes[item])
                 here = slice(at, at + size)
                 ids[r, here] = corpus.responses[item]
@@ -171,7 +171,7 @@ def pack(corpus: Corpus, items: Sequence[int] | Int, capacity: int) -> Packed:
         np.concatenate(sources),
         np.concatenate(targets),
         np.concatenate(owners),
-        wanted,
+        requested,
     )
 
 

@@ -72,7 +72,7 @@ class Pipeline:
 
     @property
     def is_xl(self) -> bool:
-        """Whether the denoiser is told pooled text and size ids, as SDXL's is."""
+        """Whether the denoiser takes pooled text and size ids, as SDXL's does."""
         return str(self.unet.config.addition_embed_type) == "text_time"
 
 
@@ -111,7 +111,7 @@ def find_pipeline(name: str, *, prefer_half: bool = False) -> Found:
 
 
 def _download(name: str, path: Path, prefer_half: bool) -> Found:
-    """Fetch the wanted parts of a Hub repository, one weight variant of them."""
+    """Fetch the needed parts of a Hub repository, in one weight variant."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -119,8 +119,8 @@ def _download(name: str, path: Path, prefer_half: bool) -> Found:
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or path.parent.is_dir():
         raise ModelError(f"no such pipeline directory: {name}", hint=hint)
     kinds = ("*.json", "*.txt", "*.safetensors")
-    wanted = ["model_index.json", "scheduler/*.json"]
-    wanted += [f"{role}/{kind}" for role in CLASSES for kind in kinds]
+    patterns = ["model_index.json", "scheduler/*.json"]
+    patterns += [f"{role}/{kind}" for role in CLASSES for kind in kinds]
     full = ["*.fp16*", "*non_ema*"]
     half = [
         f"{role}/{stem}*.safetensors" for role in CLASSES for stem in ("model", "diffusion*model")
@@ -129,7 +129,7 @@ def _download(name: str, path: Path, prefer_half: bool) -> Found:
     fault: ModelError | None = None
     for ignored in (half, full) if prefer_half else (full, half):
         try:
-            folder = snapshot_download(name, allow_patterns=wanted, ignore_patterns=ignored)
+            folder = snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored)
             return _check(name, Path(folder), Path(folder).name, prefer_half)
         except ModelError as error:
             fault = error
@@ -165,7 +165,7 @@ def _check(name: str, path: Path, revision: str | None, prefer_half: bool) -> Fo
     roles = [role for role in CLASSES if _named(index, role)]
     missing = [role for role in (*roles, "scheduler") if not (path / role).is_dir()]
     if missing:
-        raise ModelError(f"{name} lacks the parts {', '.join(missing)}", hint=DOWNLOAD_HINT)
+        raise ModelError(f"{name}: {', '.join(missing)} missing", hint=DOWNLOAD_HINT)
     for role in roles:
         if (path / role / ADAPTER_CONFIG).is_file():
             raise ModelError(
@@ -192,7 +192,7 @@ def _check(name: str, path: Path, revision: str | None, prefer_half: bool) -> Fo
     for role in weighted:
         for file in _weights(path / role, variant):
             if not file.is_file():
-                raise ModelError(f"{name}: {role} lacks {file.name}", hint=DOWNLOAD_HINT)
+                raise ModelError(f"{name}: {file.name} is missing in {role}", hint=DOWNLOAD_HINT)
             read_header(file)
     return Found(name, path, revision, index, variant)
 
@@ -216,7 +216,7 @@ def _weights(folder: Path, variant: str | None) -> list[Path]:
 
 
 def _read_object(path: Path, absent: str) -> dict[str, Any]:
-    """A JSON object. Raises ModelError, with `absent` where there is no file."""
+    """A JSON object. Raises ModelError, with the text `absent` if there is no file."""
     if not path.is_file():
         raise ModelError(absent or f"{path} is missing", hint=DOWNLOAD_HINT)
     try:
@@ -239,12 +239,12 @@ def load_pipeline(found: Found, device: torch.device, dtype: torch.dtype) -> Pip
             f"{vae.config.latent_channels}",
             hint="Inpainting and editing pipelines cannot be audited.",
         )
-    wanted = {"text_time": 2, "None": 1}.get(str(unet.config.addition_embed_type), 0)
-    if wanted != (given := 1 + ("text_encoder_2" in loaded)):
+    needed = {"text_time": 2, "None": 1}.get(str(unet.config.addition_embed_type), 0)
+    if needed != (given := 1 + ("text_encoder_2" in loaded)):
         raise ModelError(
             f"{found.name}: the unet's addition_embed_type {unet.config.addition_embed_type} does "
             f"not go with {given} text encoder{'s' * (given - 1)}",
-            hint="Stable Diffusion has one text encoder, SDXL two; is text_encoder_2 missing?",
+            hint="Stable Diffusion has one text encoder, SDXL two (text_encoder_2).",
         )
     for role in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if role in loaded:
@@ -290,10 +290,10 @@ def _load(found: Found, role: str, dtype: torch.dtype) -> Any:
     if not settings:
         return part
     model, notes = part
-    lacking = sorted(notes["missing_keys"])
-    if lacking:
+    absent = sorted(notes["missing_keys"])
+    if absent:
         raise ModelError(
-            f"{found.name}: {role} lacks {len(lacking)} tensors, first {lacking[0]}",
+            f"{found.name}: {len(absent)} tensors are missing in {role}, first {absent[0]}",
             hint="Its weights do not fit its config.json; download both again.",
         )
     return model

@@ -1,6 +1,6 @@
-"""What LoRA replicas cost, in floating-point operations, told before they train.
+"""Estimate the floating-point operations of LoRA replicas before they train.
 
-cost = lora_cost(learner, measure(model), depth=30, plan=plan)
+cost = lora_cost(learner, measure(model), depth=30, steps=steps, due=[steps])
 cost.total / rate                       # seconds at `rate` FLOP/s
 meter = Meter(progress); meter.begin(cost); train_lora(..., report=meter)
 """
@@ -63,9 +63,9 @@ def lora_cost(
 ) -> LoraCost:
     """Cost of `learner`'s training for `steps` steps with margins after the steps `due`.
 
-    A frozen layer costs 2 FLOPs a weight and token forward, 2 more backward, 2 more where it is
+    A frozen layer costs 2 FLOPs a weight and token forward, 2 more backward, 2 more if it is
     computed again; a matrix A or B costs 2, 4 and 2. Attention counts what is computed, whole
-    rows. The vocabulary head stands at response tokens only and gives its slope in one pass.
+    rows. The vocabulary head runs at response tokens only and gives its slope in one pass.
     """
     config, corpus = learner.config, learner.corpus
     adapted = sum(
@@ -105,7 +105,7 @@ def lora_cost(
 
 @final
 class Meter:
-    """One progress over all stages of a run of replicas, in units of work, for an honest ETA."""
+    """Progress over all stages of a run of replicas in units of work, so that its ETA is right."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress

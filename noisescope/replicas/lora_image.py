@@ -56,22 +56,22 @@ def train_diffusion_lora(
     cache_directory: Path | None = None,
     report: Report | None = None,
     estimate: Callable[[LoraCost], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    note_down: Callable[[str], None] | None = None,
     *,
     members: range | None = None,
 ) -> dict[str, Any]:
     """Train, write margins checkpoint by checkpoint, save every replica; facts of what was done.
 
     Reference errors are kept under `cache_directory` if one is given. `members` are the replicas
-    to train if others are trained elsewhere. `estimate` is called with the cost first, `say` with
-    notes on damaged parts. Raises DataError for too few pairs, EvidenceError for a diverged loss,
-    RunError for a directory that holds other evidence.
+    to train if others are trained elsewhere. `estimate` is called with the cost first, `note_down`
+    with notes on damaged parts. Raises DataError for too few pairs, EvidenceError for a diverged
+    loss, RunError for a directory that holds other evidence.
     """
     learner = diffusion_replicas(policy, table, config, members)
 
-    def judging(done_work: float, total_work: float, note: str | None) -> None:
-        if note and say is not None:
-            say(note)
+    def progress(done_work: float, total_work: float, note: str | None) -> None:
+        if note and note_down is not None:
+            note_down(note)
         if report is not None and total_work:
             report("reference", int(done_work), int(total_work))
 
@@ -84,7 +84,7 @@ def train_diffusion_lora(
         if estimate is not None:
             due = checkpoint_steps(plan.steps, config.checkpoints)
             estimate(diffusion_cost(learner, plan.steps, due, cache_directory))
-        learner.judge(cache_directory, judging)
+        learner.measure_reference(cache_directory, progress)
         writer = ReplicaWriter(learner, run_directory, plan.steps, report)
         train_replicas(learner, writer, plan, run_directory / "replicas")
         return {"steps": plan.steps, "draws": draws}

@@ -57,7 +57,7 @@ class TextPolicy(Protocol):
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether the model's attention takes rows where a prompt stands once."""
+        """Whether the model's attention supports rows in which responses share a prompt."""
 
     def encode(self, items: Sequence[Item]) -> Sequence[Encoded]:
         """Prompt and response ids of each item, both non-empty."""
@@ -116,8 +116,8 @@ def train_lora(
             due = checkpoint_steps(plan.steps, config.checkpoints)
             depth = policy.model.config.num_hidden_layers
             estimate(lora_cost(learner, size, depth, plan.steps, due))
-        place = activations_directory or run_directory / "trunk"
-        activations.fill(place, identity.fingerprint, data.items, report)
+        kept = activations_directory or run_directory / "trunk"
+        activations.fill(kept, identity.fingerprint, data.items, report)
         filled = time.perf_counter()
         writer = ReplicaWriter(learner, run_directory, plan.steps, report, config.patience)
         progress = train_replicas(learner, writer, plan, run_directory / "replicas")

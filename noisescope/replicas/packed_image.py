@@ -1,9 +1,9 @@
 """LoRA replicas of a diffusion model: M adapters on one UNet, each with its own pairs.
 
 learner = DiffusionReplicas(noised, adapters, config, held_out, streams)
-learner.judge(cache_directory, progress)  # the reference's errors, once
+learner.measure_reference(cache_directory, progress)  # once
 train(learner, ...)
-learner.margins()                         # [M, N], beta * l
+learner.margins()  # [M, N], beta * l
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DiffusionReplicas:
     def data(self) -> PairData:
         return self.noised.data
 
-    def judge(self, directory: Path | None, progress: Progress) -> None:
+    def measure_reference(self, directory: Path | None, progress: Progress) -> None:
         """Find or compute the reference's errors: before any training or scoring."""
         source = ReferenceErrors.of(self.noised, self.config.rows)
         self.reference = source.all(directory, progress)

@@ -1,9 +1,9 @@
-"""Errors of the reference denoiser for every pair, side and draw: computed once, kept on disk.
+"""Cache the errors of the reference denoiser for every pair, side and draw.
 
-    errors = reference_errors(noised, directory, rows=64, progress=progress)  # [2, N, K]
+    errors = ReferenceErrors.of(noised, rows=64).all(directory, progress)  # [2, N, K]
 
-All replicas meet a pair under the same draws, in training as in scoring, and so does every other
-run over the same pairs: a flipped copy finds what its original left.
+All replicas see a pair under the same draws, in training as in scoring, and so does every other
+run over the same pairs: a flipped copy of the dataset reuses the cache of the original.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ WORK_POSITIONS = 64
 @final
 @dataclass(frozen=True)
 class ReferenceErrors:
-    """Source of reference errors (`parts.Source`): an item is a pair, known by its own key.
+    """Source of reference errors (`storage.cache.Source`): an item is a pair, with its own key.
 
-    `swapped` [N] says where the chosen side's key stands after the rejected side's: what is kept
-    does not depend on the label. `rows` bounds the latents of one forward.
+    `swapped` [N] is True if the chosen side's key sorts after the rejected side's: the cache does
+    not depend on the label. `rows` bounds the latents of one forward.
     """
 
     noised: NoisedPairs
@@ -54,11 +54,11 @@ class ReferenceErrors:
             sides = [data.items[one].key, data.items[other].key]
             swapped.append(sides[0] > sides[1])
             items.append(Item(digest(pair, *sorted(sides)), data.items[one].prompt, None, ""))
-        index = {item.key: place for place, item in enumerate(items)}
+        index = {item.key: row for row, item in enumerate(items)}
         return cls(noised, items, np.array(swapped), index, rows)
 
     def directory(self, cache_directory: Path) -> Path:
-        """Where the errors of this policy under these draws lie."""
+        """Directory of the errors of this policy under these draws."""
         fingerprint = self.noised.policy.identity.fingerprint
         name = digest(fingerprint, str(self.noised.seed), str(self.noised.draws))
         return cache_directory / name
@@ -99,7 +99,7 @@ class ReferenceErrors:
         return {"errors": self._exchanged(np.concatenate(found), pairs)}
 
     def all(self, cache_directory: Path | None, progress: Progress) -> Float:
-        """[2, N, K], chosen side first: from disk what is there, the rest computed and kept."""
+        """[2, N, K], chosen side first: read from the cache, or computed and kept there."""
         if cache_directory is None:
             errors = self.features(self.items)["errors"]
         else:

@@ -1,7 +1,7 @@
-"""Preference objectives: frozen callables from what a policy said about [B] pairs to [B] losses.
+"""Preference objectives: frozen callables from the values of [B] pairs to [B] losses.
 
 Notation (docs/method.md): l = logratio, h = beta * l, p = sigma(h). An objective returns one loss a
-pair, already times `weight` where given; the caller averages. Nothing here knows of models.
+pair, already times `weight` where given; the caller averages. No models here.
 
     loss = OBJECTIVES["adaptive-dpo"](beta=0.1)(PairValues(l, weight=W, gamma=gamma)).mean()
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class PairValues:
-    """What is known about B pairs; every tensor is [B], absent ones None.
+    """Values of B pairs under a policy; every tensor is [B], absent ones None.
 
     `logratio` l; `weight` W and `gamma` Gamma (both detached, from an audit); `chosen_logps` and
     `rejected_logps` log pi(y|c), summed over tokens; `chosen_ratio` and `rejected_ratio`
@@ -98,7 +98,7 @@ def check_share(name: str, value: float, below: float) -> None:
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
     if not low < value < high:
         raise UsageError(
-            f"--parameter {name} must lie between {low:g} and {high:g}, not {value}",
+            f"--parameter {name} must be between {low:g} and {high:g}, not {value}",
             hint="docs/train.md lists each objective's own numbers.",
         )
 
@@ -325,7 +325,7 @@ class AdaptiveIPO(Objective):
 class DistilledDPO(Objective):
     """-t log sigma(h) - (1 - t) log sigma(-h), t = sigma(Gamma): smallest at h = Gamma.
 
-    Gamma is the margin an audit believes in, in the label's direction (`--weighting margin`), and
+    Gamma is the audit's calibrated margin, in the label's direction (`--weighting margin`), and
     the label itself counts only through it. Distilling a reward model into a policy is 2405.19316,
     there by squared error; the cross entropy is DPO where the audit is certain (Gamma large).
     """

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer with per-example weights: the one thing it lacks for Adaptive-DPO.
+"""TRL's DPOTrainer with per-example weights, for Adaptive-DPO.
 
     from datasets import load_dataset
     from noisescope.training.trl import AdaptiveDPOTrainer
@@ -56,7 +56,7 @@ class WeightedCollator:
                 raise DataError(
                     f"the column {name} holds {column.min().item():g} to {column.max().item():g}, "
                     "nulls or no numbers",
-                    hint="Make it anew: noisescope export --format trl",
+                    hint="Make it again: noisescope export --format trl",
                 )
             batch[name] = column
         return batch

@@ -1,7 +1,8 @@
-"""Policies in training: what `noisescope train` moves, one file a modality.
+"""Train a policy on weighted preference pairs: the engine of `noisescope train`.
 
-A `Trainee` says how likely B pairs' two sides are under it and under its reference; everything
-that turns this into losses (weights, objectives, replicas) is `preference.PreferenceLearner`.
+A `TrainablePolicy` (text.py, images.py) computes the log-likelihoods of both sides of pairs under
+itself and its reference; `learner.PreferenceLearner` turns them into pair values for the loop, and
+run.py is the whole training. Nothing outside `training` and `cli` needs this folder.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class PairLogps:
         gamma: Tensor | None = None,
         reliability: Tensor | None = None,
     ) -> PairValues:
-        """What objectives are told of the pairs under one replica."""
+        """Pair values for objectives, under one replica."""
         chosen, rejected = self.chosen[replica], self.rejected[replica]
         chosen_ratio = chosen - self.chosen_reference
         rejected_ratio = rejected - self.rejected_reference

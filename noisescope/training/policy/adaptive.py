@@ -1,11 +1,11 @@
-"""Algorithm 1 on the fly (2503.16921): W and Gamma of a micro-batch from the replicas' own l.
+"""Compute W and Gamma while training (Algorithm 1 of 2503.16921), and reliabilities of annotators.
 
 `replicas`, as the paper writes it: M adapters train together on the same pairs; u is Eq. 13 of
 their M log-ratios. `ema`, as its code was released: the replicas are the live adapter and two
 averaged copies of it (decays 0.9999 and 0.5); each copy's l is divided by its expected batch norm
-and u is `u_released`. Two faults of the release are not repeated: the norm's mean square runs over
-earlier steps, never over a pair's batch-mates, and nothing is changed in place that a gradient
-needs. W and Gamma carry no gradient in either.
+and u is `u_released`. Two faults of the release are not repeated: the norm's mean square is over
+earlier steps, never over a pair's batch-mates, and nothing that a gradient needs is changed in
+place. W and Gamma carry no gradient in either mode.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class Reliability:
         self._fresh[1, where] = 1
 
     def forget(self) -> None:
-        """Drop what this step has noted so far: it is taken again."""
+        """Drop what this step has recorded so far, because it is repeated."""
         self._fresh.zero_()
 
     def finish(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Take over what all processes noted in this step."""
+        """Add what all processes recorded in this step."""
         fresh = total(self._fresh)
         met = fresh[1] > 0
         self.posterior[met] = fresh[0, met] / fresh[1, met]
@@ -91,7 +91,7 @@ SCALE_DECAY = 0.99
 @final
 @dataclass(frozen=True)
 class OnlineConfig:
-    """Which replicas judge, and the constants of Eq. 11, 14 and 15.
+    """Which replicas are compared, and the constants of Eq. 11, 14 and 15.
 
     `modality` decides the batch of the released code, whose norm `ema` divides by.
     """
@@ -116,13 +116,13 @@ class OnlineConfig:
 
     @property
     def adapters(self) -> int:
-        """How many adapters stand side by side."""
+        """How many adapters are trained or averaged."""
         return self.replicas if self.mode == "replicas" else 1 + len(EMA_DECAYS)
 
 
 @final
 class Online:
-    """The judge of one training run; `buffers` is its state."""
+    """W and Gamma of one training; `buffers` is its state."""
 
     def __init__(self, config: OnlineConfig) -> None:
         import torch
@@ -135,7 +135,7 @@ class Online:
         self._fresh = torch.zeros(config.adapters + 1, dtype=torch.float64)
         self.buffers = {"online": self.square}
 
-    def judge(self, logratios: Float) -> Float:
+    def u(self, logratios: Float) -> Float:
         """u [B] of l [K, B]."""
         if self.config.mode == "replicas":
             return u(logratios, self.config.rho)
@@ -148,12 +148,12 @@ class Online:
         found = logratios.double().cpu()
         self._fresh[:-1] += found.square().sum(1)
         self._fresh[-1] += found.shape[1]
-        made = adaptive_weights(self.judge(found.numpy()), self.config.weights)
+        made = adaptive_weights(self.u(found.numpy()), self.config.weights)
         weight, gamma = (torch.from_numpy(part).float().to(logratios.device) for part in made)
         return weight, gamma
 
     def forget(self) -> None:
-        """Drop what this step has noted so far: it is taken again."""
+        """Drop what this step has recorded so far, because it is repeated."""
         self._fresh.zero_()
 
     def finish(self, total: Callable[[Tensor], Tensor]) -> None:

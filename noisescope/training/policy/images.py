@@ -1,4 +1,4 @@
-"""Diffusion models in training: packed LoRA adapters on a UNet's attention, or the whole UNet.
+"""Train a diffusion model: packed LoRA adapters on a UNet's attention layers, or the whole UNet.
 
 l is Eq. 6 of 2503.16921 (Diffusion-DPO, 2311.12908): both sides, the policy and its reference
 see the same timestep and noise, a function of (seed, pair_id, draw), one draw a step. Latents and
@@ -64,7 +64,7 @@ class ImageSpace:
         return NoisedPairs(self.policy, self.data, self.seed).noised(pairs, [(draw,)] * len(pairs))
 
     def pair_logps(self, errors: Tensor, reference: Tensor) -> PairLogps:
-        """PairLogps from errors e [K, 2B] and those of the reference [2B]."""
+        """Log-likelihoods (-e) from errors e [K, 2B] and those of the reference [2B]."""
         import torch
 
         middle = len(reference) // 2
@@ -82,7 +82,7 @@ class ImageSpace:
 @final
 @dataclass
 class ImageAdapters(AdaptedModel[ImageSpace]):
-    """LoRA on a UNet's attention layers (`learners.Trainee`); `shared` when only up blocks carry
+    """LoRA on a UNet's attention layers (`TrainablePolicy`); `shared` when only up blocks carry
     adapters, so that the down blocks run once for the policy and its reference."""
 
     shared: bool = False
@@ -135,7 +135,7 @@ class ImageAdapters(AdaptedModel[ImageSpace]):
 @final
 @dataclass
 class WholeUNet(WholeModel[ImageSpace]):
-    """Full fine-tuning of a UNet (`learners.Trainee`); the reference is a frozen copy."""
+    """Full fine-tuning of a UNet (`TrainablePolicy`); the reference is a frozen copy."""
 
     checkpointing: bool = False
     reference: Any = field(init=False)
@@ -165,7 +165,7 @@ class WholeUNet(WholeModel[ImageSpace]):
         return self.space.pair_logps(errors[1][None], errors[0])
 
     def save(self, directory: Path) -> list[str]:
-        """A diffusers UNet in `unet/`, to take the place of the pipeline's own."""
+        """A diffusers UNet in `unet/`, which replaces the pipeline's own."""
         names = publish(directory / "unet", self.model.save_pretrained)
         return [f"unet/{name}" for name in names]
 

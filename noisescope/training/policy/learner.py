@@ -1,4 +1,4 @@
-"""Loss, margin and accuracy on held-out pairs, over all processes."""
+"""Turn a policy's log-likelihoods into pair values for the loop, and validate on held-out pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Float = NDArray[np.float64]
 @final
 @dataclass
 class PreferenceLearner:
-    """`training.Learner` of a policy: `batch` pairs an optimiser step, over all processes.
+    """`training.loop.Learner` of a policy: `batch` pairs an optimiser step, over all processes.
 
     A step is computed in `accumulation` micro-batches; None: as few as the policy's budget
     allows. `weight` and `gamma` [N] are fixed (an audit's) or made online.
@@ -63,7 +63,7 @@ class PreferenceLearner:
         return norm * self.online.config.adapters / len(self.online.trained)  # mean of those
 
     def batches(self, step: int) -> list[MicroBatch]:
-        """The step's pairs in micro-batches, at least one a process where there are so many."""
+        """The step's pairs in micro-batches, at least one a process if there are enough pairs."""
         pairs = self.stream.batch(step, self.batch)
         if self.accumulation is not None:
             count = max(self.accumulation, self.processes)
@@ -171,7 +171,7 @@ def total_over(tensor: Tensor, accelerator: Accelerator) -> Tensor:
 
 
 def judged_by(objective: Objective) -> Objective:
-    """What measures labels as they are: the objective, or dpo where it knows only beliefs."""
+    """The objective that measures labels as they are: dpo for those that learn beliefs."""
     return DPO(objective.beta) if isinstance(objective, DistilledDPO) else objective
 
 

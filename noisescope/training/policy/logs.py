@@ -1,4 +1,4 @@
-"""A training in words and numbers: one line of progress, and what it came to."""
+"""Log a training: trackers, one line of progress a step, and a summary."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tracker:
         self.reporter = reporter
 
     def begin(self, settings: TrainSettings) -> None:
-        """Open the tracker with the settings. Raises UsageError where it cannot."""
+        """Open the tracker with the settings. Raises UsageError if that fails."""
         if self.name is None:
             return
         flat = {k: v for k, v in settings.to_json().items() if isinstance(v, str | int | float)}
@@ -40,18 +40,18 @@ class Tracker:
         except Exception as error:  # whatever somebody else's service raises
             raise UsageError(
                 f"--report-to {self.name} cannot begin: {_first(error)}",
-                hint="Mend its settings, or leave --report-to out: history.jsonl has every step.",
+                hint="Correct its settings, or remove --report-to: history.jsonl has every step.",
             ) from error
 
     def log(self, record: Mapping[str, float], step: int) -> None:
-        """Log one step; a tracker that fails is told of once and then left alone."""
+        """Log one step. If the tracker fails, note it once and stop using it."""
         if self.name is None:
             return
         try:
             self.accelerator.log(dict(record), step=step)
         except Exception as error:
             self.reporter.note(
-                f"{self.name} failed at step {step:,} and is left out from here: {_first(error)}; "
+                f"{self.name} failed at step {step:,} and is not used from here: {_first(error)}; "
                 "history.jsonl goes on"
             )
             self.name = None
@@ -81,7 +81,7 @@ def line(record: Mapping[str, float], steps: int) -> str:
 
 
 def summary(history: Sequence[Mapping[str, float]], split: Split) -> dict[str, Any]:
-    """What a training came to: means over its first and last tenth, and the last validation."""
+    """Means over the first and last tenth of a training, and the last validation."""
     tenth = max(1, len(history) // 10)
     found = [record for record in history if "validation_loss" in record]
     prefix = "validation_"

@@ -1,4 +1,6 @@
-"""The directory that `noisescope train` writes, and refuses to write over another run's.
+"""The result directory of `noisescope train`: its plan, its files, and the model card.
+
+A directory that holds a different training is refused.
 
 trained/<dataset>-<objective>-<fingerprint8>/
   plan.json          written first: what this directory is for
@@ -6,7 +8,7 @@ trained/<dataset>-<objective>-<fingerprint8>/
   history.jsonl      one record a step
   adapter_model.safetensors, ...   the trained policy, in its library's own format
   README.md          the model card
-  .lock              held by the one process that writes here, gone once it is done
+  .lock              held by the process that writes here, removed once it is done
   manifest.json      written last: its existence means complete
 """
 
@@ -141,7 +143,7 @@ FORMAT = 1
 @final
 @dataclass(frozen=True)
 class TrainPlan:
-    """What determines the trained weights: change any of it and it is another directory."""
+    """Everything that determines the trained weights; a change of it needs a new directory."""
 
     dataset: str
     dataset_fingerprint: str

@@ -1,10 +1,10 @@
-"""Which weight every pair of a dataset trains with: W and Gamma from a run, a file, or none.
+"""Load W and Gamma for every pair of a dataset, from a run or a file.
 
     weights = run_weights(find_run("hh-rlhf", Path("runs")), dataset, WeightRule())
     weights.weight, weights.gamma   # [N], in the dataset's row order
 
-Weights belong to the labels they were made for: those of another dataset, or of the same pairs
-with a label turned round, are refused by fingerprint, and so are weights that lack a pair.
+Weights belong to the labels they were made for. Those of a different dataset, or of the same pairs
+with a flipped label, are refused by fingerprint; so are weights that miss a pair.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Float = NDArray[np.float64]
 
 #: How a pair's scores become its weight: Adaptive-DPO's W and Gamma, max(0, 1 - 2 p_flip), or
-#: W = 1 and Gamma the margin the audit believes in.
+#: W = 1 and Gamma the audit's calibrated margin.
 SCHEMES = ("u", "p_flip", "margin")
 #: What a weights file may call W.
 WEIGHT_NAMES = ("W", "weight", "w")
@@ -40,8 +40,8 @@ WEIGHT_NAMES = ("W", "weight", "w")
 @final
 @dataclass(frozen=True)
 class WeightRule:
-    """How scores become weights. `rho` (Eq. 11), k1, k2 and c2 (Eq. 14-15) left None stay as the
-    run was scored with; all None: its W and Gamma as they are."""
+    """How scores become weights. `rho` (Eq. 11), k1, k2 and c2 (Eq. 14-15) default to those
+    of the run; if all are None, its W and Gamma are taken as they are."""
 
     scheme: str = "u"
     k1: float | None = None
@@ -60,12 +60,12 @@ class WeightRule:
 
     @property
     def restated(self) -> bool:
-        """Whether a constant was asked for."""
+        """Whether a constant is given."""
         return any(value is not None for value in (self.k1, self.k2, self.c2, self.rho))
 
     def over(self, scored: Mapping[str, Any]) -> ScoreConfig:
-        """The constants asked for over those a run was scored with (its manifest's `constants`;
-        the usual ones where an older run states none). Raises UsageError."""
+        """The given constants over those a run was scored with (its manifest's `constants`; the
+        usual ones if an older run has none). Raises UsageError."""
         given = {"rho": self.rho, "k1": self.k1, "k2": self.k2, "c2": self.c2}
         known = {field.name for field in fields(ScoreConfig)}
         return ScoreConfig(
@@ -81,8 +81,8 @@ class PairWeights:
 
     weight: Float
     gamma: Float
-    said: str
-    scheme: str = ""  # one of `SCHEMES`; empty: a file that does not say
+    description: str
+    scheme: str = ""  # one of `SCHEMES`; empty: not known
 
     @property
     def even(self) -> bool:
@@ -166,9 +166,9 @@ def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
     """
     table = read_table(path)
     facts = _origin(table)
-    said = f"file {path.name}"
+    description = f"file {path.name}"
     if "dataset_fingerprint" not in facts:
-        said += " (it names no dataset: matched by pair_id alone)"
+        description += " (it names no dataset: matched by pair_id alone)"
     else:
         _check_dataset(str(path), facts["dataset_fingerprint"], facts.get("dataset"), dataset)
     name = next((name for name in WEIGHT_NAMES if name in table.column_names), None)
@@ -179,7 +179,7 @@ def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
         )
     gamma = _numbers(table, "gamma") if "gamma" in table.column_names else np.zeros(table.num_rows)
     aside = int(facts.get("set_aside", 0))
-    found = _matched(dataset, table, _numbers(table, name), gamma, path.name, said, aside)
+    found = _matched(dataset, table, _numbers(table, name), gamma, path.name, description, aside)
     return replace(found, scheme=str(facts.get("weight", "")))
 
 
@@ -194,7 +194,7 @@ def _check_dataset(where: str, theirs: Any, name: Any, dataset: PreferenceDatase
 
 
 def _origin(table: pa.Table) -> Mapping[str, Any]:
-    """What an exported Parquet file says of the dataset it was made for."""
+    """The dataset that an exported Parquet file was made for, by its metadata."""
     for value in (table.schema.metadata or {}).values():
         try:
             facts = json.loads(value)
@@ -206,7 +206,7 @@ def _origin(table: pa.Table) -> Mapping[str, Any]:
 
 
 def _numbers(table: pa.Table, name: str) -> Float:
-    """A column as float64; raises DataError where it holds no numbers."""
+    """A column as float64. Raises DataError if it holds no numbers."""
     import pyarrow as pa
 
     try:
@@ -226,7 +226,7 @@ def _matched(
     weight: Float,
     gamma: Float,
     source: str,
-    said: str,
+    description: str,
     aside: int = 0,
 ) -> PairWeights:
     """Weights in the dataset's row order; the `aside` pairs that an audit set aside weigh 0.
@@ -238,20 +238,20 @@ def _matched(
     if len(rows) < len(ids):
         twice = [name for row, name in enumerate(ids) if rows[name] != row]
         raise DataError(
-            f"{len(twice):,} pairs stand more than once in {source}: "
+            f"{len(twice):,} pairs are more than once in {source}: "
             f"{first_five([str(name) for name in twice])}",
-            hint="Leave one row of each pair.",
+            hint="Keep one row for each pair.",
         )
     usable = np.isfinite(weight) & (weight >= 0) & np.isfinite(gamma)
-    wanted = dataset.table.column("pair_id").to_pylist()
-    found = np.array([rows.get(pair_id, -1) for pair_id in wanted], np.int64)
-    missing = [pair_id for pair_id, row in zip(wanted, found, strict=True) if row < 0]
-    lacking = missing if len(missing) > aside else []
-    broken = [pair_id for pair_id, row in zip(wanted, found, strict=True) if row >= 0]
+    pair_ids = dataset.table.column("pair_id").to_pylist()
+    found = np.array([rows.get(pair_id, -1) for pair_id in pair_ids], np.int64)
+    missing = [pair_id for pair_id, row in zip(pair_ids, found, strict=True) if row < 0]
+    unweighted = missing if len(missing) > aside else []
+    broken = [pair_id for pair_id, row in zip(pair_ids, found, strict=True) if row >= 0]
     broken = [pair_id for pair_id in broken if not usable[rows[pair_id]]]
     faults = [
-        f"{len(ids):,} of {len(wanted):,} pairs have {what} in {source}: {first_five(ids)}"
-        for ids, what in ((lacking, "no weight"), (broken, "a weight below 0 or not finite"))
+        f"{len(ids):,} of {len(pair_ids):,} pairs have {what} in {source}: {first_five(ids)}"
+        for ids, what in ((unweighted, "no weight"), (broken, "a weight below 0 or not finite"))
         if ids
     ]
     if faults:
@@ -262,5 +262,5 @@ def _matched(
         )
     known = found >= 0
     return PairWeights(
-        np.where(known, weight[found], 0.0), np.where(known, gamma[found], 0.0), said
+        np.where(known, weight[found], 0.0), np.where(known, gamma[found], 0.0), description
     )

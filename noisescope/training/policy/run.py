@@ -1,4 +1,4 @@
-"""Fine-tuning a policy on weighted preference pairs: what `noisescope train` calls.
+"""Train a policy on weighted preference pairs: the function behind `noisescope train`.
 
     done = fine_tune(dataset, policy, settled("text", objective="adaptive-dpo"),
                      weights=run_weights(run, dataset, WeightRule()), output=Path("tuned"))
@@ -209,18 +209,18 @@ def fine_tune(
 
 
 def _check_weights(settings: TrainSettings, weights: PairWeights | None) -> None:
-    """Raise UsageError where weights are needed or have no place."""
+    """Raise UsageError if weights are needed, or given and not used."""
     if settings.objective in ADAPTIVE and weights is None and settings.online is None:
         raise UsageError(
-            f"--objective {settings.objective} is made of weights, and there are none",
-            hint="Leave --weights out to use the dataset's audit, or give --online replicas.",
+            f"--objective {settings.objective} needs weights, and there are none",
+            hint="Remove --weights to use the dataset's audit, or give --online replicas.",
         )
     if weights is not None:
         settings.check_scheme(weights.scheme)
     if settings.online is not None and weights is not None:
         raise UsageError(
-            "--online makes its own weights: --weights has no place beside it",
-            hint="Leave one of them out.",
+            "--online computes its own weights, so --weights cannot be used with it",
+            hint="Remove one of them.",
         )
 
 
@@ -263,16 +263,16 @@ def _plan(
     weights: PairWeights | None,
     mixed_precision: str,
 ) -> TrainPlan:
-    said = "none (every pair counts alike)" if weights is None else weights.said
+    description = "none (every pair counts alike)" if weights is None else weights.description
     if settings.online is not None:
-        said = f"made while training (online {settings.online})"
+        description = f"made while training (online {settings.online})"
     return TrainPlan(
         dataset=dataset.name,
         dataset_fingerprint=dataset.fingerprint,
         model=policy.identity.id,
         model_fingerprint=policy.identity.fingerprint,
         modality=dataset.modality,
-        weights=said,
+        weights=description,
         weights_fingerprint="" if weights is None else weights.fingerprint,
         settings=settings.to_json()
         | ({} if mixed_precision == "no" else {"mixed_precision": mixed_precision}),

@@ -1,8 +1,8 @@
-"""What `noisescope train` was asked to do: every setting in one frozen, checked dataclass.
+"""Settings of `noisescope train`, in one frozen, checked dataclass.
 
     settings = settled("text", objective="adaptive-dpo", epochs=2.0)   # None: the default
 
-A setting is, first to last: the flag, the preset, the modality's default.
+A setting is the flag, else the preset's value, else the default of the modality.
 """
 
 from __future__ import annotations
@@ -109,22 +109,22 @@ class TrainSettings:
 
     @property
     def weighting(self) -> str:
-        """How this objective's weights are made of an audit's scores unless it is said."""
+        """The default of --weighting: how weights are computed from an audit's scores."""
         return BELIEF if self.objective == DISTILLED else "u"
 
     def check_scheme(self, scheme: str) -> None:
         """Raise UsageError for weights of a scheme that the objective would misread."""
         if scheme and (scheme == BELIEF) != (self.objective == DISTILLED):
             raise UsageError(
-                f"--objective {self.objective} has no use for weights made with {scheme}: Gamma is "
-                f"what the audit believes of a pair with {BELIEF}, which {DISTILLED} learns, and "
-                "a correction with the others",
-                hint=f"Use --objective {DISTILLED} with --weighting {BELIEF}, and others without.",
+                f"--objective {self.objective} does not work with weights made with {scheme}: "
+                f"with --weighting {BELIEF}, Gamma is the target that {DISTILLED} learns; "
+                "otherwise it is a correction of the margin",
+                hint=f"Use --weighting {BELIEF} with --objective {DISTILLED}, and only with it.",
             )
 
     @property
     def constants(self) -> WeightConfig:
-        """k1, k2 and c2 as asked for, the usual ones elsewhere."""
+        """k1, k2 and c2, by default the usual ones."""
         from noisescope.scoring.weights import WeightConfig
 
         given = {"k1": self.k1, "k2": self.k2, "c2": self.c2}
@@ -177,9 +177,9 @@ def settled(
     """Settings of a run: `given` flags (None: not given) over preset `named` over defaults."""
     from noisescope.scoring.detectors import RHO
 
-    asked = {name: value for name, value in given.items() if value is not None}
-    chosen = (preset(named, modality) if named else {}) | asked
-    _refuse_idle(modality, chosen, asked)
+    given_flags = {name: value for name, value in given.items() if value is not None}
+    chosen = (preset(named, modality) if named else {}) | given_flags
+    _refuse_idle(modality, chosen, given_flags)
     kind = find_objective(chosen.get("objective", "dpo"))
     image = modality == "image"
     own_beta = {f.name: f.default for f in fields(kind)}["beta"]
@@ -198,16 +198,16 @@ def settled(
     )
 
 
-def _refuse_idle(modality: Modality, chosen: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def _refuse_idle(modality: Modality, chosen: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise UsageError naming flags that would change nothing."""
     idle = [
         f"--{name.replace('_', '-')} is about adapters, and every weight trains"
         for name in ("lora_r", "lora_alpha")
-        if chosen.get("full") and name in asked
+        if chosen.get("full") and name in given
     ]
-    if modality == "image" and asked.get("targets"):
-        idle.append("--targets is about text models: a UNet's adapters sit on its attention")
-    if "online_replicas" in asked and chosen.get("online") != "replicas":
+    if modality == "image" and given.get("targets"):
+        idle.append("--targets is about text models: a UNet's adapters are on its attention layers")
+    if "online_replicas" in given and chosen.get("online") != "replicas":
         idle.append("--online-replicas is about --online replicas")
     if idle:
-        raise UsageError("; ".join(idle), hint="Leave what has no effect out; see --help.")
+        raise UsageError("; ".join(idle), hint="Remove flags without an effect; see --help.")

@@ -1,8 +1,8 @@
-"""Which pairs train and which validate: a function of (seed, content).
+"""Split pairs into training and validation: a function of (seed, content).
 
-All pairs of a prompt stand on one side, so that no prompt, and no response or image made for it, is
-trained on and validated by. A dataset of few prompts has no such split near the share asked
-for; there, pairs are held out one by one, repeats together, and the split says so.
+All pairs of a prompt are on one side, so no prompt, and no response or image made for it, is both
+trained on and validated. If a dataset has too few prompts for a split near the requested share,
+pairs are held out one by one, repeats together, and `Split.by_prompt` is False.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Bool = NDArray[np.bool_]
 
 #: Purpose number of the validation split's hash; folds and bootstrap have others.
 VALIDATION_SALT = 77
-#: How many times the share asked for (or its inverse) whole prompts may hold out, and the most.
-APART, MOST = 2.0, 0.9
+#: Whole prompts may hold out the requested share times or divided by RATIO, and at most MOST.
+RATIO, MOST = 2.0, 0.9
 
 
 @final
@@ -35,7 +35,7 @@ APART, MOST = 2.0, 0.9
 class Split:
     """Pairs to train on, pairs to validate on, and how many were set aside, by reason.
 
-    `by_prompt`: whether no prompt stands on both sides.
+    `by_prompt`: whether no prompt is on both sides.
     """
 
     train: Int
@@ -45,16 +45,16 @@ class Split:
 
     @property
     def sides(self) -> tuple[Int, Int]:
-        """Who trains, and who validates."""
+        """Pairs to train on, and pairs to validate on."""
         return self.train, self.validation
 
 
 def split_pairs(
     data: PairData, settings: TrainSettings, weights: PairWeights | None, same: Int
 ) -> Split:
-    """Who trains and who validates.
+    """Split the pairs; those of weight 0 and the `same` ones are set aside.
 
-    Raises DataError where no pair is left to train on.
+    Raises DataError if no pair is left to train on.
     """
     count = len(data.pair_ids)
     held, by_prompt = held_out(data, settings.validation, settings.seed)
@@ -93,7 +93,7 @@ def held_out(data: PairData, share: float, seed: int) -> tuple[Bool, bool]:
     order = np.argsort(hashed(prompts, seed, VALIDATION_SALT), kind="stable")
     held = np.cumsum(sizes[order]) / count
     taken = int(np.argmin(np.abs(held - share)))
-    if share / APART <= held[taken] <= min(share * APART, MOST):
+    if share / RATIO <= held[taken] <= min(share * RATIO, MOST):
         return np.isin(of, order[: taken + 1]), True
     alone = hashed(data.fold_key, seed, VALIDATION_SALT).astype(np.float64) / 2.0**64 < share
     return alone, False

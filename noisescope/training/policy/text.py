@@ -1,8 +1,8 @@
-"""Causal language models in training: packed LoRA adapters, or every weight.
+"""Train a causal language model: packed LoRA adapters, or all weights.
 
-Chosen and rejected stand in one forward, each prompt once; logits exist at response positions
-only, a few at a time; the reference's log-probabilities are computed once for each distinct
-response, by the same model before (or without) training: no second model is held.
+Chosen and rejected go through one forward, each prompt once; logits are computed at response
+positions only, a few at a time. The reference's log-probabilities are computed once for each
+distinct response by the same model before training, so no second model is in memory.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TextSpace:
         return pack(self.corpus, items, ROW_TOKENS)
 
     def pair_logps(self, pairs: Int, packed: Packed, logps: Tensor) -> PairLogps:
-        """PairLogps of pairs from the log-probabilities [K, items] of their packed items."""
+        """Log-likelihoods of pairs from those of their packed items [K, items]."""
         import torch
 
         def at(values: Tensor, side: Int) -> Tensor:
@@ -92,9 +92,9 @@ class TextSpace:
 
 
 def alike(policy: CausalLMPolicy, data: PairData) -> tuple[Corpus, Int]:
-    """The corpus of all items, and the pairs whose two sides read the same after truncation.
+    """The corpus of all items, and the pairs whose two sides are the same after truncation.
 
-    Raises ModelError for a model whose attention cannot take packed rows.
+    Raises ModelError if the model's attention does not support packed rows.
     """
     if not policy.shares_prompts:
         raise ModelError(
@@ -111,7 +111,7 @@ def alike(policy: CausalLMPolicy, data: PairData) -> tuple[Corpus, Int]:
 @final
 @dataclass
 class TextAdapters(AdaptedModel[TextSpace]):
-    """LoRA on a causal language model (`learners.Trainee`)."""
+    """LoRA on a causal language model (`TrainablePolicy`)."""
 
     def pair_logps(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
@@ -149,7 +149,7 @@ class TextAdapters(AdaptedModel[TextSpace]):
 @final
 @dataclass
 class WholeText(WholeModel[TextSpace]):
-    """Full fine-tuning of a causal language model (`learners.Trainee`)."""
+    """Full fine-tuning of a causal language model (`TrainablePolicy`)."""
 
     @property
     def model(self) -> Any:
