@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,31 @@ def test_sides_that_are_equal_once_cut_are_set_aside(model: Path, tmp_path: Path
         judged_by(policy, load_table(pa.Table.from_pylist(table[:10]), name="few"))
     kept = judged_by(policy, dataset, keep_same=True)
     assert len(kept) == 14
+
+
+def test_tools_go_to_trl_as_a_column(model: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from typer.testing import CliRunner
+
+    from noisescope.cli import app
+
+    tool = {"type": "function", "function": {"name": "f"}}
+    talks = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "chosen": [{"role": "assistant", "content": row["chosen"]}],
+            "rejected": [{"role": "assistant", "content": row["rejected"]}],
+            "tools": [tool],
+        }
+        for row in rows(12)
+    ]
+    dataset = load_table(pa.Table.from_pylist(talks), name="talks")
+    done = audit(dataset, load_causal_lm(str(model), device="cpu"), run_directory=tmp_path / "run")
+    out = tmp_path / "trl.parquet"
+    line = ["export", str(done.run.directory), "--format", "trl", "--output", str(out)]
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 0, result.output
+    first = pq.read_table(out).to_pylist()[0]
+    assert first["prompt"] == talks[0]["prompt"]
+    assert json.loads(first["tools"]) == [tool]

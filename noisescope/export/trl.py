@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from noisescope.datasets.conversations import TOOLS
 from noisescope.datasets.flip.plan import Float
 from noisescope.errors import UsageError
 from noisescope.export.clean import count
@@ -65,7 +66,7 @@ def write_trl(
     import pyarrow.parquet as pq
 
     talks = conversational(scores)
-    schema = trl_schema(talks).with_metadata(metadata_of(facts))
+    schema = trl_schema(talks, talks and has_tools(scores)).with_metadata(metadata_of(facts))
     weight, gamma = weigh(scores.columns, scheme)
     if scheme == "margin":  # a margin for the label's side changes sign with the label
         gamma = np.where(actions == FLIP, -gamma, gamma)
@@ -108,13 +109,23 @@ def conversational(scores: RunScores) -> bool:
     return any(batch.column(1).null_count < batch.num_rows for batch, _ in scores.pairs(["turns"]))
 
 
-def trl_schema(talks: bool) -> pa.Schema:
+def has_tools(scores: RunScores) -> bool:
+    """Whether any prompt begins with a list of tools (datasets/conversations.py)."""
+    return any(
+        turns and turns[0]["role"] == TOOLS
+        for batch, _ in scores.pairs(["turns"])
+        for turns in batch.column(1).to_pylist()
+    )
+
+
+def trl_schema(talks: bool, tools: bool = False) -> pa.Schema:
     """Return the columns of a TRL export."""
     import pyarrow as pa
 
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
     side = pa.list_(turn) if talks else pa.string()
     fields = [pa.field(name, side) for name in ("prompt", "chosen", "rejected")]
+    fields += [pa.field("tools", pa.string())] * tools  # JSON, which TRL reads
     fields += [pa.field("pair_id", pa.string())]
     return pa.schema(fields + [pa.field(name, pa.float64()) for name in NUMBERS])
 
@@ -142,10 +153,13 @@ def _tables(
         columns: list[Any]
         if talks:
             heard = [t or [_message("user", p)] for t, p in zip(turns, prompts, strict=True)]
+            listed = [talk[0]["content"] if talk[0]["role"] == TOOLS else None for talk in heard]
+            heard = [talk[tools is not None :] for talk, tools in zip(heard, listed, strict=True)]
             columns = [
                 heard,
                 *([[_message("assistant", r)] for r in s] for s in (chosen, rejected)),
             ]
+            columns += [listed] if "tools" in schema.names else []
         else:
             columns = [list(map(_spaced, prompts, chosen, rejected)), chosen, rejected]
         arrays = [
