@@ -8,16 +8,14 @@ allows no script.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from noisescope import __version__
 from noisescope.errors import DataError
 from noisescope.evaluate.comparison import Comparison, Output, Verdict
 from noisescope.evaluate.results import JudgeResult
+from noisescope.report.template import content_policy, data_uri, render, resource
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -32,25 +30,16 @@ WINNERS = {1.0: "policy", 0.5: "tie", 0.0: "against"}
 
 def page(done: Evaluation, command: str = "") -> str:
     """Render the page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("noisescope.evaluate", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    css = _resource("noisescope.report", "report.css") + _resource(
-        "noisescope.evaluate", "page.css"
-    )
+    css = resource("noisescope.report", "report.css")
+    css += resource("noisescope.evaluate", "page.css")
     modality = done.plan.policy.modality
     rows = list(zip(*done.verdicts, strict=True)) if done.verdicts else [()] * len(done.comparisons)
     shown = list(zip(done.comparisons, rows, strict=True))[: SHOWN[modality]]
-    return environment.get_template("page.html.jinja").render(
-        policy=_policy(css),
-        css=Markup(css),  # our own files, never data
+    return render(
+        "noisescope.evaluate",
+        "page.html.jinja",
+        css=css,
+        policy=content_policy(css),
         mine=printable(done.plan.policy.name),
         theirs=printable(done.plan.against.name),
         base=printable(done.plan.policy.base) if done.plan.policy.adapter else "",
@@ -151,18 +140,4 @@ def _shown(output: Output) -> dict[str, Any]:
     small = max(picture.size) <= 64
     picture.save(sink, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
     kind = "png" if small else "jpeg"
-    data = base64.b64encode(sink.getvalue()).decode()
-    return {"image": f"data:image/{kind};base64,{data}", "text": "", "cut": 0}
-
-
-def _resource(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text("utf-8")
-
-
-def _policy(css: str) -> str:
-    """Content security policy: our style and pictures inside the page; nothing runs."""
-    style = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    return {"image": data_uri(f"image/{kind}", sink.getvalue()), "text": "", "cut": 0}

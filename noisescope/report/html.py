@@ -8,17 +8,15 @@ the hashes of our own style and script lets nothing else run or load, whatever t
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import DataError
 from noisescope.report.contents import Contents
 from noisescope.report.style import Picture, dark
+from noisescope.report.template import content_policy, data_uri, render, resource
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -31,23 +29,15 @@ THUMBNAIL = 320
 
 def page(contents: Contents, images: ImageStore | None = None) -> str:
     """The report's HTML. `images` gives the bytes of image pairs, shown as thumbnails."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("noisescope.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    css, script = _resource("report.css"), _resource("report.js")
+    css, script = (resource("noisescope.report", name) for name in ("report.css", "report.js"))
     manifest, summary = contents.manifest, contents.summary
     pairs = [_pair(pair, manifest, images) for pair in contents.pairs]
-    return environment.get_template("report.html.jinja").render(
-        policy=_policy(css, script),
-        css=Markup(css),  # our own files, never data
-        script=Markup(script),
+    return render(
+        "noisescope.report",
+        "report.html.jinja",
+        css=css,
+        script=script,
+        policy=content_policy(css, script),
         dataset=printable(str(manifest["dataset"])),
         model=printable(PurePath(manifest["model"]).name),
         facts={"rejected": {}, "duplicates": 0, "contradictions": 0, "annotators": 0}
@@ -179,7 +169,7 @@ def _image(key: str, images: ImageStore | None) -> dict[str, Any]:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=82)
-    return {"image": _data_uri("image/jpeg", sink.getvalue()), "shown": "", "cut": 0}
+    return {"image": data_uri("image/jpeg", sink.getvalue()), "shown": "", "cut": 0}
 
 
 def _figure(picture: Picture) -> dict[str, Any]:
@@ -189,27 +179,8 @@ def _figure(picture: Picture) -> dict[str, Any]:
         "name": picture.name,
         "alt": picture.alt,
         "caption": picture.caption,
-        "light": _data_uri("image/svg+xml", svg),
-        "dark": _data_uri("image/svg+xml", dark(svg)),
+        "light": data_uri("image/svg+xml", svg),
+        "dark": data_uri("image/svg+xml", dark(svg)),
         "width": int(width),
         "height": int(height),
     }
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _resource(name: str) -> str:
-    return resources.files("noisescope.report").joinpath(name).read_text("utf-8")
-
-
-def _policy(css: str, script: str) -> str:
-    """Content security policy: our style, our script, pictures inside the page; nothing else."""
-    style, code = (
-        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (css, script)
-    )
-    return (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; "
-        f"script-src 'sha256-{code}'; base-uri 'none'; form-action 'none'"
-    )

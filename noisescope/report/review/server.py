@@ -15,8 +15,6 @@ with status 409 and the next pair, so that tabs of one reviewer merge.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import hmac
 import io
 import json
@@ -25,18 +23,19 @@ from collections.abc import Callable
 from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Self, final
 
 from noisescope.errors import DataError, NoisescopeError, RunError
 from noisescope.report.review.session import OutOfTurn, Session, Task
+from noisescope.report.template import content_policy, render, resource
 from noisescope.storage.printable import printable
 from noisescope.storage.reviews import CHOICES
 
 if TYPE_CHECKING:
     from noisescope.pairs import ImageStore
 
+PACKAGE = "noisescope.report.review"
 #: Longest side of a picture as served, in pixels.
 LARGEST = 1024
 #: Characters of a text shown; the rest is in pairs.parquet.
@@ -100,31 +99,17 @@ class ReviewServer:
     @cached_property
     def page(self) -> tuple[bytes, str]:
         """The page and its content security policy."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-        from markupsafe import Markup
-
-        environment = Environment(
-            loader=PackageLoader("noisescope.report.review", "."),
-            autoescape=True,
-            undefined=StrictUndefined,
-        )
-        css, script = (_resource(name) for name in ("review.css", "review.js"))
-        style, code = (
-            base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-            for text in (css, script)
-        )
-        policy = (
-            f"default-src 'none'; connect-src 'self'; img-src 'self' data:; "
-            f"style-src 'sha256-{style}'; script-src 'sha256-{code}'; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'"
-        )
-        html = environment.get_template("review.html.jinja").render(
-            css=Markup(css),  # our own files, never data
-            script=Markup(script),
+        css, script = (resource(PACKAGE, name) for name in ("review.css", "review.js"))
+        policy = content_policy(css, script, sources="connect-src 'self'; img-src 'self' data:")
+        html = render(
+            PACKAGE,
+            "review.html.jinja",
+            css=css,
+            script=script,
             reviewer=printable(self.session.reviewer),
             purpose=self.session.purpose,
         )
-        return html.encode(), policy
+        return html.encode(), f"{policy}; frame-ancestors 'none'"
 
     def state(self) -> dict[str, Any]:
         """What the page shows now. Nothing in it depends on the label."""
@@ -302,7 +287,3 @@ class _Handler(BaseHTTPRequestHandler):
 def _text(text: str) -> dict[str, Any]:
     shown = printable(text[:LONGEST], lines=True).strip("\n")
     return {"shown": shown, "cut": max(0, len(text) - LONGEST)}
-
-
-def _resource(name: str) -> str:
-    return resources.files("noisescope.report.review").joinpath(name).read_text("utf-8")
