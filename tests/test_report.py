@@ -183,7 +183,7 @@ def test_a_manifest_that_states_too_little_is_refused(run: Run, tmp_path: Path) 
     shutil.copytree(run.directory, copy.directory)
     manifest = copy.manifest()
     copy.write_manifest({k: v for k, v in manifest.items() if k not in ("facts", "model")})
-    with pytest.raises(RunError, match=r"does not state: model, facts"):
+    with pytest.raises(RunError, match=r"does not contain: model, facts"):
         gather(copy)
 
 

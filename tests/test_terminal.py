@@ -121,13 +121,11 @@ def test_a_judge_that_stumbles_is_told_of_in_words() -> None:
     card = JudgeCard("llm", "qwen", "its provider's", "text", "f", is_pairwise=True)
     told = [(FIRST, SECOND), (FIRST, FIRST), (FAILED, FIRST), (UNPARSABLE, SECOND)]
     lines = remarks(summarise_verdicts(card, [by_order(answers, retries=1) for answers in told]))
-    assert lines[0].startswith(
-        "llm: the same answer both ways round on 1 of 4; names the first 75%"
-    )
+    assert lines[0].startswith("llm: the same answer in both orders on 1 of 4; names the first 75%")
     assert "4 requests repeated, 1 failed, 1 answers could not be read" in lines[1]
     assert lines[2:] == [
-        "llm: the same command asks the failed ones again",
-        "llm: 2 of 4 prompts unjudged, left out",
+        "llm: repeat the command to send the failed ones again",
+        "llm: 2 of 4 prompts unjudged and omitted",
     ]
     scored = JudgeCard("mine", "rules.py", "your own", "text", "f")
     assert remarks(summarise_verdicts(scored, by_score([1.0, 2.0], [0.0, 2.0]))) == []

@@ -144,7 +144,7 @@ def evaluate(
     judges = _judges(judge, source, mine, workspace, options, terminal, needed=labelled is None)
     check_models(mine, theirs, judges)
     asked = _prompts(source, mine, limit, seed, split, workspace, terminal)
-    told = _labelled(labelled, labelled_limit, columns, workspace, terminal)
+    pairs = _labelled(labelled, labelled_limit, columns, workspace, terminal)
     done = run_evaluation(
         mine,
         theirs,
@@ -154,7 +154,7 @@ def evaluate(
         reporter=terminal,
         directory=out,
         device=device,
-        labelled=told,
+        labelled=pairs,
         command=f"noisescope {shlex.join(sys.argv[1:])}",
     )
     if json:

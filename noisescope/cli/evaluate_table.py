@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_evaluation(done: Evaluation, arguments: Sequence[str]) -> None:
-    """Each judge's count in a table, what its numbers need beside them, and where the files are.
+    """Print a table of judges, remarks on their numbers, and the paths of the files.
 
     `arguments` are the words that were typed: more prompts are asked by the same ones.
     """
@@ -92,13 +92,13 @@ def _signed(gap: Interval) -> str:
 
 
 def remarks(result: JudgeResult) -> list[str]:
-    """What else a judge's numbers need beside them."""
+    """Return remarks on a judge's numbers."""
     lines = []
     name, order = result.card.name, result.order
     if order is not None:
         first = f"; names the first {order.first.estimate:.0%} of the time" if order.first else ""
         lines.append(
-            f"{name}: the same answer both ways round on {order.agreed:,} of {order.asked:,}{first}"
+            f"{name}: the same answer in both orders on {order.agreed:,} of {order.asked:,}{first}"
         )
         if order.retries or order.failed or order.unparsable:
             lines.append(
@@ -106,23 +106,23 @@ def remarks(result: JudgeResult) -> list[str]:
                 f"{order.unparsable:,} answers could not be read"
             )
         if order.failed:
-            lines.append(f"{name}: the same command asks the failed ones again")
+            lines.append(f"{name}: repeat the command to send the failed ones again")
     if result.unjudged:
         lines.append(
-            f"{name}: {result.unjudged:,} of {result.prompts:,} prompts unjudged, left out"
+            f"{name}: {result.unjudged:,} of {result.prompts:,} prompts unjudged and omitted"
         )
     return lines
 
 
-def _print_labelled(told: dict[str, Any]) -> None:
+def _print_labelled(found: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{told['pairs']:,} labelled pairs", title_justify="left")
+    table = Table(title=f"{found['pairs']:,} labelled pairs", title_justify="left")
     for name in ("accuracy", "policy", "opponent"):
         table.add_column(name, justify="left" if name == "accuracy" else "right")
-    table.add_row("implicit reward", _share(told["implicit_reward"]), "the reference")
+    table.add_row("implicit reward", _share(found["implicit_reward"]), "the reference")
     for name, key in (("ranking", "ranking"), ("ranking, per token", "ranking_per_token")):
-        table.add_row(name, _share(told["policy"][key]), _share(told["against"][key]))
+        table.add_row(name, _share(found["policy"][key]), _share(found["against"][key]))
     OUT.print(table)
 
 

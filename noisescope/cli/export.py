@@ -33,7 +33,7 @@ class Format(StrEnum):
 
 
 _CLEANING = ("drop_above", "drop_top", "flip_above", "flip_top", "most")
-#: Options that a format understands, beside those of all formats.
+#: Options of a format, in addition to those of all formats.
 _OPTIONS: dict[Format, tuple[str, ...]] = {
     Format.weights: ("weight",),
     Format.trl: ("weight", *_CLEANING),

@@ -38,7 +38,7 @@ def print_report(contents: Contents, console: Console) -> None:
     for note in contents.summary["notes"]:
         console.print(Text(f"• {printable(note)}"))
     if contents.known is not None:
-        console.print(Text(f"\n{contents.known.said}"))
+        console.print(Text(f"\n{contents.known.description}"))
         console.print(_detectors(contents))
     if contents.annotators:
         console.print(_annotators(contents))

@@ -1,1 +1,4 @@
-"""What people look at: figures, one self-contained HTML page, and the same in the terminal."""
+"""Figures and the HTML page of a run, and the local review page.
+
+Reads finished runs; no torch. May import `scoring`, `datasets`, `storage` and below.
+"""

@@ -1,4 +1,4 @@
-"""The paper's Fig. 2 for any crowd: annotators by their accuracy, pairs by how far votes agree.
+"""Draw the agreement of annotators (the paper's Fig. 2): accuracies, and majorities of pairs.
 
 picture = agreement_figure(found)
 picture.encode("svg")
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
     from noisescope.scoring.agreement import Agreement
 
-#: Intervals of 5 % in [0, 1]; the last one holds 100 %.
+#: Intervals of 5 % in [0, 1]; the last one includes 100 %.
 BINS = 20
-#: Judged votes an annotator needs to be drawn: one vote alone reads 0 or 100 %.
+#: Judged votes an annotator needs to be drawn: a single vote would be 0 or 100 %.
 LEAST_VOTES = 10
 
 
 def binned(right: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The interval of each share right / of, by whole numbers: no rounding at the edges."""
+    """Return the interval of each share right / of, by integers to avoid rounding at edges."""
     return np.asarray(np.minimum(right * BINS // of, BINS - 1), dtype=np.int64)
 
 
 def expected(judged: NDArray[np.int64], rate: float) -> NDArray[np.float64]:
-    """Annotators expected in each interval if all were right equally often: sum of binomials."""
+    """Compute the annotators expected in each interval if all were equally accurate."""
     counts = np.zeros(BINS)
     for votes, annotators in zip(*np.unique(judged, return_counts=True), strict=True):
         right = np.arange(votes + 1)
@@ -42,10 +42,10 @@ def expected(judged: NDArray[np.int64], rate: float) -> NDArray[np.float64]:
 
 
 def agreement_figure(found: Agreement) -> Picture:
-    """Above: annotators by accuracy against the others. Below: pairs by the majority's share."""
+    """Draw annotators by accuracy against the others, and pairs by the majority's share."""
     title = "How often annotators agree with each other"
     figure, (above, below) = canvas(title, rows=2, height=5.0, ratios=(1, 1))
-    told = _annotators(above, found)
+    annotators = _annotators(above, found)
     split = 1 - found.not_unanimous.estimate
     _pairs(below, found)
     below.set(xlim=(0, 1.005), xlabel="share that agrees")
@@ -55,7 +55,7 @@ def agreement_figure(found: Agreement) -> Picture:
         "would spread if all were equally accurate. Below, pairs by the share of their annotators "
         "on the majority's side; hatched where not unanimous."
     )
-    alt = f"Two histograms. {told} {split:.0%} of {found.shared:,} pairs are unanimous."
+    alt = f"Two histograms. {annotators} {split:.0%} of {found.shared:,} pairs are unanimous."
     return Picture("agreement", title, caption, alt, figure)
 
 

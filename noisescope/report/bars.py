@@ -1,4 +1,4 @@
-"""Figures in bars: how many pairs of each group are flipped, and how p_wrong spreads.
+"""Draw bar charts: the share of wrong labels in groups of pairs, and the spread of p_wrong.
 
     picture = flips_by_decile(p_flip, flipped)
     picture.encode("svg")
@@ -35,17 +35,17 @@ Bool = NDArray[np.bool_]
 
 #: How to read each figure.
 CAPTIONS = {
-    "flips-by-u": "The paper’s Figure 3 on this dataset. Bars that rise to the right mean that u "
-    "finds wrong labels; the dashed line is what a random pick would find.",
-    "flips-by-decile": "The same for p_flip, in ten groups of equal size. Hatched bars hold more "
-    "wrong labels than a random pick.",
-    "p-wrong": "Most pairs should stand at the left. Hatched bars are pairs whose label is more "
+    "flips-by-u": "The paper’s Figure 3 on this dataset. If bars rise to the right, u finds wrong "
+    "labels; the dashed line is the share in a random selection.",
+    "flips-by-decile": "The same for p_flip, in ten groups of equal size. Hatched bars have "
+    "more wrong labels than a random selection.",
+    "p-wrong": "Most pairs should be on the left. Hatched bars are pairs whose label is more "
     "likely wrong than right.",
 }
 
 
 def flips_by_u(u: Float, flipped: Bool) -> Picture:
-    """Share of flipped pairs per interval of u: the paper's Fig. 3 (arXiv 2503.16921).
+    """Draw the share of flipped pairs per interval of u, the paper's Fig. 3 (arXiv 2503.16921).
 
     Intervals are equally wide up to a round number near the 97 % quantile; the last is open.
     """
@@ -65,7 +65,7 @@ def flips_by_u(u: Float, flipped: Bool) -> Picture:
 
 
 def _readable(width: float) -> tuple[float, str]:
-    """What to divide edges by so that they stay short, and how the axis says so."""
+    """Choose a power of ten for short tick labels, and the axis label's unit."""
     power = int(np.floor(np.log10(width)))
     if -2 <= power <= 2:
         return 1.0, ""
@@ -90,7 +90,7 @@ def flips_by_decile(p_flip: Float, flipped: Bool) -> Picture:
 def _shares(
     name: str, title: str, axis: str, labels: Sequence[str], groups: Sequence[Bool], base: float
 ) -> Picture:
-    """Bars of the share that is flipped in each group, with 90% intervals and the base rate."""
+    """Draw the share that is flipped in each group, with 90% intervals and the base rate."""
     figure, (axes,) = canvas(title)
     shares = [share(float(group.sum()), len(group)) if len(group) else None for group in groups]
     top = max((s.high for s in shares if s), default=1.0)
@@ -124,7 +124,7 @@ def _shares(
     axes.set_xticks(range(len(labels)), counted)
     axes.set(xlabel=f"{axis} (below: pairs)", ylabel="flipped share", ylim=(0, top * 1.16 or 1.0))
     percent(axes)
-    told = "; ".join(
+    listed = "; ".join(
         f"{' '.join(label.split())}: {found.estimate:.0%} of {len(group):,}"
         for label, found, group in zip(labels, shares, groups, strict=True)
         if found
@@ -133,13 +133,13 @@ def _shares(
         name,
         title,
         CAPTIONS[name],
-        f"Bar chart. {title}; {axis}; base rate {base:.0%}. {told}.",
+        f"Bar chart. {title}; {axis}; base rate {base:.0%}. {listed}.",
         figure,
     )
 
 
 def p_wrong_histogram(p_wrong: Float) -> Picture:
-    """How many pairs stand at each p_wrong, on a logarithmic scale."""
+    """Draw the number of pairs by p_wrong, on a logarithmic scale."""
     title = "How the pairs spread over p_wrong"
     figure, (axes,) = canvas(title, height=HEIGHT * 0.85)
     counts, edges = np.histogram(p_wrong, np.linspace(0, 1, 21))

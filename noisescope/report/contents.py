@@ -1,4 +1,4 @@
-"""What a report shows, gathered from a run: numbers, worst pairs, annotators, figures.
+"""Collect what a report shows from a run: numbers, worst pairs, annotators, figures.
 
 contents = gather(find_run(None, Path("runs")))
 contents.pictures, contents.pairs, contents.annotators
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
-#: What a manifest must state for a report.
-STATED = (
+#: Keys of the manifest that a report needs.
+NEEDED = (
     "dataset",
     "resolved",
     "adapter",
@@ -44,17 +44,19 @@ STATED = (
     "facts",
     "summary",
 )
-#: Pairs shown in full.
+#: Pairs shown on the page.
 WORST = 100
-#: Characters, upper ends of the length buckets.
+#: Upper ends of the length groups, in characters.
 LENGTHS = (100, 200, 400, 800, 1600, 3200)
 
 
 @final
 @dataclass(frozen=True)
 class Contents:
-    """A run as a report shows it. `pairs` are rows of scores and pairs, worst first, with what is
-    known of each label in words under `known`, and what reviewers found under `reviewed`, or None.
+    """The content of a report.
+
+    `pairs` are rows of scores and pairs, worst first; `known` of a row describes the truth about
+    its label, `reviewed` the reviewers' judgement; both may be None.
     """
 
     run: Run
@@ -72,18 +74,17 @@ class Contents:
 
 
 def gather(run: Run, *, worst: int = WORST) -> Contents:
-    """Everything a report shows. Raises RunError for an unfinished or damaged run."""
+    """Collect the content of a report. Raises RunError for an unfinished or damaged run."""
     from noisescope.storage.sql import query
 
     manifest = run.manifest()
     if not run.scores_path.is_file():
-        raise RunError(f"{run.directory} has no scores", hint="Type: noisescope score DATASET")
-    missing = [name for name in STATED if manifest.get(name) is None]
+        raise RunError(f"{run.directory} has no scores", hint="Run: noisescope score DATASET")
+    missing = [name for name in NEEDED if manifest.get(name) is None]
     if missing:
         raise RunError(
-            f"{run.manifest_path} does not state: {', '.join(missing)}",
-            hint="No version of `noisescope score` wrote it so. Make the run again: noisescope "
-            "score DATASET",
+            f"{run.manifest_path} does not contain: {', '.join(missing)}",
+            hint="Make the run again: noisescope score DATASET",
         )
     facts = query(
         run,
@@ -131,7 +132,7 @@ def draw(
     table: Sequence[Annotator],
     known: Known | None,
 ) -> Sequence[Picture]:
-    """Every figure that this run supports."""
+    """Draw every figure that this run supports."""
     pictures = [bars.p_wrong_histogram(column(facts, "p_wrong"))]
     if known is not None:
         pictures += _of_known(known)
@@ -165,7 +166,7 @@ def _of_known(known: Known) -> list[Picture]:
 
 
 def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
-    """Expected wrong labels per source file and, for text, per length of the longer response."""
+    """Draw expected wrong labels per source file and, for text, per length of the response."""
     p_wrong = column(facts, "p_wrong")
     base = float(p_wrong.mean())
     pictures = []
@@ -190,14 +191,14 @@ def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
 
 
 def mean_interval(p: Float) -> Interval:
-    """Mean of probabilities p [n] with the 90 % normal interval of a mean."""
+    """Compute the mean of probabilities p [n] with its 90 % normal interval."""
     mean = float(p.mean())
     half = 1.645 * float(p.std(ddof=1)) / np.sqrt(len(p)) if len(p) > 1 else mean
     return Interval(mean, max(0.0, mean - float(half)), min(1.0, mean + float(half)))
 
 
 def held_out_losses(run: Run) -> tuple[list[int], Float]:
-    """Steps [T] and mean -log sigma(margin) [M, T] of the pairs each replica held out."""
+    """Read steps [T] and mean -log sigma(margin) [M, T] of held-out pairs."""
     from noisescope.storage.sql import query
 
     table = query(
@@ -214,7 +215,7 @@ def held_out_losses(run: Run) -> tuple[list[int], Float]:
 
 
 def write_figures(pictures: Sequence[Picture], directory: Path) -> list[Path]:
-    """Save every picture as PNG and SVG; the paths written."""
+    """Save every picture as PNG and SVG; return their paths."""
     from noisescope.storage.files import write_atomic
 
     written = []

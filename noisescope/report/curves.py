@@ -1,4 +1,4 @@
-"""Figures in curves: what a detector finds as more is flagged, calibration, learning.
+"""Draw curves: ROC, precision and recall, calibration, held-out loss.
 
     picture = roc({"p_flip": p_flip, "u": u}, flipped, ceiling=0.91)
     picture.encode("svg")
@@ -37,26 +37,26 @@ Bool = NDArray[np.bool_]
 
 #: How to read each figure.
 CAPTIONS = {
-    "roc": "Flag pairs from the most suspicious on: how many wrong labels are found (upward) for "
-    "how many right ones disturbed (rightward). Nothing can reach into the shaded corner.",
-    "precision-recall": "What share of the flagged pairs is truly wrong, as more of the wrong ones "
-    "are found. The dashed line is a random pick.",
-    "reliability": "On the diagonal, a p_flip of 60% is right six times in ten. Below: how many "
-    "pairs stand where.",
-    "learning-curves": "Loss on pairs that a replica did not train on. Where it turns upward, the "
-    "replica has begun to memorise.",
+    "roc": "Pairs flagged from the most suspicious on: wrong labels found (up) against right "
+    "labels flagged by mistake (right). The shaded corner is beyond the estimated ceiling.",
+    "precision-recall": "The share of flagged pairs that are really wrong, as more of the wrong "
+    "ones are found. The dashed line is a random selection.",
+    "reliability": "On the diagonal, a p_flip of 60% is right six times in ten. Below: the number "
+    "of pairs.",
+    "learning-curves": "Loss on pairs that a replica did not train on. If it rises, the replica "
+    "memorises its training pairs.",
 }
 
-#: Points of a curve: more than a screen shows would only make the file larger.
+#: Points of a curve; more would only make the file larger.
 CURVE = 400
 
 
 def roc(scores: Mapping[str, Float], flipped: Bool, ceiling: float | None = None) -> Picture:
-    """ROC curves of several detectors under the Bayes ceiling (binormal curve of that AUROC)."""
-    title = "Flipped pairs found against sound pairs disturbed (ROC)"
+    """Draw ROC curves of several detectors, and the binormal curve of the Bayes ceiling."""
+    title = "Flipped pairs found against false alarms (ROC)"
     figure, (axes,) = canvas(title, height=4.6)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label="chance 0.500")
-    told = []
+    areas = []
     for (name, score), (colour, dashes, _) in zip(scores.items(), SERIES, strict=False):
         false, true = _operating_points(score, flipped)
         area = float(np.trapezoid(true, false))
@@ -65,26 +65,29 @@ def roc(scores: Mapping[str, Float], flipped: Bool, ceiling: float | None = None
             np.append(false[every], 1), np.append(true[every], 1),
             color=colour, linestyle=dashes, label=f"{name} {area:.3f}",
         )  # fmt: skip
-        told.append(f"{name} {area:.3f}")
+        areas.append(f"{name} {area:.3f}")
     if ceiling is not None:
         false, true = _ceiling_curve(ceiling)
         axes.plot(false, true, color=INK, linewidth=1.2, label=f"Bayes ceiling {ceiling:.3f}")
         axes.fill_between(false, true, 1, color=RULE, zorder=0, linewidth=0)
-        told.append(f"Bayes ceiling {ceiling:.3f}")
+        areas.append(f"Bayes ceiling {ceiling:.3f}")
     axes.set(
-        xlabel="sound pairs flagged", ylabel="flipped pairs flagged", xlim=(0, 1), ylim=(0, 1.005)
+        xlabel="false alarms (sound pairs flagged)",
+        ylabel="flipped pairs found",
+        xlim=(0, 1),
+        ylim=(0, 1.005),
     )
     axes.set_aspect("equal")
     percent(axes)
     percent(axes, x=True)
     legend(axes, title="AUROC", loc="lower right")
     return Picture(
-        "roc", title, CAPTIONS["roc"], f"ROC curves; area under each: {', '.join(told)}.", figure
+        "roc", title, CAPTIONS["roc"], f"ROC curves; area under each: {', '.join(areas)}.", figure
     )
 
 
 def _operating_points(score: Float, flipped: Bool) -> tuple[Float, Float]:
-    """(false, true) positive rates at every distinct threshold, from (0, 0) to (1, 1)."""
+    """Return (false, true) positive rates at every distinct threshold, from (0, 0) to (1, 1)."""
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
     true = np.cumsum(flipped[order])[last]
@@ -106,11 +109,11 @@ def _ceiling_curve(auroc: float) -> tuple[Float, Float]:
 def precision_recall(
     scores: Mapping[str, Float], flipped: Bool, ceiling: float | None = None
 ) -> Picture:
-    """Precision against recall of several detectors, with the base rate and the Bayes ceiling."""
-    title = "How many flagged pairs are flipped, as more are flagged"
+    """Draw precision against recall of several detectors, the base rate and the ceiling."""
+    title = "Share of flagged pairs that are flipped, as more are found"
     figure, (axes,) = canvas(title)
     base = float(flipped.mean())
-    told = []
+    areas = []
     for (name, score), (colour, dashes, _) in zip(scores.items(), SERIES, strict=False):
         false, true = _operating_points(score, flipped)
         precision = _precision(false, true, base)[1:]
@@ -121,7 +124,7 @@ def precision_recall(
             true[1:][keep][every], precision[keep][every],
             color=colour, linestyle=dashes, label=f"{name} {area:.3f}",
         )  # fmt: skip
-        told.append(f"{name} {area:.3f}")
+        areas.append(f"{name} {area:.3f}")
     if ceiling is not None:
         false, true = _ceiling_curve(ceiling)
         axes.plot(
@@ -136,44 +139,52 @@ def precision_recall(
     legend(axes, title="average precision", loc="upper right")
     alt = f"Precision-recall curves over a base rate of {base:.0%}; average precision: "
     return Picture(
-        "precision-recall", title, CAPTIONS["precision-recall"], alt + ", ".join(told) + ".", figure
+        "precision-recall",
+        title,
+        CAPTIONS["precision-recall"],
+        alt + ", ".join(areas) + ".",
+        figure,
     )
 
 
 def _precision(false: Float, true: Float, base: float) -> Float:
-    found, disturbed = base * true, (1 - base) * false
-    return np.where(found + disturbed > 0, found / np.maximum(found + disturbed, 1e-300), 1.0)
+    found, alarms = base * true, (1 - base) * false
+    return np.where(found + alarms > 0, found / np.maximum(found + alarms, 1e-300), 1.0)
 
 
 def reliability(p_flip: Float, flipped: Bool) -> Picture:
-    """What came true against what was predicted, in 15 bins of equal mass, counts below."""
+    """Draw observed against predicted shares in 15 bins of equal mass, with counts below."""
     found = calibration(p_flip, flipped)
-    title = f"Does p_flip mean what it says? (ECE {found.ece:.3f}, Brier {found.brier:.3f})"
+    title = f"Calibration of p_flip (ECE {found.ece:.3f}, Brier {found.brier:.3f})"
     figure, (axes, below) = canvas(title, rows=2, height=4.8, ratios=(4, 1))
     bins = [share(o * n, int(n)) for o, n in zip(found.observed, found.count, strict=True)]
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (5, 3)), label="honest")
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (5, 3)), label="calibrated")
     axes.plot(found.predicted, found.observed, color=BLUE, marker="o", label="measured")
     for predicted, interval in zip(found.predicted, bins, strict=True):
         whisker(axes, float(predicted), interval)
     top = min(1.0, 1.1 * max(float(found.predicted.max()), max(b.high for b in bins)))
-    axes.set(ylabel="flipped in truth", ylim=(0, top))
+    axes.set(ylabel="really flipped", ylim=(0, top))
     legend(axes, loc="upper left")
     below.hist(
         p_flip, bins=np.linspace(0, 1, 51).tolist(), color=SKY, edgecolor=PAPER, linewidth=0.4
     )
     below.set(xlabel="p_flip", ylabel="pairs", xlim=(0, top), yscale="log")
     percent(axes)
-    told = "; ".join(
+    bins_text = "; ".join(
         f"{p:.0%} predicted, {o:.0%} true"
         for p, o in zip(found.predicted, found.observed, strict=True)
     )
     return Picture(
-        "reliability", title, CAPTIONS["reliability"], f"Reliability curve. {title} {told}.", figure
+        "reliability",
+        title,
+        CAPTIONS["reliability"],
+        f"Reliability curve. {title} {bins_text}.",
+        figure,
     )
 
 
 def learning_curves(steps: Sequence[int], losses: Float) -> Picture:
-    """Held-out loss [M, T] of each replica by optimiser step [T]: where memorising begins."""
+    """Draw the held-out loss [M, T] of each replica by optimiser step [T]."""
     title = "Held-out loss of each replica while it trains"
     figure, (axes,) = canvas(title)
     for index, curve in enumerate(losses):

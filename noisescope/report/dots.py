@@ -1,5 +1,6 @@
-"""The data map: where each pair stands, by its mean margin and the replicas' disagreement.
+"""Draw dots: an estimate with its 90% interval in each row, and the data map of all pairs.
 
+picture = detectors({"p_flip": Interval(0.92, 0.91, 0.93)}, ceiling=0.95)
 picture = data_map(margin, spread, flipped)
 picture.encode("svg")
 """
@@ -36,31 +37,31 @@ if TYPE_CHECKING:
 
 #: How to read each figure.
 CAPTIONS = {
-    "detectors": "90% intervals; 0.5 is a coin. “stability”, “std” and “variability” measure "
+    "detectors": "90% intervals; 0.5 is chance. “stability”, “std” and “variability” measure "
     "contested pairs rather than wrong labels.",
-    "annotators": "Estimates with 90% intervals, labels in brackets; few labels pull an annotator "
-    "toward the crowd. Diamonds are flagged.",
+    "annotators": "Estimates with 90% intervals, labels in brackets; annotators with few labels "
+    "are shrunk toward the crowd. Diamonds are flagged.",
     "by-source": "Mean p_wrong of each file’s pairs.",
     "by-length": "Mean p_wrong of the pairs in each group, number of pairs in brackets.",
 }
 
-#: Rows of a figure: more do not fit a page.
+#: Most rows of a figure.
 MOST_ROWS = 24
 
 
 @final
 @dataclass(frozen=True)
 class Dot:
-    """A row: its name, its estimate, words beside it, and whether it stands out."""
+    """A row: name, estimate, remark, and whether it is highlighted."""
 
     name: str
     rate: Interval
-    said: str = ""
+    remark: str = ""
     marked: bool = False
 
 
 def detectors(found: Mapping[str, Interval], ceiling: float | None) -> Picture:
-    """AUROC of every detector with 90% intervals, best first, against the Bayes ceiling."""
+    """Draw the AUROC of every detector with 90% intervals, best first, and the ceiling."""
     title = "How well each detector finds the flipped pairs"
     ranked = sorted(found.items(), key=lambda item: -item[1].estimate)
     rows = [Dot(name, rate, f"{rate.estimate:.3f}", name == "p_wrong") for name, rate in ranked]
@@ -75,12 +76,14 @@ def detectors(found: Mapping[str, Interval], ceiling: float | None) -> Picture:
     right = max([row.rate.high for row in rows] + [ceiling or 0])
     axes.set(ylim=(len(rows) - 0.3, -0.6), xlabel="AUROC (dotted: chance)")
     axes.set_xlim(low - 0.02, min(1.06, right + 0.07))
-    told = ", ".join(f"{row.name} {row.said}" for row in rows)
-    return Picture("detectors", title, CAPTIONS["detectors"], f"Dot plot of AUROC: {told}.", figure)
+    listed = ", ".join(f"{row.name} {row.remark}" for row in rows)
+    return Picture(
+        "detectors", title, CAPTIONS["detectors"], f"Dot plot of AUROC: {listed}.", figure
+    )
 
 
 def annotators(table: Sequence[Annotator]) -> Picture:
-    """Flip rate of the least reliable annotators, with 90% intervals."""
+    """Draw the flip rates of the least reliable annotators, with 90% intervals."""
     rows = [
         Dot(
             f"{_name(row.name)} ({row.labels:,})",
@@ -101,13 +104,13 @@ def _mean_rate(table: Sequence[Annotator]) -> float:
 
 
 def groups(name: str, title: str, rates: Mapping[str, Interval], base: float) -> Picture:
-    """Expected share of flips in each group of pairs (source, length), with 90% intervals."""
+    """Draw the expected share of wrong labels in each group of pairs, with 90% intervals."""
     shown = list(rates.items())[:MOST_ROWS]
     return _rates(name, title, [Dot(_name(key), rate) for key, rate in shown], base)
 
 
 def _name(text: str) -> str:
-    """A label that fits, with nothing matplotlib would read as mathematics."""
+    """Shorten a label, and escape what matplotlib reads as mathematics."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split()).replace(
         "$", r"\$"
     )
@@ -121,17 +124,17 @@ def _rates(name: str, title: str, rows: Sequence[Dot], base: float) -> Picture:
     right = max([row.rate.high for row in rows] + [base])
     axes.set_xlim(0, min(1.12, right * 1.22 + 0.02))
     percent(axes, x=True, decimals=0 if right > 0.06 else 1)
-    told = "; ".join(
+    listed = "; ".join(
         f"{row.name}: {row.rate.estimate:.1%} ({row.rate.low:.1%} to {row.rate.high:.1%})"
         for row in rows
     )
     return Picture(
-        name, title, CAPTIONS[name], f"Dot plot with 90% intervals. {title}. {told}.", figure
+        name, title, CAPTIONS[name], f"Dot plot with 90% intervals. {title}. {listed}.", figure
     )
 
 
 def _dots(title: str, rows: Sequence[Dot]) -> tuple[Figure, Axes]:
-    """Rows of dots with whiskers and their words; marked rows are diamonds of another colour."""
+    """Draw rows of dots with intervals and remarks; highlighted rows are coloured diamonds."""
     figure, (axes,) = canvas(title, height=max(2.2, 1.3 + 0.25 * len(rows)))
     for index, row in enumerate(rows):
         axes.plot(
@@ -141,9 +144,9 @@ def _dots(title: str, rows: Sequence[Dot]) -> tuple[Figure, Axes]:
             row.rate.estimate, index, zorder=3, markersize=6.2, linestyle="",
             marker="D" if row.marked else "o", color=VERMILLION if row.marked else BLUE,
         )  # fmt: skip
-        if row.said:
+        if row.remark:
             axes.annotate(
-                row.said, (row.rate.high, index), (6, 0), textcoords="offset points", va="center",
+                row.remark, (row.rate.high, index), (6, 0), textcoords="offset points", va="center",
                 fontsize=7.5, color=INK, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
             )  # fmt: skip
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
@@ -157,17 +160,17 @@ Bool = NDArray[np.bool_]
 
 #: How to read each figure.
 MAP_CAPTIONS = {
-    "data-map": "Left of the line the replicas side against the label; higher up they differ "
-    "among themselves.",
+    "data-map": "Left of the line the replicas prefer the other side; higher up they disagree "
+    "with each other.",
 }
 
-#: Points of a scatter plot: more are thinned evenly.
+#: Most points of a scatter plot; more are thinned evenly.
 POINTS = 3000
 
 
 def data_map(margin: Float, spread: Float, flipped: Bool | None = None) -> Picture:
-    """Mean held-out margin against the replicas' disagreement; planted flips are marked."""
-    title = "Data map: where each pair stands"
+    """Draw mean held-out margins against the replicas' disagreement; known flips are marked."""
+    title = "Data map: margin and disagreement of each pair"
     figure, (axes,) = canvas(title, height=4.4)
     every = thin(len(margin), POINTS)
     x, y = margin[every], spread[every]

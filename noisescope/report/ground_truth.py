@@ -1,9 +1,9 @@
-"""What is known of a run's labels from outside: for figures, and for the marks beside pairs.
+"""Read the known truth about a run's labels, for figures and for remarks on pairs.
 
-    known = read_known(run)                       # what `noisescope validate` found, if it ran
+    known = read_known(run)                       # the results of `noisescope validate`, if any
     known_labels(run, ["8f2c...", "a01b..."])     # pair_id -> "planted flip"
 
-No verdict reads any of it.
+Scores do not depend on any of it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Bool = NDArray[np.bool_]
 
 #: Score columns that a figure may draw as a detector.
 DRAWN = ("p_wrong", "p_flip", "u", "confidence", "stability")
-#: Truth that may lie beside a dataset, and what it says of a label: (if true, if false).
-BESIDE = {
+#: Truth files next to a dataset -> remarks on a label (wrong, right).
+REMARKS = {
     "flips.parquet": ("a planted flip", "not flipped"),
     "truth.parquet": ("known to be wrong", "known to be right"),
 }
@@ -40,22 +40,22 @@ BESIDE = {
 @final
 @dataclass(frozen=True)
 class Known:
-    """Scores [N] of pairs whose truth is known, and where that knowledge is from."""
+    """Scores [N] of pairs with known truth, and a description of its origin."""
 
     columns: Mapping[str, Float]
     wrong: Bool
-    said: str
+    description: str
     detectors: Mapping[str, Interval]
     ceiling: float | None
 
 
 def column(table: pa.Table, name: str) -> Float:
-    """A numeric column [N] as float64, NaN where null."""
+    """Return a numeric column [N] as float64, NaN for null."""
     return np.asarray(table.column(name).to_numpy(), dtype=np.float64)
 
 
 def read_known(run: Run) -> Known | None:
-    """The pairs whose truth `noisescope validate` knew, if it ran: its first seed's scores."""
+    """Read the scores of the first seed of `noisescope validate`; None if it did not run."""
     import pyarrow.parquet as pq
 
     rows, summary = run.directory / "validation.parquet", run.directory / "validation.json"
@@ -71,32 +71,32 @@ def read_known(run: Run) -> Known | None:
     return Known(
         columns={name: column(table, name) for name in names},
         wrong=np.asarray(table.column("mislabelled").to_numpy(zero_copy_only=False), dtype=bool),
-        said=result["said"],
+        description=result["said"],
         detectors=found,
         ceiling=result["bayes_auroc"],
     )
 
 
 def known_labels(run: Run, pair_ids: Sequence[str]) -> dict[str, str]:
-    """What is known of these labels, in words: from the truth file that `validate` was given,
-    else from the truth that lies beside the run's dataset. Pairs it does not name are left out.
+    """Describe the known truth of these labels, from the truth file given to `validate`, or else
+    the one next to the run's dataset. Pairs without known truth are omitted.
     """
     import pyarrow as pa
 
     table = pa.table({"pair_id": pa.array(pair_ids, pa.string())})
     for path in _truths(run):
-        words = BESIDE.get(path.name, BESIDE["truth.parquet"])
+        words = REMARKS.get(path.name, REMARKS["truth.parquet"])
         try:
             wrong, known = read_truth(path, table)
-        except DataError:  # of another dataset, or of none of these pairs
+        except DataError:  # of a different dataset, or without these pairs
             continue
-        told = zip(pair_ids, wrong, known, strict=True)
-        return {name: words[0 if bad else 1] for name, bad, sure in told if sure}
+        rows = zip(pair_ids, wrong, known, strict=True)
+        return {name: words[0 if bad else 1] for name, bad, sure in rows if sure}
     return {}
 
 
 def _truths(run: Run) -> list[Path]:
-    """Truth files that may speak of the run's pairs, the most deliberate first."""
+    """List truth files that may contain the run's pairs, the explicitly given first."""
     found: list[Path] = []
     summary = run.directory / "validation.json"
     if summary.is_file():
@@ -107,5 +107,5 @@ def _truths(run: Run) -> list[Path]:
         path = Path(place)
         if place and path.exists():
             folder = path if path.is_dir() else path.parent
-            found += [folder / name for name in BESIDE]
+            found += [folder / name for name in REMARKS]
     return [path for path in found if path.is_file()]

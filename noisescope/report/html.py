@@ -1,9 +1,9 @@
-"""The report as one HTML file that loads nothing: style, script and pictures are inside it.
+"""Render the report as one HTML file that loads nothing: style, script and images are inside.
 
     write_atomic(path, page(gather(run)))
 
-Dataset text is untrusted. It is escaped by the template, and a content security policy with
-the hashes of our own style and script lets nothing else run or load, whatever the text says.
+Dataset text is untrusted: the template escapes it, and the content security policy allows only
+our own style and script.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from noisescope.storage.printable import printable
 if TYPE_CHECKING:
     from noisescope.pairs import ImageStore
 
-#: Characters of a text shown; the rest is in pairs.parquet.
+#: Characters of a text that are shown; pairs.parquet has the rest.
 LONGEST = 4000
 THUMBNAIL = 320
 
 
 def page(contents: Contents, images: ImageStore | None = None) -> str:
-    """The report's HTML. `images` gives the bytes of image pairs, shown as thumbnails."""
+    """Render the page. `images` provides the images of image pairs, shown as thumbnails."""
     css, script = (resource("noisescope.report", name) for name in ("report.css", "report.js"))
     manifest, summary = contents.manifest, contents.summary
     pairs = [_pair(pair, manifest, images) for pair in contents.pairs]
@@ -60,38 +60,38 @@ def page(contents: Contents, images: ImageStore | None = None) -> str:
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """The run in two plain sentences."""
+    """Describe the result of a run in two or three sentences."""
     rate, share = summary["flip_rate"], summary["mislabelled_share"]
     if summary["chance"]:
         return (
-            "The replicas agree with the labels no better than a coin would, so this audit "
-            "supports no verdict: use a better model or more pairs before trusting anything below."
+            "The replicas agree with the labels no better than chance, so this audit supports "
+            "no verdict. Use a better model or more pairs before you trust anything below."
         )
     if rate["identifiable"]:
-        first = f"About {rate['estimate']:.1%} of the labels look turned round"
+        first = f"About {rate['estimate']:.1%} of the labels look flipped"
         first += f" (90% interval {rate['low']:.1%} to {rate['high']:.1%})."
     else:
-        first = "At this size the flip rate cannot be told from honest close calls"
-        first += f": anything from {rate['low']:.1%} to {rate['high']:.1%} fits the evidence."
+        first = "At this size flips cannot be distinguished from close calls"
+        first += f": a flip rate from {rate['low']:.1%} to {rate['high']:.1%} fits the data."
     count = sum(summary["histogram"]["counts"][5:])
     second = f" {count:,} of {summary['pairs']:,} pairs are more likely wrong than right"
     bracket = f"{share['low']:.0%} to {share['high']:.0%} of the labels"
-    third = f", and counting honest disagreement {bracket} are not what most people would say."
+    third = f". Including close calls, {bracket} are not what most people would choose."
     return first + second + third
 
 
 def _figures_lead(contents: Contents) -> str:
     if contents.known is None:
         return (
-            "Nothing here knows the truth. To see how well wrong labels are found on this very "
-            "dataset, plant some and look: noisescope validate."
+            "The truth about these labels is not known. To measure how well wrong labels are found "
+            "on this dataset, plant some: noisescope validate."
         )
     share = contents.known.wrong.mean()
-    return f"{contents.known.said} Here {share:.1%} are wrong. Whiskers and lines hold 90%."
+    return f"{contents.known.description} Here {share:.1%} are wrong. Bars show 90% intervals."
 
 
 def commands(contents: Contents) -> list[str]:
-    """What to type to get this run, this page and its ranking again."""
+    """List the commands that make this run, this page and its ranking again."""
     lines = [str(contents.manifest.get("command") or "noisescope score DATASET")]
     directory = contents.run.directory
     if contents.known is not None:
@@ -105,7 +105,7 @@ def commands(contents: Contents) -> list[str]:
 
 
 def provenance(contents: Contents) -> dict[str, str]:
-    """Versions and identities that decide the numbers."""
+    """List the versions and fingerprints that the numbers depend on."""
     manifest = contents.manifest
     rows = {
         "dataset": f"{manifest['resolved']} ({manifest['adapter']})",
@@ -122,14 +122,14 @@ def provenance(contents: Contents) -> dict[str, str]:
 def _pair(
     pair: Mapping[str, Any], manifest: Mapping[str, Any], images: ImageStore | None
 ) -> dict[str, Any]:
-    """A row of scores and pairs as the template shows it."""
+    """Convert a row of scores and pairs for the template."""
     turns = pair["turns"] or []
     earlier, prompt = "", pair["prompt"]
     if len(turns) > 1:
         from noisescope.datasets.conversations import SPEAKERS
 
-        said = [f"{SPEAKERS.get(t['role'], t['role'])}: {t['content']}" for t in turns]
-        earlier, prompt = "\n\n".join(said[:-1]), said[-1]
+        lines = [f"{SPEAKERS.get(t['role'], t['role'])}: {t['content']}" for t in turns]
+        earlier, prompt = "\n\n".join(lines[:-1]), lines[-1]
     is_image = manifest.get("modality") == "image"
     sides = {
         side: _image(pair[side], images) if is_image else _text(pair[side])
@@ -157,7 +157,7 @@ def _text(text: str) -> dict[str, Any]:
 
 
 def _image(key: str, images: ImageStore | None) -> dict[str, Any]:
-    """A thumbnail as a data URI, or in words why there is none."""
+    """Return a thumbnail as a data URI, or the reason why there is none."""
     if images is None:
         return _text(f"image {key}")
     from noisescope.datasets.images import decode

@@ -1,7 +1,10 @@
-"""One look for every figure: colours, marks, type, and files with the same bytes each time.
+"""Style of all figures: colours, common marks, fonts, and reproducible files.
 
-Colours are Okabe and Ito's (2008), told apart by colour-blind eyes; every series also has its
-own line style, marker or hatch, so that a grey print loses nothing.
+    figure, (axes,) = canvas("Title")
+    Picture("name", "Title", caption, alt, figure).encode("svg")
+
+Colours are those of Okabe and Ito (2008), which colour-blind people can distinguish; every series
+also has its own line style, marker or hatch, for print in grey. Equal pictures give equal bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def whisker(axes: Axes, at: float, interval: Interval) -> None:
-    """A 90% interval, upright at x = `at`."""
+    """Draw a vertical 90% interval at x = `at`."""
     below, above = interval.estimate - interval.low, interval.high - interval.estimate
     axes.errorbar(
         at, interval.estimate, [[below], [above]], color=INK, capsize=2.5, linewidth=1, capthick=1
@@ -28,7 +31,7 @@ def whisker(axes: Axes, at: float, interval: Interval) -> None:
 
 
 def base_line(axes: Axes, base: float) -> None:
-    """What a random pick would find, across the figure and named."""
+    """Draw and label the share in a random selection."""
     axes.axhline(base, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=3)
     axes.annotate(
         f"base rate {base:.0%}",
@@ -121,7 +124,7 @@ _SETTINGS: dict[Any, Any] = {
 @final
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its file name, title, how to read it, and its text alternative."""
+    """A figure with its file name, title, caption, and text alternative."""
 
     name: str
     title: str
@@ -130,7 +133,7 @@ class Picture:
     figure: Figure
 
     def encode(self, kind: Literal["png", "svg"]) -> bytes:
-        """The figure as a file's bytes; equal pictures give equal bytes."""
+        """Encode the figure as a file; equal pictures give equal bytes."""
         import matplotlib as mpl
         from matplotlib.colors import to_hex
         from matplotlib.text import Text
@@ -142,7 +145,7 @@ class Picture:
                 self.figure.get_layout_engine() is not None
             ):  # lay out once: each pass shifts a little
                 for text in self.figure.findobj(Text):
-                    if to_hex(text.get_color()) == "#000000":  # made outside the house style
+                    if to_hex(text.get_color()) == "#000000":  # made without this style
                         text.set_color(INK)
                 self.figure.draw_without_rendering()
                 self.figure.set_layout_engine("none")
@@ -153,7 +156,7 @@ class Picture:
 def canvas(
     title: str, *, rows: int = 1, height: float = HEIGHT, ratios: tuple[float, ...] = (1,)
 ) -> tuple[Figure, list[Axes]]:
-    """A figure in the house style with `rows` axes on a shared x axis, the title on the first."""
+    """Make a figure in this style with `rows` axes on a shared x axis, the title on the first."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -170,7 +173,7 @@ def canvas(
 
 
 def legend(axes: Axes, **where: Any) -> Legend:
-    """A legend without a frame, with handles long enough to tell line styles apart."""
+    """Add a legend without a frame, with handles long enough to distinguish line styles."""
     return axes.legend(
         frameon=False, fontsize=8, title_fontsize=8, handlelength=3.2, labelcolor=INK, **where
     )
@@ -183,12 +186,12 @@ def percent(axes: Axes, *, x: bool = False, decimals: int = 0) -> None:
 
 
 def dark(svg: bytes) -> bytes:
-    """The same SVG in the colours of a dark page."""
+    """Recolour an SVG for a dark page."""
     text = svg.decode()
     pattern = re.compile("|".join(map(re.escape, DARK)))
     return pattern.sub(lambda match: DARK[match.group()], text).encode()
 
 
 def thin(count: int, most: int) -> slice:
-    """Every k-th of `count` points, at most `most` of them."""
+    """Return a slice of every k-th of `count` points, at most `most` of them."""
     return slice(None, None, max(1, -(-count // most)))
