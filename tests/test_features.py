@@ -16,7 +16,7 @@ from noisescope.models import Item, ModelIdentity
 from noisescope.models.features import compute_features, estimate_seconds, uncached
 from noisescope.pairs import digest, response_key
 from noisescope.storage import cache as parts
-from noisescope.storage.cache import Rows, fill, plan_chunks
+from noisescope.storage.cache import Rows, compute_missing, plan_chunks
 
 
 class Counting:
@@ -236,7 +236,7 @@ def test_single_rows_of_any_shape_come_back_as_they_went(tmp_path: Path) -> None
             numbers = np.array([int(item.key, 16) % 99 for item in items], np.float16)
             return {"square": np.broadcast_to(numbers[:, None, None], (len(items), 2, 3))}
 
-    rows = Rows(fill(Square(), ITEMS[:9], tmp_path, Notes(), "square"))
+    rows = Rows(compute_missing(Square(), ITEMS[:9], tmp_path, Notes(), "square"))
     for item in ITEMS[:9]:
         row = rows.get(item.key)
         assert row is not None

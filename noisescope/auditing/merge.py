@@ -23,7 +23,7 @@ from noisescope.auditing.shards import FOLDER, Record, read_record
 from noisescope.errors import RunError, first_five
 from noisescope.progress import Reporter, Silent, Stopwatch
 from noisescope.replicas.gather import KINDS, Work
-from noisescope.storage.checksums import unsealed
+from noisescope.storage.checksums import verified
 from noisescope.storage.files import write_atomic
 from noisescope.storage.remote import Place, place_of
 from noisescope.storage.run import FORMAT, Plan, Run, open_run
@@ -170,7 +170,7 @@ def _plan_of(path: Place) -> Plan:
     """The plan in a file. Raises RunError if damaged: it becomes file names here."""
     hint = "Copy the run directory again, or run one shard's command again."
     try:
-        content = unsealed(json.loads(path.read()), Path(str(path)), hint)
+        content = verified(json.loads(path.read()), Path(str(path)), hint)
         plan = Plan.from_json(content)
         known = content["format"] == FORMAT and plan.evidence["kind"] in KINDS
         known = known and plan.evidence["replicas"] in range(1, MOST_REPLICAS)

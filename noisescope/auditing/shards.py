@@ -25,7 +25,7 @@ from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter
 from noisescope.replicas.gather import EvidenceConfig
 from noisescope.replicas.partition import Share
-from noisescope.storage.checksums import seal, unsealed
+from noisescope.storage.checksums import verified, with_checksum
 from noisescope.storage.files import write_atomic
 from noisescope.storage.redact import without_secrets
 from noisescope.storage.run import Run, create_run
@@ -65,7 +65,7 @@ class Record:
         content |= {"shard": {"index": self.share.index + 1, "of": self.share.of}}
         content |= {"origin": without_secrets(asdict(self.origin))}
         content |= {"facts": dict(self.facts)} if self.facts else {}
-        return json.dumps(seal(content), indent=2) + "\n"
+        return json.dumps(with_checksum(content), indent=2) + "\n"
 
 
 def read_record(path: Path, text: str | bytes) -> Record:
@@ -73,7 +73,7 @@ def read_record(path: Path, text: str | bytes) -> Record:
     damaged = RunError(f"{path} is damaged", hint="Run that shard again; finished work is reused.")
     try:
         content = json.loads(text)
-        rest = unsealed(content, path, str(damaged.hint))
+        rest = verified(content, path, str(damaged.hint))
         if rest["format"] != FORMAT:
             raise RunError(
                 f"{path} is in format {rest['format']}, this is format {FORMAT}", hint=damaged.hint

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope.datasets.adapters.cells import Undecoded
-from noisescope.errors import DataError
+from noisescope.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,7 +70,7 @@ def _damaged(path: Path, form: str, error: Exception) -> Exception:
     hint = "It may be cut short: fetch it again. Text belongs in a .jsonl, .json or .csv file."
     if start.startswith(b"version https://git-lfs"):
         hint = "It is a Git LFS pointer, not the data: git lfs pull"
-    return DataError(f"{path}: not a readable {form} file ({_line(error)})", hint=hint)
+    return DataError(f"{path}: not a readable {form} file ({first_line(error)})", hint=hint)
 
 
 def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
@@ -116,7 +116,7 @@ def _cells(column: pa.Array) -> list[Any]:
         return list(column.to_pylist())
     except (ValueError, OverflowError, LookupError, pa.ArrowException) as error:
         if len(column) <= 1:
-            message = _line(error)
+            message = first_line(error)
             return [Undecoded("not valid UTF-8" if "utf" in message.lower() else message)]
     half = len(column) // 2
     return _cells(column.slice(0, half)) + _cells(column.slice(half))
@@ -133,8 +133,3 @@ def sound(batch: pa.RecordBatch) -> pa.RecordBatch:
             if "utf" not in str(error).lower():
                 raise
     return batch
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

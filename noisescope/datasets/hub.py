@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from noisescope.datasets.readers import Row
-from noisescope.errors import DataError
+from noisescope.errors import DataError, first_line
 
 OFFLINE = "Give a local file or directory, or name one under [datasets] in noisescope.toml."
 _TRUE = ("1", "true", "yes", "on")
@@ -75,7 +75,7 @@ def _rows(stream: Any, source: str, columns: Collection[str] | None) -> Iterator
             yield Row(source, number, dict(values))
     except Exception as error:  # a broken connection surfaces as any of several libraries' errors
         raise DataError(
-            f"{source}: the stream broke after {number + 1:,} rows ({_first_line(error)})",
+            f"{source}: the stream broke after {number + 1:,} rows ({first_line(error)})",
             hint="Run the same command again, or read fewer rows with --limit.",
         ) from error
 
@@ -93,8 +93,4 @@ def _refused(name: str, error: Exception) -> DataError:
         "ConnectionError": f"{name}: not a path here, and the Hugging Face Hub is not reachable",
     }
     message = known.get(kind, f"{name}: the Hugging Face Hub refused it")
-    return DataError(f"{message} ({_first_line(error)})", hint=OFFLINE)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"{message} ({first_line(error)})", hint=OFFLINE)

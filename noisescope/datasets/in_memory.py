@@ -15,7 +15,7 @@ from noisescope.datasets.columnar_files import BATCH_ROWS, decoded_rows
 from noisescope.datasets.load import read_source
 from noisescope.datasets.readers import Row
 from noisescope.datasets.sources import Source
-from noisescope.errors import DataError, UsageError
+from noisescope.errors import DataError, UsageError, first_line
 from noisescope.pairs import PreferenceDataset
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def as_table(frame: object) -> pa.Table:
         if isinstance(frame, ArrowStream):
             return pa.table(frame)
     except (pa.ArrowException, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(
             f"the {type(frame).__name__} does not turn into an Arrow table: {reason}",
             hint="Give each column values of one type.",

@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.errors import RunError
+from noisescope.errors import RunError, first_line
 from noisescope.gate.verdict import Row
 from noisescope.scoring.annotators import coded
 from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
@@ -91,7 +91,7 @@ class Subject:
 
     def _unreadable(self, error: Exception) -> RunError:
         return RunError(
-            f"{self.run.directory} cannot be read: {str(error).splitlines()[0]}",
+            f"{self.run.directory} cannot be read: {first_line(error)}",
             hint="Score its dataset again: noisescope score DATASET",
         )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
-from noisescope.errors import UsageError
+from noisescope.errors import UsageError, first_line
 
 #: Value that switches a check off, in files and flags.
 OFF = "off"
@@ -229,7 +229,7 @@ def _rule(name: str, origin: str, sql: Any, faults: list[str]) -> Rule:
     try:
         kinds = [statement.type.name for statement in duckdb.extract_statements(sql)]
     except duckdb.Error as error:
-        faults.append(f"{origin}: rule {name!r}: {str(error).splitlines()[0]}")
+        faults.append(f"{origin}: rule {name!r}: {first_line(error)}")
         return Rule(name, sql)
     if kinds != ["SELECT"]:
         what = " then ".join(kinds) or "nothing"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.errors import ModelError
+from noisescope.errors import ModelError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -196,7 +196,7 @@ def _download(name: str) -> Checkpoint:
     except HFValidationError as error:
         raise ModelError(f"{name} is no model directory nor Hub name", hint=OFFLINE_HINT) from error
     except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"{name} is no directory here, and the Hugging Face Hub did not give it: {reason}",
             hint=OFFLINE_HINT,
@@ -300,7 +300,7 @@ def load_model(found: Checkpoint, device: torch.device, dtype: torch.dtype) -> t
         )
     except Exception as error:  # transformers raises many kinds; all mean "does not load"
         raise ModelError(
-            f"{found.name} does not load: {_reason(error)}", hint=_load_hint(found, error)
+            f"{found.name} does not load: {first_line(error)}", hint=_load_hint(found, error)
         ) from error
     lacking = sorted(notes["missing_keys"])
     if lacking:
@@ -355,7 +355,7 @@ def _check_causal(found: Checkpoint) -> None:
         config = AutoConfig.from_pretrained(found.directory)
     except Exception as error:  # unknown model types, malformed fields, ...
         raise ModelError(
-            f"{found.name}: config.json is not understood: {_reason(error)}",
+            f"{found.name}: config.json is not understood: {first_line(error)}",
             hint="A newer transformers may know this architecture.",
         ) from error
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -375,11 +375,6 @@ def _load_tokenizer(found: Checkpoint, source: dict[str, Any]) -> Any:
         return AutoTokenizer.from_pretrained(found.directory, **source)
     except Exception as error:  # one of many kinds, by tokenizer family
         raise ModelError(
-            f"{found.name}: the tokenizer does not load: {_reason(error)}",
+            f"{found.name}: the tokenizer does not load: {first_line(error)}",
             hint="Copy the tokenizer files of the model it was made from.",
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """First line of an error's text, or its kind where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ import time
 from functools import cache
 from typing import TYPE_CHECKING
 
-from noisescope.errors import UsageError
+from noisescope.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(
             f"--device {name} cannot be used: {reason}", hint="`noisescope doctor` lists devices."
         ) from error

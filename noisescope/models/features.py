@@ -19,7 +19,7 @@ from noisescope.errors import RunError
 from noisescope.models import Policy
 from noisescope.pairs import Item
 from noisescope.progress import Progress as Progress
-from noisescope.storage.cache import Part, fill, gather, missing, scan
+from noisescope.storage.cache import Chunk, compute_missing, gather, missing, scan
 
 Float = NDArray[np.float32]
 #: Share of the machine's matrix product rate that a feature pass reaches, for estimates.
@@ -40,10 +40,10 @@ def compute_features(
 
 def fill_cache(
     policy: Policy, items: Sequence[Item], cache_directory: Path, progress: Progress
-) -> list[Part]:
+) -> list[Chunk]:
     """`compute_features` without reading them, for a process that has a share of the items."""
     model = policy.identity.fingerprint
-    return fill(policy, items, cache_directory / model, progress, "feature", model)
+    return compute_missing(policy, items, cache_directory / model, progress, "feature", model)
 
 
 def cached_features(

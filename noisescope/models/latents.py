@@ -30,7 +30,7 @@ from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.pipeline import Pipeline
 from noisescope.pairs import ImageStore, digest
 from noisescope.progress import Progress
-from noisescope.storage.cache import Array, Part, Rows, Source, fill, scan
+from noisescope.storage.cache import Array, Chunk, Rows, Source, compute_missing, scan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,7 +202,7 @@ class Encodings:
         """
         if self._directory is None:
             return
-        kept: list[list[Part]] = []
+        kept: list[list[Chunk]] = []
         for source, path, disk, distinct in zip(
             self._sources, self._directories(), self._disk, self._distinct(list(items)), strict=True
         ):
@@ -210,7 +210,7 @@ class Encodings:
             fitting = _fitting(source, absent, path)
             if left := len(absent) - len(fitting):
                 progress(0, 0, f"no room on disk for {left:,} {path.name}: computed when needed")
-            kept.append(fill(source, fitting, path, progress, path.name))
+            kept.append(compute_missing(source, fitting, path, progress, path.name))
         self._disk = (Rows(kept[0]), Rows(kept[1]))
 
     def unknown_images(self, items: Iterable[Item]) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.errors import ModelError
+from noisescope.errors import ModelError, first_line
 from noisescope.models.checkpoint import (
     ADAPTER_CONFIG,
     Checkpoint,
@@ -134,7 +134,7 @@ def _download(name: str, path: Path, prefer_half: bool) -> Found:
         except ModelError as error:
             fault = error
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ModelError(
                 f"{name} is no directory here, and the Hugging Face Hub did not give it: {reason}",
                 hint=hint,
@@ -285,7 +285,7 @@ def _load(found: Found, role: str, dtype: torch.dtype) -> Any:
     try:
         part = classes[name].from_pretrained(found.directory / role, **settings)
     except Exception as error:  # the libraries raise many kinds; all mean "does not load"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ModelError(f"{found.name}: {role} does not load: {reason}", hint=None) from error
     if not settings:
         return part

@@ -24,7 +24,7 @@ from noisescope.pairs import Modality
 from noisescope.progress import Reporter, Stopwatch
 from noisescope.replicas.config import FLAGS
 from noisescope.replicas.partition import WHOLE, Share, boundaries, shard_of
-from noisescope.storage.cache import copy_parts, missing, scan
+from noisescope.storage.cache import copy_chunks, missing, scan
 from noisescope.storage.remote import Place
 from noisescope.storage.run import Plan, Run
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from noisescope.replicas.config import DiffusionLoraConfig, LoraConfig
 
 
-#: Kinds of evidence: log-linear replicas, packed LoRA replicas, somebody else's LoRA adapters.
+#: Kinds of replicas: log-linear, LoRA, external LoRA adapters.
 KINDS = ("head", "lora", "adapters")
 #: beta of the published runs: 0.1 for text, 2500 for images (SDXL; SD1.5 uses 1000).
 DEFAULT_BETA: dict[Modality, float] = {"text": 0.1, "image": 2500.0}
@@ -85,7 +85,7 @@ class EvidenceConfig:
                 ),
                 (
                     bool(self.adapters) != (self.kind == "adapters"),
-                    "--from-adapters needs --kind adapters, and the other way round",
+                    "--from-adapters and --kind adapters need each other",
                 ),
             )
             if wrong
@@ -99,7 +99,7 @@ class EvidenceConfig:
         return self.folds_by or ("pair" if self.pool else "prompt")
 
     def check(self, modality: Modality) -> None:
-        """Raise UsageError for settings that make no sense for `modality`: before any model."""
+        """Raise UsageError for settings that `modality` does not have. Loads no model."""
         if self.kind == "adapters" and modality != "text":
             raise UsageError(
                 "--from-adapters reads PEFT adapters of causal language models; these are images",
@@ -109,7 +109,7 @@ class EvidenceConfig:
             lora_config(self, modality)
 
     def settings(self, modality: Modality) -> dict[str, Any]:
-        """What identifies the evidence: all that decides a margin, and nothing else."""
+        """All settings that determine a margin, and no others."""
         beta = self.beta or DEFAULT_BETA[modality]
         common: dict[str, Any] = {"kind": self.kind, "replicas": self.replicas, "beta": beta}
         if self.kind == "head":
@@ -282,7 +282,7 @@ class Responses(ABC):
         for source in sources:
             theirs = source.parent / inner
             if not theirs.is_at(directory):
-                copied += copy_parts(theirs, directory, made_by, wanted, faults)
+                copied += copy_chunks(theirs, directory, made_by, wanted, faults)
         return copied, faults
 
     def divide(
@@ -401,7 +401,7 @@ class HeadWork(Responses):
 
 
 def _estimate(policy: Policy, todo: list[Item], distinct: int) -> str:
-    """What the feature pass will cost, from its FLOPs and a timed matrix product."""
+    """Estimate the seconds of the feature pass from its FLOPs and a timed matrix product."""
     from noisescope.models.device import matmul_rate
     from noisescope.models.features import estimate_seconds
 
@@ -421,5 +421,5 @@ def kept_encodings(policy: Policy, run: Run) -> Encodings | None:
 
 
 def cache_directory(run: Run) -> Path:
-    """Where features are kept, shared by all runs beside this one."""
+    """Directory of cached features, shared by all runs in the same directory."""
     return run.directory.parent / ".cache" / "features"

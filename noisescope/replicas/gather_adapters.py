@@ -29,7 +29,7 @@ from noisescope.progress import Reporter, Stopwatch
 from noisescope.replicas.gather import EvidenceConfig, Responses, Wait, cache_directory
 from noisescope.replicas.lora_text import TextPolicy, encoded_corpus
 from noisescope.replicas.partition import WHOLE, Share
-from noisescope.storage.cache import Array, fill, gather, missing, scan
+from noisescope.storage.cache import Array, compute_missing, gather, missing, scan
 from noisescope.training.lora.activations import FORWARD_TOKENS, ROW_TOKENS
 from noisescope.training.lora.peft_files import attach_peft
 
@@ -107,7 +107,7 @@ def scores_of(policy: TextPolicy, directories: Sequence[Path]) -> Iterator[Adapt
         adapters.detach()
 
 
-#: Where log-probabilities under adapters are kept, beside the features.
+#: Cache of log-probabilities under adapters, beside the features.
 CACHE = "adapter_scores"
 IN_SAMPLE = (
     "these adapters may have trained on the same pairs that they judge: margins count as in-sample "
@@ -162,7 +162,7 @@ class AdapterWork(Responses):
         label = f"{count} adapters over {len(todo):,} distinct responses{share.label}"
         model = cast("TextPolicy", policy)
         with scores_of(model, config.adapters) as source, reporter.stage(label) as progress:
-            fill(source, items, directory, progress, "adapter score", made_by)
+            compute_missing(source, items, directory, progress, "adapter score", made_by)
         return len(todo)
 
     def facts(self, config: EvidenceConfig) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from noisescope.replicas.train import (
     make_streams,
     train_replicas,
 )
-from noisescope.storage.cache import fill
+from noisescope.storage.cache import compute_missing
 from noisescope.training.lora.unet import attention_layers
 from noisescope.training.noisy_pairs import NoisedPairs, squared_errors
 from noisescope.training.pair_data import PairData, Report, pair_data
@@ -105,7 +105,7 @@ def fill_reference(
     source = ReferenceErrors.of(noised, config.rows)
     cuts = boundaries(source.items, source.sizes(source.items), share[1])
     mine = [item for item in source.items if shard_of(item, cuts) == share[0]]
-    fill(source, mine, source.directory(cache_directory), progress, "reference error")
+    compute_missing(source, mine, source.directory(cache_directory), progress, "reference error")
 
 
 def noised_pairs(

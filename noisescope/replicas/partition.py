@@ -65,20 +65,20 @@ def boundaries(items: Sequence[Item], sizes: NDArray[np.int64], shares: int) -> 
     A chunk belongs to the share that contains the middle of its work; with fewer chunks than
     shares some shares are empty.
     """
-    from noisescope.storage.cache import place, plan_chunks
+    from noisescope.storage.cache import plan_chunks, sort_key
 
     total, done = float(sizes.sum()), 0.0
     cuts: list[str] = []
     for chunk in plan_chunks(items, sizes):
         middle = done + chunk.work / 2
         share = min(shares - 1, int(shares * middle / total)) if total else 0
-        cuts += [place(chunk.items[0])] * (share - len(cuts))
+        cuts += [sort_key(chunk.items[0])] * (share - len(cuts))
         done += chunk.work
     return (*cuts, *[END] * (shares - 1 - len(cuts)))
 
 
 def shard_of(item: Item, cuts: Sequence[str]) -> int:
     """The share, from 0, that an item belongs to."""
-    from noisescope.storage.cache import place
+    from noisescope.storage.cache import sort_key
 
-    return bisect_right(cuts, place(item))
+    return bisect_right(cuts, sort_key(item))

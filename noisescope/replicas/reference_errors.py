@@ -20,7 +20,7 @@ from noisescope.models import Item
 from noisescope.models.memory import Limit, OomRetry
 from noisescope.pairs import digest
 from noisescope.progress import Progress
-from noisescope.storage.cache import Array, fill, gather, missing, scan
+from noisescope.storage.cache import Array, compute_missing, gather, missing, scan
 from noisescope.training.noisy_pairs import NoisedPairs, squared_errors
 
 Int = NDArray[np.int64]
@@ -103,7 +103,7 @@ class ReferenceErrors:
         if cache_directory is None:
             errors = self.features(self.items)["errors"]
         else:
-            parts = fill(
+            parts = compute_missing(
                 self, self.items, self.directory(cache_directory), progress, "reference error"
             )
             errors = gather(parts, [item.key for item in self.items])["errors"]

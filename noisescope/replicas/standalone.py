@@ -1,13 +1,13 @@
-"""Replicas trained apart, one folder each, and the run they make together.
+"""Replicas that ranks and shards train one by one, and the run assembled from them.
 
     runs/<run>/members/<m>/margins/part-*.parquet, averages/, replicas/<m>/, done.json
 
-    conclude(directory, plan, 3, facts)              # replica 3 is whole: its checksums
+    conclude(directory, plan, 3, facts)              # record that replica 3 is complete
     read_member(place, plan, 3)                      # a Member, or what is wrong with it
     assemble(run, table, members)                    # margins and adapters as of one process
 
-A replica's seed and its half of the pairs depend on its number alone, so who trains it, and
-beside which others, does not matter. No torch.
+A replica's seed and its half of the pairs depend on its number alone, so it does not matter which
+process trains it. Does not import torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from noisescope.errors import RunError
 from noisescope.scoring.margins import write_margins
-from noisescope.storage.checksums import seal, unsealed
+from noisescope.storage.checksums import file_digest, verified, with_checksum
 from noisescope.storage.files import write_atomic
 from noisescope.storage.remote import Place, place_of
 from noisescope.storage.run import Run
@@ -34,12 +34,12 @@ from noisescope.storage.run import Run
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Folder of a run in which replicas are trained apart.
+#: Folder of a run with the replicas that were trained one by one.
 FOLDER = "members"
 #: A replica's record, written last.
 DONE = "done.json"
 FORMAT = 1
-#: What a replica's folder may hold; nothing else is read or copied. `1` is its own number.
+#: Files that a replica's folder may contain; no other is read or copied. Group 1 is its number.
 NAMES = re.compile(
     r"(?:margins|averages)/part-\d{6,9}\.parquet"
     r"|replicas/(\d{1,5})/(?:ema-[\d.]{1,12}/)?"
@@ -51,7 +51,7 @@ PARTS = ("margins", "averages")
 @final
 @dataclass(frozen=True)
 class Member:
-    """A finished replica: where its files are, their SHA-256, what its training did."""
+    """A finished replica: its directory, the SHA-256 of its files, facts of its training."""
 
     number: int
     place: Place
@@ -59,10 +59,8 @@ class Member:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def content(self, name: str) -> bytes:
-        """A file's bytes. Raises RunError where they are not those that were written."""
-        path = self.place
-        for part in name.split("/"):
-            path = path / part
+        """A file's bytes. Raises RunError if it is missing or damaged."""
+        path = self._file(name)
         try:
             content = path.read()
         except FileNotFoundError:
@@ -71,30 +69,41 @@ class Member:
             raise RunError(f"{path} is damaged: its checksum differs")
         return content
 
+    def verify(self) -> None:
+        """Raise RunError if one of its files, on this machine, is missing or damaged."""
+        for name, digest in self.files.items():
+            path = self._file(name)
+            if path.local is None or not path.local.is_file():
+                raise RunError(f"{path} is gone")
+            if file_digest(path.local) != digest:
+                raise RunError(f"{path} is damaged: its checksum differs")
+
+    def _file(self, name: str) -> Place:
+        path = self.place
+        for part in name.split("/"):
+            path = path / part
+        return path
+
     def named(self, folder: str) -> list[str]:
-        """Its files below `folder`, in order."""
+        """Names of its files below `folder`, in order."""
         return sorted(name for name in self.files if name.startswith(f"{folder}/"))
 
 
 def member_directory(run: Run, number: int) -> Path:
-    """Where replica `number` is trained apart from the others."""
+    """The folder of replica `number`."""
     return run.directory / FOLDER / str(number)
 
 
 def conclude(directory: Path, plan: str, number: int, facts: Mapping[str, Any]) -> None:
-    """Record that a replica of the run with fingerprint `plan` is whole."""
+    """Record that a replica of the run with fingerprint `plan` is complete."""
     names = {
         path.relative_to(directory).as_posix(): path
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
-    files = {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in names.items()
-        if _own(name, number)
-    }
+    files = {name: file_digest(path) for name, path in names.items() if _own(name, number)}
     content = {"format": FORMAT, "plan": plan, "member": number, "files": files}
-    text = json.dumps(seal(content | {"facts": dict(facts)}), indent=2) + "\n"
+    text = json.dumps(with_checksum(content | {"facts": dict(facts)}), indent=2) + "\n"
     write_atomic(directory / DONE, text)
 
 
@@ -105,20 +114,20 @@ def _own(name: str, number: int) -> bool:
 
 
 def read_member(place: Place, plan: str, number: int) -> Member | str | None:
-    """Replica `number` in its folder `place`; None where it is not finished, or what is wrong.
+    """Replica `number` in its folder `place`; None if it is not finished, or what is wrong.
 
-    Only its record is read; `Member.content` checks each file as it is used.
+    Only its record is read; `Member.content` checks each file when it is used.
     """
     path = place / DONE
     if not path.is_file():
         return None
     try:
-        content = unsealed(json.loads(path.read()), Path(str(path)), "")
+        content = verified(json.loads(path.read()), Path(str(path)), "")
         files, facts = dict(content["files"]), dict(content["facts"])
         if content["format"] != FORMAT:
-            return f"{path} is of another version of noisescope"
+            return f"{path} is from another version of noisescope"
         if (content["plan"], content["member"]) != (plan, number):
-            return f"{path} is of another audit"
+            return f"{path} belongs to another audit"
         whole = all(_own(name, number) for name in files)
         whole = whole and any(name.startswith("margins/") for name in files)
     except (RunError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -127,8 +136,8 @@ def read_member(place: Place, plan: str, number: int) -> Member | str | None:
 
 
 def finished(run: Run, plan: str, count: int) -> tuple[dict[int, Member], dict[int, str]]:
-    """The sound replicas among `count` of a run, every file of theirs read; what is wrong with
-    others, by number."""
+    """The sound replicas among `count` of a run, every file checked; faults of the others, by
+    number."""
     found, faults = {}, {}
     for number in range(count):
         member = read_member(place_of(str(member_directory(run, number))), plan, number)
@@ -136,8 +145,7 @@ def finished(run: Run, plan: str, count: int) -> tuple[dict[int, Member], dict[i
             if isinstance(member, str):
                 raise RunError(member)
             if member is not None:
-                for name in member.files:
-                    member.content(name)
+                member.verify()
                 found[number] = member
         except RunError as error:
             faults[number] = error.message
@@ -145,7 +153,7 @@ def finished(run: Run, plan: str, count: int) -> tuple[dict[int, Member], dict[i
 
 
 def copy_member(member: Member, run: Run) -> Member:
-    """Its files in `run`'s own folder, the record last. Raises RunError for a damaged one."""
+    """Copy a replica's files into `run`, its record last. Raises RunError if one is damaged."""
     target = member_directory(run, member.number)
     contents = {name: member.content(name) for name in member.files}
     for name, content in contents.items():
@@ -155,9 +163,9 @@ def copy_member(member: Member, run: Run) -> Member:
 
 
 def assemble(run: Run, table: pa.Table, members: Sequence[Member]) -> dict[str, Any]:
-    """Write the margins and adapters that one process would; what its training would say it did.
+    """Write the margins and adapters that one process would write; facts of its training.
 
-    Raises RunError naming a file that is damaged, or not of the pairs of `table`.
+    Raises RunError naming a file that is damaged, or does not belong to the pairs of `table`.
     """
     facts, ids = dict(members[0].facts), table.column("pair_id")
     for member in members:
@@ -168,7 +176,7 @@ def assemble(run: Run, table: pa.Table, members: Sequence[Member]) -> dict[str, 
         names = members[0].named(folder)
         for member in members:
             if member.named(folder) != names:
-                raise RunError(f"{member.place} holds other checkpoints than {members[0].place}")
+                raise RunError(f"{member.place} has other checkpoints than {members[0].place}")
         for name in names:
             margins, held, step = _together(members, name, ids)
             write_margins(run.directory / name, ids, margins[:, None], steps=[step], held_out=held)
@@ -205,7 +213,7 @@ def _together(
             fits = rest == 0 and count > 0 and part["pair_id"].equals(known)
             fits = fits and np.array_equal(part["replica"].to_numpy(), numbers)
             if not (fits and set(part["step"].unique().to_pylist()) == {step}):
-                raise RunError(f"{member.place / name} is of other pairs than the run's")
+                raise RunError(f"{member.place / name} has margins of other pairs")
             rows += list(part["margin"].to_numpy().reshape(count, -1))
             held += list(part["held_out"].to_numpy().reshape(count, -1))
         except (pa.ArrowException, KeyError, ValueError) as error:

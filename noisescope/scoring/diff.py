@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from noisescope.errors import RunError
+from noisescope.errors import RunError, first_line
 from noisescope.storage.run import Run
 
 #: Rows shown of each kind of change, and groups of each kind.
@@ -142,7 +142,7 @@ def compare(a: Run, b: Run) -> Difference:
             }
     except duckdb.Error as error:
         raise RunError(
-            f"{a.directory} and {b.directory} cannot be compared: {str(error).splitlines()[0]}",
+            f"{a.directory} and {b.directory} cannot be compared: {first_line(error)}",
             hint="Score their datasets again: noisescope score DATASET",
         ) from error
     return Difference(

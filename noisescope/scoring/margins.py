@@ -87,7 +87,7 @@ Where = TypeVar("Where", Path, Place)
 ROWS = 1 << 20
 #: Pairs scored at once: bounds the float64 temporaries.
 BLOCK = 1 << 18
-#: Sorted by nothing: each row says where in the arrays it belongs.
+#: Unsorted: `row` is the position in the arrays.
 _ROWS = """
 SELECT coalesce(p.file_row_number, -1) AS row, replica, step, margin, held_out
 FROM read_parquet($parts) AS m

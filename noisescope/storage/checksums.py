@@ -1,8 +1,11 @@
-"""Whether a run's files are the ones that were written: checksums, and no links out of it.
+"""Verify that a run's files are unchanged, and that none is a symbolic link.
 
-The manifest states the SHA-256 of every data file and of itself (`seal`). A file that reads
-otherwise is damaged: `score` makes it again, everything else refuses it by name. This finds
-accidents; who can write the run can also write fitting checksums.
+    manifest = with_checksum({"checksums": checksums(run.directory), ...})
+    require_sound(run.directory, manifest)          # RunError naming damaged files
+
+The manifest records the SHA-256 of every data file and of itself. `score` makes a damaged file
+again; every other command refuses it by name. Detects accidental damage only: anyone who can write
+to the run can also rewrite its checksums.
 """
 
 from __future__ import annotations
@@ -16,12 +19,12 @@ from typing import Any
 
 from noisescope.errors import RunError, first_five
 
-#: Key of a JSON object's own checksum, taken over everything else in it.
-SEAL = "checksum"
+#: Key of a JSON object's own checksum, computed over everything else in it.
+OWN_CHECKSUM = "checksum"
 #: Key of the manifest's checksums of files.
 CHECKSUMS = "checksums"
-#: Files of a run directory by what they hold: what verdicts rest on, the verdicts, and adapters.
-#: Its JSON files, shards' records and training states carry checksums of their own.
+#: Data files of a run directory. Its JSON files, shard records and training states have checksums
+#: of their own.
 PATTERNS = {
     "pairs": ("pairs.parquet",),
     "scores": ("scores.parquet",),
@@ -33,26 +36,25 @@ PATTERNS = {
         for name in ("adapter_*.json", "adapter_*.safetensors", "pytorch_lora_*.safetensors")
     ),
 }
-
-#: Folders of margins: a file of theirs that is gone is missed.
+#: Folders of margins, whose files are all required.
 FOLDERS = ("margins", "averages")
 
 
-def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` with its own checksum."""
-    rest = {name: value for name, value in content.items() if name != SEAL}
-    return rest | {SEAL: _seal_of(rest)}
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a JSON object's own checksum."""
+    rest = {name: value for name, value in content.items() if name != OWN_CHECKSUM}
+    return rest | {OWN_CHECKSUM: _checksum_of(rest)}
 
 
-def unsealed(content: Mapping[str, Any], path: Path, hint: str) -> dict[str, Any]:
-    """`content` without its checksum. Raises RunError naming `path` where they do not agree."""
-    rest = {name: value for name, value in content.items() if name != SEAL}
-    if SEAL in content and content[SEAL] != _seal_of(rest):
+def verified(content: Mapping[str, Any], path: Path, hint: str) -> dict[str, Any]:
+    """`content` without its checksum, if any. Raises RunError naming `path` if it differs."""
+    rest = {name: value for name, value in content.items() if name != OWN_CHECKSUM}
+    if OWN_CHECKSUM in content and content[OWN_CHECKSUM] != _checksum_of(rest):
         raise RunError(f"{path} is damaged: its checksum differs", hint=hint)
     return rest
 
 
-def _seal_of(content: Mapping[str, Any]) -> str:
+def _checksum_of(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -61,43 +63,52 @@ def checksums(directory: Path, tables: Collection[str] = tuple(PATTERNS)) -> dic
     """SHA-256 of every data file of a run, by its name relative to `directory`."""
     patterns = [glob for name, globs in PATTERNS.items() if name in tables for glob in globs]
     paths = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
-    return {path.relative_to(directory).as_posix(): _checksum(path) for path in paths}
+    return {path.relative_to(directory).as_posix(): file_digest(path) for path in paths}
 
 
-def _checksum(path: Path) -> str:
-    """Raises RunError for a file that cannot be read."""
+#: What changes with every write to a file: inode, size, and two times.
+FileVersion = tuple[int, int, int, int]
+
+
+def file_version(path: Path) -> FileVersion:
+    """The version of a file's contents, for caches of what was read. Raises OSError."""
+    about = path.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns  # ctime cannot be set
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; an unchanged file is not read again. Raises RunError."""
     try:
-        about = path.stat()
-        times = about.st_mtime_ns, about.st_ctime_ns  # the second cannot be set
-        return _digest(path, about.st_ino, about.st_size, *times)
+        return _digest(path, file_version(path))
     except OSError as error:
         raise RunError(
-            f"{path} cannot be read: {error.strerror or error}", hint="May you read it? ls -l"
+            f"{path} cannot be read: {error.strerror or error}",
+            hint="Check the file's permissions (`ls -l`).",
         ) from error
 
 
 @lru_cache(maxsize=1 << 12)
-def _digest(path: Path, *_version: int) -> str:
+def _digest(path: Path, _version: FileVersion) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def damaged(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Data files that are not as `manifest` states them; none where it states nothing.
+    """Data files whose checksums differ from those in `manifest`.
 
-    Only files of the run's own layout are opened, whatever names the manifest holds.
+    Only files of the run's own layout are opened, whatever names the manifest contains.
     """
-    stated = _stated(manifest)
+    recorded = _recorded(manifest)
     return [
-        name for name, found in checksums(directory).items() if stated.get(name, found) != found
+        name for name, found in checksums(directory).items() if recorded.get(name, found) != found
     ]
 
 
 def drop_damaged(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Remove the files that `damaged` names; the names.
+    """Remove the files that `damaged` returns; their names.
 
-    Without one of its adapters the run is unfinished, so its manifest goes, too: whoever is killed
-    while making it again leaves no run that only seems whole.
+    A run that has lost an adapter is unfinished, so its manifest is removed too: a kill while the
+    adapter is made again then leaves no run that seems complete.
     """
     names = damaged(directory, manifest)
     for name in names:
@@ -107,43 +118,43 @@ def drop_damaged(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _stated(manifest: Mapping[str, Any]) -> dict[str, str]:
-    stated = manifest.get(CHECKSUMS)
-    return stated if isinstance(stated, dict) else {}
+def _recorded(manifest: Mapping[str, Any]) -> dict[str, str]:
+    recorded = manifest.get(CHECKSUMS)
+    return recorded if isinstance(recorded, dict) else {}
 
 
 def require_sound(
     directory: Path, manifest: Mapping[str, Any], tables: Collection[str] = tuple(PATTERNS)
 ) -> None:
-    """Raise RunError naming data files that are damaged, links, or margins that are gone.
+    """Raise RunError naming data files that are damaged, are links, or (margins) are missing.
 
     Only files of `tables` are read: hashing takes about a second a gigabyte.
     """
     refuse_links(directory)
-    stated, here = _stated(manifest), checksums(directory, tables)
-    names = [name for name, found in here.items() if stated.get(name, found) != found]
+    recorded, here = _recorded(manifest), checksums(directory, tables)
+    names = [name for name, found in here.items() if recorded.get(name, found) != found]
     gone = tuple(f"{folder}/" for folder in FOLDERS if folder in tables)
-    names += [f"{name} (gone)" for name in stated if name.startswith(gone) and name not in here]
+    names += [f"{name} (gone)" for name in recorded if name.startswith(gone) and name not in here]
     if names:
         raise RunError(
             f"{directory}: damaged since it was written: {first_five(names)}",
-            hint="Type the `noisescope score` command of this run again: it makes them anew.",
+            hint="Run the `noisescope score` command of this run again: it makes them again.",
         )
 
 
 def require_written(path: Path) -> None:
-    """Raise RunError where `path` is an adapter of a finished run, and not as it was written."""
+    """Raise RunError if `path` is an adapter of a finished run, and has changed since."""
     for directory in list(path.resolve().parents)[2:4]:  # replicas/<m>/, or ema-* below it
         manifest = directory / "manifest.json"
         if not manifest.is_file() or not (directory / "plan.json").is_file():
             continue
-        hint = "Type the `noisescope score` command of that run again: it makes it anew."
+        hint = "Run the `noisescope score` command of that run again: it makes it again."
         try:
-            content = unsealed(json.loads(manifest.read_text("utf-8")), manifest, hint)
+            content = verified(json.loads(manifest.read_text("utf-8")), manifest, hint)
         except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise RunError(f"{manifest} cannot be read: {error}", hint=hint) from error
         name = path.resolve().relative_to(directory).as_posix()
-        if _stated(content).get(name, found := _checksum(path)) != found:
+        if _recorded(content).get(name, found := file_digest(path)) != found:
             raise RunError(f"{path} is damaged since it was written", hint=hint)
 
 

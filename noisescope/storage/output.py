@@ -1,8 +1,8 @@
-"""Where exports go: a file or a directory, whole or absent, never over what is not an export's.
+"""Write exports, whole or not at all, and never over files that no export made.
 
-A Parquet file says in its schema metadata that an export made it; a directory holds a hidden mark
-that lists its files. Only such places are written again, and a directory only while it holds
-nothing else.
+An exported Parquet file is marked in its schema metadata, an exported directory by a hidden file
+that lists its contents. Only marked outputs are overwritten, a directory only if it contains no
+other file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from noisescope.storage.files import TEMPORARY_PREFIX, refuse_link, write_atomic
 
 #: Metadata key of every Parquet file that an export writes.
 KEY = b"noisescope.export"
-#: In every directory that an export writes: what it is and the files it holds.
+#: File in every exported directory that describes it and lists its files.
 MARK = ".export.json"
 
 
 def claim(out: Path) -> None:
-    """Raise UsageError where something stands at `out` that no export made, RunError at a link."""
+    """Raise UsageError if `out` exists and no export made it, RunError if it is a link."""
     refuse_link(out)
     if out.is_dir():
         known = _marked(out)
@@ -32,7 +32,7 @@ def claim(out: Path) -> None:
         foreign = sorted(here - known)
         if foreign:
             raise UsageError(
-                f"{out} holds what no export made: {foreign[0]}",
+                f"{out} holds a file that no export made: {foreign[0]}",
                 hint="Choose a new or empty place with --output.",
             )
     elif out.exists() and not _is_ours(out):
@@ -42,7 +42,7 @@ def claim(out: Path) -> None:
 
 
 def _marked(out: Path) -> set[str]:
-    """Files that the mark of a directory lists, itself included."""
+    """Files that a directory's mark lists, and the mark itself."""
     try:
         listed = json.loads((out / MARK).read_text("utf-8"))["files"]
         return {MARK, *map(str, listed)}
@@ -63,10 +63,10 @@ def _is_ours(path: Path) -> bool:
 def write_directory(
     out: Path, facts: Mapping[str, Any], fill: Callable[[Path], object]
 ) -> list[Path]:
-    """Make the directory `out` of what `fill` writes to the path it is given, all at once.
+    """Make the directory `out` from what `fill` writes to the path it gets, atomically.
 
-    `facts` go into its mark. Raises UsageError where `out` is not an export's, RunError where it
-    cannot be written; what stood there before is then untouched.
+    `facts` are added to its mark. Raises UsageError if no export made `out`, RunError if it cannot
+    be written; an earlier export is then unchanged.
     """
     claim(out)
     temporary: Path | None = None
@@ -91,7 +91,7 @@ def write_directory(
 
 
 def _replace(fresh: Path, out: Path) -> None:
-    """Put `fresh` where `out` is; an earlier export there is set aside first, then removed."""
+    """Move `fresh` to `out`; an earlier export is moved away first, then removed."""
     if not out.exists():
         fresh.rename(out)
         return

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, final
 
 from noisescope.errors import RunError
-from noisescope.storage.checksums import refuse_links, seal, unsealed
+from noisescope.storage.checksums import refuse_links, verified, with_checksum
 from noisescope.storage.files import LOCK, TEMPORARY_PREFIX, locked, write_atomic
 from noisescope.storage.redact import without_secrets
 
@@ -29,15 +29,15 @@ PLAN_FILE = "plan.json"
 class OwnedDirectory:
     """The directory `path` of a `what`; `option` names another one.
 
-    `name` is the file with its plan, `sealed` if that has a checksum. `flags` are the options whose
-    names differ from their setting's.
+    `name` is the file with its plan, `checked` if that has a checksum. `flags` are the options
+    whose names differ from their setting's.
     """
 
     path: Path
     what: str
     option: str
     name: str = PLAN_FILE
-    sealed: bool = False
+    checked: bool = False
     flags: Mapping[str, str] = field(default_factory=dict)
 
     def claim(self, plan: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ class OwnedDirectory:
             self._compare(plan)
             return
         content = without_secrets(plan)
-        content = seal(content) if self.sealed else content
+        content = with_checksum(content) if self.checked else content
         write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def _compare(self, plan: Mapping[str, Any]) -> None:
@@ -142,4 +142,4 @@ def read_json(path: Path, hint: str, format: int | None = None) -> dict[str, Any
             f"{path} is in format {content['format']}, this is format {format}",
             hint="Use the version of noisescope that wrote it, or make it again.",
         )
-    return unsealed(content, path, hint)
+    return verified(content, path, hint)

@@ -1,9 +1,9 @@
-"""Secrets taken out of what is shown, logged or kept: URLs with passwords, tokens by their looks.
+"""Remove secrets from what is printed, logged or written: passwords in URLs, known tokens.
 
     masked("merge s3://key:secret@bucket/runs")      # "merge s3://***@bucket/runs"
 
-Also whatever stands in an environment variable whose name says that it is secret. What is typed
-as an argument is seen by every user of the machine (ps); this keeps it out of files and logs.
+Values of environment variables with secret-sounding names are removed too. Every user of the
+machine can see command-line arguments (ps); this keeps them out of files and logs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 MASK = "***"
-#: Environment variables whose value is never shown, where it is at least this long.
+#: Environment variables whose value is never shown if it is at least this long.
 _NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?$", re.I)
 _LEAST = 8
-#: Who asks, in a URL, up to its last @: passwords may hold one. In abfs:// and wasb:// it is a
-#: container that stands there.
+#: User and password of a URL, up to its last @, which passwords may contain. In abfs:// and
+#: wasb:// that part is a container.
 _USER = re.compile(r"(?<!\w)((?!abfss?:|wasbs?:)[a-z][\w+.-]*://)[^/\s'\"]+@", re.I)
 #: Signed URLs: a parameter that is, or ends in, one of these.
 _PARAMETER = re.compile(
@@ -41,6 +41,6 @@ def masked(text: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def without_secrets(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts to be kept, their `command` masked."""
-    told = facts.get("command")
-    return {**facts, "command": masked(told)} if isinstance(told, str) else dict(facts)
+    """`facts` with secrets masked in their `command`."""
+    command = facts.get("command")
+    return {**facts, "command": masked(command)} if isinstance(command, str) else dict(facts)

@@ -1,8 +1,8 @@
-"""Directories to read from, local or on object storage, with one set of words for both.
+"""Read-only directories, local or on object storage, behind one interface.
 
     place_of("s3://bucket/runs") / "hh-rlhf-1a2b3c4d" / "plan.json"
 
-Anything fsspec has a file system for: s3://, gs://, hf://, memory://, a path. Only reading.
+Any protocol with an fsspec file system: s3://, gs://, hf://, memory://, or a local path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from noisescope.errors import RunError
 @final
 @dataclass(frozen=True)
 class Place:
-    """A file or directory of a file system; `local` is its path where that is this machine's."""
+    """A file or directory of a file system; `local` is its path if it is on this machine."""
 
     system: Any  # fsspec.AbstractFileSystem
     path: str
@@ -32,7 +32,7 @@ class Place:
 
     @property
     def url(self) -> str:
-        """With its protocol: what DuckDB and fsspec read."""
+        """The path with its protocol, as DuckDB and fsspec read it."""
         return str(self.system.unstrip_protocol(self.path))
 
     @property
@@ -42,7 +42,7 @@ class Place:
 
     @property
     def parent(self) -> Place:
-        """The directory it is in."""
+        """Its parent directory."""
         local = None if self.local is None else self.local.parent
         return Place(self.system, self.path.rstrip("/").rpartition("/")[0], local)
 
@@ -51,16 +51,16 @@ class Place:
         return self.local is not None and self.local.resolve() == path.resolve()
 
     def is_file(self) -> bool:
-        """Whether there is such a file."""
-        return bool(self._asked(self.system.isfile, self.path))
+        """Whether it is an existing file."""
+        return bool(self._call(self.system.isfile, self.path))
 
     def read(self) -> bytes:
         """Contents of a file. Raises RunError."""
-        content: bytes = self._asked(self.system.cat_file, self.path)
+        content: bytes = self._call(self.system.cat_file, self.path)
         return content
 
     def files(self) -> list[Place]:
-        """Files in a directory by name; none where it does not exist."""
+        """Files in a directory by name; none if it does not exist."""
         return self._inside("file")
 
     def folders(self) -> list[Place]:
@@ -69,13 +69,13 @@ class Place:
 
     def _inside(self, kind: str) -> list[Place]:
         try:
-            found = self._asked(self.system.ls, self.path, detail=True)
+            found = self._call(self.system.ls, self.path, detail=True)
         except FileNotFoundError:
             return []
         names = [str(entry["name"]) for entry in found if entry["type"] == kind]
         return [self / name.rstrip("/").rpartition("/")[2] for name in sorted(names)]
 
-    def _asked(self, ask: Any, *arguments: Any, **options: Any) -> Any:
+    def _call(self, ask: Any, *arguments: Any, **options: Any) -> Any:
         try:
             return ask(*arguments, **options)
         except FileNotFoundError:
@@ -83,12 +83,12 @@ class Place:
         except Exception as error:  # each file system has errors of its own
             raise RunError(
                 f"{self} cannot be read: {error}",
-                hint="Do you have access? Is it the path you mean?",
+                hint="Check the path, and that you have access to it.",
             ) from error
 
 
 def place_of(name: str) -> Place:
-    """The place a path or URL names. Raises RunError for a protocol that is not installed."""
+    """The place that a path or URL names. Raises RunError if its protocol is not installed."""
     from fsspec.core import url_to_fs
 
     if "://" not in name and "::" not in name:

@@ -1,17 +1,20 @@
-"""A run directory: one dataset, one model, one way of gathering evidence, and what came of it.
+"""Read and write run directories: one dataset, one model, one way to make margins.
+
+    with open_run(Path("runs"), plan) as run: ...    # written by this process alone
+    find_run("hh-rlhf", Path("runs")).manifest()     # the latest finished run of a dataset
 
     runs/<dataset>-<fingerprint8>/
-      plan.json            written first: which evidence this directory is for
-      pairs.parquet        the pairs judged
+      plan.json            written first: what determines the margins
+      pairs.parquet        the pairs
       margins/part-*.parquet
-      scores.parquet       the verdicts
+      scores.parquet
       replicas/<m>/        safetensors only
       averages/part-*.parquet  margins of averaged copies of the replicas (--ema)
       .lock                held by the one process that writes here
-      manifest.json        written last: evidence complete, and the scores too unless it says so
+      manifest.json        written last: margins complete, scores too unless "scores" is "absent"
 
 The directory's name is a function of its plan, so the same command finds its own directory
-again and continues; a directory of another plan is refused, never mixed.
+again and continues; the directory of another plan is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from noisescope.storage.checksums import (
     checksums,
     drop_damaged,
     require_sound,
-    seal,
+    with_checksum,
 )
 from noisescope.storage.files import LOCK as LOCK
 from noisescope.storage.files import slug, write_atomic
@@ -46,7 +49,7 @@ FORMAT = 1
 @final
 @dataclass(frozen=True)
 class Plan:
-    """What determines a run's evidence: change any of it and it is another run."""
+    """What determines a run's margins: a change to any of it makes another run."""
 
     dataset: str
     dataset_fingerprint: str
@@ -62,7 +65,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """20 hex digits over the dataset's and model's fingerprints and the evidence settings."""
+        """20 hex digits over the fingerprints of dataset and model and the settings."""
         settings = json.dumps(dict(self.evidence), sort_keys=True)
         return digest("plan", self.dataset_fingerprint, self.model_fingerprint, settings)
 
@@ -92,16 +95,16 @@ ORDER = "order"
 @final
 @dataclass(frozen=True)
 class Run:
-    """Paths of one run directory and what its two JSON files say."""
+    """Paths of one run directory, and the contents of its two JSON files."""
 
     directory: Path
 
     def is_of(self, dataset: str) -> bool:
-        """Whether it was named after the dataset `dataset`."""
+        """Whether the directory is named after the dataset `dataset`."""
         return self.directory.name.rpartition("-")[0] == slug(dataset)
 
     def read(self, path: str) -> bool:
-        """Whether what it audited was read from `path`, as it was written then."""
+        """Whether its dataset was read from `path`, spelled the same way."""
         resolved = self.manifest().get("resolved")
         return isinstance(resolved, str) and Path(resolved) == Path(path)
 
@@ -135,17 +138,17 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether the manifest, written last, is there: the evidence is whole."""
+        """Whether there is a manifest, which is written last: the margins are complete."""
         return self.manifest_path.is_file()
 
     @property
     def evidence_only(self) -> bool:
-        """Whether the replicas are done and no scores were made yet (`noisescope fine-tune`)."""
+        """Whether the replicas are finished and there are no scores (`noisescope fine-tune`)."""
         return self.complete and self.evidence_manifest().get("scores") == "absent"
 
     @property
     def evidence_complete(self) -> bool:
-        """Whether every file of margins that the manifest names is there."""
+        """Whether every file of margins that the manifest names exists."""
         if not self.complete:
             return False
         named = self.evidence_manifest().get("evidence_files")
@@ -159,7 +162,7 @@ class Run:
         return [path.relative_to(self.directory).as_posix() for path in found]
 
     def plan(self) -> dict[str, Any]:
-        """Contents of `plan.json`. Raises RunError if absent, damaged or of another FORMAT."""
+        """Contents of `plan.json`. Raises RunError if missing, damaged or in another FORMAT."""
         hint = f"Remove {self.directory} and run `noisescope score` again (features stay cached)."
         return read_json(self.plan_path, hint, FORMAT)
 
@@ -169,32 +172,32 @@ class Run:
         if content.get("scores") == "absent":
             raise RunError(
                 f"{self.directory} has replicas and no scores yet",
-                hint="Make them: the noisescope fine-tune command again, with score for fine-tune.",
+                hint="Make them: run the noisescope fine-tune command again with `score` instead.",
             )
         return content
 
     def evidence_manifest(self) -> dict[str, Any]:
-        """`manifest`, also where the scores are still to be made."""
+        """`manifest`, also of a run without scores."""
         if not self.complete:
             raise RunError(
                 f"{self.directory} is not a finished run (it has no manifest.json)",
-                hint="Type the command that began it again: it continues where it stopped.",
+                hint="Run the command that began it again: it continues where it stopped.",
             )
         hint = "Remove it and run `noisescope score` to make it again."
         return read_json(self.manifest_path, hint)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Write `manifest.json`, which marks the run complete, with checksums of its files."""
+        """Write `manifest.json`, which completes the run, with checksums of its files."""
         stated = {**manifest, ORDER: _order(self), CHECKSUMS: checksums(self.directory)}
-        text = json.dumps(seal(without_secrets(stated)), indent=2, ensure_ascii=False)
+        text = json.dumps(with_checksum(without_secrets(stated)), indent=2, ensure_ascii=False)
         write_atomic(self.manifest_path, text + "\n")
 
     def drop_damaged(self) -> list[str]:
-        """Remove files that are not as the manifest states them, to be made again; their names."""
+        """Remove damaged files, so that they are made again; their names."""
         return drop_damaged(self.directory, self.evidence_manifest()) if self.complete else []
 
     def margin_parts(self) -> list[Path]:
-        """Evidence files, in order."""
+        """Files of margins, in order."""
         return sorted(self.margins_directory.glob("part-*.parquet"))
 
 
@@ -218,15 +221,15 @@ def create_run(runs_directory: Path, plan: Plan, directory: Path | None = None) 
 
 
 def _owned(run: Run) -> OwnedDirectory:
-    return OwnedDirectory(run.directory, "run", "--runs-dir or --run-dir", sealed=True)
+    return OwnedDirectory(run.directory, "run", "--runs-dir or --run-dir", checked=True)
 
 
 def find_run(name: str | None, runs_directory: Path, *, check: bool = True) -> Run:
-    """The run a user means: a path, a name under `runs_directory`, the dataset that it audited (its
-    name, or its path as written then), or None for the latest.
+    """Find the run that `name` means: a path, a name under `runs_directory`, a dataset (by name, or
+    by path as it was spelled), or None for any; the latest if several match.
 
-    Its data files are read and must be those that were written, unless the caller sees to that
-    (`check`). Raises RunError listing what there is when nothing, or more than one thing, matches.
+    With `check`, its data files are compared with their checksums. Raises RunError if there is no
+    such finished run, or it is damaged.
     """
     if name is not None and (Path(name) / "plan.json").is_file():
         return _sound(Run(Path(name)), check)
@@ -243,15 +246,16 @@ def find_run(name: str | None, runs_directory: Path, *, check: bool = True) -> R
 
 
 def _sound(run: Run, check: bool) -> Run:
-    """`run`. Raises RunError where its files are links or (`check`) not those that were written."""
+    """`run`. Raises RunError if one of its files is a link or (`check`) damaged."""
     manifest = run.evidence_manifest() if run.complete else {}
     require_sound(run.directory, manifest, PATTERNS if check else ())
     return run
 
 
 def finished_runs(runs_directory: Path) -> list[Run]:
-    """Runs under `runs_directory` with scores, in the order they were finished, whatever the
-    clock said then (its word counts for runs of versions that did not number them)."""
+    """Runs under `runs_directory` with scores, in the order in which they were finished.
+
+    Runs of versions that did not number them are ordered by time."""
     found = [Run(path.parent) for path in runs_directory.glob("*/manifest.json")]
     runs = [run for run in found if not run.evidence_only]
 
@@ -262,14 +266,14 @@ def finished_runs(runs_directory: Path) -> list[Run]:
 
 
 def _order(run: Run) -> int:
-    """One more than any run beside `run` has: it is the latest now."""
+    """The next number among the runs beside `run`."""
     others = run.directory.resolve().parent.glob("*/manifest.json")
     mine = run.manifest_path.resolve()
     return 1 + max((_number(Run(path.parent)) for path in others if path != mine), default=0)
 
 
 def _number(run: Run) -> int:
-    """The order its manifest states; 0 where it states none, or cannot be read."""
+    """The number in its manifest; 0 if there is none or it cannot be read."""
     try:
         stated = run.evidence_manifest().get(ORDER, 0)
     except RunError:

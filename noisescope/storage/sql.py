@@ -1,11 +1,13 @@
-"""SQL over a run: tables pairs, margins, scores (flips and reviews if there are any).
+"""Run SQL over a run: tables pairs, margins, scores (flips and reviews if there are any).
 
     noisescope query "SELECT prompt, p_flip FROM scores JOIN pairs USING (pair_id) LIMIT 5"
 
-DuckDB may open the run's own Parquet files and nothing else, its configuration is locked, and
-only one SELECT is run: SQL can neither read other files, nor write any, nor reach a network.
-A run may lie on object storage: its files are then read through fsspec, by ranges, unchecked.
-(EXPLAIN is refused with the rest: EXPLAIN ANALYZE would run what it explains, a COPY included.)
+    with Spill(memory="2GB").folder(run.directory) as folder: ...    # removed afterwards
+
+DuckDB may open the run's own Parquet files and nothing else, its configuration is locked, and only
+one SELECT is run: SQL can neither read other files, nor write any, nor use a network. EXPLAIN is
+refused too, because EXPLAIN ANALYZE runs its statement, even a COPY. The files of a run on object
+storage are read through fsspec, by ranges, without checking checksums.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([KMGT])i?B", re.IGNORECASE)
 _POWER = {"K": 1, "M": 2, "G": 3, "T": 4}
-#: DuckDB sorts nothing within less.
+#: The least memory within which DuckDB sorts.
 LEAST = 128 << 20
 _PREFIX = f"{TEMPORARY_PREFIX}spill-"
 
@@ -42,9 +44,9 @@ _PREFIX = f"{TEMPORARY_PREFIX}spill-"
 @final
 @dataclass(frozen=True)
 class Spill:
-    """DuckDB's own working memory, and the directory that holds what exceeds it.
+    """DuckDB's working memory, and the directory to which it spills the rest.
 
-    `directory` None stands for the run's own. Raises UsageError for a size that is none.
+    `directory` None is the run's own. Raises UsageError if `memory` is not a size.
     """
 
     memory: str = "1GB"
@@ -61,9 +63,9 @@ class Spill:
 
     @contextmanager
     def folder(self, beside: Path) -> Iterator[Path]:
-        """A new folder under `directory`, or in `beside`; what a killed process left there goes.
+        """A new folder under `directory`, or in `beside`; leftovers of kills are removed.
 
-        Raises RunError where none can be made, or its disk is full.
+        Raises RunError if it cannot be made, or its disk is full.
         """
         place = self.directory or beside
         for old in beside.glob(f"{_PREFIX}*") if self.directory is None else ():
@@ -80,26 +82,26 @@ class Spill:
 
 
 def fresh(folder: Path | None = None) -> str:
-    """A directory that is not there yet: DuckDB makes it when it must, and removes it.
+    """A path that does not exist: DuckDB creates the directory when it spills, and removes it.
 
-    Left to itself it would be `.tmp` where the user stands.
+    DuckDB's own default is `.tmp` in the working directory.
     """
     return str((folder or Path(tempfile.gettempdir())) / f"noisescope-{secrets.token_hex(8)}")
 
 
 def spill_failed(place: Path, why: str) -> RunError:
-    """The error of a spill directory that takes no more."""
+    """The error of a spill directory that cannot be written."""
     return RunError(
         f"cannot spill to {place}: {why}",
-        hint="Name a place with more room: --spill-dir DIR.",
+        hint="Name a directory with more space: --spill-dir DIR.",
     )
 
 
 #: The kind of statement that only reads.
 READING = "SELECT"
-#: DuckDB before 2.0 takes some pragmas for a SELECT; comments may stand before one.
+#: DuckDB before 2.0 reports some pragmas as SELECT; comments may precede one.
 PRAGMA = re.compile(r"(?>\s+|--[^\n]*|/\*(?>.*?\*/))*+pragma\b", re.IGNORECASE | re.DOTALL)
-#: Files of margins, on storage that is listed and not globbed.
+#: Files of margins, for storage that is listed instead of globbed.
 MARGINS = re.compile(r"part-[\w-]+\.parquet")
 
 
@@ -116,7 +118,7 @@ def tables(run: Run) -> dict[str, list[Path]]:
 
 
 def stored_tables(place: Place) -> dict[str, list[Place]]:
-    """`tables` of a run on object storage. Raises RunError where there is no finished run."""
+    """`tables` of a run on object storage. Raises RunError if it is not a finished run."""
     if not (place / "manifest.json").is_file():
         raise RunError(
             f"{place} is not a finished run (it has no manifest.json)",
@@ -130,7 +132,7 @@ def stored_tables(place: Place) -> dict[str, list[Place]]:
 
 
 def connect(run: Run | Place) -> duckdb.DuckDBPyConnection:
-    """Connection with one view a table. Raises RunError for a damaged file."""
+    """A connection with one view per table. Raises RunError if a file is damaged."""
     import duckdb
 
     connection = duckdb.connect(":memory:")
@@ -160,16 +162,16 @@ def connect(run: Run | Place) -> duckdb.DuckDBPyConnection:
 
 
 def _both(path: str) -> tuple[str, ...]:
-    """A path, and a URL in either spelling (fsspec has memory:///a, DuckDB asks memory://a)."""
+    """A path; of a URL both spellings (memory:///a of fsspec, memory://a of DuckDB)."""
     protocol, separator, rest = path.partition("://")
     return (path, f"{protocol}://{rest.lstrip('/')}") if separator else (path,)
 
 
 def query(run: Run | Place, sql: str) -> pa.Table:
-    """Result of one reading statement as an Arrow table.
+    """Run one SELECT; its result as an Arrow table.
 
-    Raises UsageError when the SQL is wrong, does more than read, or is several statements, and
-    RunError when a file of a table it names is not the one that was written.
+    Raises UsageError if the SQL is wrong, does more than read, or is several statements, and
+    RunError if a file of one of its tables is damaged.
     """
     import duckdb
 
@@ -180,7 +182,7 @@ def query(run: Run | Place, sql: str) -> pa.Table:
         if len(statements) != 1 or kinds[0] != READING:
             raise UsageError(
                 f"query takes one SELECT, not {' then '.join(kinds) or 'nothing'}",
-                hint="Reading is all it does; save results with --format parquet --output FILE.",
+                hint="It only reads; save results with --format parquet --output FILE.",
             )
         if isinstance(run, Run) and run.complete:
             named = [name for name in tables(run) if name in sql.lower()]

@@ -1,4 +1,4 @@
-"""`noisescope.toml`: what short names mean here, and the settings of each command.
+"""Read and check `noisescope.toml`: short names of datasets and models, settings of commands.
 
     [workspace]
     dataset = "hh-rlhf"                  # the default DATASET
@@ -12,7 +12,7 @@
     truth = "data/hh-rlhf/truth.parquet" # optional: pair_id, mislabelled
     format = "hh_rlhf"                   # optional: an adapter's name
     split = "train"                      # optional
-    judge = "rules.py:quality"           # optional: what evaluate judges by
+    judge = "rules.py:quality"           # optional: the judge of evaluate
     columns = {prompt = "question"}      # optional: which column plays which role
     pairs = "all"                        # optional: pairs of ranked answers: all, best, adjacent
 
@@ -20,8 +20,8 @@
     [train]
     [gate]
 
-The nearest file upward from the working directory counts. Unknown keys are errors, all of them
-shown at once. Outside a workspace well-known names mean Hub datasets.
+The nearest file in the working directory or above it is used. Unknown keys are errors, reported
+together. Without a workspace, well-known names are Hub datasets.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from noisescope.pairs import Modality
 
 FILE_NAME = "noisescope.toml"
 
-#: What the well-known names mean where no workspace maps them.
+#: Hub datasets of the well-known names, unless a workspace maps them.
 HUB_NAMES = {
     "pick-a-pic": "yuvalkirstain/pickapic_v2",
     "hh-rlhf": "Anthropic/hh-rlhf",
@@ -56,12 +56,12 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def parsed(path: Path) -> dict[str, Any]:
-    """The file as TOML. Raises UsageError that names the line."""
+    """The file as TOML. Raises UsageError naming the line."""
     try:
         text = path.read_text("utf-8-sig")
     except OSError as error:
         raise UsageError(
-            f"{path}: cannot be read ({error.strerror})", hint="Check that you may read it: ls -l"
+            f"{path}: cannot be read ({error.strerror})", hint="Check its permissions (`ls -l`)."
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: cannot be read: not UTF-8", hint="Save it as UTF-8.") from error
@@ -137,7 +137,7 @@ _SPLIT = re.compile(r"[\w.\-+%\[\]]+")
 @final
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One `[datasets.NAME]`: paths are absolute, `written` is the path as the file has it."""
+    """One `[datasets.NAME]`: paths are absolute, `written` is the path as in the file."""
 
     path: str
     written: str
@@ -152,7 +152,7 @@ class DatasetEntry:
 @final
 @dataclass(frozen=True)
 class Workspace:
-    """One noisescope.toml, checked. `root` is its directory."""
+    """A checked noisescope.toml; `root` is its directory."""
 
     root: Path
     dataset: str | None = None
@@ -172,9 +172,9 @@ class Workspace:
 @final
 @dataclass(frozen=True)
 class Resolved:
-    """What a dataset name means: `target` is a path, glob or Hub name; `said` tells the user.
+    """What a dataset name means: `target` is a path, glob or Hub name, `said` a line to print.
 
-    `written` is a workspace's path as its file has it, for records that outlive this machine.
+    `written` is a workspace's path as in its file, for records that outlive this machine.
     """
 
     kind: Literal["workspace", "path", "hub"]
@@ -217,10 +217,10 @@ def read_workspace(path: Path) -> Workspace:
 
 
 def resolve(name: str, workspace: Workspace | None = None) -> Resolved:
-    """Say what a DATASET argument means: workspace name, else path or glob, else Hub name.
+    """Resolve a DATASET argument: workspace name, else path or glob, else Hub name.
 
     A split may follow as `name:split`, a Hub configuration as `name:config:split`. Raises
-    DataError where the name can be none of these.
+    DataError if the name can be none of these.
     """
     if not name.strip():
         raise DataError("the dataset's name is empty", hint="Name a path, a glob or a Hub name.")
@@ -279,7 +279,7 @@ def _exists(name: str) -> bool:
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name exists as a path, or can only have been meant as one."""
+    """Whether a name exists as a path, or can only be one."""
     if _exists(name) or re.search(r"[*?\[\\]", name) or name.startswith((".", "/", "~")):
         return True
     ending = re.search(r"\.(parquet|arrow|jsonl|ndjson|json|csv|tsv|gz|txt)$", name.lower())
@@ -287,7 +287,7 @@ def _is_path(name: str) -> bool:
 
 
 def _check_home(path: str) -> None:
-    """Raise DataError for the home of a user who is not there (~name)."""
+    """Raise DataError for the home directory of an unknown user (~name)."""
     try:
         Path(path).expanduser()
     except (RuntimeError, ValueError) as error:  # no such user; a NUL in the name
@@ -332,14 +332,14 @@ def _under(root: Path, written: str) -> Path:
 
 
 def _model(root: Path, written: str) -> str:
-    """A path under the workspace where it is one, else the Hub name as written."""
+    """The path under the workspace if it exists, else the Hub name as written."""
     path = _under(root, written)
     is_hub = HUB_NAME.fullmatch(written) and not written.startswith(".")
     return written if is_hub and not path.exists() else str(path)
 
 
 def default_dataset(dataset: str | None, workspace: Workspace | None) -> str:
-    """The DATASET argument, else the workspace's default. Raises UsageError when neither is."""
+    """The DATASET argument, else the workspace's default. Raises UsageError if there is neither."""
     named = dataset or (workspace and workspace.dataset)
     if not named:
         raise UsageError(

@@ -23,7 +23,7 @@ from helpers.planted_run import planted_run
 from noisescope.cli import run as command
 from noisescope.errors import ModelError, RunError
 from noisescope.scoring.margins import read_margins
-from noisescope.storage.cache import Part, _serialise, open_part
+from noisescope.storage.cache import Chunk, open_chunk, serialise
 from noisescope.storage.run import Run, find_run
 from noisescope.training.lora.peft_files import ADAPTER_WEIGHTS, read_peft
 
@@ -136,16 +136,16 @@ def test_score_makes_damaged_files_again(
 
 def test_every_byte_of_a_cache_part_counts(tmp_path: Path) -> None:
     groups = {"mid": np.arange(6, dtype=np.float32).reshape(3, 2), "top": np.ones((3, 1))}
-    content = _serialise(["a1", "b2", "c3"], groups)
+    content = serialise(["a1", "b2", "c3"], groups)
     path = tmp_path / "part.safetensors"
     path.write_bytes(content)
-    assert open_part(path) == Part(path, ("a1", "b2", "c3"))
+    assert open_chunk(path) == Chunk(path, ("a1", "b2", "c3"))
     for at in range(len(content)):
         for bit in (1, 4, 32):
             path.unlink()  # so that the file is another one, whatever the clock's resolution
             path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
-            found = open_part(path)
-            if isinstance(found, Part):  # only a key's own name went, and what it keys is whole
+            found = open_chunk(path)
+            if isinstance(found, Chunk):  # only a key's own name went, and what it keys is whole
                 names = {content.find(name) for name in (b"labels", b"format")}
                 assert any(0 <= at - start < len(b"labels") for start in names)
                 assert found.keys == ("a1", "b2", "c3")

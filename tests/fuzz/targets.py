@@ -32,7 +32,7 @@ from noisescope.datasets.readers import Row
 from noisescope.errors import NoisescopeError
 from noisescope.gate.policy import read_policy
 from noisescope.models.checkpoint import read_header, shard_names
-from noisescope.storage.cache import _serialise, open_part
+from noisescope.storage.cache import open_chunk, serialise
 from noisescope.storage.files import read_sealed, write_sealed
 from noisescope.storage.run import Run
 from noisescope.storage.sql import query
@@ -182,7 +182,7 @@ def _weights(folder: Path) -> Callable[[bytes], object]:
 
     def run(data: bytes) -> None:
         path = _written(folder / "model.safetensors", data)
-        open_part(path)
+        open_chunk(path)
         with suppress(NoisescopeError):
             read_sealed(path)
         read_header(path)
@@ -273,7 +273,7 @@ def _pictures() -> list[bytes]:
 
 
 def _tensors() -> bytes:
-    return _serialise(["a", "b"], {"x": np.ones((2, 3), np.float32)}) or tensors({})
+    return serialise(["a", "b"], {"x": np.ones((2, 3), np.float32)}) or tensors({})
 
 
 def _header(text: bytes) -> bytes:

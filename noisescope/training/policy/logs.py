@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from noisescope.errors import UsageError
+from noisescope.errors import UsageError, first_line
 from noisescope.progress import Reporter
 from noisescope.training.policy.settings import TrainSettings
 from noisescope.training.policy.split import Split
@@ -39,7 +39,7 @@ class Tracker:
             self.accelerator.init_trackers(PROJECT, config=flat, init_kwargs=options)
         except Exception as error:  # whatever somebody else's service raises
             raise UsageError(
-                f"--report-to {self.name} cannot begin: {_first(error)}",
+                f"--report-to {self.name} cannot begin: {first_line(error)}",
                 hint="Correct its settings, or remove --report-to: history.jsonl has every step.",
             ) from error
 
@@ -51,15 +51,10 @@ class Tracker:
             self.accelerator.log(dict(record), step=step)
         except Exception as error:
             self.reporter.note(
-                f"{self.name} failed at step {step:,} and is not used from here: {_first(error)}; "
-                "history.jsonl goes on"
+                f"{self.name} failed at step {step:,} and is not used from here: "
+                f"{first_line(error)}; history.jsonl goes on"
             )
             self.name = None
-
-
-def _first(error: Exception) -> str:
-    """What an error says first."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 MEASURES = ("loss", "margin", "accuracy", "weight", "light")
