@@ -8,14 +8,14 @@ score a response, an error of that score is in all of them, and the replica conf
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.scoring.clusters import share_interval
-from noisescope.scoring.flip_rate import fit_flip_rate
+from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
 from noisescope.scoring.metrics import Interval
 from noisescope.scoring.pair_facts import PairFacts
 from noisescope.scoring.triads import Triads
@@ -69,6 +69,12 @@ def differ(one: Contrast, two: Contrast) -> bool:
     """Whether accuracies or flip rates differ by more than their intervals."""
     pairs = ((one.accuracy, two.accuracy), (one.flip_rate, two.flip_rate))
     return any(a.high < b.low or b.high < a.low for a, b in pairs)
+
+
+def widened(rate: FlipRate, other: Contrast) -> FlipRate:
+    """The flip rate with an interval that also covers what a differing fit measures."""
+    low = min(rate.low, other.flip_rate.low)
+    return replace(rate, low=low, high=max(rate.high, other.flip_rate.high, 1 - other.accuracy.low))
 
 
 def explain(held_out: Contrast, pooled: Contrast, triads: Triads | None) -> str:

@@ -6,7 +6,7 @@ Usage: `summarise(run, replicas, margins, Totals.of(columns), noise, facts).to_j
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -18,7 +18,15 @@ from noisescope.scoring.clusters import (
     share_interval,
     widest,
 )
-from noisescope.scoring.contrasts import HELD_OUT, POOLED, Contrast, agreement, differ, explain
+from noisescope.scoring.contrasts import (
+    HELD_OUT,
+    POOLED,
+    Contrast,
+    agreement,
+    differ,
+    explain,
+    widened,
+)
 from noisescope.scoring.flip_rate import FlipRate
 from noisescope.scoring.margins import connect
 from noisescope.scoring.metrics import (
@@ -170,9 +178,7 @@ def summarise(
         if differ(own, other):
             held_out, pooled = (own, other) if other.name == POOLED else (other, own)
             notes.append(explain(held_out, pooled, triads))
-            low = min(rate.low, other.flip_rate.low)
-            high = max(rate.high, other.flip_rate.high, 1 - other.accuracy.low)
-            rate = replace(rate, low=low, high=high)
+            rate = widened(rate, other)
     chance_p = training.get("chance_p")
     chance = _at_chance(run, margins, facts, chance_p)
     low, high = rate.low, max(1 - accuracy.low, rate.low)
