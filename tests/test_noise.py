@@ -310,7 +310,8 @@ def test_triads_by_hand() -> None:
 
 
 def test_triads_decide_only_where_there_are_enough() -> None:
-    assert Triads(1000, 87).verdict(0.15) == "votes"
+    assert Triads(1000, 87).verdict(0.1) == "votes"  # .09 expected
+    assert Triads(1000, 60).verdict(0.15) == "unknown"
     assert Triads(1000, 2).verdict(0.15) == "scores"
     assert Triads(1000, 20).verdict(0.15) == "unknown"
     assert Triads(20, 0).verdict(0.3) == "unknown"
@@ -323,7 +324,7 @@ def test_disagreeing_fits_are_explained() -> None:
     assert differ(held, pooled)
     assert not differ(held, held)
     assert "Do not pool" in explain(held, pooled, Triads(5000, 0))
-    assert "--pool" in explain(held, pooled, Triads(5000, 600))
+    assert "--pool" in explain(held, pooled, Triads(5000, 750))
     assert "17.0% (14.0% to 20.0%)" in explain(held, pooled, None)
     assert Contrast.of(pooled.to_json()) == pooled
 

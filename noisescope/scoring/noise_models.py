@@ -205,7 +205,7 @@ def _hierarchical(
     overall = float(size @ mean)
     error = float(np.sqrt(np.square(size) @ spread * OVERDISPERSION))
     rest = weights[~use].sum() / weights.sum()
-    estimate = (1 - rest) * overall + rest * single.estimate
+    estimate = float((1 - rest) * overall + rest * single.estimate)
     lowest = float(np.interp(0.1, np.cumsum(crowd.prior), RATES)) if name == "annotator" else None
     detail = f"{len(mean):,} of them, rates {mean.min():.1%} to {mean.max():.1%}"
     rates = np.stack([this, this])

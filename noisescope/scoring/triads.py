@@ -38,15 +38,16 @@ class Triads:
     def verdict(self, flip_rate: float) -> str:
         """ "votes", "scores" or "unknown", given the flip rate of a fit that pools nothing.
 
-        "scores": cyclic triads are rarer than a tenth of what independent errors at that rate
-        would make; "votes": they are at least a quarter of that.
+        "votes": cyclic triads are at least as frequent as independent errors at that rate would
+        make them, within the interval (honest disagreement makes more); "scores": they are rarer
+        than a tenth of that.
         """
         expected = flip_rate * (1 - flip_rate)
         if self.count < FEWEST_TRIADS or expected * self.count < 3:
             return "unknown"
         if self.share.high < expected / 10:
             return "scores"
-        return "votes" if self.share.low > expected / 4 else "unknown"
+        return "votes" if self.share.high >= expected else "unknown"
 
 
 def count_triads(chosen: Int, rejected: Int) -> Triads:
