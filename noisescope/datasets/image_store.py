@@ -23,8 +23,8 @@ from noisescope.datasets.readers import Row
 from noisescope.errors import DataError
 from noisescope.pairs import Pair, response_key
 
-#: Bytes of images kept in memory.
-HELD_BYTES = 256 << 20
+#: Bytes of images kept in memory: small sets are read once, large ones stay small.
+HELD_BYTES = 32 << 20
 #: Column of the image that the sides of a row should look like.
 REFERENCE = "reference_jpg"
 #: Text this long in the letters of base64 is no path.

@@ -30,7 +30,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 50_000_000
 #: Bytes of Parquet row groups kept while reading images lazily; the last one always is.
-GROUP_BYTES = 256 << 20
+GROUP_BYTES = 64 << 20
 
 
 def image_key(data: bytes) -> str:

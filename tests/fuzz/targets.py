@@ -24,7 +24,7 @@ from helpers.planted_run import planted_run
 from PIL import Image
 from safetensors.numpy import save as tensors
 
-from noisescope.datasets import ADAPTERS, load
+from noisescope.datasets import ADAPTERS, load, recognise
 from noisescope.datasets.flip.ground_truth import read_truth
 from noisescope.datasets.images import crop, decode
 from noisescope.datasets.load import read_pairs
@@ -125,13 +125,16 @@ def _shapes() -> list[dict[str, Any]]:
         {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
         {"chosen": turns, "rejected": other, "score_chosen": 4.0, "score_rejected": 2.0},
         {"prompt": "q", "completion": "a", "label": True},
+        {"q": "ask", "response_a": "a b", "response_b": "c d", "winner": "model_a"},
+        {"prompt": [turns[0]], "responses": ["a", "b"], "ranks": [1, 2], "tools": [{}]},
+        {"row": {"question": "q", "chosen": turns, "rejected": "[{'role': 'user'}]"}, "margin": 0},
         {"caption": "c", "jpg_0": "", "jpg_1": "", "label_0": 1.0, "label_1": 0.0},
         {"prompt": "p", "image_path": ["a.png", "b.png"], "human_preference": [1, 0]},
     ]
 
 
 def _rows(data: bytes) -> None:
-    """Every adapter on one row of JSON; what is a pair can be turned round and back."""
+    """Every schema on one row of JSON, whose preference can be reversed and restored."""
     try:
         row = json.loads(data)
     except (ValueError, RecursionError):
@@ -139,10 +142,11 @@ def _rows(data: bytes) -> None:
     if not isinstance(row, dict):
         return
     for adapter in ADAPTERS.values():
-        adapter.matches(list(row), [row])
         list(read_pairs([Row("a", 0, row)], adapter))
-        flipped = adapter.flip(adapter.flip(row))
-        assert list(flipped) == list(row)
+        if not adapter.cannot_flip:
+            flipped = adapter.flip(adapter.flip(row))
+            assert list(flipped) == list(row)
+    recognise([Row("a", 0, row)] * 3)
 
 
 def _data(folder: Path, ending: str) -> Callable[[bytes], object]:

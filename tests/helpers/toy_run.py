@@ -52,6 +52,7 @@ def scored_run(dataset: PreferenceDataset, directory: Path, *, good: bool = True
     )
     summary = score_run(run.directory).to_json() | ({} if good else {"chance": True})
     stated = {"resolved": dataset.resolved, "adapter": dataset.adapter, "summary": summary}
+    stated |= {"columns": dataset.columns, "pairs_of": dataset.pairs}
     run.write_manifest(plan.to_json() | stated | {"facts": dataset.facts.to_json()})
     return find_run_scores(str(directory), directory.parent, force=not good)
 

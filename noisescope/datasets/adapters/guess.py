@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from noisescope.datasets.adapters.cells import decoded, is_missing, key
+from noisescope.datasets.adapters.cells import is_missing, key
 from noisescope.datasets.adapters.mapping import Roles, flag
 from noisescope.datasets.adapters.names import (
     INNER,
@@ -61,17 +61,7 @@ def named_pairs(wins: str, loses: str) -> list[tuple[str, str]]:
 
 def nested(table: Sample, name: str) -> str | None:
     """A column, or a key inside the object (or JSON text of one) of a column."""
-    if name in table.by_key:
-        return table.by_key[name]
-    for column in table.columns:
-        for row in table.rows[:3]:
-            cell = row.get(column)
-            cell = decoded(cell) if isinstance(cell, str) else cell
-            if isinstance(cell, Mapping):
-                for inner in cell:
-                    if key(str(inner)) == name:
-                        return f"{column}.{inner}"
-    return None
+    return table.by_key.get(name) or table.inner.get(name)
 
 
 def two_answers(table: Sample, mapped: Roles) -> Roles | None:

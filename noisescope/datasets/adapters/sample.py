@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from noisescope.datasets.adapters.cells import RawRow, RowFault, decoded, is_missing, key, value
@@ -22,6 +23,18 @@ class Sample:
             first = self.by_key.setdefault(key(column), column)
             if column == key(column) and first != column:
                 self.by_key[key(column)] = column
+
+    @cached_property
+    def inner(self) -> dict[str, str]:
+        """Paths of the keys inside objects (or JSON text of them), by comparable name."""
+        found: dict[str, str] = {}
+        for column in self.columns:
+            for row in self.rows[:3]:
+                cell = row.get(column)
+                cell = decoded(cell) if isinstance(cell, str) else cell
+                for name in cell if isinstance(cell, Mapping) else ():
+                    found.setdefault(key(str(name)), f"{column}.{name}")
+        return found
 
     def has(self, path: str) -> bool:
         """Whether a path's column is there, under whatever spelling."""

@@ -221,7 +221,7 @@ class Schema:
         status = self.roles.get("status")
         if status and key(str(value(row, status))) in _TIES:
             raise RowFault("tie", f"{status} is {value(row, status)}")
-        strength = self._number(row, "strength")
+        strength, votes = self._number(row, "strength"), self._number(row, "votes")
         return Pair(
             prompt,
             chosen,
@@ -232,7 +232,7 @@ class Schema:
             strength=scores if strength is None else strength,
             group=self._name(row, "group"),
             origin=self._name(row, "origin"),
-            votes=self._votes(row, 1)[0] if "votes" in self.roles else None,
+            votes=None if votes is None else round(votes),
             contradicted=scores is not None and scores < 0,
         )
 
