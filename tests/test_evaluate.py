@@ -521,9 +521,9 @@ def test_prompts_that_a_template_refuses_or_that_are_cut_are_noted(tmp_path: Pat
         reporter=reporter, directory=tmp_path / "out", device="cpu",
     )  # fmt: skip
     assert {c.prompt.key for c in done.comparisons} == {p.key for p in (*ASKED.kept, long)}
-    left_out = [note for note in reporter.notes if "prompts are left out" in note]
-    assert len(left_out) == 2
-    assert left_out[0].startswith("1 of 9 prompts are left out: the chat template refuses")
+    omitted = [note for note in reporter.notes if "prompts are omitted" in note]
+    assert len(omitted) == 2
+    assert omitted[0].startswith("1 of 9 prompts are omitted: the chat template refuses")
     cut = [note for note in reporter.notes if "cut in their oldest turns" in note]
     assert len(cut) == 2
     assert "one: 1 of 8 prompts are cut" in cut[0]

@@ -200,7 +200,7 @@ def _words(scores: RunScores, policy: CleanPolicy) -> str:
 
 
 def _opened(scores: RunScores, source: str | None) -> Source:
-    """The source of a run: the one named, else where the manifest says it was."""
+    """Open the source of a run: the given one, else that of the manifest."""
     from noisescope.datasets import open_source
     from noisescope.storage.workspace import find_workspace
 

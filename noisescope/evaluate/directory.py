@@ -1,10 +1,10 @@
-"""The directory of one evaluation, and the refusal of another's.
+"""Layout and plan of an evaluation's directory.
 
 evaluations/<policy>-vs-<against>-<fingerprint8>/
   plan.json                       written first: which models, prompts and settings
-  generations/{policy,against}/   one Parquet part a batch
-  scores/<judge>-<fingerprint8>/  one Parquet part a few comparisons
-  results.parquet                 one row a prompt, with every judge's verdict
+  generations/{policy,against}/   one Parquet part per batch
+  scores/<judge>-<fingerprint8>/  one Parquet part per 16 comparisons
+  results.parquet                 one row per prompt, with every judge's verdict
   report.html
   manifest.json                   written last
 """
@@ -36,9 +36,9 @@ FLAGS = {"size": "image_size"}
 @final
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What determines the outputs: change any of it and it is another evaluation.
+    """What determines the outputs; an evaluation with a different plan has a different directory.
 
-    Judges are not part of it: more of them judge the same outputs later.
+    Judges are not part of the plan: further judges can judge the same outputs later.
     """
 
     policy: ModelSpec
@@ -96,7 +96,7 @@ class EvaluationDirectory:
         return self.path / "generations" / side
 
     def scores(self, card: JudgeCard) -> Path:
-        """Where a judge's verdicts lie; another version of the judge has another place."""
+        """Directory of a judge's verdicts; a different version of the judge has a different one."""
         safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in card.name)[:60]
         return self.path / "scores" / f"{safe}-{card.fingerprint[:8]}"
 
@@ -106,7 +106,7 @@ class EvaluationDirectory:
 
 
 def open_directory(plan: EvaluationPlan, path: Path) -> EvaluationDirectory:
-    """The directory for `plan`, made if missing.
+    """Open the directory for `plan`, made if missing.
 
     Raises RunError if it holds something else, is a symbolic link, or cannot be written.
     """

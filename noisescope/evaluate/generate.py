@@ -135,7 +135,7 @@ def generate_missing(
     readable = [prompt for prompt in prompts if prompt.key not in refused]
     if refused:
         first = next(iter(refused.values()))
-        note(f"{len(refused):,} of {len(prompts):,} prompts are left out: {first}")
+        note(f"{len(refused):,} of {len(prompts):,} prompts are omitted: {first}")
     for text in generator.notes(readable):
         note(text)
     batches = [

@@ -175,5 +175,5 @@ def _message(role: str, content: str) -> dict[str, str]:
 
 def _spaced(prompt: str, chosen: str, rejected: str) -> str:
     """Append the gap that a prompt needs before both responses."""
-    apart = prompt[-1:].isspace() or (chosen[:1].isspace() and rejected[:1].isspace())
-    return prompt if apart or not prompt else prompt + GAP
+    separated = prompt[-1:].isspace() or (chosen[:1].isspace() and rejected[:1].isspace())
+    return prompt if separated or not prompt else prompt + GAP
