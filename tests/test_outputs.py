@@ -6,6 +6,7 @@ import fcntl
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow.parquet as pq
 import pytest
 from helpers.planted_run import planted_run
 from helpers.toy_run import rows, scored_run, write_lines
@@ -271,3 +272,16 @@ def test_a_manifest_keeps_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert read_record(Path(record.name), record.text()).origin.command == shown
     for path in run.directory.iterdir():
         assert path.is_dir() or b"pl4nt3d" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["report", "gate", "export"])
+def test_scores_of_an_older_version_are_refused_by_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = planted_run(tmp_path / "run")
+    scores = pq.read_table(run.scores_path)
+    manifest = run.manifest()
+    pq.write_table(scores.drop_columns(["p_wrong"]), run.scores_path)
+    run.write_manifest(manifest)
+    assert command([name, str(run.directory)]) == 2
+    assert "was written by an older version: no p_wrong" in capsys.readouterr().err

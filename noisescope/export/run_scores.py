@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from noisescope.datasets.flip.plan import U64, Float
 from noisescope.errors import EvidenceError, NoisescopeError, RunError, first_five
 from noisescope.pairs import keys_of
+from noisescope.scoring.scores import require_scores
 from noisescope.storage.run import Run, find_run
 
 if TYPE_CHECKING:
@@ -125,16 +126,11 @@ def _read(run: Run) -> tuple[U64, dict[str, Float]]:
     import pyarrow.parquet as pq
 
     hint = "Repeat the `noisescope score` command of this run: it makes the scores again."
-    if not run.scores_path.is_file():
-        raise RunError(f"{run.directory} has no scores", hint=hint)
+    require_scores(run)
     keys: list[U64] = [np.empty(0, np.uint64)]
     numbers: dict[str, list[Float]] = {name: [np.empty(0)] for name in NUMBERS}
     try:
         with pq.ParquetFile(run.scores_path, pre_buffer=False) as file:
-            if "p_wrong" not in file.schema_arrow.names:
-                raise RunError(
-                    f"{run.scores_path}: no p_wrong, an older version wrote it", hint=hint
-                )
             for batch in file.iter_batches(1 << 16, columns=["pair_id", *NUMBERS]):
                 keys.append(keys_of(batch.column("pair_id").to_pylist()))
                 for name, parts in numbers.items():

@@ -22,6 +22,7 @@ from noisescope.scoring.annotators import coded
 from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
 from noisescope.scoring.metrics import Interval, at_chance, held_out_accuracy
 from noisescope.scoring.reviews import RunReviews, reviews_of
+from noisescope.scoring.scores import require_scores
 from noisescope.storage.run import Run
 
 Array = NDArray[Any]
@@ -61,6 +62,7 @@ class Subject:
             if each is not None:
                 each.plan()  # refuses a run in another format
         self.manifest: Mapping[str, Any] = run.manifest()
+        require_scores(run)
         facts = self.manifest.get("facts")
         if not isinstance(facts, Mapping) or "rows" not in facts:
             raise RunError(

@@ -24,6 +24,7 @@ from noisescope.scoring.annotators import Annotator, coded, coded_table
 from noisescope.scoring.flip_rate import fit_flip_rate
 from noisescope.scoring.metrics import Interval
 from noisescope.scoring.reviews import RunReviews, reviews_of
+from noisescope.scoring.scores import require_scores
 from noisescope.storage.run import Run
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ def gather(run: Run, *, worst: int = WORST) -> Contents:
     from noisescope.storage.sql import query
 
     manifest = run.manifest()
-    if not run.scores_path.is_file():
-        raise RunError(f"{run.directory} has no scores", hint="Run: noisescope score DATASET")
+    require_scores(run)
     missing = [name for name in NEEDED if manifest.get(name) is None]
     if missing:
         raise RunError(

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.errors import RunError, first_line
 from noisescope.scoring.margins import BLOCK
 from noisescope.storage.files import write_atomic
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
+
+    from noisescope.storage.run import Run
 
 Float = NDArray[np.float64]
 
@@ -51,6 +54,27 @@ def schema() -> pa.Schema:
             pa.field("rank", pa.int64(), nullable=False),
         ]
     )
+
+
+def require_scores(run: Run) -> None:
+    """Raise RunError if a run has no scores, or scores without today's columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    hint = "Make the scores again, which takes seconds: repeat the run's noisescope score command."
+    if not run.scores_path.is_file():
+        raise RunError(f"{run.directory} has no scores", hint=hint)
+    try:
+        names = pq.read_schema(run.scores_path).names
+    except (OSError, pa.ArrowException) as error:
+        message = f"{run.scores_path} cannot be read: {first_line(error)}"
+        raise RunError(message, hint=hint) from error
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise RunError(
+            f"{run.scores_path} was written by an older version: no {', '.join(missing)}",
+            hint=hint,
+        )
 
 
 def ranks(p_wrong: Float, margins: Float) -> NDArray[np.int64]:
