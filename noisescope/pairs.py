@@ -9,10 +9,10 @@ For text a side is the response itself; for images it is the content key of the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, Protocol, final
+from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,13 +193,33 @@ class Facts:
         }
 
 
+class SourceRow(Protocol):
+    """A decoded row of a source: its place, and its values (None if it cannot be decoded)."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def values(self) -> dict[str, Any] | None: ...
+
+
+class Reread(Protocol):
+    """Stream the rows of a source; of a columnar one, only these columns."""
+
+    def __call__(self, columns: Collection[str] | None = None) -> Iterator[SourceRow]: ...
+
+
 @final
 @dataclass(frozen=True)
 class PreferenceDataset:
     """Pairs of one dataset, with where they came from and what was set aside.
 
     `resolved` is the full name of what a user's short name turned out to mean; `adapter` the
-    recognised format; `images` maps an image key to its bytes for image datasets.
+    recognised format; `images` maps an image key to its bytes for image datasets. `reread` streams
+    the source again; `flipped` is true for a copy that `noisescope flip` wrote.
     """
 
     name: str
@@ -212,6 +232,8 @@ class PreferenceDataset:
     images: ImageStore | None = None
     columns: dict[str, str] = field(default_factory=dict)
     pairs: str = "all"
+    reread: Reread | None = None
+    flipped: bool = False
 
     @property
     def source_fingerprint(self) -> str:

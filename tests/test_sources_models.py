@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiny_judges import tiny_reward_model
-from helpers.tiny_models import save, tiny_tokenizer
+from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 from tokenizers import processors
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -18,7 +19,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from noisescope.errors import ModelError
 from noisescope.models import Item
+from noisescope.models.embed import load_encoder
 from noisescope.models.reward import load_reward
 from noisescope.pairs import Message
 
@@ -97,3 +100,43 @@ def test_the_score_is_linear_in_the_state(tmp_path: Path) -> None:
     found = reward.features(ITEMS)
     again = found["state"] @ reward.head.weight.float().numpy().T
     assert np.abs(again - found["score"]).max() < 1e-4
+
+
+def test_embeddings_are_mean_pooled_states_of_transformers(tmp_path: Path) -> None:
+    folder = tiny_bert(tmp_path / "bert")
+    found = load_encoder(str(folder), device="cpu").features(ITEMS)
+    model = AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def embedded(text: str) -> np.ndarray:
+        with torch.inference_mode():
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        mean = states.mean(0).numpy()
+        return mean / np.linalg.norm(mean)
+
+    for row, item in enumerate(ITEMS):
+        assert np.abs(found["response"][row] - embedded(item.response)).max() < 1e-4
+        cosine = float(embedded(item.prompt) @ embedded(item.response))
+        assert found["similarity"][row, 0] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_a_long_text_is_cut_to_what_the_encoder_reads(tmp_path: Path) -> None:
+    encoder = load_encoder(str(tiny_bert(tmp_path / "bert")), device="cpu")
+    (text,) = encoder.encode(["How do I bake bread? " * 99])
+    assert len(text.ids) == 128
+    assert np.isfinite(encoder.embed(["", "How do I bake bread? " * 99])).all()
+
+
+def test_a_long_conversation_keeps_its_special_tokens(tmp_path: Path) -> None:
+    reward = load_reward(str(tiny_bert(tmp_path / "bert")), device="cpu")
+    (text,) = reward.encode([Item("a", "Bread? " * 200, None, "Wait.")])
+    (short,) = reward.encode([Item("a", "Bread?", None, "Wait.")])
+    assert len(text.ids) == 128
+    assert text.ids[0] == short.ids[0]
+    assert text.ids[-3:] == short.ids[-3:]
+
+
+def test_a_model_without_a_trained_head_is_no_reward_model(tmp_path: Path) -> None:
+    folder = save(tmp_path / "lm", tiny_llama(), tiny_tokenizer())
+    with pytest.raises(ModelError, match="is not a reward model"):
+        load_reward(str(folder), device="cpu")

@@ -24,13 +24,14 @@ from noisescope.errors import RunError, UsageError
 from noisescope.models import Policy
 from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter, Silent, Stopwatch
-from noisescope.replicas.gather import EvidenceConfig, HeadWork, Work
+from noisescope.replicas.gather import EvidenceConfig, HeadWork, Work, cache_directory
 from noisescope.replicas.gather_adapters import AdapterWork
 from noisescope.replicas.gather_lora import LoraWork
 from noisescope.storage.files import write_atomic
 from noisescope.storage.run import Plan, Run, open_run, versions
 
 if TYPE_CHECKING:
+    from noisescope.replicas.sources import Opened
     from noisescope.scoring.score import ScoreConfig
     from noisescope.scoring.summary import Summary
 
@@ -83,6 +84,7 @@ class Job:
     config: EvidenceConfig
     plan: Plan
     origin: Origin
+    sources: tuple[Opened, ...] = ()
 
     @classmethod
     def of(
@@ -114,12 +116,19 @@ class Job:
         dataset = judged_by(policy, dataset)
         for note in dataset.facts.notes[known:]:
             reporter.note(note)
+        settings = config.settings(dataset.modality)
+        sources: tuple[Opened, ...] = ()
+        if config.sources:
+            from noisescope.replicas.sources import open_source, parsed
+
+            sources = tuple(open_source(s, dataset, policy) for s in parsed(config.sources))
+            settings |= {"sources": [source.settings() for source in sources]}
         plan = Plan(
             dataset=dataset.name,
             dataset_fingerprint=dataset.fingerprint,
             model=policy.identity.id,
             model_fingerprint=policy.identity.fingerprint,
-            evidence=config.settings(dataset.modality),
+            evidence=settings,
             modality=dataset.modality,
         )
         origin = Origin(
@@ -131,7 +140,7 @@ class Job:
             dataset.columns,
             dataset.pairs,
         )
-        return cls(dataset, policy, config, plan, origin)
+        return cls(dataset, policy, config, plan, origin, sources)
 
     def work(self, run: Run) -> Work:
         """What there is to compute for `run`."""
@@ -227,6 +236,10 @@ def make_margins(job: Job, run: Run, reporter: Reporter, world: World) -> FineTu
     if world.size > 1:
         compute_over_ranks(job, run, work, reporter, world)
     world.leave()
+    if job.sources:
+        from noisescope.replicas.sources import fill
+
+        fill(job.sources, run, cache_directory(run), job.dataset.table, reporter)
     if run.evidence_complete:
         return FineTuned(run, job.plan, True)
     training = work.make(job.policy, job.config, reporter, watch)

@@ -152,6 +152,11 @@ def require_divisible(world: World, evidence: EvidenceConfig, share: Share | Non
             "--shard with a launcher: each of its processes would compute the same share",
             hint="Use one of the two; a launcher divides the work itself.",
         )
+    if share is not None and evidence.sources:
+        raise UsageError(
+            "--evidence needs all responses in one process, and --shard computes a share of them",
+            hint="Leave --shard out: features that shards have cached are reused.",
+        )
     if (world.size > 1 or share is not None) and evidence.lora.get("patience"):
         raise UsageError(
             "--early-stopping needs all replicas in one process",

@@ -261,6 +261,14 @@ class EvidenceOptions:
             rich_help_panel=HEADS,
         ),
     ] = None
+    evidence: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What else knows something of the labels: reward:MODEL, lm:MODEL, embed:MODEL, "
+            "column:NAME or file:NUMBERS.parquet. May be repeated.",
+            rich_help_panel=HEADS,
+        ),
+    ] = None
     lora_r: Annotated[int | None, _lora("LoRA rank.", f"{LoraConfig.rank}, images 8")] = None
     lora_alpha: Annotated[float | None, _lora("LoRA alpha.", f"{LoraConfig.alpha:g}")] = None
     targets: Annotated[
@@ -346,6 +354,7 @@ class EvidenceOptions:
             "pool": self.pool,
             "folds_by": self.folds_by,
             "held_out": self.held_out,
+            "sources": tuple(self.evidence) if self.evidence else None,
         }
         if kind == "adapters":
             from noisescope.training.lora.peft_files import adapter_directories
@@ -372,7 +381,12 @@ class EvidenceOptions:
 
     def _refuse_foreign(self, kind: str, lora: dict[str, Any]) -> None:
         """Raise UsageError naming every flag that belongs to another kind."""
-        heads = {"--folds": self.folds, "--pool": self.pool, "--folds-by": self.folds_by}
+        heads = {
+            "--evidence": self.evidence or None,
+            "--folds": self.folds,
+            "--pool": self.pool,
+            "--folds-by": self.folds_by,
+        }
         adapters = {"--from-adapters": self.from_adapters or None, "--held-out": self.held_out}
         named = {
             "head": [flag for flag, value in heads.items() if value is not None],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ def print_summary(audit: Audit) -> None:
             padding=(1, 2),
         )
     )
+    if summary.get("sources"):
+        OUT.print(_sources(summary["sources"]))
     OUT.print(_suspects(summary))
     if (people := reviews_of(audit.run)) is not None:
         OUT.print(Text("• ", style="bold green") + Text(printable(people.sentence())))
@@ -138,6 +140,36 @@ def _histogram(summary: Mapping[str, Any]) -> Table:
         table.add_row(name, Text("█" * width, style=style), f"{count:,}")
     table.add_row("", Text("pairs; bars on a square-root scale", style="dim"), "")
     return table
+
+
+def _sources(sources: Sequence[Mapping[str, Any]]) -> Table:
+    """What each source of evidence is worth, alone and added last."""
+    table = Table(
+        title="What each source added (held out)",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("source", overflow="fold")
+    for name in ("alone", "nats", "added last", "nats", "disagrees"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in sources:
+        differs = one["disagreement"]
+        table.add_row(
+            Text(printable(_shortened(one["source"]))),
+            f"{one['accuracy_alone']:.1%}",
+            f"{one['nats_alone']:.3f}",
+            f"{100 * one['accuracy_added']:+.1f} points",
+            f"{one['nats_added']:+.4f}",
+            "–" if differs is None else f"{differs:.1%}",
+        )
+    return table
+
+
+def _shortened(source: str) -> str:
+    """A source without the directories of its path."""
+    kind, _, name = source.partition(":")
+    return f"{kind}:{Path(name).name}" if name else kind
 
 
 def _suspects(summary: Mapping[str, Any]) -> Table:

@@ -19,7 +19,7 @@ from noisescope.datasets.adapters.schema import Schema, canonical
 from noisescope.datasets.adapters.table import ADAPTERS
 from noisescope.datasets.image_store import Gallery
 from noisescope.datasets.readers import NO_ROWS, Row
-from noisescope.datasets.sources import Source, open_source
+from noisescope.datasets.sources import FLIPS, Source, open_source
 from noisescope.errors import DataError, UsageError
 from noisescope.pairs import (
     REJECTION_REASONS,
@@ -115,6 +115,8 @@ def read_source(
         images=gallery.store() if gallery else None,
         columns=dict(schema.roles),
         pairs=schema.pairs,
+        reread=source.rows,
+        flipped=source.root is not None and (source.root / FLIPS).is_file(),
     )
 
 

@@ -24,10 +24,12 @@ from noisescope.datasets.readers import READERS, Row, check_suffix, read_file, s
 from noisescope.errors import DataError
 from noisescope.storage.workspace import Resolved, Workspace, resolve
 
+#: What `noisescope flip` writes beside a flipped copy.
+FLIPS = "flips.parquet"
 #: Files beside a dataset that state something about it and hold no preferences.
 SIDECARS = (
     "truth.parquet",
-    "flips.parquet",
+    FLIPS,
     "annotators.parquet",
     "weights.parquet",
     "decisions.parquet",

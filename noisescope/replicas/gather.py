@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from noisescope.models.latents import Encodings
     from noisescope.replicas.config import DiffusionLoraConfig, LoraConfig
+    from noisescope.replicas.sources import Source, Table
 
 
 #: Kinds of replicas: log-linear, LoRA, external LoRA adapters.
@@ -50,7 +51,8 @@ class EvidenceConfig:
     held out whole is prompts, or single pairs with `pool`, unless `folds_by` names it. `lora` holds
     the settings of kind "lora" that differ from their defaults, by field of `LoraConfig` (text)
     or `DiffusionLoraConfig` (images). `adapters` are directories of kind "adapters", one replica
-    each; `held_out` is the caller's word that none of them trained on these pairs. Raises
+    each; `held_out` is the caller's word that none of them trained on these pairs. `sources` are
+    evidence from outside for kind "head", as typed after --evidence, or `sources.Table`s. Raises
     UsageError.
     """
 
@@ -64,6 +66,7 @@ class EvidenceConfig:
     lora: Mapping[str, Any] = field(default_factory=dict)
     adapters: tuple[Path, ...] = ()
     held_out: bool = False
+    sources: tuple[str | Source | Table, ...] = ()
 
     def __post_init__(self) -> None:
         faults = [
@@ -87,6 +90,10 @@ class EvidenceConfig:
                     bool(self.adapters) != (self.kind == "adapters"),
                     "--from-adapters and --kind adapters need each other",
                 ),
+                (
+                    bool(self.sources) and self.kind != "head",
+                    "--evidence needs --kind head, whose features it joins",
+                ),
             )
             if wrong
         ]
@@ -107,6 +114,10 @@ class EvidenceConfig:
             )
         if self.kind == "lora":
             lora_config(self, modality)
+        if self.sources:
+            from noisescope.replicas.sources import check_modality, parsed
+
+            check_modality(parsed(self.sources), modality)
 
     def settings(self, modality: Modality) -> dict[str, Any]:
         """All settings that determine a margin, and no others."""
@@ -359,6 +370,8 @@ class HeadWork(Responses):
         from noisescope.replicas.groups import held_out_groups
         from noisescope.replicas.head import HeadConfig, fit_heads
         from noisescope.replicas.second_fits import second_fits
+        from noisescope.replicas.source_fits import MODEL, Evidence, what_each_added
+        from noisescope.replicas.sources import read_outside
         from noisescope.scoring.margins import write_margins
         from noisescope.scoring.triads import count_triads
 
@@ -366,6 +379,7 @@ class HeadWork(Responses):
         items, chosen, rejected = distinct_items(table)
         began = time.perf_counter()
         features = cached_features(items, cache_directory(self.run), self.plan.model_fingerprint)
+        outside = read_outside(self.run, cache_directory(self.run), settings, table, items)
         config = HeadConfig(
             replicas=settings["replicas"],
             folds=settings["folds"],
@@ -379,7 +393,17 @@ class HeadWork(Responses):
             reporter.note(groups.remark)
         reporter.note(f"fitting {config.replicas} replicas x {config.folds} folds")
         keys = fold_keys(table)
-        fit = fit_heads(features, chosen, rejected, keys, config, held_out=groups.keys)
+        groups_of = {MODEL: tuple(features), **outside.groups}
+        features |= outside.features
+        fit = fit_heads(
+            features,
+            chosen,
+            rejected,
+            keys,
+            config,
+            numbers=outside.numbers,
+            held_out=groups.keys,
+        )
         write_margins(
             self.run.margins_directory / "part-0.parquet",
             table.column("pair_id"),
@@ -388,7 +412,14 @@ class HeadWork(Responses):
             held_out=np.ones(fit.margins.shape, bool),
         )
         sides = (chosen, rejected)
-        others = second_fits(table, features, sides, folds_by, config, fit, self.run.pairs_path)
+        others = second_fits(
+            table, features, sides, folds_by, config, fit, self.run.pairs_path, outside.numbers
+        )
+        reports = []
+        if outside.groups:
+            reporter.note(f"fitting with and without each of {len(groups_of)} sources")
+            whole = Evidence(features, outside.numbers, sides, keys, groups.keys, config)
+            reports = what_each_added(whole, groups_of)
         watch.time("replicas", began)
         return {
             "pooled": fit.pooled,
@@ -397,6 +428,7 @@ class HeadWork(Responses):
             "held_out_remark": groups.remark,
             "contrasts": [contrast.to_json() for contrast in others],
             "triads": vars(count_triads(chosen, rejected)),
+            **({"sources": [report.to_json() for report in reports]} if reports else {}),
         }
 
 

@@ -23,7 +23,15 @@ from noisescope.errors import NoisescopeError
 from noisescope.pairs import hashed
 from noisescope.replicas.chance import FOLDS, sign_flip_test
 from noisescope.replicas.cross_fit import Folds, assign
-from noisescope.replicas.prior import Candidate, Int, Problem, pose, search, unit_scale
+from noisescope.replicas.prior import (
+    Candidate,
+    Int,
+    Problem,
+    pose,
+    search,
+    unit_pair_scale,
+    unit_scale,
+)
 from noisescope.replicas.solver import Float, solve
 from noisescope.training.batch_order import bootstrap_weight
 
@@ -89,6 +97,7 @@ def fit_heads(
     fold_key: NDArray[np.uint64],
     config: HeadConfig,
     *,
+    numbers: Mapping[str, Float] | None = None,
     held_out: NDArray[np.uint64] | None = None,
     start: Mapping[str, float] | None = None,
     progress: Progress | None = None,
@@ -97,7 +106,8 @@ def fit_heads(
 
     `features`: group -> [R, D_g], one row per distinct (prompt, response); empty for the identity
     control. `chosen`, `rejected` [N]: rows of the sides. `fold_key` [N] uint64: content hash
-    of the pair, symmetric in the sides; equal keys share their bootstrap weight. `held_out`:
+    of the pair, symmetric in the sides; equal keys share their bootstrap weight. `numbers`:
+    group -> [N, E_g] of the pairs, antisymmetric in the sides, 0 if unknown. `held_out`:
     keys that are held out whole, [N] of pairs or [N, 2] of their sides (see `cross_fit.assign`);
     `fold_key` if None. Abilities count only across these keys. Deterministic, independent of
     row order to float32 rounding; swapping the sides negates a pair's margins. `start`: the
@@ -105,17 +115,20 @@ def fit_heads(
     Raises NoisescopeError on shapes, row numbers or values that cannot be fitted.
     """
     chosen, rejected = np.asarray(chosen, np.int64), np.asarray(rejected, np.int64)
-    responses = checked(features, chosen, rejected, fold_key)
+    numbers = numbers or {}
+    responses = checked(features, chosen, rejected, fold_key, numbers)
     scales = {name: unit_scale(x, chosen, rejected) for name, x in features.items()}
     rows = {name: np.asarray(x, np.float32) * scales[name] for name, x in features.items()}
+    pairs = {name: np.asarray(x, np.float32) * unit_pair_scale(x) for name, x in numbers.items()}
     keys = fold_key if held_out is None else held_out
     recurring = np.zeros(responses, np.bool_)
     if config.identity and keys.ndim == 1:
         recurring = recurring_responses(chosen, rejected, keys, responses)
-    if not rows and not recurring.any():
+    if not rows and not pairs and not recurring.any():
         raise NoisescopeError("no features, and no response recurs: there is nothing to fit")
     sample = searched(fold_key, config)
-    posed = pose(rows, chosen[sample], rejected[sample], recurring)
+    drawn = {name: x[sample] for name, x in pairs.items()}
+    posed = pose(rows, chosen[sample], rejected[sample], recurring, drawn)
     chance = None
     if config.test_chance:
         groups = keys if keys.ndim == 1 else fold_key
@@ -128,7 +141,7 @@ def fit_heads(
         origin=start,
         progress=progress,
     )
-    problem = pose(rows, chosen, rejected, recurring)
+    problem = pose(rows, chosen, rejected, recurring, pairs)
     variance = candidates[0].variance
     margins, theta = cross_fit(problem, variance, fold_key, keys, config, progress)
     return HeadFit(
@@ -214,7 +227,11 @@ def searched(fold_key: NDArray[np.uint64], config: HeadConfig) -> NDArray[np.boo
 
 
 def checked(
-    features: Mapping[str, Float], chosen: Int, rejected: Int, fold_key: NDArray[np.uint64]
+    features: Mapping[str, Float],
+    chosen: Int,
+    rejected: Int,
+    fold_key: NDArray[np.uint64],
+    numbers: Mapping[str, Float],
 ) -> int:
     """R, after collecting everything that cannot be fitted."""
     problems = []
@@ -229,7 +246,12 @@ def checked(
     sizes = {name: len(x) for name, x in features.items()}
     if len(set(sizes.values())) > 1 or any(size < top for size in sizes.values()):
         problems.append(f"every group needs one row per response ({top} named), got {sizes}")
-    bad = [name for name, x in features.items() if not np.isfinite(x).all()]
+    lengths = {name: x.shape for name, x in numbers.items() if len(x) != len(chosen) or x.ndim != 2}
+    if lengths:
+        problems.append(f"numbers of pairs need {len(chosen)} rows, got {lengths}")
+    if both := set(features) & set(numbers):
+        problems.append(f"groups of responses and of pairs share a name: {', '.join(both)}")
+    bad = [name for name, x in {**features, **numbers}.items() if not np.isfinite(x).all()]
     if bad:
         problems.append(f"features are not finite in: {', '.join(bad)}")
     if problems:

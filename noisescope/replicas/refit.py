@@ -52,6 +52,7 @@ def refitter(run: Run, table: pa.Table) -> Refit:
     from noisescope.models.features import cached_features
     from noisescope.replicas.groups import held_out_groups
     from noisescope.replicas.head import HeadConfig, fit_heads
+    from noisescope.replicas.sources import read_outside
 
     plan = run.plan()
     evidence = plan["evidence"]
@@ -62,6 +63,8 @@ def refitter(run: Run, table: pa.Table) -> Refit:
         )
     items, chosen, rejected = distinct_items(table)
     features = cached_features(items, cache_directory(run), plan["model_fingerprint"])
+    outside = read_outside(run, cache_directory(run), evidence, table, items)
+    features |= outside.features
     config = HeadConfig(
         replicas=evidence["replicas"],
         folds=evidence["folds"],
@@ -73,7 +76,16 @@ def refitter(run: Run, table: pa.Table) -> Refit:
 
     def refit(flipped: Bool, start: Mapping[str, float] | None) -> Refitted:
         one, other = np.where(flipped, rejected, chosen), np.where(flipped, chosen, rejected)
-        fit = fit_heads(features, one, other, keys, config, held_out=held_out, start=start)
+        fit = fit_heads(
+            features,
+            one,
+            other,
+            keys,
+            config,
+            numbers=outside.reversed(flipped),
+            held_out=held_out,
+            start=start,
+        )
         margins = RunMargins(
             list(range(len(fit.margins))),
             [1],

@@ -41,6 +41,7 @@ def second_fits(
     config: HeadConfig,
     fit: HeadFit,
     pairs: Path,
+    numbers: Mapping[str, Float] | None = None,
 ) -> list[Contrast]:
     """Accuracy and flip rate of the cross-fits that `fit` is not; `pairs` is the pairs.parquet."""
     own = POOLED if config.identity and folds_by == "pair" else HELD_OUT
@@ -58,7 +59,15 @@ def second_fits(
         )
         if identity:
             start[IDENTITY] = fit.variance.get(IDENTITY, ABILITY)
-        other = fit_heads(features, *sides, pair_keys(table), settings, held_out=keys, start=start)
+        other = fit_heads(
+            features,
+            *sides,
+            pair_keys(table),
+            settings,
+            numbers=numbers,
+            held_out=keys,
+            start=start,
+        )
         facts = facts or read_facts(pairs, "image")
         found.append(measure(name, other.margins.mean(axis=0, dtype=np.float64), facts))
     return found

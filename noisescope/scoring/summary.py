@@ -37,6 +37,7 @@ from noisescope.scoring.metrics import (
 )
 from noisescope.scoring.noise_models import Noise, NoiseModel
 from noisescope.scoring.pair_facts import PairFacts
+from noisescope.scoring.sources import SourceReport, source_notes
 from noisescope.scoring.triads import Triads
 from noisescope.storage.run import Run
 
@@ -74,7 +75,7 @@ class Summary:
     its interval that of the single flip rate and of the ranks together; `chance`: the replicas do
     no better than a coin, so the scores carry no verdict (`chance_p`: p value of the sign-flip
     test, None where the replicas were not fitted by us). `contrasts` are other cross-fits of the
-    same labels.
+    same labels, `sources` what each source of evidence added, if there were any beside the model.
     """
 
     run: str
@@ -93,6 +94,7 @@ class Summary:
     noise: tuple[NoiseModel, ...] = ()
     contrasts: tuple[Contrast, ...] = ()
     triads: Triads | None = None
+    sources: tuple[SourceReport, ...] = ()
     suspects: tuple[Suspect, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -116,6 +118,7 @@ class Summary:
             "noise_models": [model.to_json() for model in self.noise],
             "contrasts": [contrast.to_json() for contrast in self.contrasts],
             "triads": self.triads and vars(self.triads),
+            "sources": [source.to_json() for source in self.sources],
             "histogram": {"edges": TENTHS.round(1).tolist(), "counts": list(self.histogram)},
             "suspects": [vars(suspect) for suspect in self.suspects],
             "notes": list(self.notes),
@@ -179,6 +182,8 @@ def summarise(
             held_out, pooled = (own, other) if other.name == POOLED else (other, own)
             notes.append(explain(held_out, pooled, triads))
             rate = widened(rate, other)
+    sources = tuple(map(SourceReport.of, training.get("sources", ())))
+    notes += source_notes(sources)
     chance_p = training.get("chance_p")
     chance = _at_chance(run, margins, facts, chance_p)
     low, high = rate.low, max(1 - accuracy.low, rate.low)
@@ -199,6 +204,7 @@ def summarise(
         noise=noise.models,
         contrasts=others,
         triads=triads,
+        sources=sources,
         suspects=_suspects(run, suspects) if suspects else (),
         notes=tuple([*_notes(accuracy, rate, noise, totals, chance), *notes]),
     )

@@ -1,0 +1,107 @@
+"""Fit the labels with each source of evidence alone, and without it.
+
+    reports = what_each_added(Evidence(...), {"model": ("middle_mean", ...), "file:m": (...)})
+
+All numbers are of held-out margins, with the folds of the audit's own fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_expit
+
+from noisescope.replicas.head import HeadConfig, fit_heads
+from noisescope.replicas.prior import Int
+from noisescope.replicas.solver import Float
+from noisescope.scoring.contrasts import agreement
+from noisescope.scoring.sources import SourceReport
+
+#: Name of the audited model among the sources.
+MODEL = "model"
+#: A comparison needs no ranking: few replicas and a short search do.
+REPLICAS = 2
+STEPS = 10
+
+
+@final
+@dataclass(frozen=True)
+class Evidence:
+    """All evidence of an audit, and how replicas are fitted to a part of it."""
+
+    features: Mapping[str, Float]
+    numbers: Mapping[str, Float]
+    sides: tuple[Int, Int]
+    fold_key: NDArray[np.uint64]
+    held_out: NDArray[np.uint64]
+    config: HeadConfig
+
+    def margins(self, groups: Collection[str]) -> NDArray[np.float64]:
+        """Mean held-out margins [N] of replicas that have only these groups."""
+        features = {name: x for name, x in self.features.items() if name in groups}
+        numbers = {name: x for name, x in self.numbers.items() if name in groups}
+        settings = replace(
+            self.config,
+            replicas=min(REPLICAS, self.config.replicas),
+            identity=False,
+            search_steps=STEPS,
+            test_chance=False,
+        )
+        fit = fit_heads(
+            features,
+            *self.sides,
+            self.fold_key,
+            settings,
+            numbers=numbers,
+            held_out=self.held_out,
+        )
+        out: NDArray[np.float64] = fit.margins.mean(axis=0, dtype=np.float64)
+        return out
+
+
+def what_each_added(
+    evidence: Evidence, groups: Mapping[str, tuple[str, ...]]
+) -> list[SourceReport]:
+    """A report for each source; `groups` has the names of its groups."""
+    found: dict[frozenset[str], NDArray[np.float64]] = {}
+
+    def margins(sources: Collection[str]) -> NDArray[np.float64]:
+        key = frozenset(sources)
+        if key not in found:
+            found[key] = evidence.margins({name for source in key for name in groups[source]})
+        return found[key]
+
+    everything = margins(groups)
+    reports = []
+    for source in groups:
+        alone = margins([source])
+        others = [other for other in groups if other != source]
+        rest = margins(others) if others else np.zeros_like(alone)
+        judged = (alone != 0) & (rest != 0)
+        differs = np.sign(alone[judged]) != np.sign(rest[judged])
+        reports.append(
+            SourceReport(
+                source=source,
+                accuracy_alone=_accuracy(alone),
+                nats_alone=_nats(alone) - _nats(np.zeros_like(alone)),
+                accuracy_added=_accuracy(everything) - _accuracy(rest),
+                nats_added=_nats(everything) - _nats(rest),
+                disagreement=float(differs.mean()) if judged.any() else None,
+                inside=source == MODEL,
+            )
+        )
+    return reports
+
+
+def _accuracy(margins: NDArray[np.float64]) -> float:
+    """Share of labels that agree with their held-out margin; a margin of 0 counts half."""
+    return float(agreement(margins).mean())
+
+
+def _nats(margins: NDArray[np.float64]) -> float:
+    """Mean log likelihood of the labels, nats a pair."""
+    return float(log_expit(margins).mean())

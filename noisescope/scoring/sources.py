@@ -1,0 +1,58 @@
+"""What each source of evidence added to an audit: one row of a table, and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+#: Agreement with the labels from which on a source is probably where they come from.
+CIRCULAR = 0.97
+#: Nats a pair below which a source has added nothing worth its cost.
+NOTHING = 0.0005
+
+
+@final
+@dataclass(frozen=True)
+class SourceReport:
+    """A source's held-out worth: alone, and added last to all the others.
+
+    Accuracies are shares of pairs, `nats` are gains of the mean log likelihood a pair: over a coin
+    (`nats_alone`), and over the fit without the source (`nats_added`). `disagreement` is the share
+    of pairs on whose better side the source and the others differ; None without others.
+    `inside` is true for the audited model itself.
+    """
+
+    source: str
+    accuracy_alone: float
+    nats_alone: float
+    accuracy_added: float
+    nats_added: float
+    disagreement: float | None
+    inside: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object of the manifest and the summary."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> SourceReport:
+        """The report of a JSON object. Raises TypeError."""
+        return cls(**content)
+
+
+def source_notes(reports: Sequence[SourceReport]) -> list[str]:
+    """What a reader must know of the sources: those that look like the origin of the labels."""
+    notes = [
+        f"{one.source} agrees with {one.accuracy_alone:.1%} of the labels: it looks like their "
+        "origin. An audit by the labeller is circular: it confirms the labeller's errors. Leave "
+        "it out unless it is independent of the labels."
+        for one in reports
+        if not one.inside and one.accuracy_alone >= CIRCULAR
+    ]
+    useless = [one.source for one in reports if not one.inside and one.nats_added < NOTHING]
+    if useless:
+        notes.append(
+            f"{', '.join(useless)} added nothing to what the other evidence knows of the labels."
+        )
+    return notes

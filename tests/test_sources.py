@@ -1,0 +1,359 @@
+"""Evidence from outside: numbers of pairs, columns, models, and what each of them added."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.tiny_judges import tiny_reward_model
+from helpers.tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer
+from scipy.special import expit
+
+import noisescope
+from noisescope.cli import run
+from noisescope.datasets import load
+from noisescope.datasets.in_memory import load_table
+from noisescope.errors import DataError, NoisescopeError, RunError, UsageError
+from noisescope.pairs import hashed
+from noisescope.replicas.head import HeadConfig, fit_heads
+from noisescope.replicas.refit import refitter
+from noisescope.replicas.sources import (
+    Source,
+    Table,
+    check_numbers,
+    numbers_fingerprint,
+    parsed,
+    read_outside,
+    table_numbers,
+)
+
+CONFIG = HeadConfig(replicas=2, folds=4, search_steps=10)
+
+
+def labelled(pairs: int = 400, seed: int = 0) -> tuple[Any, ...]:
+    """Features, sides, fold keys, and a judge's log odds, of labels drawn from both."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(2 * pairs, 3)).astype(np.float32)
+    first, second = np.arange(pairs), np.arange(pairs, 2 * pairs)
+    judge = rng.normal(size=pairs)
+    odds = 1.5 * (x[first, 0] - x[second, 0]) + 1.5 * judge
+    better = rng.random(pairs) < expit(odds)
+    chosen, rejected = np.where(better, first, second), np.where(better, second, first)
+    key = hashed(first.astype(np.uint64), 3)
+    return x, chosen, rejected, key, np.where(better, judge, -judge)[:, None].astype(np.float32)
+
+
+# --- numbers of pairs in the fit ---------------------------------------------------------------
+
+
+def test_a_number_of_a_pair_is_a_feature_of_its_chosen_side() -> None:
+    x, chosen, rejected, key, judge = labelled()
+    column = np.zeros((len(x), 1), np.float32)
+    column[chosen] = judge
+    as_feature = fit_heads({"x": x, "judge": column}, chosen, rejected, key, CONFIG)
+    as_number = fit_heads({"x": x}, chosen, rejected, key, CONFIG, numbers={"judge": judge})
+    assert np.abs(as_feature.margins - as_number.margins).max() < 0.05
+    assert as_number.variance.keys() == as_feature.variance.keys()
+
+
+@pytest.mark.parametrize("responses", ["few", "many"])
+def test_exchanging_the_sides_negates_the_margins(responses: str) -> None:
+    x, chosen, rejected, key, judge = labelled(200)
+    if responses == "few":  # fewer responses than pairs: another form of the problem
+        chosen, rejected = chosen % 40, 40 + rejected % 40
+        x = x[:80]
+    one = fit_heads({"x": x}, chosen, rejected, key, CONFIG, numbers={"judge": judge})
+    other = fit_heads({"x": -x}, chosen, rejected, key, CONFIG, numbers={"judge": -judge})
+    assert np.abs(one.margins + other.margins).max() > 0.1  # labels did not turn with them
+    turned = fit_heads({"x": x}, rejected, chosen, key, CONFIG, numbers={"judge": -judge})
+    again = fit_heads({"x": -x}, chosen, rejected, key, CONFIG, numbers={"judge": -judge})
+    assert np.abs(turned.margins - again.margins).max() < 1e-3
+
+
+def test_a_source_without_knowledge_gets_no_weight_and_a_good_one_gets_some() -> None:
+    x, chosen, rejected, key, judge = labelled(800)
+    noise = np.random.default_rng(9).normal(size=judge.shape).astype(np.float32)
+    plain = fit_heads({"x": x}, chosen, rejected, key, CONFIG)
+    random = fit_heads({"x": x}, chosen, rejected, key, CONFIG, numbers={"noise": noise})
+    helped = fit_heads({"x": x}, chosen, rejected, key, CONFIG, numbers={"judge": judge})
+    assert abs(random.log_likelihood - plain.log_likelihood) < 0.002
+    assert helped.log_likelihood > plain.log_likelihood + 0.05
+    moved = np.abs(random.margins - plain.margins).mean()
+    assert moved < 0.1 < np.abs(helped.margins - plain.margins).mean()
+
+
+def test_a_reversed_source_is_read_the_other_way() -> None:
+    x, chosen, rejected, key, judge = labelled(800)
+    one = fit_heads({"x": x}, chosen, rejected, key, CONFIG, numbers={"judge": judge})
+    other = fit_heads({"x": x}, chosen, rejected, key, CONFIG, numbers={"judge": -judge})
+    assert np.abs(one.margins - other.margins).max() < 1e-3
+
+
+def test_numbers_of_another_length_are_refused() -> None:
+    x, chosen, rejected, key, judge = labelled(100)
+    with pytest.raises(NoisescopeError, match="numbers of pairs need 100 rows"):
+        fit_heads({"x": x}, chosen, rejected, key, CONFIG, numbers={"judge": judge[:50]})
+
+
+# --- files and tables --------------------------------------------------------------------------
+
+PAIRS = pa.table(
+    {
+        "pair_id": ["a", "b", "c"],
+        "chosen": ["yes a", "yes b", "yes c"],
+        "rejected": ["no a", "no b", "no c"],
+    }
+)
+
+
+def test_a_table_is_aligned_by_pair_id() -> None:
+    found = pa.table({"pair_id": ["c", "a", "x"], "judge": [1.5, -2.0, 9.0], "note": ["", "", ""]})
+    numbers = table_numbers("t", found, "", PAIRS)
+    assert list(numbers) == ["judge"]
+    np.testing.assert_array_equal(numbers["judge"], [-2.0, np.nan, 1.5])
+    assert check_numbers(Source("file", "t"), numbers) == "file:t has numbers of 66.7% of the pairs"
+
+
+def test_a_chosen_column_orients_the_numbers() -> None:
+    found = pa.table({"pair_id": ["a", "b"], "chosen": ["yes a", "no b"], "judge": [1.0, 2.0]})
+    numbers = table_numbers("t", found, "judge", PAIRS)
+    np.testing.assert_array_equal(numbers["judge"], [1.0, -2.0, np.nan])
+    other = found.set_column(1, "chosen", [["yes a", "maybe"]])
+    with pytest.raises(DataError, match="chosen of pair b is neither side"):
+        table_numbers("t", other, "judge", PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("columns", "found", "message"),
+    [
+        ("", {"judge": [1.0]}, "no column pair_id"),
+        ("", {"pair_id": ["a"], "note": ["x"]}, "no column of numbers"),
+        ("rank", {"pair_id": ["a"], "judge": [1.0]}, "has no numbers in rank"),
+        ("", {"pair_id": ["a", "a"], "judge": [1.0, 2.0]}, "occur more than once"),
+        ("", {"pair_id": ["x"], "judge": [1.0]}, "has none of the 3 pairs"),
+    ],
+)
+def test_a_table_that_cannot_be_evidence_is_refused(
+    columns: str, found: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        table_numbers("t", pa.table(found), columns, PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0, 2.0, 0.0], "never negative, so it does not judge"),
+        ([-1.0, -2.0, np.nan], "never positive"),
+        ([0.0, np.nan, 0.0], "empty or 0 for every pair"),
+        ([1.0, -np.inf, 0.0], "infinite for 1 pairs"),
+    ],
+)
+def test_numbers_that_do_not_judge_are_refused(values: list[float], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_numbers(Source("column", "strength"), {"strength": np.array(values)})
+
+
+@pytest.mark.parametrize("text", ["reward:", "reward", "oracle:x", ""])
+def test_a_source_of_no_known_kind_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--evidence"):
+        Source.parse(text)
+
+
+def test_a_source_counts_once() -> None:
+    with pytest.raises(UsageError, match="more than once"):
+        parsed(["file:a.csv", "column:x", "file:a.csv"])
+
+
+# --- columns of the dataset --------------------------------------------------------------------
+
+
+def rows(count: int = 24) -> list[dict[str, Any]]:
+    """Pairs of a first and a second side with a label, and the scores of another rater."""
+    return [
+        {
+            "prompt": f"Question {n}?",
+            "response_a": f"Yes, {n} loaves",
+            "response_b": "no" * (n % 5 + 1),
+            "preference": "a" if n % 3 else "b",
+            "other_a": float(n % 7),
+            "other_b": float(n % 4),
+        }
+        for n in range(count)
+    ]
+
+
+def test_two_columns_are_numbers_of_the_first_and_second_side() -> None:
+    from noisescope.datasets.numbers import read_numbers
+
+    dataset = load_table(pd.DataFrame(rows()))
+    found = read_numbers(dataset, ("other_a", "other_b"))
+    expected = [(n % 7 - n % 4) * (1 if n % 3 else -1) for n in range(24)]
+    np.testing.assert_array_equal(found, expected)
+    swapped = read_numbers(dataset, ("other_b", "other_a"))
+    np.testing.assert_array_equal(swapped, -found)
+
+
+def test_one_column_is_a_number_of_chosen_against_rejected(tmp_path: Path) -> None:
+    from noisescope.datasets.numbers import read_numbers
+
+    path = tmp_path / "pairs.csv"
+    with path.open("w", newline="") as stream:
+        out = csv.writer(stream)
+        out.writerow(["prompt", "chosen", "rejected", "judge"])
+        for n in range(12):
+            out.writerow([f"Why {n}?", f"yes {n}", f"no {n}", "" if n == 3 else n - 5.5])
+    found = read_numbers(load(path), ("judge",))
+    np.testing.assert_array_equal(found, [np.nan if n == 3 else n - 5.5 for n in range(12)])
+    with pytest.raises(DataError, match="has no column jugde"):
+        read_numbers(load(path), ("jugde",))
+    with pytest.raises(DataError, match=r"pairs.csv:0: "):
+        read_numbers(load(path), ("chosen",))
+
+
+def test_a_flipped_copy_keeps_numbers_of_the_old_sides(tmp_path: Path) -> None:
+    from noisescope.datasets.numbers import read_numbers
+
+    source = tmp_path / "pairs.jsonl"
+    pairs = pd.DataFrame(
+        {
+            "prompt": [f"Why {n}?" for n in range(20)],
+            "chosen": [f"yes {n}" for n in range(20)],
+            "rejected": [f"no {n}" for n in range(20)],
+            "judge": [float(n - 9) for n in range(20)],
+        }
+    )
+    pairs.to_json(source, orient="records", lines=True)
+    assert run(["flip", str(source), "--rate", "0.3", "--out", str(tmp_path / "copy")]) == 0
+    with pytest.raises(UsageError, match="is a flipped copy"):
+        read_numbers(load(tmp_path / "copy"), ("judge",))
+
+
+# --- whole audits ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("model"), tiny_llama(), tiny_tokenizer(None))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a reward model, a second language model and numbers of the pairs."""
+    folder = tmp_path_factory.mktemp("sources")
+    tiny_reward_model(folder / "reward")
+    save(folder / "gpt2", tiny_gpt2(), tiny_tokenizer(None))
+    return folder
+
+
+def audited(model: Path, runs: Path, *sources: str | Table) -> noisescope.Audited:
+    config = noisescope.EvidenceConfig(replicas=2, folds=2, sources=tuple(sources))
+    return noisescope.audit(
+        pd.DataFrame(rows(60)), model, evidence=config, runs_directory=runs, name="frame"
+    )
+
+
+def test_a_run_reports_what_each_source_added(model: Path, place: Path) -> None:
+    runs = place / "runs"
+    plain = audited(model, runs)
+    assert "sources" not in plain.run.plan()["evidence"]
+    assert plain.summary.sources == ()
+    ids = plain.pairs["pair_id"].to_pylist()
+    judge = pd.DataFrame({"pair_id": ids, "judge": [1.0 if n % 5 else -1.0 for n in range(60)]})
+    names = [f"reward:{place / 'reward'}", f"lm:{place / 'gpt2'}", "column:other_a,other_b"]
+    found = audited(model, runs, *names, Table("judge", judge))
+    assert found.run.directory != plain.run.directory
+    sources = [one.source for one in found.summary.sources]
+    assert sources == ["model", *names, "table:judge"]
+    told = {one.source: one for one in found.summary.sources}
+    assert told["table:judge"].accuracy_alone == pytest.approx(0.8)
+    assert told["table:judge"].nats_added > 0
+    assert 0 <= told["model"].disagreement <= 1
+    assert found.summary.to_json()["sources"][4]["source"] == "table:judge"
+
+
+def test_the_order_of_sides_does_not_matter_to_a_refit(model: Path, place: Path) -> None:
+    runs = place / "refit"
+    ids = audited(model, runs).pairs["pair_id"].to_pylist()
+    rng = np.random.default_rng(1)
+    judge = pd.DataFrame({"pair_id": ids, "judge": rng.normal(size=60) + 1})
+    made = audited(model, runs, Table("judge", judge)).run
+    refit = refitter(made, pq.read_table(made.pairs_path))
+    none, every = (refit(np.full(60, value), None).margins for value in (False, True))
+    mean = [np.mean([m for _, m, _ in found.blocks()], axis=(0, 1)) for found in (none, every)]
+    assert np.abs(mean[0] - mean[1]).max() < 1e-3  # all labels turned: the same problem
+
+
+def test_cached_sources_are_shared_between_runs(model: Path, place: Path) -> None:
+    runs = place / "shared"
+    source = f"reward:{place / 'reward'}"
+    first = audited(model, runs, source)
+    parts = {
+        path: path.stat().st_mtime_ns for path in (runs / ".cache" / "features").rglob("*.safe*")
+    }
+    assert len({path.parent for path in parts}) == 2  # of the model and of the reward model
+    second = audited(model, runs, source, "column:other_a,other_b")
+    assert second.run.directory != first.run.directory
+    assert parts == {
+        path: path.stat().st_mtime_ns for path in (runs / ".cache" / "features").rglob("*.safe*")
+    }
+
+
+def test_the_origin_of_the_labels_is_named(model: Path, place: Path) -> None:
+    runs = place / "circular"
+    ids = audited(model, runs).pairs["pair_id"].to_pylist()
+    judge = pd.DataFrame({"pair_id": ids, "judge": [2.0] * 59 + [-2.0]})
+    found = audited(model, runs, Table("labeller", judge))
+    (note,) = [note for note in found.summary.notes if "circular" in note]
+    assert note.startswith("table:labeller agrees with 98.3% of the labels")
+
+
+def test_damaged_numbers_are_found(model: Path, place: Path) -> None:
+    runs = place / "damaged"
+    found = audited(model, runs, "column:other_a,other_b")
+    (path,) = (found.run.directory / "evidence").glob("*.parquet")
+    pq.write_table(pq.read_table(path).slice(0, 30), path)
+    evidence = found.run.plan()["evidence"]
+    with pytest.raises(RunError, match="missing or damaged"):
+        read_outside(found.run, runs / ".cache" / "features", evidence, found.pairs, [])
+    audited(model, runs, "column:other_a,other_b")
+    outside = read_outside(found.run, runs / ".cache" / "features", evidence, found.pairs, [])
+    assert outside.numbers["column:other_a,other_b"].shape == (60, 1)
+
+
+def test_the_audited_model_is_no_second_source(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is the audited model itself"):
+        audited(model, tmp_path, f"lm:{model}")
+
+
+def test_fingerprints_cover_every_number() -> None:
+    ids, one = ["a", "b"], np.array([1.0, -1.0])
+    base = numbers_fingerprint(ids, {"x": one})
+    assert base != numbers_fingerprint(ids, {"y": one})
+    assert base != numbers_fingerprint(ids[::-1], {"x": one})
+    assert base != numbers_fingerprint(ids, {"x": one + 1e-12})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--evidence", "oracle:x"], "--evidence oracle:x: is of no known kind"),
+        (["--evidence", "column:x", "--kind", "lora"], "--evidence cannot be used with"),
+        (["--evidence", "column:x", "--shard", "1/2"], "--evidence needs all responses"),
+        (["--evidence", "file:nowhere.parquet"], "nowhere.parquet"),
+    ],
+)
+def test_the_command_refuses_what_cannot_work(
+    options: list[str], message: str, model: Path, tmp_path: Path, capsys: Any
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    pd.DataFrame(rows()).to_json(data, orient="records", lines=True)
+    line = ["score", str(data), "--model", str(model), "--runs-dir", str(tmp_path / "runs")]
+    assert run([*line, *options]) == 2
+    assert message in capsys.readouterr().err
