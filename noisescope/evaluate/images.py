@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import ModelError, first_line
 from noisescope.evaluate.comparison import Output, Prompt
-from noisescope.evaluate.models import LORA_WEIGHTS, ModelSpec
+from noisescope.evaluate.models import ModelSpec
 from noisescope.evaluate.text import noise_seed
+from noisescope.models.checkpoint import UNET_LORA_WEIGHTS
 
 if TYPE_CHECKING:
     from noisescope.evaluate.generate import GenerationSettings
@@ -173,7 +174,7 @@ def _apply(pipeline: Any, spec: ModelSpec) -> None:
         if spec.kind == "lora":
             with _silent():  # it warns that the LoRA has no text encoder weights
                 pipeline.load_lora_weights(
-                    str(spec.adapter), weight_name=LORA_WEIGHTS, use_safetensors=True
+                    str(spec.adapter), weight_name=UNET_LORA_WEIGHTS, use_safetensors=True
                 )
             return
         unet = pipeline.unet

@@ -17,15 +17,20 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from noisescope.errors import ModelError, RunError, UsageError, first_line
+from noisescope.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNET_LORA_WEIGHTS
 from noisescope.pairs import Modality, digest
 from noisescope.storage.checksums import require_written
 
 Kind = Literal["model", "adapter", "pipeline", "lora", "unet"]
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 #: Files downloaded from a Hub repository to find its kind, and the weights of an adapter.
-SMALL_FILES = ("model_index.json", "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA_WEIGHTS)
+SMALL_FILES = (
+    "model_index.json",
+    "config.json",
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    UNET_LORA_WEIGHTS,
+)
 MODALITY: dict[Kind, Modality] = {
     "model": "text",
     "adapter": "text",
@@ -86,7 +91,7 @@ def find_model(name: str, *, base: str | None = None, root: Path | None = None) 
     chosen = base or _base(name, directory, kind, plan)
     if root is not None and not Path(chosen).exists() and (root / chosen).exists():
         chosen = str(root / chosen)
-    weights = {"adapter": ADAPTER_WEIGHTS, "lora": LORA_WEIGHTS}.get(kind)
+    weights = {"adapter": ADAPTER_WEIGHTS, "lora": UNET_LORA_WEIGHTS}.get(kind)
     if weights and not (directory / weights).is_file():
         raise ModelError(
             f"{name} has no {weights}; pickled weights are refused",
@@ -112,7 +117,7 @@ def _kind(name: str, directory: Path) -> Kind:
     files: tuple[tuple[str, Kind], ...] = (
         ("model_index.json", "pipeline"),
         (ADAPTER_CONFIG, "adapter"),
-        (LORA_WEIGHTS, "lora"),
+        (UNET_LORA_WEIGHTS, "lora"),
         ("unet/config.json", "unet"),
         ("config.json", "model"),
     )
@@ -170,7 +175,7 @@ def _whole(kind: Kind, name: str) -> str:
 
 def _content(directory: Path, kind: Kind) -> str:
     """Hash the files that are applied to a base model."""
-    names = {"adapter": (ADAPTER_CONFIG, ADAPTER_WEIGHTS), "lora": (LORA_WEIGHTS,)}.get(kind)
+    names = {"adapter": (ADAPTER_CONFIG, ADAPTER_WEIGHTS), "lora": (UNET_LORA_WEIGHTS,)}.get(kind)
     files = [directory / n for n in names] if names else sorted((directory / "unet").iterdir())
     sha = hashlib.sha256()
     for file in files:

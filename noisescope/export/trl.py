@@ -23,14 +23,13 @@ from noisescope.export.clean import count
 from noisescope.export.removal import DROP, FLIP, Actions, CleanPolicy, decide
 from noisescope.export.run_scores import RunScores
 from noisescope.export.weights import facts_of, metadata_of, weigh
+from noisescope.models.tokenize import GAP
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import claim, write_directory
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Between a plain prompt and its responses where neither brings a space (models/tokenize.py).
-GAP = "\n\n"
 NUMBERS = ("weight", "gamma", "p_flip")
 
 

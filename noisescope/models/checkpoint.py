@@ -121,8 +121,10 @@ def _sample(path: Path) -> bytes:
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 UNWANTED = ("*/*", "consolidated*", "training_args*")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-#: Sends transformers to the model (directory or Hub name) that it names.
-ADAPTER_CONFIG = "adapter_config.json"
+#: Files of a PEFT adapter. transformers loads the model that the first one names.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: The file that diffusers' `load_lora_weights` reads.
+UNET_LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 BROKEN_HINT = "Its files do not fit together, or this transformers is too old: download it again."
 #: Packages that transformers needs to read a quantised checkpoint, by quant_method.

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import RunError
+from noisescope.replicas.checkpoints import held_out_loss
 from noisescope.scoring.margins import write_margins
 from noisescope.storage.checksums import file_digest, verified, with_checksum
 from noisescope.storage.files import write_atomic
@@ -181,16 +182,11 @@ def assemble(run: Run, table: pa.Table, members: Sequence[Member]) -> dict[str, 
             margins, held, step = _together(members, name, ids)
             write_margins(run.directory / name, ids, margins[:, None], steps=[step], held_out=held)
             if folder == "margins":
-                losses[step] = _held_out_loss(margins, held)
+                losses[step] = held_out_loss(margins, held)
     if "held_out_loss" in facts:
         best = min(losses, key=lambda step: losses[step])
         facts |= {"held_out_loss": losses, "best_step": best}
     return facts
-
-
-def _held_out_loss(margins: NDArray[np.float32], held: NDArray[np.bool_]) -> float:
-    """Mean of -log sigma(margin) over held-out (replica, pair) cells."""
-    return float(np.logaddexp(0.0, -margins[held]).mean())
 
 
 def _together(

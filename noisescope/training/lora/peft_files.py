@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import ModelError, first_five
+from noisescope.models.checkpoint import ADAPTER_CONFIG as ADAPTER_CONFIG
+from noisescope.models.checkpoint import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
 from noisescope.storage.checksums import require_written
 from noisescope.storage.files import write_tensors
 
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
     from noisescope.training.lora.adapters import Adapters
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 PICKLED_WEIGHTS = "adapter_model.bin"
 PEFT_PREFIX = "base_model.model."
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import ModelError
+from noisescope.models.checkpoint import UNET_LORA_WEIGHTS
 from noisescope.storage.files import write_tensors
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 #: Linear layers that carry adapters, as in the released code of 2503.16921.
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def attention_layers(unet: Any, layers: int | None) -> list[str]:
@@ -55,5 +55,5 @@ def save_unet_adapter(
         a, b = (weights[f"{name}.{part}"][replica].detach() for part in "ab")
         tensors[f"unet.{name}.lora_A.weight"] = a
         tensors[f"unet.{name}.lora_B.weight"] = b * layer.scales[replica]
-    write_tensors(directory / LORA_FILE, tensors)
-    return [LORA_FILE]
+    write_tensors(directory / UNET_LORA_WEIGHTS, tensors)
+    return [UNET_LORA_WEIGHTS]
