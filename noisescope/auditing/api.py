@@ -263,14 +263,13 @@ def _policy(
     model: str | Path | Policy | None, pairs: PreferenceDataset, settings: Mapping[str, Any]
 ) -> Policy:
     """Load a model by name, or the workspace's; return a loaded Policy as it is."""
-    from noisescope.models.load import load_policy
+    from noisescope.models.load import load_policy, packaged_model
     from noisescope.storage.workspace import default_model, find_workspace
 
     if model is None or isinstance(model, str | Path):
         named = None if model is None else str(model)
-        return load_policy(
-            default_model(named, pairs.modality, find_workspace()), pairs, **settings
-        )
+        known = default_model(named, pairs.modality, find_workspace())
+        return load_policy(known or packaged_model(pairs.modality), pairs, **settings)
     if settings:
         raise UsageError(
             f"{', '.join(settings)}: the model is already loaded",

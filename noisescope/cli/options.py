@@ -169,15 +169,18 @@ class SourceOptions:
         """Load the pairs, pass them to `check`, then load the model."""
         from noisescope.auditing.api import read_dataset
         from noisescope.models.device import own_device
-        from noisescope.models.load import load_policy
+        from noisescope.models.load import load_policy, packaged_model
         from noisescope.storage.workspace import default_model, find_workspace
 
         names = ("format", "columns", "pairs", "split", "limit")
         pairs = read_dataset(dataset, {name: vars(self)[name] for name in names}, terminal)
         check(pairs)
         pictures = {"image_size": self.image_size, "draws": self.draws}
+        named = default_model(self.model, pairs.modality, find_workspace())
+        if named is None and (named := packaged_model(pairs.modality)):
+            terminal.note("no --model: taking the model of an installed package")
         policy = load_policy(
-            default_model(self.model, pairs.modality, find_workspace()),
+            named,
             pairs,
             max_length=self.max_length,
             chat_template=self.chat_template,

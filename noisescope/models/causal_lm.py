@@ -208,7 +208,8 @@ def load_causal_lm(
 
     found = find_checkpoint(name)
     where = pick_device(device)
-    kind = pick_dtype(dtype, where)
+    packed = found.gguf is not None and where.type == "cpu"  # its kernels compute in float32
+    kind = pick_dtype("float32" if packed and dtype == "auto" else dtype, where)
     model, tokenizer = load_model(found, where, kind)
     limit = setting(model, "max_position_embeddings")
     length = max_length or min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)

