@@ -65,8 +65,8 @@ def run(options: Options) -> Report:
     for row in found:
         goal = goals.get(row["labels"], 0.98)
         report.at_least(f"AUROC of p_wrong, {row['labels']}", row["p_wrong"], goal)
-    chance(report, 40 if options.quick else 200)
-    clusters(report, 60 if options.quick else 400)
+    chance(report, 100 if options.quick else 200)
+    clusters(report, 400)
     return report
 
 

@@ -48,7 +48,8 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 ONE_RATE = "one rate"
-#: Models this close to the best, in nats per 1,000 pairs, count as fitting too.
+#: Models this close to the best, in nats per 1,000 pairs, count as fitting too; of few pairs,
+#: models within `DECISIVE`.
 TOLERANCE = 2.0
 #: Nats by which a model must beat one rate to take its place: odds of 20 to 1.
 DECISIVE = 3.0
@@ -88,7 +89,7 @@ class Noise:
     """All models, the chosen one, and the flip rate over those that fit.
 
     `rate` has the link g, the chosen model's estimate, and an interval that covers one rate and
-    every model within `TOLERANCE` of the best. `single` is the fit of one rate. `this`,
+    every model that fits nearly as well as the best. `single` is the fit of one rate. `this`,
     `other` [N] are the chosen model's rates per pair, learnt from the other pairs.
     """
 
@@ -134,7 +135,8 @@ def fit_noise(margins: Float, facts: PairFacts | None = None) -> Noise:
     models += [_uninformative(fit) for fit in fits if fit is fits[0] or fit is chosen]
     models.append(_disagreement(chosen, margins[known], weights[known]))
     top = max(model.gain for model in models)
-    near = [model for model in models if top - model.gain <= TOLERANCE * weights.sum() / 1000]
+    margin = max(TOLERANCE * float(weights.sum()) / 1000, DECISIVE)
+    near = [model for model in models if top - model.gain <= margin]
     low = min([chosen.rate.low, single.low, *(model.rate.low for model in near)])
     high = max([chosen.rate.high, single.high, *(model.rate.high for model in near)])
     rate = replace(single, estimate=chosen.rate.estimate, low=low, high=min(high, 1.0))
