@@ -58,7 +58,7 @@ unknown = st.text("qvxyz", min_size=3, max_size=6)
 shapes = st.sampled_from([sides, labelled, ranked, conversation])
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=600)
 @given(
     shape=shapes,
     spelling=st.sampled_from(SPELLINGS),
@@ -106,3 +106,21 @@ def test_spelling_changes_nothing(shape: Any, spelling: int) -> None:
     rows = [{SPELLINGS[spelling](name): cell for name, cell in shape(i).items()} for i in range(12)]
     table = load_table(pa.Table.from_pylist(rows)).table
     assert table["chosen"].to_pylist() == [f"good answer {i}" for i in range(12)]
+
+
+def test_a_prompt_with_a_blank_in_its_name_is_joined_with_its_input() -> None:
+    rows = [{"prompt ": f"ask {i}", "input": f"about {i}", **sides(i)} for i in range(12)]
+    for row in rows:
+        del row["prompt"]
+    table = load_table(pa.Table.from_pylist(rows)).table
+    assert table["prompt"].to_pylist() == [f"ask {i}\nabout {i}" for i in range(12)]
+
+
+@pytest.mark.parametrize("name", ["context", "history", "messages", "input"])
+def test_earlier_turns_are_not_the_prompt_while_another_column_may_be(name: str) -> None:
+    turns = [{"role": "user", "content": "an earlier turn"}]
+    rows = [{"asked": f"ask {i}", name: turns, **sides(i)} for i in range(12)]
+    for row in rows:
+        del row["prompt"]
+    with pytest.raises(DataError, match="it may be asked"):
+        load_table(pa.Table.from_pylist(rows))

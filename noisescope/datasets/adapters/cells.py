@@ -90,7 +90,7 @@ class Joined(list[Any]):
 
 
 def _cell(row: RawRow, path: str) -> Any:
-    path = path.strip()
+    path = path if path in row else path.strip()
     if path in row:
         return row[path]
     steps = path.split(".")

@@ -149,7 +149,8 @@ def _sure(table: Sample, path: str) -> bool:
     found = table.values(path)
     constant = len(found) > 1 and len({str(one) for one in found}) == 1
     named_ = any(key(part.rpartition(".")[2]) in SURE for part in path.split("+"))
-    return not constant and (named_ or all(map(is_messages, found)))
+    whole = key(path) in ("conversation", "conversations", "dialogue", "dialog")
+    return not constant and (named_ or (whole and all(map(is_messages, found))))
 
 
 def _main(schema: Schema) -> Roles:
