@@ -24,7 +24,13 @@ from noisescope.errors import RunError, UsageError
 from noisescope.models import Policy
 from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter, Silent, Stopwatch
-from noisescope.replicas.gather import EvidenceConfig, HeadWork, Work, cache_directory
+from noisescope.replicas.gather import (
+    EvidenceConfig,
+    HeadWork,
+    Work,
+    Worker,
+    cache_directory,
+)
 from noisescope.replicas.gather_adapters import AdapterWork
 from noisescope.replicas.gather_lora import LoraWork
 from noisescope.storage.files import write_atomic
@@ -242,7 +248,7 @@ def make_margins(job: Job, run: Run, reporter: Reporter, world: World) -> FineTu
         fill(job.sources, run, cache_directory(run), job.dataset.table, reporter)
     if run.evidence_complete:
         return FineTuned(run, job.plan, True)
-    training = work.make(job.policy, job.config, reporter, watch)
+    training = work.make(Worker(job.policy, job.config, reporter), watch)
     return record_margins(run, job.plan, job.origin, training, watch)
 
 
@@ -261,7 +267,8 @@ def compute_over_ranks(job: Job, run: Run, work: Work, reporter: Reporter, world
     )
     shares, _ = work.divide(job.policy, todo, world.size)
     mine = [unit for unit, share in zip(todo, shares, strict=True) if share == world.rank]
-    work.compute(job.policy, job.config, mine, reporter, world.share, world.exchange)
+    by = Worker(job.policy, job.config, reporter)
+    work.compute(by, mine, world.share, world.exchange)
     world.exchange()
     if world.first and (lost := work.missing()):
         raise RunError(

@@ -23,7 +23,7 @@ from noisescope.errors import RunError, UsageError
 from noisescope.models import Policy
 from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter
-from noisescope.replicas.gather import EvidenceConfig
+from noisescope.replicas.gather import EvidenceConfig, Worker
 from noisescope.replicas.partition import Share
 from noisescope.storage.checksums import verified, with_checksum
 from noisescope.storage.files import write_atomic
@@ -138,7 +138,7 @@ def compute_shard(
     work = job.work(run)
     shares, cuts = work.divide(policy, range(len(work)), share.of)
     mine = [unit for unit, one in enumerate(shares) if one == share.index]
-    computed = work.compute(policy, evidence, mine, reporter, share) if mine else 0
+    computed = work.compute(Worker(policy, evidence, reporter), mine, share) if mine else 0
     record = Record(job.plan.fingerprint, share, cuts, job.origin, work.facts(evidence))
     write_atomic(run.directory / FOLDER / record.name, record.text())
     left = Counter(shares[unit] for unit in work.missing())

@@ -4,7 +4,7 @@
     result["detectors"]["p_flip"]["auroc"]
 
 For log-linear replicas a flip is a change of sign of a pair's feature difference, so planting
-needs no forward pass: features come from the cache, heads are fitted anew, verdicts made again.
+needs no forward pass: features come from the cache, and heads are fitted and pairs scored again.
 The search for their regularisation is done in full for the first planting of each rate, and goes
 on from there for the others.
 With a truth file nothing is planted; the run's own scores are held against it.
@@ -81,13 +81,13 @@ def validate(run: Run, planned: Planned, *, progress: Progress | None = None) ->
             judged.append(_judge(run, table, found.margins, flipped, facts))
             if progress is not None:
                 progress(len(judged), len(planned.rates) * planned.seeds, None)
-    said = (
-        f"Planted: {planned.rates[0]:.0%} of the labels were turned round ({planned.kind}), "
+    description = (
+        f"Planted: {planned.rates[0]:.0%} of the labels were flipped ({planned.kind}), "
         "then looked for without knowing which."
     )
     base = run.manifest()["summary"]["flip_rate"]["estimate"]
     cards = [
-        scorecard(judged[i : i + planned.seeds], said, base)
+        scorecard(judged[i : i + planned.seeds], description, base)
         for i in range(0, len(judged), planned.seeds)
     ]
     by_rate = [{"rate": rate} | card for rate, card in zip(planned.rates, cards, strict=True)]
@@ -101,8 +101,8 @@ def validate_truth(run: Run, truth: Path) -> dict[str, Any]:
     wrong, known = read_truth(truth, table)
     found = read_margins(run.directory, last=False)  # some detectors look at all checkpoints
     judged = _judge(run, table, found, wrong, {"truth": str(truth)}, known)
-    said = f"Truth known for {int(known.sum()):,} pairs ({truth.name})."
-    return _write(run, table.filter(known), scorecard([judged], said, None), [judged])
+    description = f"Truth known for {int(known.sum()):,} pairs ({truth.name})."
+    return _write(run, table.filter(known), scorecard([judged], description, None), [judged])
 
 
 def _pairs(run: Run) -> pa.Table:

@@ -1,7 +1,7 @@
 """How replicas are made: the settings of an audit's margins, and the work of log-linear heads.
 
     work = HeadWork(run, plan, dataset.table)
-    facts = work.make(policy, config, reporter, watch)         # features, then margins
+    facts = work.make(Worker(policy, config, reporter), watch)      # features, then margins
 
 A new kind is a name in `KINDS`, one class such as `HeadWork`, one line in `audit.WORK`.
 """
@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from noisescope.errors import UsageError
 from noisescope.models import Item, Policy
@@ -151,17 +151,27 @@ def lora_config(evidence: EvidenceConfig, modality: Modality) -> LoraConfig | Di
     return DiffusionLoraConfig(**shared, **given)
 
 
-class Wait(Protocol):
-    """Wait for the other processes of a job."""
+#: Waits for the other processes of a job.
+Wait = Callable[[], object]
+#: The share, from 0, of each unit, and the boundaries between shares that `share_of` needs.
+Division = tuple[list[int], tuple[str, ...]]
 
-    def __call__(self) -> object: ...
+
+@final
+@dataclass(frozen=True)
+class Worker:
+    """The model and settings that compute an audit's work, and where progress is reported."""
+
+    policy: Policy
+    config: EvidenceConfig
+    reporter: Reporter
 
 
-class Work(Protocol):
+class Work(ABC):
     """What an audit computes before its margins, in units that shares divide.
 
-    One class a kind: `HeadWork`, `AdapterWork` (a unit is a response) and `LoraWork` (a unit is a
-    replica). Units are named by their number, from 0.
+    One final class a kind: `HeadWork`, `AdapterWork` (a unit is a response) and `LoraWork` (a unit
+    is a replica). Units are named by their number, from 0.
     """
 
     #: What a unit is, what it is without its result, and what holds results on disk: "responses",
@@ -170,40 +180,41 @@ class Work(Protocol):
     without: ClassVar[str]
     files: ClassVar[str]
 
-    def __init__(self, run: Run, plan: Plan, table: pa.Table) -> None: ...
+    def __init__(self, run: Run, plan: Plan, table: pa.Table) -> None:
+        self.run, self.plan, self.table = run, plan, table
 
+    @abstractmethod
     def __len__(self) -> int:
         """How many units there are."""
 
     @property
+    @abstractmethod
     def directory(self) -> Path:
         """Where results are kept."""
 
+    @abstractmethod
     def missing(self) -> list[int]:
         """The units whose result is not on disk, or damaged."""
 
+    @abstractmethod
     def describe(self, units: Sequence[int]) -> str:
         """A few words for `units` in an error."""
 
+    @abstractmethod
     def copy_missing(self, sources: Sequence[Place]) -> tuple[int, list[str]]:
         """Copy missing results from other run directories; how many files, and faults found."""
 
-    def divide(
-        self, policy: Policy, units: Sequence[int], of: int
-    ) -> tuple[list[int], tuple[str, ...]]:
-        """The share, from 0, of each of `units`, and the boundaries that `share_of` needs."""
+    @abstractmethod
+    def divide(self, policy: Policy, units: Sequence[int], of: int) -> Division:
+        """Divide `units` into `of` shares."""
 
+    @abstractmethod
     def share_of(self, unit: int, of: int, cuts: Sequence[str]) -> int:
         """The share, from 0, of one of all units that `divide` cut at `cuts`."""
 
+    @abstractmethod
     def compute(
-        self,
-        policy: Policy,
-        config: EvidenceConfig,
-        units: Sequence[int],
-        reporter: Reporter,
-        share: Share = WHOLE,
-        wait: Wait | None = None,
+        self, by: Worker, units: Sequence[int], share: Share = WHOLE, wait: Wait | None = None
     ) -> int:
         """Compute those of `units` that are missing; how many.
 
@@ -212,31 +223,26 @@ class Work(Protocol):
 
     def facts(self, config: EvidenceConfig) -> dict[str, Any]:
         """What the manifest records of `config`."""
+        return {}
 
+    @abstractmethod
     def write_margins(
         self, facts: Mapping[str, Any], reporter: Reporter, watch: Stopwatch
     ) -> dict[str, Any]:
         """Write the margins from what was computed; what the manifest records of the training."""
 
-    def make(
-        self, policy: Policy, config: EvidenceConfig, reporter: Reporter, watch: Stopwatch
-    ) -> dict[str, Any]:
+    @abstractmethod
+    def make(self, by: Worker, watch: Stopwatch) -> dict[str, Any]:
         """Compute everything that is missing and write the margins."""
 
 
-class Responses(ABC):
-    """The part that `HeadWork` and `AdapterWork` share: a cached row for every distinct response.
-
-    Subclasses are final; they add `compute`, `facts` and `write_margins`.
-    """
+class Responses(Work):
+    """What `HeadWork` and `AdapterWork` share: a cached row for every distinct response."""
 
     unit: ClassVar[str] = "responses"
     files: ClassVar[str] = "chunks"
     #: Name in the run's timings.
     stage: ClassVar[str]
-
-    def __init__(self, run: Run, plan: Plan, table: pa.Table) -> None:
-        self.run, self.plan, self.table = run, plan, table
 
     @cached_property
     def items(self) -> list[Item]:
@@ -247,28 +253,6 @@ class Responses(ABC):
     @abstractmethod
     def cache(self) -> tuple[Path, str]:
         """Directory of the cached chunks, and the fingerprint of what made them."""
-
-    @abstractmethod
-    def compute(
-        self,
-        policy: Policy,
-        config: EvidenceConfig,
-        units: Sequence[int],
-        reporter: Reporter,
-        share: Share = WHOLE,
-        wait: Wait | None = None,
-    ) -> int:
-        """Compute those of `units` that are missing; how many."""
-
-    @abstractmethod
-    def write_margins(
-        self, facts: Mapping[str, Any], reporter: Reporter, watch: Stopwatch
-    ) -> dict[str, Any]:
-        """Write the margins from the cached rows."""
-
-    @abstractmethod
-    def facts(self, config: EvidenceConfig) -> dict[str, Any]:
-        """What the manifest records of `config`."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -296,9 +280,7 @@ class Responses(ABC):
                 copied += copy_chunks(theirs, directory, made_by, wanted, faults)
         return copied, faults
 
-    def divide(
-        self, policy: Policy, units: Sequence[int], of: int
-    ) -> tuple[list[int], tuple[str, ...]]:
+    def divide(self, policy: Policy, units: Sequence[int], of: int) -> Division:
         items = [self.items[unit] for unit in units]
         cuts = boundaries(items, policy.sizes(items), of)
         return [shard_of(item, cuts) for item in items], cuts
@@ -306,13 +288,11 @@ class Responses(ABC):
     def share_of(self, unit: int, of: int, cuts: Sequence[str]) -> int:
         return shard_of(self.items[unit], cuts)
 
-    def make(
-        self, policy: Policy, config: EvidenceConfig, reporter: Reporter, watch: Stopwatch
-    ) -> dict[str, Any]:
+    def make(self, by: Worker, watch: Stopwatch) -> dict[str, Any]:
         began = time.perf_counter()
-        self.compute(policy, config, range(len(self)), reporter)
+        self.compute(by, range(len(self)))
         watch.time(self.stage, began)
-        return self.write_margins(self.facts(config), reporter, watch)
+        return self.write_margins(self.facts(by.config), by.reporter, watch)
 
 
 @final
@@ -328,13 +308,7 @@ class HeadWork(Responses):
         return cache_directory(self.run) / model, model
 
     def compute(
-        self,
-        policy: Policy,
-        config: EvidenceConfig,
-        units: Sequence[int],
-        reporter: Reporter,
-        share: Share = WHOLE,
-        wait: Wait | None = None,
+        self, by: Worker, units: Sequence[int], share: Share = WHOLE, wait: Wait | None = None
     ) -> int:
         """Compute the features that are not cached, after an estimate of the cost.
 
@@ -345,19 +319,16 @@ class HeadWork(Responses):
         if not units:
             return 0
         cache, items = cache_directory(self.run), [self.items[unit] for unit in units]
-        todo = uncached(policy, items, cache)
-        encodings = kept_encodings(policy, self.run)
-        reporter.note(_estimate(policy, todo, len(items)))
+        todo = uncached(by.policy, items, cache)
+        encodings = kept_encodings(by.policy, self.run)
+        by.reporter.note(_estimate(by.policy, todo, len(items)))
         if encodings is not None and todo:
-            with reporter.stage("latents of images, embeddings of captions") as progress:
+            with by.reporter.stage("latents of images, embeddings of captions") as progress:
                 encodings.keep(todo, progress)
         label = f"features of {len(todo):,} distinct responses{share.label}"
-        with reporter.stage(label) as progress:
-            fill_cache(policy, items, cache, progress)
+        with by.reporter.stage(label) as progress:
+            fill_cache(by.policy, items, cache, progress)
         return len(todo)
-
-    def facts(self, config: EvidenceConfig) -> dict[str, Any]:
-        return {}
 
     def write_margins(
         self, facts: Mapping[str, Any], reporter: Reporter, watch: Stopwatch

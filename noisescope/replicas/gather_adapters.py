@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import RunError, UsageError
-from noisescope.models import Policy
 from noisescope.models.items import distinct_items
 from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.packing import Corpus, pack
 from noisescope.pairs import Item, digest
 from noisescope.progress import Reporter, Stopwatch
-from noisescope.replicas.gather import EvidenceConfig, Responses, Wait, cache_directory
+from noisescope.replicas.gather import EvidenceConfig, Responses, Wait, Worker, cache_directory
 from noisescope.replicas.lora_text import TextPolicy, encoded_corpus
 from noisescope.replicas.partition import WHOLE, Share
 from noisescope.storage.cache import Array, compute_missing, gather, missing, scan
@@ -129,13 +128,7 @@ class AdapterWork(Responses):
         return cache_directory(self.run).with_name(CACHE) / made_by, made_by
 
     def compute(
-        self,
-        policy: Policy,
-        config: EvidenceConfig,
-        units: Sequence[int],
-        reporter: Reporter,
-        share: Share = WHOLE,
-        wait: Wait | None = None,
+        self, by: Worker, units: Sequence[int], share: Share = WHOLE, wait: Wait | None = None
     ) -> int:
         """Score the responses that are not cached.
 
@@ -143,6 +136,7 @@ class AdapterWork(Responses):
         """
         from noisescope.training.lora.peft_files import stated_base
 
+        policy, config, reporter = by.policy, by.config, by.reporter
         if policy.modality != "text":
             raise UsageError(f"--from-adapters cannot adapt {policy.identity.id}")
         if not units:

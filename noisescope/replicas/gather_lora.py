@@ -15,8 +15,11 @@ from noisescope.models.items import distinct_items
 from noisescope.pairs import Modality
 from noisescope.progress import Reporter, Stopwatch
 from noisescope.replicas.gather import (
+    Division,
     EvidenceConfig,
     Wait,
+    Work,
+    Worker,
     cache_directory,
     kept_encodings,
     lora_config,
@@ -35,7 +38,6 @@ from noisescope.replicas.standalone import (
     read_member,
 )
 from noisescope.storage.remote import Place
-from noisescope.storage.run import Plan, Run
 from noisescope.training.state import STATE_FILE
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
 
 @final
-class LoraWork:
+class LoraWork(Work):
     """M LoRA replicas, each on a random half of the pairs: margins at every checkpoint.
 
     One process trains them packed together, in the run directory itself. Shares train them one by
@@ -58,9 +60,6 @@ class LoraWork:
     unit: ClassVar[str] = "replicas"
     without: ClassVar[str] = "are missing"
     files: ClassVar[str] = "replicas"
-
-    def __init__(self, run: Run, plan: Plan, table: pa.Table) -> None:
-        self.run, self.plan, self.table = run, plan, table
 
     def __len__(self) -> int:
         return int(self.plan.evidence["replicas"])
@@ -98,68 +97,53 @@ class LoraWork:
         known = finished(self.run, self.plan.fingerprint, len(self))[0]
         return [number for number in range(len(self)) if number not in known]
 
-    def divide(
-        self, policy: Policy, units: Sequence[int], of: int
-    ) -> tuple[list[int], tuple[str, ...]]:
+    def divide(self, policy: Policy, units: Sequence[int], of: int) -> Division:
         """One replica after the other to each share."""
         return [place % of for place in range(len(units))], ()
 
     def share_of(self, unit: int, of: int, cuts: Sequence[str]) -> int:
         return unit % of
 
-    def facts(self, config: EvidenceConfig) -> dict[str, Any]:
-        return {}
-
-    def make(
-        self, policy: Policy, config: EvidenceConfig, reporter: Reporter, watch: Stopwatch
-    ) -> dict[str, Any]:
+    def make(self, by: Worker, watch: Stopwatch) -> dict[str, Any]:
         """Train all replicas in one process, or finish those that shares began."""
-        if (self.run.directory / FOLDER).is_dir():
-            began = time.perf_counter()
-            self.compute(policy, config, range(len(self)), reporter)
-            watch.time("replicas", began)
-            return self.write_margins({}, reporter, watch)
         began = time.perf_counter()
-        self._keep_encodings(policy, reporter)
+        if self.directory.is_dir():
+            self.compute(by, range(len(self)))
+            watch.time("replicas", began)
+            return self.write_margins({}, by.reporter, watch)
+        self._keep_encodings(by)
         label = f"{len(self)} LoRA replicas of {self.table.num_rows:,} pairs"
-        with reporter.stage(label) as progress:
-            facts = self._train(policy, self._settings(config), self.run.directory, progress)
+        with by.reporter.stage(label) as progress:
+            facts = self._train(by, self.run.directory, progress)
         self._remove_trunk()
         watch.time("replicas", began)
         return facts
 
     def compute(
-        self,
-        policy: Policy,
-        config: EvidenceConfig,
-        units: Sequence[int],
-        reporter: Reporter,
-        share: Share = WHOLE,
-        wait: Wait | None = None,
+        self, by: Worker, units: Sequence[int], share: Share = WHOLE, wait: Wait | None = None
     ) -> int:
         """Train those of the replicas `units` that are not finished, one by one."""
-        plan, settings = self.plan.fingerprint, self._settings(config)
+        plan = self.plan.fingerprint
         known, faults = finished(self.run, plan, len(self))
         todo = [number for number in units if number not in known]
         if wait is not None:  # what all replicas need is divided too
-            self._keep_encodings(policy, reporter, share)
+            self._keep_encodings(by, share)
             wait()
         elif not todo:
             return 0
-        self._keep_encodings(policy, reporter)  # finds what the other shares computed
-        self._fill_shared(policy, settings, reporter, share)
+        self._keep_encodings(by)  # finds what the other shares computed
+        self._fill_shared(by, share)
         if wait is not None:
             wait()
         for number in sorted(faults.keys() & set(units)):
-            reporter.note(f"{faults[number]}: training that replica again")
+            by.reporter.note(f"{faults[number]}: training that replica again")
             shutil.rmtree(member_directory(self.run, number), ignore_errors=True)
         for number in todo:
             directory = member_directory(self.run, number)
             (directory / DONE).unlink(missing_ok=True)
             label = f"LoRA replica {number} of 0 to {len(self) - 1}{share.label}"
-            with reporter.stage(label) as progress:
-                some = range(number, number + 1)
-                facts = self._train(policy, settings, directory, progress, some)
+            with by.reporter.stage(label) as progress:
+                facts = self._train(by, directory, progress, range(number, number + 1))
             conclude(directory, plan, number, facts)
             (directory / "replicas" / STATE_FILE).unlink(missing_ok=True)
         return len(todo)
@@ -190,37 +174,26 @@ class LoraWork:
     def _remove_trunk(self) -> None:
         shutil.rmtree(self.run.directory / "trunk", ignore_errors=True)
 
-    def _keep_encodings(self, policy: Policy, reporter: Reporter, share: Share = WHOLE) -> None:
+    def _keep_encodings(self, by: Worker, share: Share = WHOLE) -> None:
         """Cache the denoiser's inputs, or a share of them; nothing for text."""
-        encodings = kept_encodings(policy, self.run)
+        encodings = kept_encodings(by.policy, self.run)
         if encodings is None:
             return
         items = distinct_items(self.table)[0]
-        cuts = boundaries(items, policy.sizes(items), share.of)
+        cuts = boundaries(items, by.policy.sizes(items), share.of)
         mine = [item for item in items if shard_of(item, cuts) == share.index]
-        with reporter.stage("latents of images, embeddings of captions") as progress:
+        with by.reporter.stage("latents of images, embeddings of captions") as progress:
             encodings.keep(mine, progress)
 
-    def _fill_shared(
-        self,
-        policy: Policy,
-        config: LoraConfig | DiffusionLoraConfig,
-        reporter: Reporter,
-        share: Share,
-    ) -> None:
+    def _fill_shared(self, by: Worker, share: Share) -> None:
         """Compute a share of what all replicas need of the model itself: activations below the
         adapters, or the reference's errors. After `_keep_encodings`."""
-        part = share.index, share.of
-        with reporter.stage(f"the model itself, share {share}") as progress:
-            FILL[self.plan.modality](policy, self.table, config, self._shared, part, progress)
+        part, config = (share.index, share.of), self._settings(by.config)
+        with by.reporter.stage(f"the model itself, share {share}") as progress:
+            FILL[self.plan.modality](by.policy, self.table, config, self._shared, part, progress)
 
     def _train(
-        self,
-        policy: Policy,
-        config: LoraConfig | DiffusionLoraConfig,
-        directory: Path,
-        progress: Progress,
-        members: range | None = None,
+        self, by: Worker, directory: Path, progress: Progress, members: range | None = None
     ) -> dict[str, Any]:
         """Train all replicas, or only `members`, in `directory`; facts of the training."""
         from noisescope.replicas.cost import Meter
@@ -233,14 +206,14 @@ class LoraWork:
         def estimated(cost: LoraCost) -> None:
             cost = cost if members is None else replace(cost, reference=0.0)  # by `_fill_shared`
             meter.begin(cost)
-            progress(0, cost.total, describe_cost(cost, policy))
+            progress(0, cost.total, describe_cost(cost, by.policy))
 
         if (directory / "replicas" / STATE_FILE).is_file():
             note("continuing from the last saved step")
         return TRAIN[self.plan.modality](
-            policy,
+            by.policy,
             self.table,
-            config,
+            self._settings(by.config),
             directory,
             self._shared,
             meter,
