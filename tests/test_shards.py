@@ -66,7 +66,7 @@ def test_shards_on_one_file_system_end_in_the_run_of_one_process(
     runs = copied(place, tmp_path)
     assert len(list(runs.glob(".cache/features/*/*"))) > 6
     merge_command(shards=[str(runs)], json=True)
-    assert json.loads(capsys.readouterr().out)["pairs"] == 60
+    assert json.loads(capsys.readouterr().out)["pairs"] == 100
     assert files(runs) == files(place / "one")
     assert manifest(runs) == manifest(place / "one")
     before = files(runs)
@@ -90,7 +90,7 @@ def test_shards_on_object_storage(place: Path, tmp_path: Path) -> None:
         done = merge(["memory://bucket/runs"], runs_directory=tmp_path)
     finally:
         store.rm("/bucket", recursive=True)
-    assert done.summary.pairs == 60
+    assert done.summary.pairs == 100
     assert files(tmp_path) == files(place / "one")
 
 
@@ -152,7 +152,7 @@ def test_a_part_of_another_model_is_refused_by_name(place: Path, tmp_path: Path)
     with pytest.raises(RunError, match=f"{part.name} is of another model"):
         merge([str(runs)])
     part.write_bytes(content)
-    assert merge([str(runs)]).summary.pairs == 60
+    assert merge([str(runs)]).summary.pairs == 100
 
 
 def test_shards_of_other_pairs_are_refused(place: Path, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_run_on_object_storage_is_queried_and_nothing_beside_it(
     try:
         capsys.readouterr()
         assert command(["query", sql, "--run", "memory://bucket/run", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == [{"n": 120, "m": 2}]
+        assert json.loads(capsys.readouterr().out) == [{"n": 200, "m": 2}]
         far = read_margins("memory://bucket/run")
         near = read_margins(the_run(place / "one").directory)
         assert np.array_equal(far.margins, near.margins)

@@ -19,7 +19,7 @@ PASSING = ("timings", "finished", "checksum")
 
 def score_line(runs: Path, *options: str) -> list[str]:
     line = ["score", str(SAMPLES / "hh-rlhf"), "--model", MODEL, "--dtype", "float32"]
-    line += ["--limit", "60", "--replicas", "2"]
+    line += ["--limit", "100", "--replicas", "2"]
     return [*line, "--runs-dir", str(runs), *options]
 
 
