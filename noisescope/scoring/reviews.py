@@ -57,8 +57,9 @@ U64 = NDArray[np.uint64]
 P_WRONG = "p_wrong"
 #: Sampled answers below which no share is stated.
 FEWEST_SAMPLED = 20
-#: Thresholds on p_wrong whose precision is reported.
-THRESHOLDS = (0.5, 0.7, 0.9)
+#: Thresholds on p_wrong whose precision is reported. At higher ones few answers of 100 fall, nearly
+#: all "wrong", and the intervals are too narrow (at 0.9 on the sample they cover 33 % of the time).
+THRESHOLDS = (0.5,)
 #: Salts of the two numbers that order a sample's queue.
 _COIN, _AGAIN = 31, 32
 _BATCH = 8192
