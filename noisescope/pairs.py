@@ -76,8 +76,8 @@ class Pair:
 
     `prompt` is readable text; `turns` holds the same prompt as messages where the source is
     conversational (a chat template then applies), else None. `source` and `row` say where the
-    pair stood: a file name (or split) and a 0-based row in it. `first` says whether the chosen
-    side stood first, where the source has an order of sides apart from its labels.
+    pair stood: a file name (or split) and a 0-based row in it. `first` is whether the chosen
+    side came first, if the source has an order of sides besides its labels.
     """
 
     prompt: str
@@ -128,7 +128,7 @@ def response_key(prompt: str, response: str) -> str:
 @final
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A row that states no usable preference: where it stands, why, and what was seen."""
+    """A row without a usable preference: its place, the reason, and what was found."""
 
     source: str
     row: int

@@ -160,7 +160,7 @@ def test_a_part_of_another_format_is_named_and_computed_again(
     policy, notes = Counting(), Notes()
     check(compute_features(policy, ITEMS[:5], tmp_path, notes), ITEMS[:5])
     assert policy.calls == 1
-    assert "is of another version of noisescope: computing it again" in notes.texts[0]
+    assert "is of a different version of noisescope: computing it again" in notes.texts[0]
 
 
 def test_an_unreadable_file_is_an_error_and_no_damage(tmp_path: Path) -> None:

@@ -135,10 +135,10 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "not a causal language model": lambda model: edit(
         model / "config.json", architectures=["BertForMaskedLM"]
     ),
-    "lacks the weight files gone": lambda model: (
+    "is missing the weight files gone": lambda model: (
         model / "model.safetensors.index.json"
     ).write_text('{"weight_map": {"a": "gone.safetensors"}}'),
-    "lacks the weights of 9 tensors": _other_shape,
+    "is missing the weights of 9 tensors": _other_shape,
     "has no tokenizer": _no_tokenizer,
     "tokenizer does not load": lambda model: (model / "tokenizer.json").write_text("{}"),
 }

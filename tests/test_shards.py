@@ -149,7 +149,7 @@ def test_a_part_of_another_model_is_refused_by_name(place: Path, tmp_path: Path)
     content = part.read_bytes()
     model = part.parent.name.encode()
     part.write_bytes(content.replace(model, model[::-1]))
-    with pytest.raises(RunError, match=f"{part.name} is of another model"):
+    with pytest.raises(RunError, match=f"{part.name} is of a different model"):
         merge([str(runs)])
     part.write_bytes(content)
     assert merge([str(runs)]).summary.pairs == 100
@@ -172,7 +172,7 @@ def test_pairs_that_are_not_those_of_the_plan_are_refused(place: Path, tmp_path:
     runs = copied(place, tmp_path)
     run = the_run(runs)
     run.pairs_path.write_bytes(run.pairs_path.read_bytes()[:-9])
-    with pytest.raises(RunError, match=r"pairs\.parquet is damaged, or of another dataset"):
+    with pytest.raises(RunError, match=r"pairs\.parquet is damaged, or of a different dataset"):
         merge([str(runs)])
     run.pairs_path.unlink()
     with pytest.raises(RunError, match=r"no pairs\.parquet"):

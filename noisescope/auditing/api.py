@@ -208,7 +208,7 @@ def flip(
     plan, reporter, workspace = FlipPlan(rate, kind, seed), reporter or Silent(), find_workspace()
     named = default_dataset(None if dataset is None else str(dataset), workspace)
     source = open_source(named, split=split, workspace=workspace)
-    reporter.note(source.said)
+    reporter.note(source.description)
     default = Path("flipped") / f"{slug(source.name)}-{kind}-{rate:g}-s{seed}"
     gaps = margin_gaps(find_run(run, Path(runs_directory))) if run is not None else None
     return plant(
@@ -292,7 +292,7 @@ def read_dataset(
     if dataset is None or isinstance(dataset, str | Path):
         workspace = find_workspace()
         target = default_dataset(None if dataset is None else str(dataset), workspace)
-        reporter.note(resolve(target, workspace).said)
+        reporter.note(resolve(target, workspace).description)
         found = load(target, workspace=workspace, **reading)
         reporter.note(f"{len(found):,} {found.modality} pairs, format {found.adapter}")
         for note in reading_notes(found):

@@ -61,7 +61,7 @@ def merge(
     """The finished run of the shards in `sources`, the same as one process makes.
 
     A single local source is completed in place, unless `run_directory` names another directory.
-    Raises RunError naming every shard that is missing, or whose files are of another audit; what
+    Raises RunError naming every shard that is missing, or whose files belong to a different audit; what
     was copied is kept.
     """
     reporter = reporter or Silent()
@@ -195,7 +195,7 @@ def _one_audit(found: Sequence[Sharded]) -> tuple[Plan, list[Record]]:
         mine, theirs = first.plan.to_json(), other.plan.to_json()
         parts = [key for key in mine if key != "fingerprint" and mine[key] != theirs[key]]
         raise RunError(
-            f"{other.place} has shards of another audit than {first.place}: "
+            f"{other.place} has shards of a different audit than {first.place}: "
             f"{', '.join(parts)} differ",
             hint="Merge shards of one dataset, one model and the same options.",
         )
@@ -230,7 +230,7 @@ def _pairs(run: Run, plan: Plan, found: Sequence[Sharded]) -> pa.Table:
                 return table
         except (pa.ArrowException, OSError, KeyError):
             pass
-        faults.append(f"{path} is damaged, or of another dataset")
+        faults.append(f"{path} is damaged, or of a different dataset")
     raise RunError(
         "; ".join(faults) or f"no pairs.parquet in {found[0].place}",
         hint="Run one shard's command again: it writes a missing pairs.parquet.",

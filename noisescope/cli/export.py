@@ -205,7 +205,7 @@ def _opened(scores: RunScores, source: str | None) -> Source:
     from noisescope.storage.workspace import find_workspace
 
     opened = open_source(source or str(scores.manifest["resolved"]), workspace=find_workspace())
-    print_note(printable(opened.said))
+    print_note(printable(opened.description))
     return opened
 
 

@@ -25,13 +25,13 @@ def other_caches(runs_directory: Path, fingerprint: str) -> list[str]:
     """A remark for each cache beside the runs that another model, or other settings, made.
 
     Features are kept by the content of a response under the fingerprint of their model; a cache
-    under another fingerprint never matches. Nothing is said where the right one is there too.
+    under another fingerprint never matches. No note is made if the right one exists too.
     """
     caches = runs_directory / ".cache" / "features"
     if (caches / fingerprint).is_dir() or not caches.is_dir():
         return []
     return [
-        f"ignored: the cached features {path.name} are of another model or other settings "
+        f"ignored: the cached features {path.name} belong to another model or other settings "
         f"(this one is {fingerprint})"
         for path in sorted(caches.iterdir())
         if path.is_dir()

@@ -213,7 +213,7 @@ class ConstantOptions:
 
 
 def _lora(text: str, default: object) -> Any:
-    """An option of LoRA replicas; its default is shown as it stands in `LoraConfig`."""
+    """An option of LoRA replicas; its shown default is that of `LoraConfig`."""
     return typer.Option(help=text, show_default=str(default), rich_help_panel=LORA)
 
 

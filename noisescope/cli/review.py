@@ -53,7 +53,7 @@ def review(
         Purpose,
         typer.Option(
             "--for",
-            help="estimate: a random sample that tells how many labels are wrong. "
+            help="estimate: a random sample to estimate how many labels are wrong. "
             "fix: the most suspicious pairs.",
         ),
     ] = Purpose.estimate,

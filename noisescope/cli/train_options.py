@@ -27,7 +27,7 @@ LOOP, ADAPTER, NOISE = "Optimisation", "What trains", "Weights"
 
 
 def _loop(text: str, default: object) -> Any:
-    """An option of the loop; its default is shown as it stands in `TrainSettings`."""
+    """An option of the loop; its shown default is that of `TrainSettings`."""
     return typer.Option(help=text, show_default=str(default), rich_help_panel=LOOP)
 
 

@@ -144,14 +144,14 @@ def recognise(
     format: str | None = None,
     columns: Mapping[str, str] | str | None = None,
     pairs: str = "all",
-    said: str = "the dataset",
+    name: str = "the dataset",
 ) -> tuple[Schema, Iterator[Row]]:
     """Return (schema, all the rows again). Raises DataError if none fits."""
     stream = iter(rows)
-    ahead = _ahead(stream, said)
+    ahead = _ahead(stream, name)
     values = [row.values for row in ahead if row.values is not None]
     mapping = as_mapping(columns)
-    schema = recognised(values, format=format, columns=mapping, pairs=pairs, name=said)
+    schema = recognised(values, format=format, columns=mapping, pairs=pairs, name=name)
     return schema, chain(ahead, stream)
 
 

@@ -54,7 +54,7 @@ class Source:
 
     name: str
     resolved: str
-    said: str
+    description: str
     rows: Rows
     files: tuple[Path, ...] = ()
     root: Path | None = None
@@ -75,7 +75,7 @@ def open_source(
         return Source(
             found.name,
             resolved,
-            found.said,
+            found.description,
             rows,
             format=found.format,
             columns=found.columns,
@@ -114,7 +114,7 @@ def _local(found: Resolved, split: str | None) -> Source:
     return Source(
         name=found.name,
         resolved=resolved,
-        said=found.said,
+        description=found.description,
         rows=lambda columns=None: (
             row for file, name in sources for row in read_file(file, name, columns)
         ),

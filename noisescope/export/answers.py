@@ -39,7 +39,7 @@ from noisescope.storage.reviews import (
 )
 from noisescope.storage.run import Run
 
-#: What an answer says, in lower case and without "is better".
+#: Answers, in lower case and without "is better".
 WORDS: dict[str, str] = {
     **dict.fromkeys(("a", "1", "first"), "a"),
     **dict.fromkeys(("b", "2", "second"), "b"),

@@ -225,7 +225,7 @@ def check_files(found: Checkpoint) -> None:
 
 
 def _read_config(found: Checkpoint) -> dict[str, Any]:
-    """config.json as a dict, or a ModelError that says what stands there instead."""
+    """config.json as a dict, or raise a ModelError that names what it holds instead."""
     whole = (found.directory / "config.json").is_file()
     adapter = (found.directory / ADAPTER_CONFIG).is_file()
     if whole and adapter:
@@ -267,7 +267,8 @@ def _check_weights(found: Checkpoint) -> None:
     absent = sorted(path.name for path in named if not path.is_file())
     if absent:
         raise ModelError(
-            f"{found.name} lacks the weight files {', '.join(absent)}", hint="Download them again."
+            f"{found.name} is missing the weight files {', '.join(absent)}",
+            hint="Download them again.",
         )
     if not found.weights:
         pickles = sorted(p.name for p in found.directory.iterdir() if p.suffix in PICKLES)
@@ -307,7 +308,7 @@ def load_model(found: Checkpoint, device: torch.device, dtype: torch.dtype) -> t
     lacking = sorted(notes["missing_keys"])
     if lacking:
         raise ModelError(
-            f"{found.name} lacks the weights of {len(lacking)} tensors, first {lacking[0]}",
+            f"{found.name} is missing the weights of {len(lacking)} tensors, first {lacking[0]}",
             hint=BROKEN_HINT,
         )
     _check_vocabulary(found, model, tokenizer)
@@ -315,7 +316,7 @@ def load_model(found: Checkpoint, device: torch.device, dtype: torch.dtype) -> t
 
 
 def _load_hint(found: Checkpoint, error: Exception) -> str:
-    """What to do about a model that does not load: by what its config asks for."""
+    """Hint for a model that does not load, by its config."""
     config = {} if found.gguf else _read_json(found.directory / "config.json", default={})
     quantised = config.get("quantization_config")
     if isinstance(quantised, dict):

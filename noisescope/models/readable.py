@@ -91,7 +91,7 @@ def _without(
 
     hints = {
         "unreadable": "To judge them as plain text: --chat-template never.",
-        SAME_ONCE_CUT: "To tell them apart: a higher --max-length.",
+        SAME_ONCE_CUT: "Raise --max-length to include the difference.",
     }
     facts, total = dataset.facts, len(refused) + len(same)
     counts, examples, notes = dict(facts.rejected), list(facts.examples), list(facts.notes)

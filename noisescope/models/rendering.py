@@ -39,7 +39,7 @@ _DIRECTIVES = "aAbBcdDeFHIjmMpSTUuwxXyYZ"
 #: What to do where a chat template cannot be used.
 PLAIN_TEXT = "`noisescope score` and `noisescope train` read plain text: --chat-template never"
 _PLAIN, _THOUGHT, _FUNCTION = "Q7plainQ7", "Q7thoughtQ7", "q7_function"
-#: Reasoning and answer; generated after an open <think>, an answer lacks the opening tag.
+#: Reasoning and answer; generated after an open <think>, an answer has no opening tag.
 _THINKING = re.compile(r"\s*(?:<think>)?(.*?)</think>(.*)", re.DOTALL)
 _OPENED = re.compile(r"<think>\s*\Z")
 _FOLDED = "\n\n"

@@ -2,7 +2,7 @@
 
 A head is DPO for the policy class pi(y|c) ~ exp(theta . phi(c, y)): its margin
 beta * l = theta . (phi_chosen - phi_rejected) is antisymmetric in the sides. Groups of features
-are scaled apart, theta_g ~ N(0, v_g). A response that recurs in several pairs also has a free
+are scaled separately, theta_g ~ N(0, v_g). A response that recurs in several pairs also has a free
 ability a ~ N(0, v_identity), margin += a_chosen - a_rejected ("pooling by identity"): legitimate
 evidence about this dataset, and useless for another. Nothing here knows text from images. Usage:
 

@@ -2,9 +2,9 @@
 
     refit = refitter(run, table)
     first = refit(flipped, None)
-    refit(other, first.variance).margins    # of the replicas that see those labels turned round
+    refit(other, first.variance).margins    # of replicas that see those labels flipped
 
-A flip only swaps a pair's two rows among the features, so nothing is read or computed anew but
+A flip only swaps a pair's two rows among the features, so nothing is read or computed again except
 the heads. Most of their cost is the search for how far each group of features may move a margin:
 it may begin at what was found for labels with as many flips (`variance`), and then ends sooner.
 """

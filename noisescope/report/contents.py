@@ -97,11 +97,11 @@ def gather(run: Run, *, worst: int = WORST) -> Contents:
         "SELECT s.*, prompt, turns, chosen, rejected, annotator FROM scores s "
         f"JOIN pairs USING (pair_id) WHERE rank <= {worst:d} ORDER BY rank",
     ).to_pylist()
-    told = known_labels(run, [pair["pair_id"] for pair in pairs])
+    truth = known_labels(run, [pair["pair_id"] for pair in pairs])
     people = reviews_of(run)
     judged = people.verdicts() if people is not None else {}
     pairs = [
-        pair | {"known": told.get(pair["pair_id"]), "reviewed": judged.get(pair["pair_id"])}
+        pair | {"known": truth.get(pair["pair_id"]), "reviewed": judged.get(pair["pair_id"])}
         for pair in pairs
     ]
     known = read_known(run)

@@ -93,16 +93,16 @@ class Agreement:
     def to_json(self) -> dict[str, object]:
         """JSON object; annotators least accurate first, contents counted by (n, k)."""
         counts = ("votes", "unnamed", "annotators", "contents", "shared", "opinions", "undecided")
-        told: dict[str, object] = {name: getattr(self, name) for name in (*counts, "judged")}
-        told["repeats"] = self.repeats
+        record: dict[str, object] = {name: getattr(self, name) for name in (*counts, "judged")}
+        record["repeats"] = self.repeats
         for name in ("accuracy", "not_unanimous", "pairwise", "alpha", "self_consistency"):
             interval: Interval | None = getattr(self, name)
-            told[name] = interval.to_json() if interval else None
-        told["patterns"] = [
+            record[name] = interval.to_json() if interval else None
+        record["patterns"] = [
             {"annotators": int(n), "first": int(k), "contents": int(count)}
             for n, k, count in self.patterns
         ]
-        return told | {"by_annotator": [row.to_json() for row in self.by_annotator]}
+        return record | {"by_annotator": [row.to_json() for row in self.by_annotator]}
 
 
 def votes_of(table: pa.Table) -> Votes:
@@ -120,8 +120,8 @@ def votes_of(table: pa.Table) -> Votes:
     first = np.array([chosen < rejected for chosen, rejected in sides], dtype=np.int64)[named]
     known, annotator = np.unique(names[named].astype(str), return_inverse=True)
     content = np.unique(ids.astype(str), return_inverse=True)[1]
-    told = tuple(known.tolist())
-    return Votes(content, annotator, first, told, int((~named).sum()))
+    firsts = tuple(known.tolist())
+    return Votes(content, annotator, first, firsts, int((~named).sum()))
 
 
 def opinions(votes: Votes) -> tuple[Votes, int]:

@@ -120,7 +120,7 @@ def coded(names: pa.ChunkedArray) -> tuple[list[str], Int]:
     encoded = names.combine_chunks().dictionary_encode()
     found: list[str] = encoded.dictionary.to_pylist()
     order = sorted(range(len(found)), key=found.__getitem__)
-    place = np.full(len(found) + 1, -1, np.int64)  # the last one stands for null
+    place = np.full(len(found) + 1, -1, np.int64)  # the last one is null
     place[order] = np.arange(len(found))
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return [found[index] for index in order], place[codes]

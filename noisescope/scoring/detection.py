@@ -95,13 +95,13 @@ def u_edges(u: Float) -> Float:
     return np.append(np.arange(U_INTERVALS) * step, np.inf)
 
 
-def scorecard(group: Sequence[Judged], said: str, base: float | None) -> dict[str, Any]:
+def scorecard(group: Sequence[Judged], description: str, base: float | None) -> dict[str, Any]:
     """Numbers of several plantings of one rate: means over them, and each by itself."""
     each = [_numbers(judged, base) for judged in group]
     first = each[0]
     names = [name for name in first["detectors"] if all(name in one["detectors"] for one in each)]
     merged: dict[str, Any] = {
-        "said": said,
+        "said": description,
         "pairs": first["pairs"],
         "detectors": {name: _mean([one["detectors"][name] for one in each]) for name in names},
     }

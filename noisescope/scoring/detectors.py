@@ -222,7 +222,7 @@ class Detector:
     """A score [N] of `Evidence`, higher = more suspicious, and what it needs to be computed.
 
     `needs` holds any of: "held_out", "replicas" (two or more), "checkpoints" (two or more),
-    "lengths". `axis` says what a high score means: a "wrong" label or a "contested" pair.
+    "lengths". `axis` is what a high score means: a "wrong" label or a "contested" pair.
     """
 
     score: Callable[[Evidence], Float]

@@ -20,7 +20,7 @@ SHOWN = 10
 #: A verdict changes where p_flip crosses this.
 FLIPPED = 0.5
 
-#: One row a content and direction: how many labels, their mean p_flip, and where one stands.
+#: One row a content and direction: how many labels, their mean p_flip, and the place of one.
 _LABELS = """
 CREATE TEMP TABLE {name} AS
 SELECT content_id, chosen < rejected AS direction, count(*) AS labels,
@@ -66,7 +66,7 @@ ORDER BY coalesce(avg(p_flip) FILTER (run = 'b'), 0) - coalesce(avg(p_flip) FILT
 @final
 @dataclass(frozen=True)
 class Change:
-    """One pair: where it stands (in B, for a removed one in A) and its p_flip on both sides."""
+    """One pair: its place (in B, for a removed one in A) and its p_flip on both sides."""
 
     pair_id: str
     source: str

@@ -336,7 +336,7 @@ def join(judged: Sequence[Judged], log: Log, population: Population, p: Float) -
     error = error_rate(once)
     agreement, shared = once.agreement
     answers = {answer.id: answer for one in judged for answer in one.answers}
-    told = [answer for answer in answers.values() if answer.answer != "skip"]
+    answered = [answer for answer in answers.values() if answer.answer != "skip"]
     design = sample_of(log, population)
     reviewed, sampled = None, 0
     if design is not None:
@@ -348,9 +348,9 @@ def join(judged: Sequence[Judged], log: Log, population: Population, p: Float) -
             reviewed = review(cells, p, votes, drawn=drawn, error=error)
     return RunReviews(
         judged=tuple(judged),
-        reviewers=tuple(sorted({answer.reviewer for answer in told})),
-        judgements=len(told),
-        skipped=len(answers) - len(told),
+        reviewers=tuple(sorted({answer.reviewer for answer in answered})),
+        judgements=len(answered),
+        skipped=len(answers) - len(answered),
         sampled=sampled,
         agreement=agreement,
         shared=shared,

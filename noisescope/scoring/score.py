@@ -39,7 +39,7 @@ Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 SUSPECTS = 10
-#: What a reader must know of adapters that nobody said were kept from these pairs.
+#: Note for adapters that may have been trained on these pairs.
 IN_SAMPLE = (
     "These adapters may have trained on the very pairs they judge. The margins are in-sample: "
     "held-out accuracy, flip rate and expected AUROC are too good, and learned errors look right. "
@@ -52,7 +52,7 @@ IN_SAMPLE = (
 class ScoreConfig:
     """Constants of Eq. 11 (rho: 1 for text, 15 for images) and Eq. 14-15 (k1, k2, c2).
 
-    `rho` None stands for the modality's; see `weights` for k2 and c2.
+    `rho` None is the modality's default; see `weights` for k2 and c2.
     `released` takes W and Gamma from `u_released` instead of u. `spill` decides no number.
     """
 

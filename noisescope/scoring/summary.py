@@ -68,7 +68,7 @@ class Suspect:
 @final
 @dataclass(frozen=True)
 class Summary:
-    """What a run says, in numbers and in words. Every interval is a 90 % one.
+    """The summary of a run, in numbers and in words. Every interval is a 90 % one.
 
     `flip_rate` covers every noise model that fits (`noise`). `mislabelled` is the bracket low ..
     high with the mean of p_wrong; `expected` is the self-measured AUROC of planted uniform flips,

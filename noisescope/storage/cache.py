@@ -189,7 +189,7 @@ def matching(chunk: Chunk | str, made_by: str) -> Chunk | str:
     """`chunk`, or its fault if another model than `made_by` made it."""
     if isinstance(chunk, str) or not made_by or chunk.made_by in ("", made_by):
         return chunk
-    return f"of another model ({chunk.made_by[:20]})"
+    return f"of a different model ({chunk.made_by[:20]})"
 
 
 def open_chunk(path: Path) -> Chunk | str:
@@ -215,7 +215,7 @@ def check(path: Path, content: bytes) -> Chunk | str:
         header = json.loads(content[8 : 8 + length])
         recorded = json.loads(header["__metadata__"][HEADER])
         if recorded.get("format", FORMAT) != FORMAT:
-            return "of another version of noisescope"
+            return "of a different version of noisescope"
         keys = tuple(str(key) for key in recorded["keys"])
         made_by = str(recorded.get("made_by", ""))
         rows = {entry["shape"][0] for name, entry in header.items() if name != "__metadata__"}

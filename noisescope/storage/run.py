@@ -14,7 +14,7 @@
       manifest.json        written last: margins complete, scores too unless "scores" is "absent"
 
 The directory's name is a function of its plan, so the same command finds its own directory
-again and continues; the directory of another plan is refused.
+again and continues; the directory of a different plan is refused.
 """
 
 from __future__ import annotations

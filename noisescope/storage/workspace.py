@@ -172,7 +172,7 @@ class Workspace:
 @final
 @dataclass(frozen=True)
 class Resolved:
-    """What a dataset name means: `target` is a path, glob or Hub name, `said` a line to print.
+    """What a dataset name means: `target` is a path, glob or Hub name; `description` is printed.
 
     `written` is a workspace's path as in its file, for records that outlive this machine.
     """
@@ -180,7 +180,7 @@ class Resolved:
     kind: Literal["workspace", "path", "hub"]
     name: str
     target: str
-    said: str
+    description: str
     config: str | None = None
     split: str | None = None
     format: str | None = None
@@ -232,7 +232,7 @@ def resolve(name: str, workspace: Workspace | None = None) -> Resolved:
             kind="workspace",
             name=base,
             target=entry.path,
-            said=f"{base} is {entry.written} ({workspace.root / FILE_NAME})",
+            description=f"{base} is {entry.written} ({workspace.root / FILE_NAME})",
             config=config,
             split=split or entry.split,
             format=entry.format,

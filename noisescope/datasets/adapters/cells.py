@@ -31,7 +31,7 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (dict, "an object"),
     (bytes, "raw bytes"),
 )
-#: Text that stands for a missing value, as pandas, R and Excel write it.
+#: Text for a missing value, as pandas, R and Excel write it.
 MISSING = re.compile(r"\s*(?:nan|<na>|nat|null|none|#n/?a)?\s*", re.IGNORECASE)
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*", re.IGNORECASE)
 _STRUCTURE = re.compile(r"\s*[\[{]")
@@ -175,7 +175,7 @@ def _changed(cell: Any, steps: list[str], change: Any) -> Any:
 
 
 def is_missing(found: Any) -> bool:
-    """Whether a value is null, NaN, blank, an empty list or text that stands for these."""
+    """Whether a value is null, NaN, blank, an empty list or text for one of these."""
     if found is None or found != found:
         return True
     if isinstance(found, str):

@@ -142,7 +142,7 @@ def plant(
 ) -> Planted:
     """Write the flipped copy of `source` under `out`.
 
-    `gaps` says how far apart the sides of a pair are, for `hard` flips of a source without
+    `gaps` is the distance between the sides of each pair, for `hard` flips of a source without
     scores. Raises UsageError or RunError where `out` is the source or holds something else,
     DataError where the source cannot be read; the source is never written to.
     """
@@ -158,7 +158,7 @@ def plant(
         format=format or source.format,
         columns={**(source.columns or {}), **as_mapping(columns)},
         pairs=pairs or source.pairs or "all",
-        said=source.resolved,
+        name=source.resolved,
     )
     if reason := adapter.cannot_flip:
         raise UsageError(

@@ -1,6 +1,6 @@
 """flips.parquet: which pairs of a planted copy are flipped, and by which plan.
 
-It lies beside the copy; its schema metadata holds the plan, so that planting a copy again with
+It is next to the copy; its schema metadata holds the plan, so that flipping a copy again with
 the same plan takes every decision back.
 """
 
@@ -48,14 +48,14 @@ def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
             hint="flips.parquet, which noisescope flip writes, is one.",
         )
     values = dict(zip(map(str, lists["pair_id"]), lists[label], strict=True))
-    told = [values.get(name) for name in table.column("pair_id").to_pylist()]
-    known = np.array([value is not None for value in told])
+    found = [values.get(name) for name in table.column("pair_id").to_pylist()]
+    known = np.array([value is not None for value in found])
     if not known.any():
         raise DataError(
             f"{path}: names none of the run's pairs",
             hint="Name the truth of the dataset that was scored: --truth FILE",
         )
-    return np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in told]), known
+    return np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in found]), known
 
 
 def _wanted(table: pa.Table) -> dict[str, Any]:
@@ -110,16 +110,16 @@ def _by_row(file: Any) -> Iterator[tuple[str, bool]]:
 
 def next_decisions(earlier: Iterator[tuple[str, bool]], chunk: Parsed) -> Float:
     """Chances 0 or 1 of a chunk's pairs, as decided before, in the same order."""
-    told = list(islice(earlier, len(chunk.ids)))
-    for name, (known, _) in zip(chunk.ids, told, strict=False):
+    found = list(islice(earlier, len(chunk.ids)))
+    for name, (known, _) in zip(chunk.ids, found, strict=False):
         if known != name and not known.startswith(f"{name}~"):
             raise DataError(
-                f"{TRUTH} beside the source tells of pair {known}, where {name} stands",
+                f"{TRUTH} next to the source does not match it: expected pair {name}, found {known}",
                 hint="Remove it if it belongs to another dataset.",
             )
-    if len(told) < len(chunk.ids):
-        raise DataError(f"{TRUTH} beside the source tells of fewer pairs than it holds")
-    return np.array([float(flipped) for _, flipped in told])
+    if len(found) < len(chunk.ids):
+        raise DataError(f"{TRUTH} next to the source lists fewer pairs than the source has")
+    return np.array([float(flipped) for _, flipped in found])
 
 
 @final
@@ -152,7 +152,7 @@ class TruthWriter:
                 self.writer.close()
                 write_atomic(self.out / TRUTH, self._finish)
             else:
-                with contextlib.suppress(OSError):  # of a full disk, which was told before
+                with contextlib.suppress(OSError):  # of a full disk, which was reported before
                     self.writer.close()
         except OSError as fault:
             raise unwritten(self.out / TRUTH, fault) from fault

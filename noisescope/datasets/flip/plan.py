@@ -45,7 +45,7 @@ _BINS = 1 << 16
 @final
 @dataclass(frozen=True)
 class FlipPlan:
-    """Which labels are turned round. Raises UsageError for an impossible plan."""
+    """Which labels to flip. Raises UsageError for an impossible plan."""
 
     rate: float
     kind: str = "uniform"
@@ -92,7 +92,7 @@ def chance_of(
     gaps: Callable[[Parsed], Float] | None = None,
 ) -> Chance:
     """The plan's chance of a flip. `survey` reads all pairs once, where the kind needs that;
-    `gaps` [N] says how far apart a pair's sides are, for `hard`.
+    `gaps` [N] is the distance between a pair's sides, for `hard`.
 
     Raises UsageError where `hard` has no gaps or too few labels prefer the shorter side.
     """

@@ -9,7 +9,7 @@ named. The last line of an answer must be a verdict and nothing else; other answ
 and leave the comparison unjudged.
 
 Timeouts, lost connections, 408, 425, 429 and 5xx are retried after 1, 2, 4, ... seconds with
-jitter, or as Retry-After asks. Any other refusal ends the command. The key is sent in one header
+jitter, or as Retry-After demands. Any other refusal ends the command. The key is sent in one header
 and nowhere else: redirects are not followed and proxies of the environment are ignored.
 """
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 #: Statuses below 500 that are worth a retry.
 RETRIED = (408, 425, 429)
-#: Upper limit of a pause in seconds, whatever Retry-After asks.
+#: Upper limit of a pause in seconds, whatever Retry-After demands.
 LONGEST_PAUSE = 60.0
 #: Bytes read of a reply, and of an error.
 MAX_REPLY, MAX_ERROR = 1_000_000, 2000

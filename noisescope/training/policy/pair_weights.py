@@ -187,7 +187,7 @@ def _check_dataset(where: str, theirs: Any, name: Any, dataset: PreferenceDatase
     """Refuse weights made for other pairs or labels."""
     if theirs != dataset.source_fingerprint:
         raise RunError(
-            f"{where} holds weights of another dataset ({name}, fingerprint {theirs}); "
+            f"{where} holds weights for a different dataset ({name}, fingerprint {theirs}); "
             f"{dataset.name} has {dataset.source_fingerprint}",
             hint="Leave --weights out: the dataset's own audit is found, or made first.",
         )

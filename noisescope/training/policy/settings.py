@@ -36,7 +36,7 @@ TEXT_BETA = 0.1
 @dataclass(frozen=True)
 class TrainSettings:
     """How to train. `batch` pairs an optimiser step over all processes; `accumulation` None
-    splits it as memory asks. `warmup` below 1 is a share of the steps, else a number of steps.
+    splits it as memory requires. `warmup` below 1 is a share of the steps, else a number of steps.
     `layers` K adapts the last K blocks only. Raises UsageError naming every impossible flag.
     """
 
