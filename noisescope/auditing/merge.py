@@ -61,8 +61,8 @@ def merge(
     """The finished run of the shards in `sources`, the same as one process makes.
 
     A single local source is completed in place, unless `run_directory` names another directory.
-    Raises RunError naming every shard that is missing, or whose files belong to a different audit; what
-    was copied is kept.
+    Raises RunError naming every shard that is missing or belongs to a different audit; what was
+    copied is kept.
     """
     reporter = reporter or Silent()
     found = [sharded for source in sources for sharded in find_shards(source)]

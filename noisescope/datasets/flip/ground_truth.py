@@ -114,7 +114,8 @@ def next_decisions(earlier: Iterator[tuple[str, bool]], chunk: Parsed) -> Float:
     for name, (known, _) in zip(chunk.ids, found, strict=False):
         if known != name and not known.startswith(f"{name}~"):
             raise DataError(
-                f"{TRUTH} next to the source does not match it: expected pair {name}, found {known}",
+                f"{TRUTH} next to the source does not match it: expected pair {name}, "
+                f"found {known}",
                 hint="Remove it if it belongs to another dataset.",
             )
     if len(found) < len(chunk.ids):
