@@ -42,6 +42,10 @@ class Reader:
     def sizes(self, items: Sequence[Item]) -> np.ndarray:
         return np.full(len(items), 10)
 
+    def open_encodings(self, directory: Path) -> None:
+
+        return None
+
     def flops(self, items: Sequence[Item]) -> float:
         return 1.0
 

@@ -61,7 +61,7 @@ def test_names_in_a_workspace(root: Path) -> None:
     mine = resolve("mine", workspace)
     assert (mine.kind, mine.name, mine.split, mine.format) == ("workspace", "mine", "test", "trl")
     assert mine.target == str(root / "data" / "mine.jsonl")
-    assert mine.said == f"mine is data/mine.jsonl ({root / 'noisescope.toml'})"
+    assert mine.description == f"mine is data/mine.jsonl ({root / 'noisescope.toml'})"
     assert resolve("mine:dev", workspace).split == "dev"
     assert resolve("hh-rlhf", workspace).target == "Anthropic/hh-rlhf"
     dataset = load("all of it", workspace=workspace)
@@ -75,7 +75,7 @@ def test_well_known_names_outside_a_workspace(
     monkeypatch.chdir(tmp_path)
     found = resolve(name)
     assert (found.kind, found.target, found.config, found.split) == ("hub", target, None, None)
-    assert target in found.said
+    assert target in found.description
 
 
 def test_splits_and_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
