@@ -112,7 +112,9 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
         suspects=SUSPECTS,
     )
     if modality == "text":
-        summary = replace(summary, notes=(*run_notes(run), *summary.notes))
+        first = int(summary.chance)  # the note on chance is the gravest
+        notes = (*summary.notes[:first], *run_notes(run), *summary.notes[first:])
+        summary = replace(summary, notes=notes)
     return replace(summary, notes=(IN_SAMPLE, *summary.notes)) if found.in_sample else summary
 
 
