@@ -32,6 +32,8 @@ from noisescope.replicas.sources import (
     read_outside,
     table_numbers,
 )
+from noisescope.report.contents import gather
+from noisescope.report.html import page
 
 CONFIG = HeadConfig(replicas=2, folds=4, search_steps=10)
 
@@ -271,11 +273,18 @@ def test_a_run_reports_what_each_source_added(model: Path, place: Path) -> None:
     assert found.run.directory != plain.run.directory
     sources = [one.source for one in found.summary.sources]
     assert sources == ["model", *names, "table:judge"]
-    told = {one.source: one for one in found.summary.sources}
-    assert told["table:judge"].accuracy_alone == pytest.approx(0.8)
-    assert told["table:judge"].nats_added > 0
-    assert 0 <= told["model"].disagreement <= 1
+    reports = {one.source: one for one in found.summary.sources}
+    assert reports["table:judge"].accuracy_alone == pytest.approx(0.8)
+    assert reports["table:judge"].nats_added > 0
+    assert 0 <= reports["model"].disagreement <= 1
     assert found.summary.to_json()["sources"][4]["source"] == "table:judge"
+    html = page(gather(found.run))
+    assert (
+        f'<th scope="row">table:judge</th><td>{reports["table:judge"].accuracy_alone:.1%}</td>'
+        in html
+    )
+    html = page(gather(plain.run))
+    assert "What each source added" not in html
 
 
 def test_the_order_of_sides_does_not_matter_to_a_refit(model: Path, place: Path) -> None:

@@ -53,6 +53,7 @@ def page(contents: Contents, images: ImageStore | None = None) -> str:
         pairs=pairs,
         names=sorted({pair["annotator"] for pair in pairs if pair["annotator"]}),
         annotators=contents.annotators,
+        sources=[row | {"source": printable(row["source"])} for row in summary.get("sources", ())],
         commands=commands(contents),
         provenance=provenance(contents),
         version=manifest.get("versions", {}).get("noisescope", ""),
