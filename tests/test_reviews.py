@@ -109,7 +109,8 @@ def test_a_damaged_line_is_named(run, line):
 
 def test_cells_that_unpack_to_something_else_are_damage(tmp_path):
     line = Draw("d", "estimate", "p", 1, bytes(1000)).to_json()
-    path = tmp_path / FILE
+    path = tmp_path / "run" / FILE
+    path.parent.mkdir()
     path.write_text(json.dumps(line | {"cells": line["cells"][:8]}) + "\n{}\n", "utf-8")
     with pytest.raises(RunError, match="damaged"):
         read_log([path])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import shlex
 import sys
 import webbrowser
@@ -224,6 +225,11 @@ def _finish(
     print(people.sentence())
     for line in _remarks(people):
         print(line)
+    if not _in_scores(run, people):
+        print(
+            "p_wrong in scores.parquet does not use these answers yet: repeat the run's "
+            "noisescope score command, which takes seconds"
+        )
     if people.share() is None:
         needed = FEWEST_SAMPLED - people.sampled
         if people.sampled:
@@ -233,6 +239,15 @@ def _finish(
     wrong = sum(one.verdict == "wrong" for one in people.judged)
     following = f"noisescope export {where} --format clean" if wrong else ""
     print_lines(reviews=str(path), next=following or f"noisescope review {where} --for fix")
+
+
+def _in_scores(run: Run, people: RunReviews) -> bool:
+    """Whether p_wrong in scores.parquet is recalibrated on exactly these answers."""
+    found = people.recalibration_json()
+    written = run.manifest()["summary"].get("recalibration")
+    if found is None or written is None:
+        return found is written
+    return all(math.isclose(found[name], written[name], abs_tol=1e-6) for name in found)
 
 
 def _remarks(people: RunReviews) -> list[str]:
@@ -245,8 +260,8 @@ def _remarks(people: RunReviews) -> list[str]:
         if found is not None:
             share = found.share
             lines.append(
-                f"of {found.pairs:,} pairs with p_wrong >= {threshold:g}: {share.estimate:.0%} are "
-                f"wrong ({share.low:.0%} to {share.high:.0%})"
+                f"of {found.pairs:,} pairs with p_wrong_audit >= {threshold:g}: "
+                f"{share.estimate:.0%} are wrong ({share.low:.0%} to {share.high:.0%})"
             )
     if people.error.known:
         error = people.error.interval()

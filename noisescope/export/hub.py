@@ -66,7 +66,7 @@ def card(scores: RunScores, facts: Mapping[str, Any], data: str) -> str:
         f"{counts['flip']:,} flipped ({changed / max(len(scores), 1):.1%} changed).",
         "- `p_wrong` is the probability that a label is wrong, from held-out margins of "
         f"{_plain(scores.manifest.get('evidence', {}).get('replicas', 'several'))} replicas of "
-        f"`{_plain(facts['model'])}`.",
+        f"`{_plain(facts['model'])}`{_recalibrated(scores)}.",
         "",
         "## Quality of the audit",
         "",
@@ -86,6 +86,11 @@ def card(scores: RunScores, facts: Mapping[str, Any], data: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _recalibrated(scores: RunScores) -> str:
+    found = scores.summary.get("recalibration")
+    return f", recalibrated on {found['judgements']:,} judgements of reviewers" if found else ""
 
 
 def _plain(value: Any) -> str:

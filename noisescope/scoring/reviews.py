@@ -30,6 +30,7 @@ from noisescope.scoring.review_estimate import (
     Cells,
     ErrorRate,
     Estimate,
+    Recalibration,
     Reviewed,
     Votes,
     error_rate,
@@ -38,6 +39,7 @@ from noisescope.scoring.review_estimate import (
     strata_for,
     stratify,
 )
+from noisescope.scoring.scores import require_scores
 from noisescope.storage.reviews import (
     Answer,
     Draw,
@@ -53,8 +55,8 @@ Float = NDArray[np.float64]
 Places = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
-#: Column of scores.parquet that decides what is drawn.
-P_WRONG = "p_wrong"
+#: Column of scores.parquet that decides what is drawn: p_wrong without any review.
+P_WRONG = "p_wrong_audit"
 #: Sampled answers below which no share is stated.
 FEWEST_SAMPLED = 20
 #: Thresholds on p_wrong whose precision is reported. At higher ones few answers of 100 fall, nearly
@@ -108,10 +110,11 @@ def read_population(run: Run) -> Population:
 
 
 def read_p_wrong(run: Run, population: Population) -> Float:
-    """p_wrong [N] of a run's scores, in the order of `population.keys`.
+    """p_wrong [N] of a run's scores before reviews, in the order of `population.keys`.
 
-    Raises RunError if scores.parquet cannot be read or holds other pairs.
+    Raises RunError if scores.parquet cannot be read, is of an older version or holds other pairs.
     """
+    require_scores(run)
     hint = "Type the `noisescope score` command of this run again."
     p = np.full(len(population), np.nan)
     rows = 0
@@ -210,6 +213,31 @@ class RunReviews:
         """p_wrong [N]: recalibrated if there is a sample, and of judged pairs by Bayes' rule."""
         return self._reviewed.posterior()
 
+    @property
+    def recalibration(self) -> Recalibration | None:
+        """The map from the audit's p_wrong to the recalibrated one; None without a sample, or
+        without an answer that takes a side.
+        """
+        return self.reviewed.recalibration if self.reviewed and self.fitted_on else None
+
+    @property
+    def fitted_on(self) -> int:
+        """Judgements that the recalibration rests on: those of the sample and of listed pairs that
+        take a side.
+        """
+        if self.reviewed is None:
+            return 0
+        used = zip(self.judged, self.reviewed.weights, strict=True)
+        return len({a.id for one, weight in used if weight for a in one.answers if a.better})
+
+    def recalibration_json(self) -> dict[str, Any] | None:
+        """The recalibration's parameters and how many judgements they rest on, for JSON."""
+        fitted = self.recalibration
+        if fitted is None:
+            return None
+        facts = {"intercept": fitted.intercept, "slope": fitted.slope}
+        return {"judgements": self.fitted_on} | facts
+
     @cached_property
     def _reviewed(self) -> Reviewed:
         if self.reviewed is not None:
@@ -275,8 +303,7 @@ class RunReviews:
             "undecided": verdicts.count("undecided"),
         }
         if self.reviewed is not None:
-            fitted = self.reviewed.recalibration
-            found["recalibration"] = {"intercept": fitted.intercept, "slope": fitted.slope}
+            found["recalibration"] = self.recalibration_json()
             estimates = {t: self.precision(t) for t in THRESHOLDS}
             found["precision"] = [
                 {"threshold": t, "pairs": one.pairs, "judged": one.judged, **one.share.to_json()}
@@ -303,6 +330,18 @@ def reviews_of(run: Run) -> RunReviews | None:
         return None
     population = read_population(run)
     return read_run_reviews(run, read_p_wrong(run, population), population)
+
+
+def reviews_of_unwritten(run: Run, p: Float) -> RunReviews | None:
+    """People's judgements of the pairs of a run whose scores are not written yet; None if there
+    are none. p [N] is p_wrong without reviews, in the order of pairs.parquet.
+    """
+    if not has_reviews(run):
+        return None
+    population = read_population(run)
+    ordered = np.empty(len(population))
+    ordered[population.place] = p
+    return read_run_reviews(run, ordered, population)
 
 
 def read_run_reviews(

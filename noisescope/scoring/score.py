@@ -29,6 +29,8 @@ from noisescope.scoring.giveaways import run_notes
 from noisescope.scoring.margins import RunMargins, connect, failure, read_margins
 from noisescope.scoring.noise_models import Noise, fit_noise
 from noisescope.scoring.pair_facts import PairFacts, read_facts
+from noisescope.scoring.review_estimate import Recalibration
+from noisescope.scoring.reviews import reviews_of_unwritten
 from noisescope.scoring.scores import COLUMNS, ranks, write_scores
 from noisescope.scoring.summary import Summary, Totals, summarise
 from noisescope.scoring.weights import WeightConfig, adaptive_weights
@@ -80,6 +82,8 @@ class ScoreConfig:
 def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
     """Judge every pair of the run in `directory`, write scores.parquet, return the summary.
 
+    If people have judged a sample of these pairs, p_wrong is recalibrated on their answers.
+
     Needs plan.json (beta), pairs.parquet and margins/part-*.parquet. Raises RunError where they
     are missing, damaged or incomplete, EvidenceError with fewer than ten pairs.
     """
@@ -97,7 +101,9 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
             with connect(config.spill.memory, folder) as connection:
                 facts = read_facts(run.pairs_path, modality, connection)
             seen = survey(found, averages, beta, facts, modality)
-            totals = _write(run, found, averages, seen, rho, config, folder)
+            people = reviews_of_unwritten(run, seen.p_wrong)
+            recalibration = people and people.recalibration
+            totals = _write(run, found, averages, seen, rho, config, folder, recalibration)
         except (duckdb.Error, pa.ArrowException) as error:
             raise failure(error, directory, folder, [run.pairs_path]) from error
     training = run.evidence_manifest().get("training") if run.complete else None
@@ -110,6 +116,7 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
         facts,
         training=training,
         suspects=SUSPECTS,
+        recalibration=people and people.recalibration_json(),
     )
     if modality == "text":
         first = int(summary.chance)  # the note on chance is the gravest
@@ -126,12 +133,15 @@ def _write(
     rho: float,
     config: ScoreConfig,
     folder: Path,
+    recalibration: Recalibration | None,
 ) -> Totals:
-    """Write scores.parquet; what its summary adds up."""
+    """Write scores.parquet; what its summary adds up. Ranks are those without reviews."""
     parts: list[Totals] = []
 
     def counted() -> Iterator[tuple[slice, dict[str, Float]]]:
         for block, columns in judged_blocks(found, averages, seen, rho=rho, config=config):
+            if recalibration is not None:
+                columns["p_wrong"] = recalibration(columns["p_wrong_audit"])
             parts.append(Totals.of(columns))
             yield block, columns
 
@@ -218,7 +228,7 @@ def judge(
     facts: PairFacts | None = None,
     modality: str = "text",
 ) -> tuple[dict[str, Float], Noise]:
-    """All of `COLUMNS` [N] and the fitted noise models.
+    """All of `COLUMNS` [N] and the fitted noise models, without reviews.
 
     `averages` are two averaged copies a replica, of which `u_released` is then made.
     """
@@ -233,7 +243,7 @@ def judge(
 def judged_blocks(
     found: RunMargins, averages: RunMargins | None, seen: Survey, *, rho: float, config: ScoreConfig
 ) -> Iterator[tuple[slice, dict[str, Float]]]:
-    """All of `COLUMNS` [n] of each block of pairs."""
+    """All of `COLUMNS` [n] of each block of pairs, without reviews."""
     copies = None if averages is None else averages.blocks()
     for block, margins, counted in found.blocks():
         logratios, held_out = margins / seen.beta, np.where(counted, margins, np.nan)
@@ -249,7 +259,7 @@ def judged_blocks(
             columns["u_released"] = u_of_trios(logratios, averaged, counted, rho, scales)
         rate = seen.noise.single
         columns["contested"] = rate.contested(held_out)
-        columns["p_wrong"] = seen.p_wrong[block]
+        columns["p_wrong"] = columns["p_wrong_audit"] = seen.p_wrong[block]
         columns["p_flip"] = rate.p_flip(columns["margin"])
         columns["p_mislabelled"] = rate.p_mislabelled(columns["margin"])
         columns["W"], columns["gamma"] = adaptive_weights(

@@ -34,6 +34,7 @@ COLUMNS = (
     "u_released",
     "margin",
     "p_wrong",
+    "p_wrong_audit",
     "p_flip",
     "p_mislabelled",
     "contested",

@@ -71,11 +71,13 @@ class Summary:
     """The summary of a run, in numbers and in words. Every interval is a 90 % one.
 
     `flip_rate` covers every noise model that fits (`noise`). `mislabelled` is the bracket low ..
-    high with the mean of p_wrong; `expected` is the self-measured AUROC of planted uniform flips,
-    its interval that of the single flip rate and of the ranks together; `chance`: the replicas do
-    no better than a coin, so the scores carry no verdict (`chance_p`: p value of the sign-flip
-    test, None where the replicas were not fitted by us). `contrasts` are other cross-fits of the
-    same labels, `sources` what each source of evidence added, if there were any beside the model.
+    high with the mean of p_wrong_audit; `expected` is the self-measured AUROC of planted uniform
+    flips, its interval that of the single flip rate and of the ranks together; `chance`: the
+    replicas do no better than a coin, so the scores carry no verdict (`chance_p`: p value of the
+    sign-flip test, None where the replicas were not fitted by us). `contrasts` are other cross-fits
+    of the same labels, `sources` what each source of evidence added, if there were any beside the
+    model. `recalibration` has the parameters of p_wrong on people's judgements, None without them;
+    only p_wrong, its histogram and the suspects depend on it.
     """
 
     run: str
@@ -95,6 +97,7 @@ class Summary:
     contrasts: tuple[Contrast, ...] = ()
     triads: Triads | None = None
     sources: tuple[SourceReport, ...] = ()
+    recalibration: Mapping[str, Any] | None = None
     suspects: tuple[Suspect, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -119,6 +122,7 @@ class Summary:
             "contrasts": [contrast.to_json() for contrast in self.contrasts],
             "triads": self.triads and vars(self.triads),
             "sources": [source.to_json() for source in self.sources],
+            "recalibration": self.recalibration,
             "histogram": {"edges": TENTHS.round(1).tolist(), "counts": list(self.histogram)},
             "suspects": [vars(suspect) for suspect in self.suspects],
             "notes": list(self.notes),
@@ -130,7 +134,7 @@ class Summary:
 class Totals:
     """What a summary adds up over the pairs; parts of a dataset go together."""
 
-    likely: float  # sum of p_wrong
+    likely: float  # sum of p_wrong_audit
     histogram: NDArray[np.int64]  # pairs by tenths of p_wrong
     contested: int
     unspread: int  # pairs judged by one replica only
@@ -139,7 +143,7 @@ class Totals:
     def of(cls, columns: Mapping[str, Float]) -> Totals:
         """Totals of some pairs' columns [n] of scores.parquet."""
         return cls(
-            likely=float(columns["p_wrong"].sum()),
+            likely=float(columns["p_wrong_audit"].sum()),
             histogram=np.histogram(columns["p_wrong"], TENTHS)[0],
             contested=int((columns["contested"] >= CONTESTED).sum()),
             unspread=int(np.isnan(columns["stability"]).sum()),
@@ -166,10 +170,12 @@ def summarise(
     *,
     training: Mapping[str, Any] | None = None,
     suspects: int = 0,
+    recalibration: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Summary of mean margins [N] and the totals; the first `suspects` pairs of scores.parquet.
 
-    `training` is the manifest's record of the fit: contrasts, triads, the test of chance.
+    `training` is the manifest's record of the fit: contrasts, triads, the test of chance;
+    `recalibration` how p_wrong was recalibrated on reviews.
     """
     facts, training = facts or PairFacts(), training or {}
     accuracy = share_interval(agreement(margins), facts.groupings)
@@ -184,6 +190,7 @@ def summarise(
             rate = widened(rate, other)
     sources = tuple(map(SourceReport.of, training.get("sources", ())))
     notes += source_notes(sources)
+    notes += _recalibrated(recalibration)
     chance_p = training.get("chance_p")
     chance = _at_chance(run, margins, facts, chance_p)
     low, high = rate.low, max(1 - accuracy.low, rate.low)
@@ -205,6 +212,7 @@ def summarise(
         contrasts=others,
         triads=triads,
         sources=sources,
+        recalibration=recalibration,
         suspects=_suspects(run, suspects) if suspects else (),
         notes=tuple([*_notes(accuracy, rate, noise, totals, chance), *notes]),
     )
@@ -250,6 +258,17 @@ def _suspects(run: Run, count: int) -> tuple[Suspect, ...]:
             {"scores": str(run.scores_path), "pairs": str(run.pairs_path), "count": count},
         ).fetchall()
     return tuple(Suspect(*row) for row in rows)
+
+
+def _recalibrated(recalibration: Mapping[str, Any] | None) -> list[str]:
+    """The note on p_wrong if it rests on reviews."""
+    if recalibration is None:
+        return []
+    count = recalibration["judgements"]
+    return [
+        f"p_wrong is recalibrated on {count:,} judgements of reviewers; p_wrong_audit has the "
+        "values before. The ranks are the same under both."
+    ]
 
 
 def _notes(
