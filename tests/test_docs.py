@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 HOOKS = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
-TEXT_PAIRS, IMAGE_PAIRS = 250, 40
+TEXT_PAIRS, IMAGE_PAIRS = 250, 200
 
 #: Their Python changes registries, which tests/test_extending.py puts back.
 TESTED_ELSEWHERE = ("datasets.md", "extending.md")

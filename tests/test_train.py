@@ -165,7 +165,7 @@ def test_an_adaptive_objective_makes_its_audit_first(
     line += ["--device", "cpu", "--dtype", "float32", "--steps", "2", "--batch", "4"]
     assert command([*line, "--objective", objective]) == 0
     shown = capsys.readouterr()
-    assert "needs an audit of pairs: made first" in shown.err
+    assert "needs an audit of pairs, which is made first" in shown.err
     assert said in shown.out
     assert len(list(tmp_path.glob("runs/pairs-*/manifest.json"))) == 1
     assert len(list(tmp_path.glob(f"trained/pairs-{objective}-*/manifest.json"))) == 1
@@ -178,13 +178,13 @@ def test_weights_of_other_labels_are_refused(place, dataset, tmp_path):
     (tmp_path / "flipped.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]))
     flipped = read(tmp_path / "flipped.jsonl")
     run = audited(tmp_path / "runs", flipped)
-    with pytest.raises(RunError, match="another dataset"):
+    with pytest.raises(RunError, match="different dataset"):
         run_weights(run, dataset, WeightRule())
     assert find_audit(dataset, tmp_path / "runs") is None
     facts = {"dataset": "flipped", "dataset_fingerprint": flipped.fingerprint}
     table = pa.table({"pair_id": dataset.table.column("pair_id"), "W": np.ones(40)})
     pq.write_table(table.replace_schema_metadata({"x": json.dumps(facts)}), tmp_path / "w.parquet")
-    with pytest.raises(RunError, match="another dataset"):
+    with pytest.raises(RunError, match="different dataset"):
         file_weights(tmp_path / "w.parquet", dataset)
 
 
@@ -263,8 +263,8 @@ def test_mistakes_are_named(place, tmp_path, capsys):
         (["--weights", "none", "--objective", "dpo", "--k1", "4"], "--k1 would change nothing"),
         (["--weighting", "p_flip", "--k2", "-2"], "--weighting p_flip has no such constant"),
         (["--online", "ema", "--weighting", "u"], "--online makes its own"),
-        (["--weights", "w.csv", "--rho", "2"], "w.csv holds finished weights"),
-        (["--weights", "absent.parquet"], "there is no such file"),
+        (["--weights", "w.csv", "--rho", "2"], "w.csv contains finished weights"),
+        (["--weights", "absent.parquet"], "no such file"),
         (["--flip-rate", "0.2"], "adaptive-dpo has no parameter flip_rate"),
         (["--online", "mea"], "--online must be one of replicas, ema"),
         (["--report-to", "notepad"], "--report-to must be one of"),

