@@ -188,7 +188,7 @@ def test_an_unknown_head_is_refused() -> None:
             return out
 
     model.__class__ = Odd
-    with pytest.raises(ModelError, match="does not know"):
+    with pytest.raises(ModelError, match="does not support"):
         check_model(model)
 
 

@@ -71,14 +71,14 @@ def test_heads_alone_then_only_verdicts(
     before = evidence_bytes(directory.directory)
     assert run(command("fine-tune", place, "--replicas", "2", "--folds", "2")) == 0
     assert "are already complete" in capsys.readouterr().err
-    assert run(command("score", place, "--replicas", "2", "--folds", "2", "--no-pool")) in (0, 2)
+    assert run(command("score", place, "--replicas", "2", "--folds", "2", "--pool")) in (0, 2)
     assert run(command("score", place, "--replicas", "2", "--folds", "2")) in (0, 2)
     assert "only verdicts are made again" in capsys.readouterr().err
     assert evidence_bytes(directory.directory) == before
     assert directory.manifest()["scores"] == "complete"
     assert directory.manifest()["training"] == made["training"]
     assert find_run(None, tmp_path / "runs").directory.name == directory.directory.name
-    assert len(list((tmp_path / "runs").glob("*/plan.json"))) == 2  # --no-pool is other evidence
+    assert len(list((tmp_path / "runs").glob("*/plan.json"))) == 2  # --pool is other evidence
 
 
 def test_next_command_is_the_same_with_score(
@@ -189,12 +189,12 @@ def test_every_lora_setting_is_in_the_fingerprint() -> None:
         ),
         (("--kind", "lora", "--folds", "3"), "--folds cannot be used with --kind lora"),
         (("--held-out",), "--held-out cannot be used with --kind head"),
-        (("--kind", "lora", "--layers", "top"), "--layers top: top-K or all"),
+        (("--kind", "lora", "--layers", "top"), "--layers top must be top-K or all"),
         (("--kind", "lora", "--targets", ","), "names no layer"),
         (("--kind", "lora", "--lora-r", "0"), "--lora-r must be at least 1"),
         (("--kind", "lora", "--warmup", "1"), "--warmup must be a share"),
         (("--kind", "lora", "--early-stopping", "2"), "more than 2 --checkpoints"),
-        (("--kind", "adapters"), "--from-adapters needs"),
+        (("--kind", "adapters"), "--from-adapters and --kind adapters need each other"),
         (("--beta", "-1"), "--beta must be positive"),
         (("--rho", "0"), "--rho must be above 0"),
         (("--k1", "-1"), "--k1 must be 0 or more"),
