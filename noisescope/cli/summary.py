@@ -99,7 +99,7 @@ def _findings(summary: Mapping[str, Any]) -> Table:
         f"of finding planted uniform flips, measured on itself; {ceiling(summary)}",
     )
     table.add_row(
-        "contested", f"{summary['contested_share']:.1%}", "pairs on which people would split"
+        "contested", f"{summary['contested_share']:.1%}", "pairs that the replicas cannot decide"
     )
     return table
 

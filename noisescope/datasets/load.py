@@ -36,6 +36,8 @@ from noisescope.storage.workspace import Workspace
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: Reasons that are no fault of the file.
+SET_ASIDE = ("tie", "identical sides", "empty response", "unlabelled")
 #: Below this many usable pairs there is nothing to audit.
 FEWEST_PAIRS = 10
 #: Decodable rows looked at to recognise a schema.
@@ -484,7 +486,7 @@ def _check_usable(facts: Facts, source: Source, limit: int | None, fewest: int) 
         message += f" ({counts}): {shown}" if counts else ""
     if limit and facts.rows >= limit:
         hint = f"--limit {limit} reads {limit:,} rows: raise it."
-    elif not set(facts.rejected) - {"tie", "identical sides", "empty response", "unlabelled"}:
+    elif facts.pairs and not set(facts.rejected) - {*SET_ASIDE}:
         hint = "Add more pairs: some hundreds make an estimate."
     else:
         hint = f"See how its rows are read: noisescope datasets {shlex.quote(source.resolved)}"
