@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisescope.datasets import load, open_source
+from noisescope.datasets.adapters.schema import Schema
 from noisescope.datasets.rewrite import rewrite
 from noisescope.errors import DataError, RunError, UsageError
 from noisescope.export.clean import export_clean
@@ -134,6 +135,18 @@ def test_unjudged_pairs_are_kept_and_the_default_drops_the_likely_wrong() -> Non
     assert CleanPolicy(drop_top=1.0, most=1.0).decide(columns).tolist() == [DROP, KEEP, DROP, DROP]
 
 
+def test_reviewed_corrections_count_towards_the_share_that_may_change() -> None:
+    columns = {"p_wrong": np.full(10, 0.1), "rank": np.arange(1.0, 11)}
+    judged = dict.fromkeys(range(4), "wrong") | {4: "right", 5: "undecided"}
+    with pytest.raises(UsageError, match=r"40\.0% of 10 pairs.*4 of these 4 changes.*reviews"):
+        CleanPolicy().decide(columns, judged)
+    forced = CleanPolicy(force=True).decide(columns, judged)
+    assert forced.tolist() == [FLIP] * 4 + [KEEP] * 6
+    assert CleanPolicy(most=0.4).decide(columns, judged).tolist() == forced.tolist()
+    worst = CleanPolicy(drop_top=0.5, most=0.4).decide(columns, judged)
+    assert worst.tolist() == [FLIP] * 4 + [KEEP] * 6  # a pair found right is kept
+
+
 @pytest.mark.parametrize("wrong", [{"drop_above": 1.5}, {"drop_top": 0.1, "drop_above": 0.5}])
 def test_impossible_policies_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
@@ -192,6 +205,111 @@ def test_clean_drops_and_flips_in_the_sources_own_format(name: str, tmp_path: Pa
     words = {key: ("keep", "drop", "flip")[number] for key, number in actions.items()}
     assert {row["pair_id"]: row["action"] for row in decisions} == words
     load(tmp_path / "out" / name)
+
+
+def beside_the_sides(count: int = PAIRS) -> list[dict[str, Any]]:
+    """Rows with columns that describe one side, and one that names the better."""
+    return [
+        row
+        | {
+            "chosen_score": 5 + number,
+            "rejected_score": 1,
+            "rank_chosen": 1,
+            "rank_rejected": 2,
+            "chosen_model": "m1",
+            "rejected_model": "m2",
+            "chosen_tokens": "12",
+            "rejected_tokens": "",
+            "original_chosen": "history",
+            "original_rejected": "",
+            "verdict": "rejected" if number % 2 else "chosen",
+            "seed": 7,
+        }
+        for number, row in enumerate(rows(count))
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
+def test_corrections_move_what_describes_a_side(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    WRITERS[name](folder / name, beside_the_sides())
+    scored = scored_run(load(folder), tmp_path / "runs" / "x")
+    policy = CleanPolicy(flip_top=0.05)
+    counts = export_clean(scored, open_source(folder), policy, tmp_path / "out")
+    assert counts["flip"] == 6
+    before = [row.values or {} for row in open_source(folder).rows()]
+    after = [row.values or {} for row in open_source(tmp_path / "out" / name).rows()]
+    flipped = 0
+    for old, new in zip(before, after, strict=True):
+        if old["chosen"] == new["chosen"]:
+            assert new == old
+            continue
+        flipped += 1
+        expected = dict(old)
+        for one, other in (
+            ("chosen", "rejected"),
+            ("chosen_score", "rejected_score"),
+            ("rank_chosen", "rank_rejected"),
+            ("chosen_model", "rejected_model"),
+            ("chosen_tokens", "rejected_tokens"),
+        ):
+            expected[one], expected[other] = old[other], old[one]
+        assert new == expected | {"verdict": "chosen"}
+    assert flipped == 6
+
+
+def test_planted_errors_leave_scores_and_corrections_move_them() -> None:
+    schema = Schema(
+        "mine",
+        {
+            "chosen": "best.text",
+            "rejected": "worst.text",
+            "score_chosen": "best.score",
+            "score_rejected": "worst.score",
+            "margin": "gap",
+            "status": "verdict",
+        },
+    )
+    row = {
+        "best": {"text": "x", "score": 5},
+        "worst": {"text": "y", "score": 1},
+        "gap": "4",
+        "verdict": "a",
+    }
+    planted = schema.flip(row)
+    assert planted == row | {
+        "best": {"text": "y", "score": 5},
+        "worst": {"text": "x", "score": 1},
+    }
+    corrected = schema.flip(row, correction=True)
+    assert corrected == {
+        "best": {"text": "y", "score": 1},
+        "worst": {"text": "x", "score": 5},
+        "gap": "-4",
+        "verdict": "b",
+    }
+    whole = Schema(
+        "mine",
+        {
+            "chosen": "best",
+            "rejected": "worst",
+            "score_chosen": "best.score",
+            "score_rejected": "worst.score",
+        },
+    )
+    moved = whole.flip(row, correction=True)
+    assert (moved["best"], moved["worst"]) == (row["worst"], row["best"])
+
+
+def test_sides_of_different_types_are_an_error(tmp_path: Path) -> None:
+    items = [row | {"chosen_score": 5, "rejected_score": 1.5} for row in rows()]
+    write_parquet(tmp_path / "a.parquet", items)
+    scored = scored_run(load(tmp_path / "a.parquet"), tmp_path / "runs" / "x")
+    source = open_source(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="differ in type"):
+        export_clean(scored, source, CleanPolicy(flip_top=0.05), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_clean_keeps_bytes_and_rows_that_state_nothing(tmp_path: Path) -> None:

@@ -73,7 +73,10 @@ def export(
         float | None, typer.Option(help="Flip this share of the pairs, worst first.")
     ] = None,
     most: Annotated[
-        float, typer.Option(help="Refuse to change a larger share of the pairs.")
+        float,
+        typer.Option(
+            help="Refuse to change a larger share of the pairs, reviewed corrections included."
+        ),
     ] = 0.3,
     count: Annotated[int, typer.Option(help="review: pairs in the queue.", min=1)] = 200,
     threshold: Annotated[

@@ -254,11 +254,24 @@ def _changed(table: pa.Table, number: int, change: Change) -> pa.Table:
 
 
 def _patched(column: pa.ChunkedArray, values: Mapping[int, Any]) -> pa.ChunkedArray:
-    """`column` with the values at these positions replaced."""
+    """`column` with the values at these positions replaced.
+
+    Raises DataError for a value that the column's type cannot hold.
+    """
     import numpy as np
     import pyarrow as pa
 
-    added = pa.array(list(values.values()), column.type)
+    try:
+        if pa.types.is_integer(column.type):  # Arrow would truncate
+            for value in values.values():
+                if isinstance(value, float) and not value.is_integer():
+                    raise ValueError(f"{value:g} does not fit into a column of {column.type}")
+        added = pa.array(list(values.values()), column.type)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(
+            f"a row cannot be flipped, as its sides' columns differ in type: {error}",
+            hint="Give both columns one type; or export with --drop-above or --format trl.",
+        ) from error
     take = np.arange(len(column))
     take[list(values)] = len(column) + np.arange(len(added))
     joined = pa.concat_arrays([*column.chunks, added])

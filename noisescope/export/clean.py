@@ -194,7 +194,7 @@ def _copy(file: Path, target: Path, changes: Mapping[int, int], adapter: Adapter
         for index, (number, values, _) in enumerate(rows):
             action = changes.get(number, KEEP)
             if action != KEEP and values is not None:
-                new[index] = None if action == DROP else adapter.flip(values)
+                new[index] = None if action == DROP else adapter.flip(values, correction=True)
         return new
 
     rewrite(file, target, change)

@@ -37,7 +37,8 @@ class CleanPolicy:
 
     A pair is flipped at p_wrong >= `flip_above`, or among the worst `flip_top` of all; otherwise
     dropped at p_wrong >= `drop_above`, or among the worst `drop_top`. No more than `most` of all
-    pairs may change, unless `force`. A pair without p_wrong is kept.
+    pairs may change, corrections by reviewers included, unless `force`. A pair without p_wrong is
+    kept.
     """
 
     drop_above: float | None = None
@@ -81,23 +82,39 @@ class CleanPolicy:
         """Return the policy, with the default rule if it contains none."""
         return self if self.stated else CleanPolicy(DROP_ABOVE, most=self.most, force=self.force)
 
-    def decide(self, columns: Mapping[str, Float]) -> Actions:
+    def decide(self, columns: Mapping[str, Float], judged: Mapping[int, str] = {}) -> Actions:
         """Return the action [N] of each pair, from `p_wrong` and `rank` [N] (1 is the worst).
 
-        Raises UsageError if more than `most` would change and `force` is not set.
+        `judged` are reviewers' verdicts by position, which come first: a label found wrong is
+        flipped, one found right is kept. Raises UsageError if more than `most` would change and
+        `force` is not set.
         """
         p_wrong, rank = columns["p_wrong"], columns["rank"]
         actions = np.full(len(p_wrong), KEEP, np.int8)
         actions[_chosen(p_wrong, rank, self.drop_above, self.drop_top)] = DROP
         actions[_chosen(p_wrong, rank, self.flip_above, self.flip_top)] = FLIP
+        for place, verdict in judged.items():
+            if verdict != "undecided":
+                actions[place] = FLIP if verdict == "wrong" else KEEP
         share = float((actions != KEEP).mean()) if len(actions) else 0.0
         if share > self.most and not self.force:
-            raise UsageError(
-                f"this would change {share:.1%} of {len(actions):,} pairs, more than --most "
-                f"{self.most:g}",
-                hint=f"--drop-top {self.most:g} changes only the worst; --force changes them all.",
-            )
+            raise self._too_much(share, len(actions), list(judged.values()).count("wrong"))
         return actions
+
+    def _too_much(self, share: float, pairs: int, reviewed: int) -> UsageError:
+        """The error for a share that exceeds `most`; `reviewed` corrections are by reviewers."""
+        message = (
+            f"this would change {share:.1%} of {pairs:,} pairs, more than --most {self.most:g}"
+        )
+        if not reviewed:
+            hint = f"--drop-top {self.most:g} changes only the worst; --force changes them all."
+            return UsageError(message, hint=hint)
+        people = f"; {reviewed:,} of these {round(share * pairs):,} changes are from reviews"
+        return UsageError(
+            message + people,
+            hint="Have a second person check the reviews (`noisescope review --reviewer NAME`); "
+            "--force changes them all.",
+        )
 
     def describe(self) -> str:
         """Describe the policy, for cards and metadata."""
@@ -114,16 +131,13 @@ class CleanPolicy:
 
 
 def decide(scores: RunScores, policy: CleanPolicy) -> tuple[Actions, str]:
-    """Action [N] of each pair, and the policy in words. What people judged comes before what the
-    audit suspects: labels found wrong are flipped, those found right are kept.
+    """Return the action [N] of each pair, and the policy in words.
 
-    Raises UsageError as `CleanPolicy.decide` does.
+    What people judged comes before what the audit suspects. Raises UsageError as
+    `CleanPolicy.decide` does.
     """
-    actions, judged = policy.decide(scores.columns), read_verdicts(scores.run)
-    for place, verdict in judged.items():
-        if verdict != "undecided":
-            actions[place] = FLIP if verdict == "wrong" else KEEP
-    return actions, in_words(policy, judged)
+    judged = read_verdicts(scores.run)
+    return policy.decide(scores.columns, judged), in_words(policy, judged)
 
 
 def in_words(policy: CleanPolicy, judged: Mapping[int, str]) -> str:

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import combinations, pairwise
+from itertools import chain, combinations, pairwise, product
 from typing import Any, Literal, final
 
 from noisescope.datasets.adapters.cells import (
@@ -577,14 +577,19 @@ class Schema:
                 return f"{role} is composed of several cells ({path})" if "+" in path else ""
         return ""
 
-    def flip(self, row: RawRow) -> dict[str, Any]:
-        """The row with its preference reversed; flipping twice restores it exactly.
+    def flip(self, row: RawRow, *, correction: bool = False) -> dict[str, Any]:
+        """Return the row with its preference reversed; flipping twice restores it exactly.
+
+        A planted error leaves scores where they are: moved, they would give it away. In a
+        `correction`, scores, ranks and models follow their texts, a margin changes its sign and
+        a status names the better side.
 
         Only for a schema without a reason in `cannot_flip`.
         """
         if self.shape == "sides":
             flipped = exchanged(row, (self.roles["chosen"], self.roles["rejected"]), *self.twins)
-            return self._copied(row, flipped)
+            flipped = self._copied(row, flipped)
+            return self._corrected(row, flipped) if correction else flipped
         if self.shape == "list":
             flipped = dict(row)
             for role in ("ranks", "ratings"):
@@ -619,6 +624,48 @@ class Schema:
                     break
         return flipped
 
+    def _corrected(self, row: RawRow, flipped: dict[str, Any]) -> dict[str, Any]:
+        """The flipped row with what describes one side moved with its text."""
+        roles = self.roles
+        moved = {roles["chosen"], roles["rejected"], *chain(*self.twins)}
+        twins = [
+            (roles[f"{what}_chosen"], roles[f"{what}_rejected"])
+            for what in ("score", "rank")
+            if {f"{what}_chosen", f"{what}_rejected"} <= set(roles)
+        ]
+        twins += [twin for twin in self._named_twins(row) if twin not in twins]
+        for twin in twins:
+            if not any(f"{name}.".startswith(f"{path}.") for name in twin for path in moved):
+                flipped = exchanged(flipped, twin)
+        if "margin" in roles:
+            flipped = changed(flipped, roles["margin"], _opposite)
+        if "status" in roles:
+            flipped = changed(flipped, roles["status"], self._status_of_better)
+        return flipped
+
+    def _named_twins(self, row: RawRow) -> list[tuple[str, str]]:
+        """Columns that differ in the name of the side, and contain numbers or name models."""
+        keyed = {key(name): name for name in row}
+        twins = []
+        sides = tags(self.roles["chosen"], self.roles["rejected"]), ("chosen", "rejected")
+        for (one, other), (name, column) in product(dict.fromkeys(sides), keyed.items()):
+            words = name.split("_")
+            twin = keyed.get("_".join(other if word == one else word for word in words))
+            if not one or one not in words or twin is None or twin == column:
+                continue
+            if "model" in words or all(_is_number_or_missing(row[n]) for n in (column, twin)):
+                twins.append((column, twin))
+        return list(dict.fromkeys(twins))
+
+    def _status_of_better(self, found: Any) -> Any:
+        """A status word for a corrected row: chosen names the better side, a and b change."""
+        own = tags(self.roles["chosen"], self.roles["rejected"])
+        own = own if own[0] else ("chosen", "rejected")
+        side = word_side(found, own) if isinstance(found, str) else None
+        if not side or (side > 0 and {own[0], "chosen"} & set(key(found).split("_"))):
+            return found
+        return mirrored_word(found, own)
+
     def _mirrored(self, found: Any) -> Any:
         """A value of `preference` that means the opposite, of the same type and spelling."""
         if isinstance(found, list):
@@ -647,6 +694,23 @@ def exchanged(row: RawRow, *twins: tuple[str, str]) -> dict[str, Any]:
             a, b = value(row, one), value(row, other)
             flipped = changed(changed(flipped, one, lambda _, b=b: b), other, lambda _, a=a: a)
     return flipped
+
+
+def _is_number_or_missing(found: Any) -> bool:
+    """Whether a cell is missing, a number, or text for one."""
+    if isinstance(found, bool):
+        return False
+    return isinstance(found, (int, float)) or is_missing(found) or (
+        isinstance(found, str) and _is_number(found.strip())
+    )  # fmt: skip
+
+
+def _opposite(found: Any) -> Any:
+    """A difference with the sides exchanged, of the same type."""
+    if isinstance(found, str):
+        return _negated(found) if _is_number(found) else found
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return -found if is_number else found
 
 
 def mirrored_ranks(found: Any) -> Any:
