@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from noisescope.datasets.adapters.cells import is_missing, key
+from noisescope.datasets.adapters.cells import RawRow, RowFault, is_missing, key, number
 from noisescope.datasets.adapters.mapping import Roles, flag
 from noisescope.datasets.adapters.names import (
     INNER,
@@ -28,7 +28,14 @@ from noisescope.datasets.adapters.names import (
     WINS,
 )
 from noisescope.datasets.adapters.sample import Sample, is_messages, is_picture, items
-from noisescope.datasets.adapters.schema import Schema, canonical, tags, word_side
+from noisescope.datasets.adapters.schema import (
+    VALUES,
+    Schema,
+    canonical,
+    is_unlabelled,
+    tags,
+    word_side,
+)
 from noisescope.errors import DataError
 
 
@@ -72,29 +79,84 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
     if found is None:
         return None
     roles: Roles = {"a": found[0], "b": found[1]}
-    if mapped.get("share_a") or mapped.get("score_a") or "a_wins" in mapped:
+    values = any(mapped.get(role) for role in ("share_a", "votes_a", "score_a"))
+    if values or set(VALUES) & set(mapped):
         return roles
     if name := mapped.get("preference"):
         coding = coding_of(table, name, tags(*found))
         if coding is None:
             raise _ambiguous(table, found, name)
         return roles | coding
-    if shares := _shares(table, tags(*found)):
-        return roles | shares
     candidates = [table.by_key[name] for name in PREFERENCES if name in table.by_key]
     candidates = [name for name in candidates if name not in found and table.values(name)]
+    statements: list[Roles] = []
     for name in candidates:
         coding = coding_of(table, name, tags(*found))
         if coding is None:
             coding = names_of(table, name, tags(*found))
         if coding is not None:
-            return roles | {"preference": name} | coding
-    for name in candidates:
-        if is_label(table, name):
-            raise _ambiguous(table, found, name)
-    if scores := score_pair(table, *tags(*found)):
-        return roles | {"score_a": scores[0], "score_b": scores[1]}
-    return None
+            statements.append({"preference": name} | coding)
+    shares = _shares(table, tags(*found))
+    if not statements and not shares:
+        for name in candidates:
+            if is_label(table, name):
+                raise _ambiguous(table, found, name)
+    statements += [shares] if shares else []
+    scores = score_pair(table, *tags(*found))
+    ordered = [{"score_a": scores[0], "score_b": scores[1]}] if scores else []
+    if not statements and ordered:
+        _agree(table, roles, [*ordered, *_rank_pair(table, tags(*found))])
+    _agree(table, roles, statements)
+    if statements and ordered:
+        _agree(table, roles, [statements[0], *ordered], most=0.5)
+    return next((roles | one for one in [*statements, *ordered]), None)
+
+
+def _rank_pair(table: Sample, tag: tuple[str, str]) -> list[Roles]:
+    """The two ranks of the sides, in the roles of scores (their order is the opposite)."""
+    for form in ("rank_{}", "{}_rank"):
+        one, other = (table.by_key.get(form.format(each)) for each in tag)
+        if one and other and table.numeric(one) and table.numeric(other):
+            return [{"rank_a": one, "rank_b": other}]
+    return []
+
+
+def _agree(table: Sample, sides: Roles, statements: list[Roles], most: float = 0.0) -> None:
+    """Raise DataError if two columns name opposite sides in more than `most` of the rows."""
+    for other in statements[1:]:
+        one = statements[0]
+        both = [
+            (x, y)
+            for row in table.rows
+            if (x := _stated(row, sides | one)) and (y := _stated(row, sides | other))
+        ]
+        against = sum((x > 0) != (y > 0) for x, y in both)
+        if against > most * len(both):
+            names = [" and ".join(_paths(each)) for each in (one, other)]
+            typed = [each for each in (one, other) if "rank_a" not in each]
+            raise DataError(
+                f"{table.name}: {names[0]} and {names[1]} name different sides as the better one "
+                f"in {against} of {len(both)} rows",
+                hint="; ".join(
+                    f"{flag(sides | each)} reads {' and '.join(_paths(each))}" for each in typed
+                )
+                + ".",
+            )
+
+
+def _paths(roles: Roles) -> list[str]:
+    return [path for role, path in roles.items() if role not in VALUES]
+
+
+def _stated(row: RawRow, roles: Roles) -> float | None:
+    """Which side the row states by these roles: above 0 the first, below 0 the second."""
+    try:
+        if "rank_a" in roles:
+            one, other = number(row, roles["rank_a"]), number(row, roles["rank_b"])
+            return None if one is None or other is None else other - one
+        return Schema("columns", roles).prefers(row)
+    except RowFault:
+        return None
 
 
 def two_columns(table: Sample) -> tuple[str, str] | None:
@@ -119,7 +181,7 @@ def _shares(table: Sample, tag: tuple[str, str]) -> Roles | None:
         other = re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", tag[1], name)
         if tag[0] not in parts or other == name or other not in table.by_key:
             continue
-        if not parts & (words | counts):
+        if not parts & (words | counts) or "rate" in parts:
             continue
         twin = table.by_key[other]
         known = [*table.values(column), *table.values(twin)]
@@ -127,7 +189,12 @@ def _shares(table: Sample, tag: tuple[str, str]) -> Roles | None:
             continue
         if parts & counts and all(float(x) >= 0 and float(x).is_integer() for x in known):
             return {"votes_a": column, "votes_b": twin}
-        if all(0 <= float(x) <= 1 for x in known):
+        sums = [
+            float(row[column]) + float(row[twin])
+            for row in table.rows
+            if not is_missing(row.get(column)) and not is_missing(row.get(twin))
+        ]
+        if all(0 <= float(x) <= 1 for x in known) and all(total <= 1.01 for total in sums):
             tie = re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", "tie", name)
             tie = tie if tie in table.by_key else tie.replace("model_tie", "tie")
             more = {"share_tie": table.by_key[tie]} if tie in table.by_key else {}
@@ -178,10 +245,6 @@ def names_of(table: Sample, name: str, tag: tuple[str, str]) -> Roles | None:
 _MOST_LABELS = 9
 
 
-#: The two ways to read a label in words.
-WORDS = [{"a_wins": "chosen", "b_wins": "rejected"}, {"a_wins": "rejected", "b_wins": "chosen"}]
-
-
 def is_label(table: Sample, name: str) -> bool:
     """Whether a column may state a preference: few values, numbers or words of sides."""
     known = [one for one in table.values(name) if isinstance(one, (str, int, float))]
@@ -190,24 +253,56 @@ def is_label(table: Sample, name: str) -> bool:
 
 
 def codings(values: set[str]) -> list[Roles]:
-    """The likely meanings of some labels, each as roles."""
-    if any(one.startswith("-") for one in values):
+    """The likely meanings of some labels, each as roles that name every label that occurs."""
+    if any(re.search(r"[|,=]", one) for one in values):
+        return []
+    if not all(re.fullmatch(r"-?\d+(?:\.\d+)?", one) for one in values):
+        return _word_codings(values)
+    order = sorted(values, key=float)
+    if float(order[0]) < 0:
         return [
             {"a_wins": "negative", "b_wins": "positive", "tie": "0"},
             {"a_wins": "positive", "b_wins": "negative", "tie": "0"},
         ]
-    tie = {"tie": "0.5"} if "0.5" in values else {}
-    if values <= {"0", "1", "0.5"}:
-        return [{"a_wins": "0", "b_wins": "1"} | tie, {"a_wins": "1", "b_wins": "0"} | tie]
-    if values <= {"0", "1", "2"}:
+    if values == {"0", "1", "2"}:
         return [
             {"a_wins": "0", "b_wins": "1", "tie": "2"},
             {"a_wins": "1", "b_wins": "2", "tie": "0"},
         ]
-    if len(values) > _MOST_LABELS or any("." in one for one in values):
+    whole = all("." not in one for one in values) or values <= {"0", "0.5", "1"}
+    if len(values) > _MOST_LABELS or not whole:
         return []
-    first, *_, last = sorted(values) if len(values) > 1 else [*values, "VALUE"]
-    return [{"a_wins": first, "b_wins": last}, {"a_wins": last, "b_wins": first}]
+    tie = [one for one in order if one == "0.5"]
+    if not tie and len(order) % 2 and len(order) > 1:
+        tie = [order[len(order) // 2]]
+    rest = [one for one in order if one not in tie]
+    return _both_ways(rest[: (len(rest) + 1) // 2], rest[(len(rest) + 1) // 2 :], tie)
+
+
+def _word_codings(values: set[str]) -> list[Roles]:
+    """The two ways to read labels in words: those of a side together, or one for each side."""
+    sides = {one: word_side(one, ("chosen", "rejected")) for one in sorted(values)}
+    tie = [one for one, side in sides.items() if side == 0]
+    rest = [one for one in sides if one not in tie and not is_unlabelled(one)]
+    if all(sides[one] is not None for one in rest) and len({sides[one] for one in rest}) == 2:
+        first = [one for one in rest if (sides[one] or 0) > 0]
+        return _both_ways(first, [one for one in rest if one not in first], tie)
+    return _both_ways(rest[:1], rest[1:], tie) if len(rest) <= 2 else []
+
+
+def _both_ways(first: list[str], last: list[str], tie: list[str]) -> list[Roles]:
+    if not first and not last:
+        return []
+    named_ = [{"a_wins": first, "b_wins": last, "tie": tie},
+              {"a_wins": last, "b_wins": first, "tie": tie}]  # fmt: skip
+    return [{role: "|".join(part) for role, part in one.items() if part} for one in named_]
+
+
+def described(coding: Roles, one: str, other: str) -> str:
+    """What a coding of labels means, in words."""
+    if "a_wins" in coding:
+        return f"{coding['a_wins']} means that {one} is better"
+    return f"{coding['b_wins']} means that {other} is better"
 
 
 def _ambiguous(table: Sample, sides: tuple[str, str], name: str) -> DataError:
@@ -219,8 +314,7 @@ def _ambiguous(table: Sample, sides: tuple[str, str], name: str) -> DataError:
     if prompt:
         roles = {"prompt": prompt} | roles
     flags = [
-        f"{flag(roles | coding)} if {coding['a_wins']} means that {sides[0]} is better"
-        for coding in codings(set(values))
+        f"{flag(roles | coding)} if {described(coding, *sides)}" for coding in codings(set(values))
     ]
     return DataError(
         f"{table.name}: {name} holds {', '.join(values[:6])}, which does not show by itself "
@@ -345,6 +439,8 @@ def _status(table: Sample, roles: Roles, mapped: Roles) -> Roles:
         if column and column not in roles.values():
             found = table.values(column)
             words = [word_side(one, ("chosen", "rejected")) for one in map(str, found)]
+            if any(word is not None and word < 0 for word in words):
+                continue
             if found and (name == "status" or all(word is not None for word in words)):
                 return {"status": column}
     return {}

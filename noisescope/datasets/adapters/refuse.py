@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from noisescope.datasets.adapters.cells import is_missing, key
 from noisescope.datasets.adapters.guess import (
-    WORDS,
     codings,
+    described,
     is_label,
     named_pairs,
     nested,
@@ -28,6 +28,7 @@ from noisescope.datasets.adapters.names import (
     MEDIA,
     OPEN,
     PREFERENCES,
+    STATUS,
     SURE,
     URL,
     WINS,
@@ -48,25 +49,40 @@ from noisescope.errors import DataError
 PLAINEST = "text needs prompt, chosen, rejected; pictures prompt, chosen_image, rejected_image"
 
 
+#: A column that states how the sides are to be read, if it holds booleans or 0 and 1.
+_FLAGS = re.compile(
+    r"(?:^|_)(?:is_)?(?:flipped|swap|swapped|reversed)$|(?:^|_)(?:better|preferred|best)$"
+    r"|^is_.*(?:chosen|rejected|correct|wrong|valid|winner)|^(?:agree|agrees|correct|wrong)$"
+)
+#: Names of labels that also name other things: a number there may be a reference answer.
+_WORDS_ONLY = frozenset({"answer", "target", "gold", "gold_label", "selected", "best", "chosen"})
+_AGAINST = {"wrong", "incorrect", "no", "disagree", "swap", "swapped", "flipped", "reversed",
+            "false", "worse", "loser", "lose"}  # fmt: skip
+
+
 def refuse_label(schema: Schema, table: Sample, mapped: Roles, explicit: bool) -> None:
     """Raise DataError for a label beside chosen and rejected, which can mean either."""
     if {"chosen", "rejected"} <= set(mapped) or (schema.modality == "image" and explicit):
         return
-    for name in ("label", "labels", "preference", "preferred", "winner", "choice", "better",
-                 "flipped", "swapped", "is_flipped", "swap"):  # fmt: skip
-        column = table.by_key.get(name)
-        if not column or column in schema.used - {schema.roles.get("status")}:
+    for name, column in table.by_key.items():
+        labels_it = name in PREFERENCES or name in STATUS or name.endswith("_label")
+        if column in schema.used - {schema.roles.get("status")}:
             continue
-        found = table.values(column)
+        if not labels_it and not _FLAGS.search(name):
+            continue
+        found = [one for one in table.values(column) if not is_missing(one)]
+        if not found or not is_label(table, column):
+            continue
         words = [
             word_side(str(one), ("chosen", "rejected")) if isinstance(one, str) else None
             for one in found
         ]
-        number = bool(found) and table.numeric(column)
-        ties_only = all(word is not None and word >= 0 for word in words)
-        if found and ties_only:
+        if all(word is not None and word >= 0 for word in words) or _confirms(name, found):
             continue  # chosen, or a tie
-        if number or any(isinstance(one, bool) for one in found) or any(words):
+        number = table.numeric(column) and (labels_it or _boolean(found))
+        number = number and name not in _WORDS_ONLY
+        against = any(key(str(one)) in _AGAINST for one in found)
+        if number or any(isinstance(one, bool) for one in found) or any(words) or against:
             one, other = schema.roles["chosen"], schema.roles["rejected"]
             counts = Counter(canonical(each) for each in found).most_common(6)
             values = ", ".join(f"{each}: {count}" for each, count in sorted(counts))
@@ -74,14 +90,35 @@ def refuse_label(schema: Schema, table: Sample, mapped: Roles, explicit: bool) -
             labels = {canonical(each) for each in found}
             flags = [
                 f"{flag({'a': one, 'b': other, 'preference': column} | coding)} if "
-                f"{coding['a_wins']} means that {one} is better"
-                for coding in (codings(labels) if number else WORDS)
+                f"{described(coding, one, other)}"
+                for coding in codings(labels)
             ]
             raise DataError(
                 f"{table.name}: {column} ({values}) beside {one} and {other} can "
                 f"mean which of them is better, or nothing at all",
                 hint="; ".join([f"{as_written} reads {one} as better in every row", *flags]) + ".",
             )
+
+
+def _boolean(found: list[object]) -> bool:
+    return {canonical(one) for one in found} <= {"0", "1"}
+
+
+def _confirms(name: str, found: list[object]) -> bool:
+    """Whether booleans whose name states what they mean confirm chosen in every row."""
+    words = name.split("_")
+    if not any(isinstance(one, bool) for one in found) or not _boolean(found):
+        return False
+    values = {canonical(one) for one in found}
+    if "chosen" in words and {"better", "preferred", "best"} & set(words):
+        return values == {"1"}
+    if {"flipped", "swap", "swapped", "reversed"} & set(words):
+        return values == {"0"}
+    return (
+        "rejected" in words
+        and {"better", "preferred", "best"} & set(words) != set()
+        and (values == {"0"})
+    )
 
 
 def refuse_vision(schema: Schema, table: Sample, mapped: Roles) -> None:

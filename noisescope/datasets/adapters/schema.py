@@ -313,6 +313,10 @@ class Schema:
         a, b = number(row, self.roles["score_a"]), number(row, self.roles["score_b"])
         return None if a is None or b is None else a - b
 
+    def prefers(self, row: RawRow) -> float | None:
+        """Which side the row's label names: above 0 a, below 0 b, 0 a tie, None if unlabelled."""
+        return self._prefers(row)[0]
+
     def _prefers(self, row: RawRow) -> tuple[float | None, float | None, int | None]:
         """(> 0 if a is better, < 0 if b is, 0 for a tie, None if unlabelled; agreement; votes)."""
         roles = self.roles
@@ -403,9 +407,12 @@ class Schema:
             return size if self.roles["a_wins"] == "positive" else -size
         if not text or MISSING.fullmatch(text):
             return None
-        side = word_side(str(found), self._tags)
-        if side is None and not ("a_wins" in self.roles and _is_number(text)):
-            return None if key(str(found)) in _UNLABELLED else f"{shortened(str(found), 20)!r}"
+        if is_unlabelled(text):
+            return None
+        stated = set(VALUES) & set(self.roles)
+        side = None if stated else word_side(str(found), self._tags)
+        if side is None and not stated:
+            return f"{shortened(str(found), 20)!r}"
         if side is None:
             coding = "/".join(self.roles[name] for name in VALUES if name in self.roles)
             return f"{shortened(str(found), 20)!r}, not one of {coding}"
@@ -570,6 +577,8 @@ class Schema:
             return "--pairs best compares with the best answer, which reversing would change"
         if self.shape == "labelled" and not {"preference", "share_a", "votes_a"} & set(self.roles):
             return "its labels follow from scores, which are not exchanged"
+        if len({"a_wins", "b_wins"} & set(self.roles)) == 1:
+            return "its labels name one side only, so there is no word for the other"
         order = {"sides": ("chosen", "rejected"), "labelled": (), "list": ("ranks", "ratings")}
         for role in order.get(self.shape, ()):
             path = self.roles.get(role, "")
@@ -692,7 +701,8 @@ def exchanged(row: RawRow, *twins: tuple[str, str]) -> dict[str, Any]:
             flipped[one], flipped[other] = row[other], row[one]
         elif "." in one or "." in other:
             a, b = value(row, one), value(row, other)
-            flipped = changed(changed(flipped, one, lambda _, b=b: b), other, lambda _, a=a: a)
+            if a is not None and b is not None:
+                flipped = changed(changed(flipped, one, lambda _, b=b: b), other, lambda _, a=a: a)
     return flipped
 
 
@@ -772,6 +782,11 @@ def word_side(text: str, own: tuple[str, str]) -> float | None:
     if len(rest) != 1 or (rest[0].isdecimal() and len(words) == 1):
         return None  # a bare number needs a stated coding
     return _position(rest[0], own)
+
+
+def is_unlabelled(text: str) -> bool:
+    """Whether a word states that there is no label."""
+    return key(text) in _UNLABELLED
 
 
 def _position(tag: str, own: tuple[str, str]) -> float | None:

@@ -1,0 +1,97 @@
+"""Tables whose columns disagree, or that would lose a meaning, are refused with a flag to type."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from noisescope.datasets.adapters.mapping import parsed_columns
+from noisescope.datasets.adapters.table import ADAPTERS
+from noisescope.datasets.in_memory import load_table
+from noisescope.errors import DataError
+from noisescope.pairs import PreferenceDataset
+
+ROWS = 12
+#: A cell for each row, as text with the row's number.
+GOOD, BAD, ASKED = "good and long answer {}", "bad and short answer {}", "what about {} please?"
+TWO = {"prompt": ASKED, "response_a": GOOD, "response_b": BAD}
+SIDES = {"prompt": ASKED, "chosen": GOOD, "rejected": BAD}
+
+
+def table(cells: dict[str, Any]) -> pa.Table:
+    """Rows of the same cells; a list alternates, `{}` in text is the row's number."""
+
+    def cell(found: Any, at: int) -> Any:
+        found = found[at % len(found)] if isinstance(found, list) else found
+        if isinstance(found, dict):
+            return {name: cell(inner, at) for name, inner in found.items()}
+        return found.replace("{}", str(at)) if isinstance(found, str) else found
+
+    return pa.Table.from_pylist(
+        [{name: cell(found, at) for name, found in cells.items()} for at in range(ROWS)]
+    )
+
+
+def read(cells: dict[str, Any], columns: str = "") -> PreferenceDataset:
+    return load_table(table(cells), columns=parsed_columns(columns) if columns else None)
+
+
+def offered(error: DataError) -> list[str]:
+    """The mappings that a hint offers."""
+    return re.findall(r"--columns '?([^\s';]+)", str(error.hint))
+
+
+def better(dataset: PreferenceDataset) -> set[str]:
+    return {text.partition(" ")[0] for text in dataset.table["chosen"].to_pylist()}
+
+
+def test_a_named_label_comes_before_win_rates() -> None:
+    cells = TWO | {"winner": "a", "win_rate_a": 0.3, "win_rate_b": 0.9}
+    assert better(read(cells)) == {"good"}
+
+
+#: cells -> the columns that the message names.
+DISAGREE: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "shares": (TWO | {"preference": "a", "label_a": 0, "label_b": 1}, ("preference", "label_b")),
+    "votes": (
+        TWO | {"winner": "a", "model_a_vote": 1, "model_b_vote": 4},
+        ("winner", "model_a_vote"),
+    ),
+    "two labels": (TWO | {"winner": "A", "preference": "B"}, ("winner", "preference")),
+    "ranks": (TWO | {"score_a": 1, "score_b": 2, "rank_a": 1, "rank_b": 2}, ("score_a", "rank_a")),
+    "verdict": (SIDES | {"verdict": "rejected"}, ("verdict",)),
+    "preference": (SIDES | {"human_preference": "rejected"}, ("human_preference",)),
+    "judgement": (SIDES | {"judgement": ["A", "B"]}, ("judgement",)),
+    "boolean": (SIDES | {"is_chosen_better": False}, ("is_chosen_better",)),
+    "better": (SIDES | {"a_better": [True, False]}, ("a_better",)),
+}
+
+
+@pytest.mark.parametrize("name", DISAGREE)
+def test_columns_that_disagree_are_refused(name: str) -> None:
+    cells, named = DISAGREE[name]
+    with pytest.raises(DataError) as caught:
+        read(cells)
+    assert all(column in str(caught.value) for column in named)
+    mappings = offered(caught.value)
+    assert mappings
+    assert "VALUE" not in str(caught.value.hint)
+    seen = [frozenset(better(read(cells, mapping))) for mapping in mappings]
+    assert len(set(seen)) == min(len(mappings), 2)
+
+
+def test_a_label_that_confirms_the_sides_is_no_doubt() -> None:
+    for cells in (
+        {"verdict": "chosen"},
+        {"is_chosen_better": True},
+        {"status": [*["ok"] * 5, "tie"]},
+    ):
+        assert better(read(SIDES | cells)) == {"good"}
+
+
+def test_a_flip_leaves_a_row_with_one_nested_side_unchanged() -> None:
+    for row in ({"rejected_response": []}, {"messages": [{"content": "a"}]}):
+        assert ADAPTERS["ms_swift"].flip(row) == row
