@@ -95,3 +95,78 @@ def test_a_label_that_confirms_the_sides_is_no_doubt() -> None:
 def test_a_flip_leaves_a_row_with_one_nested_side_unchanged() -> None:
     for row in ({"rejected_response": []}, {"messages": [{"content": "a"}]}):
         assert ADAPTERS["ms_swift"].flip(row) == row
+
+
+#: cells -> (what the message names, how often a flag of the hint reads the good answer as better).
+LOST: dict[str, tuple[dict[str, Any], str]] = {
+    "instructions": (SIDES | {"instructions": "You are X {} now"}, "instructions"),
+    "previous turn": (SIDES | {"previous_turn": "what {} then"}, "previous_turn"),
+    "passages": (SIDES | {"passages": "Facts about {} and more"}, "passages"),
+    "evidence": (SIDES | {"evidence": "Facts about {} and more"}, "evidence"),
+    "criteria": (SIDES | {"criteria": "be short {} please"}, "criteria"),
+    "unknown": (SIDES | {"qqq": "some words about {} here"}, "qqq"),
+    "source": (SIDES | {"prompt": "Translate it", "source": "Ein Satz {} hier"}, "source"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_the_responses_answer_to_is_not_dropped(name: str) -> None:
+    cells, named = LOST[name]
+    with pytest.raises(DataError, match=named) as caught:
+        read(cells)
+    for mapping in offered(caught.value):
+        assert better(read(cells, mapping)) == {"good"}
+
+
+def test_a_flag_for_the_sides_does_not_drop_the_context() -> None:
+    cells = SIDES | {"document_text": "A document {} to read"}
+    with pytest.raises(DataError, match="document_text"):
+        read(cells, "chosen=chosen,rejected=rejected")
+    labelled = TWO | {"label": [0, 1], "document_text": "A document {} to read"}
+    with pytest.raises(DataError, match="label holds") as caught:
+        read(labelled)
+    for mapping in offered(caught.value):
+        with pytest.raises(DataError, match="document_text"):
+            read(labelled, mapping)
+
+
+@pytest.mark.parametrize(
+    ("cells", "named", "wins"),
+    [
+        (TWO | {"worse": ["a", "b"]}, "worse names the worse side", {"good", "bad"}),
+        (TWO | {"loser": "b"}, "loser names the worse side", {"good"}),
+        (TWO | {"rejected": "a"}, "rejected names the worse side", {"bad"}),
+        (TWO | {"response_c": "third {}", "winner": "a"}, "more than two answers", {"good"}),
+    ],
+)
+def test_the_worse_side_or_a_third_one_is_refused_with_a_true_flag(
+    cells: dict[str, Any], named: str, wins: set[str]
+) -> None:
+    with pytest.raises(DataError, match=named) as caught:
+        read(cells)
+    (mapping,) = offered(caught.value)
+    assert better(read(cells, mapping)) == wins
+    if "worse" in cells:
+        rows = read(cells, mapping).table["chosen"].to_pylist()
+        assert [text.partition(" ")[0] for text in rows[:2]] == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "columns", "message"),
+    [
+        (TWO | {"choice": [1, 2]}, "a_wins=2,b_wins=1", "without preference"),
+        (SIDES | {"points": 1}, "score_chosen=points", "needs score_rejected"),
+        (TWO | {"points": 1}, "share_a=points", "needs share_b"),
+    ],
+)
+def test_half_a_mapping_is_refused_by_name(
+    cells: dict[str, Any], columns: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read(cells, columns)
+    assert offered(caught.value)
+
+
+def test_texts_for_a_missing_answer_are_no_answers() -> None:
+    texts = [*["bad {} text"] * 10, "N/A", "[deleted]"]
+    assert read(SIDES | {"rejected": [*texts]}).facts.rejected == {"empty response": 2}

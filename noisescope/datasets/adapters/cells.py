@@ -32,7 +32,9 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (bytes, "raw bytes"),
 )
 #: Text for a missing value, as pandas, R and Excel write it.
-MISSING = re.compile(r"\s*(?:nan|<na>|nat|null|none|#n/?a)?\s*", re.IGNORECASE)
+MISSING = re.compile(
+    r"\s*(?:nan|<na>|nat|null|none|#?n/a|#na|\[deleted\]|\[removed\])?\s*", re.IGNORECASE
+)
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*", re.IGNORECASE)
 _STRUCTURE = re.compile(r"\s*[\[{]")
 _WORD = re.compile(r"[^a-z0-9]+")

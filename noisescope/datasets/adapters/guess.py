@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from noisescope.datasets.adapters.cells import RawRow, RowFault, is_missing, key, number
 from noisescope.datasets.adapters.mapping import Roles, flag
 from noisescope.datasets.adapters.names import (
+    CONTEXTS,
     INNER,
     LISTS,
     MARGINS,
@@ -77,12 +78,15 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
         return None
     found = (mapped["a"], mapped["b"]) if {"a", "b"} <= set(mapped) else two_columns(table)
     if found is None:
+        _refuse_third(table)
         return None
     roles: Roles = {"a": found[0], "b": found[1]}
     values = any(mapped.get(role) for role in ("share_a", "votes_a", "score_a"))
     if values or set(VALUES) & set(mapped):
         return roles
     if name := mapped.get("preference"):
+        if _LOSES.search(key(name)):
+            raise _reversed(table, roles, name)
         coding = coding_of(table, name, tags(*found))
         if coding is None:
             raise _ambiguous(table, found, name)
@@ -96,6 +100,13 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
             coding = names_of(table, name, tags(*found))
         if coding is not None:
             statements.append({"preference": name} | coding)
+    worse = [name for name in map(table.by_key.get, table.by_key) if name and name not in found
+             and _LOSES.search(key(name)) and is_label(table, name)]  # fmt: skip
+    if worse and (not statements or _worse_coding(table, found, worse[0])):
+        stated = {"preference": worse[0]} | (_worse_coding(table, found, worse[0]) or {})
+        if not statements:
+            raise _reversed(table, roles, worse[0])
+        _agree(table, roles, [statements[0], stated])
     shares = _shares(table, tags(*found))
     if not statements and not shares:
         for name in candidates:
@@ -110,6 +121,66 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
     if statements and ordered:
         _agree(table, roles, [statements[0], *ordered], most=0.5)
     return next((roles | one for one in [*statements, *ordered]), None)
+
+
+def _worse_coding(table: Sample, sides: tuple[str, str], name: str) -> Roles | None:
+    """The coding of a label that names the worse side, by the words or tags that occur."""
+    tag = tags(*sides)
+    out: dict[str, list[str]] = {"a_wins": [], "b_wins": [], "tie": []}
+    for text in sorted({str(one).strip() for one in table.values(name) if not is_missing(one)}):
+        side = word_side(text, tag)
+        if side is None and canonical(text) in tag:
+            side = 1.0 if canonical(text) == tag[0] else -1.0
+        if side is None or re.search(r"[|,=]", text):
+            return None
+        out["tie" if side == 0 else "b_wins" if side > 0 else "a_wins"].append(text)
+    return {role: "|".join(words) for role, words in out.items() if words} or None
+
+
+def _reversed(table: Sample, sides: Roles, name: str) -> DataError:
+    """The error of a label that, by its name, states which side is worse."""
+    pair = (sides["a"], sides["b"])
+    roles = _with_prompt(table, sides | {"preference": name})
+    coding = _worse_coding(table, pair, name)
+    values = {canonical(one) for one in table.values(name) if isinstance(one, (str, int, float))}
+    ways = [coding] if coding else codings(values)
+    return DataError(
+        f"{table.name}: {name} names the worse side, and preference the better one",
+        hint="; ".join(f"{flag(roles | way)} if {described(way, *pair)}" for way in ways) + "."
+        if ways else "Give a column that names the better side, or scores: "
+        + flag(sides | {"score_a": "COLUMN", "score_b": "COLUMN"}),
+    )  # fmt: skip
+
+
+def _refuse_third(table: Sample) -> None:
+    """Raise DataError for three or more answers in columns of their own."""
+    if not (found := two_columns(table, third=True)):
+        return
+    roles: Roles = {"a": found[0], "b": found[1]}
+    roles = _with_prompt(table, roles)
+    tag = tags(*found)
+    label = next((table.by_key[one] for one in PREFERENCES if one in table.by_key), None)
+    if label and label not in found and is_label(table, label):
+        roles["preference"] = label
+        coding: dict[str, list[str]] = {"a_wins": [], "b_wins": [], "tie": []}
+        for text in sorted({str(one).strip() for one in table.values(label)}):
+            last = (re.findall(r"[a-z]+|\d+", key(text)) or [""])[-1]
+            coding["a_wins" if last == tag[0] else "b_wins" if last == tag[1] else "tie"].append(
+                text
+            )
+        roles |= {role: "|".join(words) for role, words in coding.items() if words}
+    raise DataError(
+        f"{table.name}: more than two answers in a row: {found[0]}, {found[1]} and others",
+        hint=f"{flag(roles)} compares these two alone.",
+    )
+
+
+def _with_prompt(table: Sample, roles: Roles) -> Roles:
+    """Roles to offer, with the prompt unless a context beside it would be lost that way."""
+    prompt = prompt_of(table, set(roles.values()), False)
+    others = [c for c in table.columns if c != prompt and c not in roles.values()]
+    lost = any(CONTEXTS.search(key(c)) and table.textual(c) for c in others)
+    return roles if lost or not prompt else {"prompt": prompt} | roles
 
 
 def _rank_pair(table: Sample, tag: tuple[str, str]) -> list[Roles]:
@@ -159,13 +230,26 @@ def _stated(row: RawRow, roles: Roles) -> float | None:
         return None
 
 
-def two_columns(table: Sample) -> tuple[str, str] | None:
-    """Two columns of answers that differ in a tag: response_a, response_b."""
+#: A column that names the worse side.
+_LOSES = re.compile(r"(?:^|_)(?:worse|worst|loser|losing|loses|rejected|dispreferred)(?:$|_)")
+#: The tag of a third answer, beside the tags of two.
+_THIRD = {"a": ("c",), "1": ("3", "0"), "0": ("2",), "first": ("third",), "i": ("iii",),
+          "left": ("middle", "center", "centre")}  # fmt: skip
+
+
+def two_columns(table: Sample, third: bool = False) -> tuple[str, str] | None:
+    """Two columns of answers that differ in a tag: response_a, response_b.
+
+    None beside a third answer, such as response_c; with `third`, only beside one.
+    """
     for noun in NOUNS[1:]:
         for one, other in TAGS:
             for form in ("{0}_{1}", "{0}{1}", "{1}_{0}"):
                 a, b = (table.by_key.get(form.format(noun, tag)) for tag in (one, other))
-                if a and b and table.sides(a) and table.sides(b):
+                if not (a and b and table.sides(a) and table.sides(b)):
+                    continue
+                more = (table.by_key.get(form.format(noun, tag)) for tag in _THIRD[one])
+                if third == any(name is not None and table.sides(name) for name in more):
                     return a, b
     return None
 
@@ -309,10 +393,7 @@ def _ambiguous(table: Sample, sides: tuple[str, str], name: str) -> DataError:
     """The error of a label whose values can be read in two ways."""
     known = [canonical(one) for one in table.values(name) if isinstance(one, (str, int, float))]
     values = sorted(set(known))
-    roles = {"a": sides[0], "b": sides[1], "preference": name}
-    prompt = prompt_of(table, {*sides, name}, False)
-    if prompt:
-        roles = {"prompt": prompt} | roles
+    roles = _with_prompt(table, {"a": sides[0], "b": sides[1], "preference": name})
     flags = [
         f"{flag(roles | coding)} if {described(coding, *sides)}" for coding in codings(set(values))
     ]

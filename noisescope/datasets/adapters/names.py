@@ -36,7 +36,8 @@ MORE: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 #: Names of text that changes what a response answers to, if it is not read.
 CONTEXTS = re.compile(
-    r"(?:^|_)(?:context|history|system|tools?|functions?|document|passage|article|trajectory|"
+    r"(?:^|_)(?:contexts?|history|system|tools?|functions?|documents?|passages?|articles?|"
+    r"evidence|criteria|criterion|rubrics?|instructions|previous|premise|references?|trajectory|"
     r"steps?|prefix|dialogue?|conversations?|messages|background|story|scenario|persona|"
     r"few_shot|turns|post|prompt|question|instruction|query|problem|input)(?:$|_)"
 )

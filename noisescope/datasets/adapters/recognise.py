@@ -29,6 +29,7 @@ from noisescope.datasets.adapters.mapping import Roles, checked_columns, checked
 from noisescope.datasets.adapters.names import MORE, OPEN, OPENINGS, OWN, USUAL
 from noisescope.datasets.adapters.refuse import (
     pictures,
+    refuse_halves,
     refuse_label,
     refuse_lost,
     refuse_vision,
@@ -120,6 +121,7 @@ def _bound(schema: Schema, table: Sample) -> Schema:
 def _guessed(table: Sample, mapped: Roles) -> Schema:
     """A schema by the usual names of columns and by what is mapped. Raises DataError."""
     given = {role: path for role, path in mapped.items() if path}
+    refuse_halves(given, table)
     whole = {"response", "rating"} <= set(given) or (
         "responses" in given and bool({"ranks", "ratings"} & set(given))
     )
@@ -163,6 +165,7 @@ def _completed(schema: Schema, table: Sample, mapped: Roles, *, explicit: bool) 
         if not (role == "reference" and schema.modality == "text"):
             take(role, names)
     roles = {role: path for role, path in (roles | mapped).items() if path}
+    refuse_halves(roles, table)
     schema = replace(schema, roles=roles)
     if schema.shape == "sides" and not known:
         roles = with_ties(schema, table, mapped)

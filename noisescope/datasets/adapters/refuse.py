@@ -121,6 +121,32 @@ def _confirms(name: str, found: list[object]) -> bool:
     )
 
 
+#: Roles that mean something only with another one.
+_TWINS = (("share_a", "share_b"), ("votes_a", "votes_b"), ("score_a", "score_b"),
+          ("name_a", "name_b"), ("score_chosen", "score_rejected"),
+          ("rank_chosen", "rank_rejected"), ("a", "b"))  # fmt: skip
+
+
+def refuse_halves(roles: Roles, table: Sample) -> None:
+    """Raise DataError for one of two roles that need each other, or a coding without a label."""
+    for pair in _TWINS:
+        half = [role for role in pair if role in roles]
+        if len(half) == 1:
+            other = next(role for role in pair if role != half[0])
+            raise DataError(
+                f"{table.name}: {half[0]} ({roles[half[0]]}) needs {other} beside it "
+                f"(columns: {', '.join(table.columns)})",
+                hint=f"Name both: {flag({half[0]: roles[half[0]], other: 'COLUMN'})}",
+            )
+    coding = {role: roles[role] for role in VALUES if role in roles}
+    if coding and "preference" not in roles:
+        named_ = next((table.by_key[n] for n in PREFERENCES if n in table.by_key), "COLUMN")
+        raise DataError(
+            f"{table.name}: {', '.join(coding)} without preference: no column holds these values",
+            hint=f"Name the column: {flag({'preference': named_} | coding)}",
+        )
+
+
 def refuse_vision(schema: Schema, table: Sample, mapped: Roles) -> None:
     """Raise DataError for texts about pictures: an input of a vision-language model."""
     if schema.modality == "image" or pictures(schema, table):
@@ -154,18 +180,25 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
         and not is_conversation(schema.roles, table)
     ):
         raise _no_prompt(schema, table, [c for c in unread(schema, table) if _prose(table, c)])
-    if mapped or (schema.name in ADAPTERS and schema.name not in OPEN):
+    if {"prompt", "context"} & set(mapped):
+        return
+    if schema.name in ADAPTERS and schema.name not in OPEN:
         return
     path = schema.roles.get("prompt")
     if path and schema.shape != "rows" and not _sure(table, path):
-        maybe = [column for column in unread(schema, table) if _prose(table, column)]
+        constant = len({str(one) for one in table.values(path)}) == 1
+        maybe = [
+            column
+            for column in unread(schema, table)
+            if _prose(table, column) or (constant and _is_source(table, column))
+        ]
         if maybe:
             raise _no_prompt(schema, table, maybe)
     if schema.modality == "image":
         return
     for column in unread(schema, table):
         if (
-            CONTEXTS.search(key(column))
+            (CONTEXTS.search(key(column)) or _is_unknown_prose(table, column))
             and table.textual(column)
             and not _held(schema, table, column)
         ):
@@ -216,6 +249,24 @@ def _prose(table: Sample, column: str) -> bool:
         return len(found) < 3 or different > 1
     words = [one for one in found if isinstance(one, str) and re.search(r"[^\W\d_]", one)]
     return bool(found) and len(words) == len(found) and different > len(found) / 2
+
+
+def _is_source(table: Sample, column: str) -> bool:
+    """Whether a column called source or text holds sentences, not names, that differ by row."""
+    named_ = {"source", "title", "topic", "statement"} & set(key(column).split("_"))
+    return bool(named_) and _differs(table, column)
+
+
+def _is_unknown_prose(table: Sample, column: str) -> bool:
+    """Whether a column that no list knows holds sentences that differ in every row."""
+    return not ABOUT.search(key(column)) and _differs(table, column)
+
+
+def _differs(table: Sample, column: str) -> bool:
+    """Whether every row has a text of several words, and each another one."""
+    found = table.values(column)
+    words = [one for one in found if isinstance(one, str) and len(one.split()) > 2]
+    return len(found) > 2 and len(words) == len(found) == len(set(words))
 
 
 def _held(schema: Schema, table: Sample, column: str) -> bool:
