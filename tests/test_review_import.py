@@ -125,6 +125,9 @@ def test_argilla_comes_back(scored, queue, tmp_path):
     [
         ("mislabelled", True, False),
         ("mislabelled", "1", "0"),
+        ("mislabelled", 1, 0),
+        ("mislabelled", "Yes", "no"),
+        ("mislabelled", "TRUE", "FALSE"),
         ("decision", "flip", "keep"),
         ("better", "rejected", "chosen"),
     ],
@@ -143,12 +146,76 @@ def test_a_plain_table_of_decisions_is_enough(scored, queue, tmp_path, column, w
     assert as_expected(scored)
 
 
-def test_answers_without_texts_mean_what_the_queue_shows(scored, queue, tmp_path):
+@pytest.mark.parametrize("kept", [(), ("a",), ("b",)])
+def test_a_and_b_need_the_texts_they_stand_for(scored, queue, tmp_path, kept):
     _, found = queue
-    lines = [{"pair_id": row["pair_id"], "answer": truth(row)} for row in found]
+    lines = [
+        {"pair_id": row["pair_id"], "answer": truth(row)} | {side: row[side] for side in kept}
+        for row in found
+    ]
     write_lines(tmp_path / "short.jsonl", lines)
-    import_answers(scored.run, tmp_path / "short.jsonl", "ann")
+    with pytest.raises(DataError, match=r"short\.jsonl, row 1: [ab] needs the texts of both sides"):
+        import_answers(scored.run, tmp_path / "short.jsonl", "ann")
+    assert not read_reviews(scored.run).answers
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"better": "chosen", "decision": "flip"},
+        {"better": "chosen", "mislabelled": "yes"},
+        {"answer": "tie", "decision": "keep"},
+    ],
+)
+def test_columns_that_contradict_each_other_are_refused(scored, queue, tmp_path, columns):
+    _, found = queue
+    lines = [{"pair_id": row["pair_id"], "decision": "keep"} for row in found]
+    lines[2] = {"pair_id": found[2]["pair_id"]} | columns
+    write_lines(tmp_path / "bad.jsonl", lines)
+    with pytest.raises(DataError, match=r"1 answers .* bad\.jsonl, row 3: its columns contradict"):
+        import_answers(scored.run, tmp_path / "bad.jsonl", "ann")
+    assert not read_reviews(scored.run).answers
+
+
+def test_shown_sides_and_decisions_are_compared(scored, queue, tmp_path):
+    _, found = queue
+    wrong = [int(row["prompt"].split()[1]) % 6 == 0 for row in found]
+    lines = [
+        row | {"answer": truth(row), "decision": "flip" if flip else "keep"}
+        for row, flip in zip(found, wrong, strict=True)
+    ]
+    write_lines(tmp_path / "agreed.jsonl", lines)
+    assert import_answers(scored.run, tmp_path / "agreed.jsonl", "ann")["imported"] == 20
     assert as_expected(scored)
+    lines[4] |= {"decision": "keep" if wrong[4] else "flip"}
+    write_lines(tmp_path / "bad.jsonl", lines)
+    with pytest.raises(DataError, match=r"bad\.jsonl, row 5: its columns contradict"):
+        import_answers(scored.run, tmp_path / "bad.jsonl", "bob")
+
+
+def test_one_reviewer_cannot_give_two_answers_to_a_pair(scored, queue, tmp_path):
+    _, found = queue
+    one = found[0]["pair_id"]
+    lines = [
+        {"pair_id": one, "decision": "keep"},
+        {"pair_id": one, "decision": "flip", "reviewer": "bob"},
+        {"pair_id": one, "mislabelled": "no"},  # the same again
+    ]
+    write_lines(tmp_path / "fine.jsonl", lines)
+    import_answers(scored.run, tmp_path / "fine.jsonl", "ann")
+    assert len(read_reviews(scored.run).answers) == 2
+    write_lines(tmp_path / "bad.jsonl", [*lines, {"pair_id": one, "better": "rejected"}])
+    with pytest.raises(DataError, match=rf"bad\.jsonl, row 4: ann .*{one}.* in bad\.jsonl, row 1"):
+        import_answers(scored.run, tmp_path / "bad.jsonl", "ann")
+
+
+def test_an_answer_without_a_pair_is_refused(scored, queue, tmp_path):
+    _, found = queue
+    lines = [{"pair_id": row["pair_id"], "decision": "keep"} for row in found]
+    lines[1]["pair_id"] = ""
+    write_lines(tmp_path / "bad.jsonl", lines)
+    with pytest.raises(DataError, match=r"bad\.jsonl, row 2: an answer without a pair_id"):
+        import_answers(scored.run, tmp_path / "bad.jsonl", "ann")
 
 
 def test_texts_decide_where_the_labels_have_changed(scored, queue, tmp_path):
@@ -165,6 +232,8 @@ def test_texts_decide_where_the_labels_have_changed(scored, queue, tmp_path):
     ("change", "message"),
     [
         ({"answer": "maybe"}, "'maybe' is no answer"),
+        ({"decision": "1"}, "decision '1' is no answer"),
+        ({"mislabelled": "a"}, "mislabelled 'a' is no answer"),
         ({"a": "something else"}, "not those of the pair"),
         ({"reviewer": "a\nb"}, "is no name"),
     ],

@@ -2,16 +2,17 @@
 
     done = import_answers(run, Path("answers.csv"), reviewer="ann")   # {"imported": 38, ...}
 
-Read are what `export --format review` came back as: Label Studio's JSON, JSON-MIN and CSV exports,
-Argilla's records.json or a table with `better.responses`, and spreadsheets (CSV, JSON lines,
-Parquet) with a column pair_id and one of
+Reads what `export --format review` wrote once it is filled in: Label Studio's JSON, JSON-MIN and
+CSV exports, Argilla's records.json or a table with `better.responses`, and spreadsheets (CSV, JSON
+lines, Parquet) with a column pair_id and one of
 
-    better, answer    a, b, tie, skip as the queue shows the sides; chosen, rejected
-    mislabelled       true, false
+    better, answer    a, b (in a row with the texts `a` and `b`), chosen, rejected, tie, skip
+    mislabelled       yes, no, true, false, 1, 0
     decision          keep (the label is right), flip (it is wrong)
 
-Where a row holds the texts `a` and `b` they decide what the answer means, whatever the labels are;
-without them it means what the queue of this run shows. Importing a file twice adds nothing.
+The texts `a` and `b` decide which side an answer means, whatever the labels are. A row whose
+columns contradict each other, or rows in which one reviewer does, are refused. Importing a file
+twice adds nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from noisescope.datasets.flip.plan import coins
 from noisescope.datasets.readers import check_suffix, read_file
 from noisescope.errors import DataError, RunError, first_five
-from noisescope.export.review import ORDER
 from noisescope.pairs import digest
 from noisescope.scoring.reviews import read_population
 from noisescope.storage.reviews import (
@@ -48,59 +47,81 @@ WORDS: dict[str, str] = {
     **dict.fromkeys(("chosen", "keep", "right"), "chosen"),
     **dict.fromkeys(("rejected", "flip", "wrong"), "rejected"),
 }
-#: Columns that may hold the answer, first come first served.
-ANSWERS = ("better", "better.responses", "answer", "decision", "mislabelled")
+_NUMBERED = ("1", "2", "first", "second")
+_JUDGED = {word: meaning for word, meaning in WORDS.items() if meaning in ("tie", "skip")}
+#: Columns that may hold the answer, with the words that they may contain.
+ANSWERS: dict[str, dict[str, str]] = {
+    "better": WORDS,
+    "better.responses": WORDS,
+    "answer": WORDS,
+    "decision": {word: WORDS[word] for word in WORDS if word not in _NUMBERED},
+    "mislabelled": _JUDGED
+    | dict.fromkeys(("yes", "true", "1", "1.0", "wrong"), "rejected")
+    | dict.fromkeys(("no", "false", "0", "0.0", "right"), "chosen"),
+}
 REVIEWERS = ("reviewer", "annotator", "completed_by", "better.responses.users")
-#: What `mislabelled` may be.
-_TRUTH = {"true": "rejected", "1": "rejected", "1.0": "rejected"} | dict.fromkeys(
-    ("false", "0", "0.0"), "chosen"
-)
 _IMAGE = re.compile(r"([0-9a-f]{20})\.[a-z]+$")
 
 
 @final
 @dataclass(frozen=True)
 class Row:
-    """One answer as a file has it; `a` and `b` are the sides as shown, None where they are not
-    given.
+    """One answer as a file has it: the answer columns with their texts; `a` and `b` are the sides
+    as shown, None if they are not given.
     """
 
     where: str
     pair_id: str
-    answer: str
+    stated: tuple[tuple[str, str], ...]
     reviewer: str | None
     a: str | None
     b: str | None
 
+    @property
+    def text(self) -> str:
+        """The answer and who gave it, for a digest of the file."""
+        return " ".join([self.pair_id, *(text for _, text in self.stated), str(self.reviewer)])
+
 
 def import_answers(run: Run, path: Path, reviewer: str) -> dict[str, int]:
-    """Add the answers in `path` to the run's reviews; how many are new, known, and of other pairs.
+    """Add the answers in `path` to the run's reviews; count new, known and other pairs' answers.
 
-    `reviewer` is who answered where the file does not say. Raises DataError for a file that holds
-    no answers, or some that cannot be understood.
+    `reviewer` is who answered if the file does not record it. Raises DataError for a file without
+    answers, or with some that cannot be understood or contradict each other.
     """
     rows = list(read_answers(path))
     if not rows:
         raise DataError(
             f"{path} holds no answers",
-            hint="A column pair_id and one of better, answer, decision, mislabelled is needed.",
+            hint="It needs a column pair_id and one of better, answer, decision, mislabelled.",
         )
     pairs = _pairs(run, {row.pair_id for row in rows})
-    draw = Draw(digest("import", *(f"{r.pair_id} {r.answer} {r.reviewer}" for r in rows)),
-                "import", read_population(run).digest)  # fmt: skip
+    draw = Draw(
+        digest("import", *(row.text for row in rows)), "import", read_population(run).digest
+    )
     faults: list[str] = []
     answers: list[Answer] = []
+    first: dict[tuple[str, str], tuple[str, Answer]] = {}
     for row in rows:
         if row.pair_id not in pairs:
             continue
         try:
-            answers.append(_answer(row, pairs[row.pair_id], reviewer, draw))
+            answer = _answer(row, pairs[row.pair_id], reviewer, draw)
         except ValueError as error:
             faults.append(f"{row.where}: {error}")
+            continue
+        where, earlier = first.setdefault((answer.reviewer, row.pair_id), (row.where, answer))
+        if _meaning(earlier) != _meaning(answer):
+            faults.append(
+                f"{row.where}: {answer.reviewer} answers pair {row.pair_id} otherwise than in "
+                f"{where}"
+            )
+        answers.append(answer)
     if faults:
         raise DataError(
-            f"{len(faults):,} answers cannot be understood: {first_five(faults)}",
-            hint="Known are a, b, tie, skip, chosen, rejected, keep, flip; nothing was imported.",
+            f"{len(faults):,} answers cannot be used: {first_five(faults)}",
+            hint="Nothing was imported. Correct these rows; docs/review.md lists the columns and "
+            "their words.",
         )
     if not answers:
         raise DataError(
@@ -108,11 +129,11 @@ def import_answers(run: Run, path: Path, reviewer: str) -> dict[str, int]:
             hint="Name the run whose queue was answered: noisescope review RUN --import FILE",
         )
     known = {answer.id for answer in read_reviews(run).answers}
-    new = [answer for answer in answers if answer.id not in known]
+    new = {answer.id: answer for answer in answers if answer.id not in known}
     if new:
         journal = Journal(run.directory, reviewer)
         journal.append(draw.to_json())
-        for answer in new:
+        for answer in new.values():
             journal.append(answer.to_json())
     others = len(rows) - len(answers)
     return {"imported": len(new), "known before": len(answers) - len(new), "of other pairs": others}
@@ -125,9 +146,10 @@ def read_answers(path: Path) -> Iterator[Row]:
         raise DataError(f"{path} does not exist", hint="Name the file of answers.")
     check_suffix(path)
     for row in read_file(path, path.name):
+        where = f"{path.name}, row {row.number + 1}"  # a user's rows begin at 1
         if row.values is None:
-            raise DataError(f"{path.name}:{row.number} cannot be read: {row.trouble}")
-        yield from _rows(f"{path.name}:{row.number}", row.values)
+            raise DataError(f"{where} cannot be read: {row.trouble}")
+        yield from _rows(where, row.values)
 
 
 def _rows(where: str, values: Mapping[str, Any]) -> Iterator[Row]:
@@ -156,45 +178,64 @@ def _label_studio(where: str, data: Mapping[str, Any], annotations: list[Any]) -
         who = annotation.get("completed_by")
         who = who.get("email") if isinstance(who, dict) else who
         for result in annotation.get("result", ()):
-            choices = result.get("value", {}).get("choices") or [None]
-            yield from _row(where, {**data, "better": choices[0], "reviewer": who})
+            for choice in result.get("value", {}).get("choices") or ():
+                yield from _row(where, {**data, "better": choice, "reviewer": who})
 
 
 def _row(where: str, values: Mapping[str, Any]) -> Iterator[Row]:
-    """One row of a table; none where it has no answer."""
+    """One row of a table; none if it has no answer. Raises DataError for one without a pair_id."""
     pair_id = values.get("pair_id", values.get("id"))
-    stated = [(name, values[name]) for name in ANSWERS if values.get(name) not in (None, "")]
-    if pair_id in (None, "") or not stated:
+    stated = tuple(
+        (name, _plain(values[name])) for name in ANSWERS if _plain(values.get(name)) != ""
+    )
+    if not stated:
         return
-    name, answer = stated[0]
-    text = str(answer).strip().lower().removesuffix("is better").strip()
-    if name == "mislabelled":
-        text = _TRUTH.get(text, text)
+    if pair_id in (None, ""):
+        raise DataError(f"{where}: an answer without a pair_id", hint="Fill in the column pair_id.")
     who = next((values[n] for n in REVIEWERS if values.get(n) not in (None, "")), None)
     sides = (values.get(side) for side in "ab")
     a, b = (side if isinstance(side, str) and side else None for side in sides)
-    yield Row(where, str(pair_id), text, None if who is None else str(who), a, b)
+    yield Row(where, str(pair_id), stated, None if who is None else str(who), a, b)
+
+
+def _plain(answer: Any) -> str:
+    """An answer in lower case and without "is better"; empty for null and NaN."""
+    if answer is None or answer != answer:
+        return ""
+    return str(answer).strip().lower().removesuffix("is better").strip()
+
+
+def _meaning(answer: Answer) -> str:
+    """The better side, tie or skip."""
+    return answer.better or answer.answer
 
 
 def _answer(row: Row, pair: Mapping[str, str], reviewer: str, draw: Draw) -> Answer:
-    """The answer of a row. Raises ValueError, in words, where it means nothing."""
-    word = WORDS.get(row.answer)
-    if word is None:
-        raise ValueError(f"{row.answer[:40]!r} is no answer")
+    """The answer of a row. Raises ValueError, in words, if it has no meaning or several."""
+    words = {}
+    for column, text in row.stated:
+        word = ANSWERS[column].get(text)
+        if word is None:
+            raise ValueError(f"{column} {text[:40]!r} is no answer")
+        words[column] = word
     who = row.reviewer or reviewer
     if len(who) > LONGEST_NAME or not who.isprintable():
         raise ValueError(f"{who[:40]!r} is no name")
     better, worse = pair["chosen"], pair["rejected"]
+    shown = [better, worse]
     if row.a is not None and row.b is not None:
         found = [_matching(text, (better, worse)) for text in (row.a, row.b)]
         shown = [side for side in found if side is not None]
         if set(shown) != {better, worse}:
             raise ValueError("its sides a and b are not those of the pair")
-    else:
-        turned = coins([row.pair_id], 0, ORDER)[0] < 0.5
-        shown = [worse, better] if turned else [better, worse]
-    if word in ("chosen", "rejected"):
-        word = "ab"[shown.index(pair[word])]
+    elif side := next((word for word in words.values() if word in ("a", "b")), None):
+        raise ValueError(f"{side} needs the texts of both sides in columns a and b")
+    sides = {name: "ab"[shown.index(pair[name])] for name in ("chosen", "rejected")}
+    if len({sides.get(word, word) for word in words.values()}) > 1:
+        listed = ", ".join(f"{column} is {text}" for column, text in row.stated)
+        raise ValueError(f"its columns contradict each other: {listed}")
+    word = next(iter(words.values()))
+    word = sides.get(word, word)
     choices: dict[str, Choice] = {"a": "first", "b": "second", "tie": "tie", "skip": "skip"}
     return Answer(
         row.pair_id,

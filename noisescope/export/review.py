@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 #: Share of the queue for the worst pairs.
 WORST_SHARE = 0.2
-#: Salt of the order of sides, which imported answers without texts rely on.
+#: Salt of the order of sides.
 ORDER = 13
 UNSURE, WORST = "unsure", "worst"
 KEY, ARGILLA = "key.parquet", "argilla.jsonl"
