@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from helpers.toy_run import PAIRS, rows, scored_run, toy, write_lines
 
@@ -41,6 +42,46 @@ def test_the_command_writes_every_format(
     assert command(["export", "toy", "--weight", "margin", "--output", "m.parquet"]) == 0
     following = capsys.readouterr().out
     assert "toy.jsonl --objective distilled-dpo --weights m.parquet --model /a/tiny" in following
+
+
+def test_a_dataset_that_is_not_found_from_here_names_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "home" / "data" / "pairs").mkdir(parents=True)
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    write_lines(Path("data/pairs/toy.jsonl"), rows())
+    scored_run(load("data/pairs/toy.jsonl"), tmp_path / "runs" / "file")
+    scored_run(load("data/pairs"), tmp_path / "runs" / "folder")
+    monkeypatch.chdir(tmp_path / "away")
+    for name in ("file", "folder"):  # the folder could also be the name of a Hub dataset
+        run = str(tmp_path / "runs" / name)
+        assert command(["export", run, "--format", "clean", "-o", name]) == 2
+        message = " ".join(capsys.readouterr().err.split())
+        assert f"noisescope export {run} --format clean --source PATH" in message
+        assert not Path(name).exists()
+        source = str(tmp_path / "home" / "data" / "pairs")
+        typed = ["export", run, "--format", "clean", "-o", name, "--source", source]
+        assert command(typed) == 0
+        assert (tmp_path / "away" / name / "toy.jsonl").is_file()
+
+
+def test_the_share_of_reviews_is_limited_and_stated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    scored = toy(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    pairs = pq.read_table(scored.run.pairs_path).column("pair_id").to_pylist()
+    write_lines(Path("all.jsonl"), [{"pair_id": p, "mislabelled": "yes"} for p in pairs])
+    assert command(["review", "toy", "--import", "all.jsonl"]) == 0
+    capsys.readouterr()
+    for format in ("clean", "trl"):
+        assert command(["export", "toy", "--format", format]) == 2
+        message = " ".join(capsys.readouterr().err.split())
+        assert "this would change 100.0% of 120 pairs, more than --most 0.3" in message
+        assert "120 of these 120 changes are from reviews" in message
+        assert command(["export", "toy", "--format", format, "--force"]) == 0
+        assert "120 labels that reviewers found wrong were flipped" in capsys.readouterr().out
 
 
 def test_scores_without_a_verdict_need_force(tmp_path: Path) -> None:

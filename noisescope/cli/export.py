@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 
 from noisescope.cli.console import print_json, print_lines, print_note
 from noisescope.cli.options import JsonOption, RunsDirOption
-from noisescope.errors import UsageError
+from noisescope.errors import DataError, NoisescopeError, UsageError
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -163,11 +164,11 @@ def _local(
     if format is Format.clean:
         from noisescope.export.clean import export_clean
 
-        counts = export_clean(scores, _opened(scores, source), policy, out)
+        counts = export_clean(scores, _opened(scores, source, format), policy, out)
         return {"counts": counts, "policy": _words(scores, policy.or_default())}
     from noisescope.export.review import export_review
 
-    images = _images(scores, source)
+    images = _images(scores, source, format)
     number = export_review(scores, out, number=count, threshold=threshold, images=images)
     return {"pairs": number}
 
@@ -185,7 +186,7 @@ def _hub(
     from noisescope.export.hub import check_repo, export_hub, push
 
     name = check_repo(repo_id)
-    opened = _opened(scores, source) if scores.modality == "image" else None
+    opened = _opened(scores, source, Format.hub) if scores.modality == "image" else None
     counts = export_hub(scores, out, policy, source=opened, scheme=weight)
     done = {"counts": counts, "policy": _words(scores, policy.or_default()), "repo_id": name}
     if dry_run:
@@ -202,17 +203,21 @@ def _words(scores: RunScores, policy: CleanPolicy) -> str:
     return in_words(policy, read_verdicts(scores.run))
 
 
-def _opened(scores: RunScores, source: str | None) -> Source:
+def _opened(scores: RunScores, source: str | None, format: Format) -> Source:
     """Open the source of a run: the given one, else that of the manifest."""
     from noisescope.datasets import open_source
     from noisescope.storage.workspace import find_workspace
 
-    opened = open_source(source or str(scores.manifest["resolved"]), workspace=find_workspace())
+    target = source or str(scores.manifest["resolved"])
+    with _naming_source(scores, source, format):
+        opened = open_source(target, workspace=find_workspace())
+    if not source and not opened.files:
+        raise _not_found(scores, format, f"{target}: no such file or directory")
     print_note(printable(opened.description))
     return opened
 
 
-def _images(scores: RunScores, source: str | None) -> ImageStore | None:
+def _images(scores: RunScores, source: str | None, format: Format) -> ImageStore | None:
     """The pictures of an image run; None for text."""
     if scores.modality != "image":
         return None
@@ -220,7 +225,34 @@ def _images(scores: RunScores, source: str | None) -> ImageStore | None:
     from noisescope.storage.workspace import find_workspace
 
     target = source or str(scores.manifest["resolved"])
-    return load_again(target, scores.manifest, find_workspace()).images
+    with _naming_source(scores, source, format):
+        return load_again(target, scores.manifest, find_workspace()).images
+
+
+@contextmanager
+def _naming_source(scores: RunScores, source: str | None, format: Format) -> Iterator[None]:
+    """Add --source to the error of a run's dataset that cannot be opened."""
+    try:
+        yield
+    except DataError as error:
+        if source:
+            raise
+        raise _not_found(scores, format, error.message) from error
+
+
+def _not_found(scores: RunScores, format: Format, trouble: str) -> NoisescopeError:
+    """The error of a run's dataset that cannot be opened from here, or is on the Hub."""
+    run, resolved = str(scores.run.directory), str(scores.manifest["resolved"])
+    if resolved.startswith("hf://"):
+        return UsageError(
+            f"{resolved} is on the Hub, and --format {format} needs local files",
+            hint="Use --format trl or --format weights, or give local files with --source PATH.",
+        )
+    return DataError(
+        f"the dataset of {run} cannot be opened from {Path.cwd()}: {trouble}",
+        hint="If it has moved, or the run was made in a different directory: noisescope export "
+        f"{shlex.quote(run)} --format {format} --source PATH",
+    )
 
 
 def _print(scores: RunScores, format: Format, out: Path, done: Mapping[str, Any]) -> None:
