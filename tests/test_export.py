@@ -222,7 +222,7 @@ def beside_the_sides(count: int = PAIRS) -> list[dict[str, Any]]:
             "rejected_tokens": "",
             "original_chosen": "history",
             "original_rejected": "",
-            "verdict": "rejected" if number % 2 else "chosen",
+            "verdict": "chosen",
             "seed": 7,
         }
         for number, row in enumerate(rows(count))
@@ -255,7 +255,7 @@ def test_corrections_move_what_describes_a_side(name: str, tmp_path: Path) -> No
             ("chosen_tokens", "rejected_tokens"),
         ):
             expected[one], expected[other] = old[other], old[one]
-        assert new == expected | {"verdict": "chosen"}
+        assert new == expected  # verdict: chosen is still the better side
     assert flipped == 6
 
 
@@ -289,6 +289,9 @@ def test_planted_errors_leave_scores_and_corrections_move_them() -> None:
         "gap": "-4",
         "verdict": "b",
     }
+    for word, better in (("rejected", "chosen"), ("Chosen", "Chosen"), ("ok", "ok")):
+        again = schema.flip(row | {"verdict": word}, correction=True)
+        assert again["verdict"] == better
     whole = Schema(
         "mine",
         {
