@@ -187,7 +187,10 @@ def test_bad_models_and_places_are_clear_errors(tmp_path: Path) -> None:
         (["--model", str(tmp_path / "bare")], "weights"),
         (["--model", str(tmp_path / "pickled")], "pickle"),
         (["--model", "nobody/no-such-model"], "offline|HF_HUB_OFFLINE"),
-        (["--model", str(MODEL), "--runs-dir", str(tmp_path / "blocked")], "run directory"),
+        (
+            ["--model", str(MODEL), "--runs-dir", str(tmp_path / "blocked")],
+            "as a directory for a run",
+        ),
         (["--model", str(MODEL), "--kind", "magic"], "--kind magic"),
     ):
         done = noisescope("score", data, *options, cwd=tmp_path)

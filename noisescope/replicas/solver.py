@@ -19,6 +19,8 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 from scipy.special import expit, log_expit
 
+from noisescope.errors import EvidenceError
+
 Float = NDArray[np.float32]
 CURVATURE_FLOOR = np.float32(1e-12)
 ROUNDING = 1e-6
@@ -128,6 +130,7 @@ def objective(weights: Float, margins: Float, u: Float) -> Float:
     return np.float32(0.5) * dots(u, u) - dots(weights, log_expit(margins))
 
 
+@np.errstate(invalid="ignore")  # some BLAS kernels raise the flag on finite input
 def solve(
     design: Design,
     weights: Float,
@@ -159,6 +162,11 @@ def solve(
         change = design.margins(direction)
         step = halved_steps(weights, margins, change, u, direction)
         u, margins = u + step * direction, margins + step * change
+    if not np.isfinite(margins).all():
+        raise EvidenceError(
+            "the fit of the replicas is not finite",
+            hint="Check the features for extreme values: a model in --dtype float32 has fewer.",
+        )
     return Solution(u, margins, weights * expit(-margins), precondition)
 
 
