@@ -220,6 +220,7 @@ def beside_the_sides(count: int = PAIRS) -> list[dict[str, Any]]:
             "rejected_model": "m2",
             "chosen_tokens": "12",
             "rejected_tokens": "",
+            "answer": row["chosen"],
             "original_chosen": "history",
             "original_rejected": "",
             "verdict": "chosen",
@@ -255,6 +256,7 @@ def test_corrections_move_what_describes_a_side(name: str, tmp_path: Path) -> No
             ("chosen_tokens", "rejected_tokens"),
         ):
             expected[one], expected[other] = old[other], old[one]
+        expected["answer"] = old["rejected"]  # repeats the chosen side
         assert new == expected  # verdict: chosen is still the better side
     assert flipped == 6
 

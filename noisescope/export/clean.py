@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from noisescope.datasets.load import SAMPLE_ROWS
 from noisescope.datasets.rewrite import Decoded, copy_metadata, rewrite
 from noisescope.errors import DataError, RunError, UsageError
 from noisescope.export.removal import ACTIONS, DROP, FLIP, KEEP, Actions, CleanPolicy, decide
@@ -90,6 +92,8 @@ def plan_cleaning(scores: RunScores, source: Source, policy: CleanPolicy) -> Cle
             hint="Use --drop-above, or --format trl, which writes the pairs.",
         )
     check_same(scores, source, adapter)
+    if adapter.shape == "sides":
+        adapter = replace(adapter, copies=(*adapter.copies, *copies_of_chosen(source, adapter)))
     return Cleaner(scores, source, source.root, adapter, words, actions)
 
 
@@ -120,6 +124,17 @@ def _adapter(scores: RunScores) -> Adapter:
     if found is None:
         raise RunError(f"{scores.run.manifest_path} names no known dataset format: {name}")
     return found
+
+
+def copies_of_chosen(source: Source, schema: Adapter) -> list[str]:
+    """Columns that repeat the chosen side, by the first rows: manifests do not record them."""
+    rows = [row.values for row in islice(source.rows(), SAMPLE_ROWS) if row.values is not None]
+    chosen = schema.roles["chosen"]
+    return [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row)
+        if name not in schema.used and all(row.get(name) == row.get(chosen) for row in rows)
+    ]
 
 
 def check_same(scores: RunScores, source: Source, adapter: Adapter) -> None:
