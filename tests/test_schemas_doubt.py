@@ -170,3 +170,92 @@ def test_half_a_mapping_is_refused_by_name(
 def test_texts_for_a_missing_answer_are_no_answers() -> None:
     texts = [*["bad {} text"] * 10, "N/A", "[deleted]"]
     assert read(SIDES | {"rejected": [*texts]}).facts.rejected == {"empty response": 2}
+
+
+@pytest.mark.parametrize(
+    ("cells", "ties"),
+    [
+        (TWO | {"winner": "a", "is_tie": [True, *[False] * 5]}, 2),
+        (TWO | {"winner": "a", "is_tie": ["True", *["False"] * 5]}, 2),
+        (TWO | {"score_a": 2, "score_b": 1, "tied": [1, *[0] * 5]}, 2),
+        (SIDES | {"tie": [True, *[False] * 5]}, 2),
+        (SIDES | {"chosen_score": 2, "rejected_score": 1, "is_tie": [1, *[0] * 5]}, 2),
+        (TWO | {"votes_a": 3, "votes_b": 2, "votes_tie": [4, *[1] * 5]}, 2),
+        (TWO | {"winner_a": 1, "winner_b": 0, "winner_tie": 0}, 0),
+    ],
+)
+def test_a_column_of_ties_is_read_in_every_shape(cells: dict[str, Any], ties: int) -> None:
+    dataset = read(cells)
+    assert dataset.facts.rejected.get("tie", 0) == ties
+    assert better(dataset) == {"good"}
+
+
+def test_votes_for_a_tie_count_in_the_agreement() -> None:
+    row = read(TWO | {"votes_a": 3, "votes_b": 2, "votes_tie": 1}).table.to_pylist()[0]
+    assert (row["votes"], row["agreement"]) == (6, 0.5)
+
+
+#: cells -> (what the message names, the mappings, the prompt or chosen text that each reads).
+NESTED: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
+    "prompt object": (
+        SIDES | {"prompt": {"question": "ask {}", "system": "S{}"}},
+        "may answer to system",
+        ("S0\nask 0", "ask 0"),
+    ),
+    "prompt as JSON": (
+        SIDES | {"prompt": '{"instruction": "ask {}", "context": "a text"}'},
+        "may answer to context",
+        ("a text\nask 0", "ask 0"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_keys_beside_the_prompt_of_an_object_are_not_dropped(name: str) -> None:
+    cells, message, prompts = NESTED[name]
+    with pytest.raises(DataError, match=message) as caught:
+        read(cells)
+    found = [read(cells, each).table["prompt"].to_pylist()[0] for each in offered(caught.value)]
+    assert tuple(found) == prompts
+
+
+def test_responses_as_json_text_of_objects_are_refused() -> None:
+    cells = SIDES | {"chosen": '{"text": "good {}"}', "rejected": '{"text": "bad {}"}'}
+    with pytest.raises(DataError, match="JSON text of objects with text") as caught:
+        read(cells)
+    found = [read(cells, each).table["chosen"].to_pylist()[0] for each in offered(caught.value)]
+    assert found == ["good 0", '{"text": "good 0"}']
+
+
+def test_ranks_against_ratings_of_a_list_are_refused() -> None:
+    rows = [
+        {"prompt": f"ask {at}", "responses": [f"good {at}", f"bad {at}"], "ranks": [1, 2],
+         "scores": [1, 2]}
+        for at in range(ROWS)
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="ranks and scores order the answers differently") as caught:
+        load_table(pa.Table.from_pylist(rows))
+    seen = [
+        better(load_table(pa.Table.from_pylist(rows), columns=parsed_columns(each)))
+        for each in offered(caught.value)
+    ]
+    assert seen == [{"good"}, {"bad"}]
+
+
+def test_rated_answers_in_rows_get_the_flag_that_reads_them() -> None:
+    rows = [
+        {"prompt": f"ask {at // 2}", "response": f"{'bad' if at % 2 else 'good'} {at}",
+         "rating": 2 - at % 2}
+        for at in range(24)
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="one answer a row, with its rating") as caught:
+        load_table(pa.Table.from_pylist(rows))
+    (mapping,) = offered(caught.value)
+    dataset = load_table(pa.Table.from_pylist(rows), columns=parsed_columns(mapping))
+    assert (len(dataset), better(dataset)) == (12, {"good"})
+
+
+def test_a_row_with_an_empty_prompt_is_counted() -> None:
+    facts = read(SIDES | {"prompt": ["", *[ASKED] * 5]}).facts
+    assert (facts.pairs, facts.rejected) == (10, {"unreadable": 2})
+    assert facts.examples[0].detail == "prompt is empty"

@@ -124,6 +124,8 @@ def _plain(prompt: str | None, a: str, b: str, opening: Opening) -> Composed:
             return rendered(turns), turns, a, b
         prompt, a, b = _common_words(a, b)
         return prompt, None, a, b
+    if not prompt.strip() and not (is_transcript(a) or is_transcript(b)):
+        raise RowFault("unreadable", "prompt is empty")
     if all(side.lstrip().startswith("Human:") and is_transcript(side) for side in (a, b)):
         sides = tuple(turns_of(a, "chosen")), tuple(turns_of(b, "rejected"))
         if _holds(sides[0], prompt):

@@ -8,8 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import combinations
 
-from noisescope.datasets.adapters.cells import RawRow, RowFault, is_missing, key, number
+from noisescope.datasets.adapters.cells import (
+    RawRow,
+    RowFault,
+    is_missing,
+    key,
+    number,
+    numbers,
+    value,
+)
 from noisescope.datasets.adapters.mapping import Roles, flag
 from noisescope.datasets.adapters.names import (
     CONTEXTS,
@@ -26,6 +35,8 @@ from noisescope.datasets.adapters.names import (
     STATUS,
     TAGS,
     TEXT_KEYS,
+    TIE_VOTES,
+    TIES,
     WINS,
 )
 from noisescope.datasets.adapters.sample import Sample, is_messages, is_picture, items
@@ -425,11 +436,37 @@ def listed(table: Sample, mapped: Roles) -> Roles | None:
                 order = next((keys[name] for name in names if name in keys), None)
                 if text and order:
                     return {"responses": f"{column}.{text}", role: f"{column}.{order}"}
+        orders = []
         for role, names in (("ranks", RANKS), ("ratings", RATINGS)):
             order = next((table.by_key[n] for n in names if n in table.by_key), None)
             if order and any(items(cell) for cell in table.values(order)):
-                return {"responses": column, role: order}
+                orders.append({"responses": column, role: order})
+        if len(orders) == 2 and not set(mapped) & {"ranks", "ratings"}:
+            _agree_lists(table, *orders)
+        if orders:
+            return orders[0]
     return None
+
+
+def _agree_lists(table: Sample, ranked: Roles, rated: Roles) -> None:
+    """Raise DataError if ranks and ratings order two answers of a row in opposite ways."""
+    against = 0
+    for row in table.rows:
+        try:
+            ranks = numbers(value(row, ranked["ranks"]), ranked["ranks"])
+            ratings = numbers(value(row, rated["ratings"]), rated["ratings"])
+        except RowFault:
+            continue
+        both = [(a, b) for a, b in zip(ranks, ratings, strict=False) if a is not None
+                and b is not None]  # fmt: skip
+        against += any((x[0] - y[0]) * (x[1] - y[1]) > 0 for x, y in combinations(both, 2))
+    if against:
+        raise DataError(
+            f"{table.name}: {ranked['ranks']} and {rated['ratings']} order the answers "
+            f"differently in {against} of {len(table.rows)} rows",
+            hint=f"{flag(ranked)} reads the ranks, the lower the better; {flag(rated)} reads the "
+            "ratings, the higher the better.",
+        )
 
 
 def score_pair(table: Sample, one: str, other: str) -> tuple[str, str] | None:
@@ -510,6 +547,21 @@ def with_ties(schema: Schema, table: Sample, mapped: Roles) -> Roles:
                 len(items(cell)) == 2 for cell in table.values(n))]  # fmt: skip
             roles |= {"ratings": lists[0]} if lists else {}
     return roles | _status(table, roles, mapped)
+
+
+def tie_column(table: Sample, roles: Roles) -> Roles:
+    """A column of its own that states ties, or counts the votes for one."""
+    if "share_tie" in roles or "share_a" in roles:
+        return {}
+    for name in TIE_VOTES if "votes_a" in roles else TIES:
+        column = table.by_key.get(name)
+        if not column or column in roles.values():
+            continue
+        found = [one for one in table.values(column) if not is_missing(one)]
+        flags = all(canonical(one) in ("0", "1") for one in found)
+        if found and (table.numeric(column) if "votes_a" in roles else flags):
+            return {"share_tie": column}
+    return {}
 
 
 def _status(table: Sample, roles: Roles, mapped: Roles) -> Roles:

@@ -67,6 +67,9 @@ OF_SCORES = SCORES | {"avg", "average", "mean", "overall", "final", "human", "gp
 MARGINS = ("margin", "score_margin", "rating_margin", "reward_margin", "score_diff",
             "score_difference", "rating_difference", "score_gap")  # fmt: skip
 STATUS = ("status", "winner", "outcome", "result", "verdict", "preference", "label")
+#: Columns that state by themselves that a row is a tie, and those that count votes for one.
+TIES = ("is_tie", "tie", "tied", "is_tied", "is_draw", "draw")
+TIE_VOTES = ("votes_tie", "tie_votes", "vote_tie", "votes_ties", "tie", "ties")
 #: Columns that hold an image (or a film, or sound) that texts may be about.
 MEDIA = re.compile(
     r"(?:^|_)(?:images?|img|pictures?|photos?|pixels?|videos?|audios?|frames?)(?:$|_)"

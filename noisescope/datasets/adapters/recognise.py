@@ -20,6 +20,7 @@ from noisescope.datasets.adapters.guess import (
     names_of,
     prompt_of,
     score_pair,
+    tie_column,
     two_answers,
     two_sides,
     with_input,
@@ -182,6 +183,7 @@ def _completed(schema: Schema, table: Sample, mapped: Roles, *, explicit: bool) 
             if "chosen" in name.split("_") and "model" in name.split("_")
             and name.replace("chosen", "rejected") in table.by_key
         ]  # fmt: skip
+        roles = roles | tie_column(table, roles)
         return replace(schema, roles=roles, twins=tuple(dict.fromkeys([*schema.twins, *twins])))
     if schema.shape == "labelled" and "preference" in roles and "a_wins" not in roles:
         label, tag = roles["preference"], tags(roles["a"], roles["b"])
@@ -190,6 +192,8 @@ def _completed(schema: Schema, table: Sample, mapped: Roles, *, explicit: bool) 
     if schema.shape == "labelled" and "score_a" not in roles | mapped:
         scores = score_pair(table, *tags(roles["a"], roles["b"]))
         roles = roles | ({"score_a": scores[0], "score_b": scores[1]} if scores else {})
+    if schema.shape == "labelled" and not known:
+        roles = roles | tie_column(table, roles)
     return replace(schema, roles=roles)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from noisescope.datasets.adapters.cells import is_missing, key
+from noisescope.datasets.adapters.cells import decoded, is_missing, key
 from noisescope.datasets.adapters.guess import (
     codings,
     described,
@@ -24,12 +24,16 @@ from noisescope.datasets.adapters.names import (
     ABOUT,
     CONTEXTS,
     IMAGE_NAME,
+    INNER,
     LIKELY,
     MEDIA,
     OPEN,
     PREFERENCES,
+    PROMPTS,
+    RATINGS,
     STATUS,
     SURE,
+    TEXT_KEYS,
     URL,
     WINS,
 )
@@ -180,11 +184,14 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
         and not is_conversation(schema.roles, table)
     ):
         raise _no_prompt(schema, table, [c for c in unread(schema, table) if _prose(table, c)])
+    _refuse_encoded(schema, table, mapped)
     if {"prompt", "context"} & set(mapped):
         return
     if schema.name in ADAPTERS and schema.name not in OPEN:
         return
     path = schema.roles.get("prompt")
+    if path and schema.modality == "text":
+        _refuse_siblings(schema, table, path)
     if path and schema.shape != "rows" and not _sure(table, path):
         constant = len({str(one) for one in table.values(path)}) == 1
         maybe = [
@@ -211,6 +218,58 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
                 hint=f"{flag(_main(schema) | {'prompt': shown})} reads it with the prompt; "
                 f"{flag(_main(schema))} leaves it out.",
             )
+
+
+def _refuse_encoded(schema: Schema, table: Sample, mapped: Roles) -> None:
+    """Raise DataError for responses that are JSON text of objects with a text among other keys."""
+    pair = {"sides": ("chosen", "rejected"), "labelled": ("a", "b")}.get(schema.shape)
+    if pair is None or schema.modality == "image" or set(pair) & set(mapped):
+        return
+    if schema.name in ADAPTERS and schema.name not in OPEN:
+        return
+    paths = [schema.roles[role] for role in pair]
+    texts = [one for path in paths for one in table.values(path) if not is_missing(one)]
+    cells = [decoded(one) if isinstance(one, str) else None for one in texts]
+    objects = [cell for cell in cells if isinstance(cell, Mapping) and not is_messages(cell)]
+    inner = next((name for name in TEXT_KEYS if all(name in cell for cell in objects)), None)
+    if not objects or len(objects) != len(cells) or inner is None:
+        return
+    roles = _main(schema)
+    stepped = {role: f"{schema.roles[role]}.{inner}" for role in pair}
+    raise DataError(
+        f"{table.name}: {paths[0]} and {paths[1]} hold JSON text of objects with {inner}",
+        hint=f"{flag(roles | stepped)} reads {inner} alone; {flag(roles)} reads the JSON text.",
+    )
+
+
+def _refuse_siblings(schema: Schema, table: Sample, path: str) -> None:
+    """Raise DataError for keys beside the prompt's own in an object that would not be read."""
+    column, dot, own = path.partition(".")
+    cells = [decoded(one) if isinstance(one, str) else one for one in table.values(column)]
+    objects = [one for one in cells if isinstance(one, Mapping) and not is_messages(one)]
+    if not objects:
+        return
+    if not dot:
+        own = next((name for name in (*INNER, *PROMPTS) if name in objects[0]), "")
+    keys = [str(name) for name in dict.fromkeys(name for one in objects for name in one)]
+    lost = [
+        name
+        for name in keys
+        if own
+        and name != own
+        and f"{column}.{name}" not in schema.used
+        and any(not is_missing(one.get(name)) for one in objects)
+        and (CONTEXTS.search(key(name)) or _differs(table, f"{column}.{name}"))
+    ]
+    if lost:
+        parts = "+".join(f"{column}.{name}" for name in [*lost, own])
+        main = _main(schema)
+        raise DataError(
+            f"{table.name}: {column} is an object, and the responses may answer to "
+            f"{', '.join(lost)} in it too",
+            hint=f"{flag(main | {'prompt': parts})} reads them with the prompt; "
+            f"{flag(main | {'prompt': f'{column}.{own}'})} leaves them out.",
+        )
 
 
 def _sure(table: Sample, path: str) -> bool:
@@ -312,6 +371,11 @@ def unknown(table: Sample, mapped: Roles) -> DataError:
     found = ", ".join(table.columns) or "none"
     message = f"{table.name}: no known format fits its columns ({found})"
     nearest = _nearest(table, mapped)
+    if nearest is None and (rows := _rated_rows(table)):
+        return DataError(
+            f"{message}: it may have one answer a row, with its rating",
+            hint=f"{flag(rows)} compares the answers to each prompt: the higher rating is better.",
+        )
     if nearest is None:
         return DataError(
             f"{message}: one answer a row, or none, states no preference between two",
@@ -319,6 +383,16 @@ def unknown(table: Sample, mapped: Roles) -> DataError:
         )
     typed = flag(nearest)
     return DataError(message, hint=f"Name its columns: {typed} ({PLAINEST}).")
+
+
+def _rated_rows(table: Sample) -> Roles | None:
+    """Prompt, answer and rating, if each row of the table has one answer."""
+    prompt = prompt_of(table, set(), False)
+    answer = next((table.by_key[name] for name in TEXT_KEYS if name in table.by_key), None)
+    rating = next((table.by_key[name] for name in RATINGS if name in table.by_key), None)
+    if prompt and answer and rating and table.numeric(rating) and answer != prompt:
+        return {"prompt": prompt, "response": answer, "rating": rating}
+    return None
 
 
 def _nearest(table: Sample, mapped: Roles) -> Roles | None:

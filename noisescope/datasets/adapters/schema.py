@@ -61,7 +61,7 @@ ROLES: dict[str, str] = {
     "preference": "which of a and b is better",
     "share_a": "label or share of votes of a, 0 to 1",
     "share_b": "label or share of votes of b, 0 to 1",
-    "share_tie": "1 for a tie",
+    "share_tie": "1 or true for a tie; beside votes, the votes for one",
     "name_a": "what preference calls a in this row, such as the name of its model",
     "name_b": "what preference calls b",
     "votes_a": "number of votes for a",
@@ -218,6 +218,8 @@ class Schema:
             self._check(chosen, rejected, one, other)
         if scores == 0:
             raise RowFault("tie", self._tie(row))
+        if self._is_tie(row):
+            raise RowFault("tie", f"{self.roles['share_tie']} is true")
         status = self.roles.get("status")
         if status and key(str(value(row, status))) in _TIES:
             raise RowFault("tie", f"{status} is {value(row, status)}")
@@ -326,6 +328,8 @@ class Schema:
             return self._shares(row)
         if "votes_a" in roles:
             return self._counted(row)
+        if self._is_tie(row):
+            return 0.0, None, None
         if "preference" not in roles:
             return self._difference(row), None, None
         prefers: float | str | None = self._named(row) if "name_a" in roles else None
@@ -349,9 +353,17 @@ class Schema:
 
     def _counted(self, row: RawRow) -> tuple[float | None, float | None, int | None]:
         one, other = number(row, self.roles["votes_a"]), number(row, self.roles["votes_b"])
-        if one is None or other is None or one + other <= 0:
+        ties = number(row, self.roles["share_tie"]) if "share_tie" in self.roles else 0.0
+        if one is None or other is None or one + other + (ties or 0) <= 0:
             return None, None, None
-        return one - other, max(one, other) / (one + other), round(one + other)
+        total = one + other + (ties or 0)
+        if ties and ties >= max(one, other):
+            return 0.0, None, round(total)
+        return one - other, max(one, other) / total, round(total)
+
+    def _is_tie(self, row: RawRow) -> bool:
+        """Whether a column of its own states that the row is a tie."""
+        return "share_tie" in self.roles and bool(self._share(row, "share_tie"))
 
     def _named(self, row: RawRow) -> float | None:
         """Which side `preference` names by the name that the row gives it; None if neither."""
@@ -364,8 +376,8 @@ class Schema:
     def _share(self, row: RawRow, role: str) -> float | None:
         path = self.roles[role]
         found = value(row, path)
-        if isinstance(found, bool):
-            return float(found)
+        if isinstance(found, (bool, str)) and canonical(found) in ("0", "1"):
+            return float(canonical(found))
         share = number(row, path)
         if share is not None and not 0 <= share <= 1:
             raise RowFault("unreadable", f"{path} is {share:g}, not between 0 and 1")
@@ -438,6 +450,12 @@ class Schema:
         if "share_a" in self.roles:
             one, other = (self._share(row, role) for role in ("share_a", "share_b"))
             return "" if one is None or other is None else f"both labels are {one:g}"
+        if "share_tie" in self.roles:
+            tie = self.roles["share_tie"]
+            if "votes_a" in self.roles and number(row, tie):
+                return f"{tie} is {number(row, tie):g}"
+            if "votes_a" not in self.roles and self._is_tie(row):
+                return f"{tie} is true"
         path = next(self.roles[r] for r in ("preference", "votes_a", "score_a") if r in self.roles)
         return f"{path} {value(row, path)!r}"
 
