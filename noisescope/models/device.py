@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,9 @@ def pick_device(name: str) -> torch.device:
 
 
 @cache
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_rate(
+    device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Floating-point operations a second of a square matrix product, measured once (< 0.5 s).
 
     The best of several products, so that other work on the machine counts little; a small one
@@ -51,15 +54,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     for side in (256, SIDE):
         left = torch.ones(side, side, device=device, dtype=dtype)
         left @ left
-        best, began, repeats = float("inf"), time.perf_counter(), 0
-        while time.perf_counter() - began < (0.1 if repeats >= FEWEST else 0.4):
+        best, began, repeats = float("inf"), clock(), 0
+        while clock() - began < (0.1 if repeats >= FEWEST else 0.4):
             repeats += 1
             _wait(device)
-            start = time.perf_counter()
+            start = clock()
             left @ left
             _wait(device)
-            best = min(best, time.perf_counter() - start)
-        rate = 2 * side**3 / best
+            best = min(best, clock() - start)
+        rate = 2 * side**3 / max(best, 1e-9)
         if rate < 2e9:
             break
     return rate
@@ -68,14 +71,16 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is the fastest of bfloat16 and float32 here; else the type named.
 
-    bfloat16 must win by a quarter: it is less exact.
+    bfloat16 must win by a quarter, because it is less exact. On a CPU the time of this process is
+    compared, not wall time: on a busy machine the same command must choose the same type again.
     """
     import torch
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name == "auto":
-        fast = matmul_rate(device, torch.bfloat16)
-        return torch.bfloat16 if fast > 1.25 * matmul_rate(device, torch.float32) else torch.float32
+        clock = time.process_time if device.type == "cpu" else time.perf_counter
+        fast, exact = (matmul_rate(device, kinds[kind], clock) for kind in ("bfloat16", "float32"))
+        return torch.bfloat16 if fast > 1.25 * exact else torch.float32
     if name not in kinds:
         raise UsageError(f"--dtype {name} is unknown", hint=f"One of: auto, {', '.join(kinds)}.")
     return kinds[name]
