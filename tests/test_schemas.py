@@ -373,3 +373,19 @@ def test_a_prompt_that_contains_a_response_is_no_prompt() -> None:
     ]  # fmt: skip
     with pytest.raises(DataError, match="the prompt contains one of the responses"):
         load_table(pa.Table.from_pylist(rows))
+
+
+def test_bare_a_and_b_are_two_answers_and_never_chosen_and_rejected(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": f"What is bread number {n} made of?",
+            "a": f"Flour and water, loaf {n}",
+            "b": f"I do not know loaf {n}",
+            "preference": "ab"[n % 2],
+        }
+        for n in range(40)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = load(path).table
+    assert table["chosen"].to_pylist()[:2] == [rows[0]["a"], rows[1]["b"]]

@@ -262,6 +262,9 @@ def two_columns(table: Sample, third: bool = False) -> tuple[str, str] | None:
                 more = (table.by_key.get(form.format(noun, tag)) for tag in _THIRD[one])
                 if third == any(name is not None and table.sides(name) for name in more):
                     return a, b
+    a, b, c = (table.by_key.get(tag) for tag in "abc")
+    if a and b and table.sides(a) and table.sides(b):
+        return (a, b) if third == (c is not None and table.sides(c)) else None
     return None
 
 

@@ -403,9 +403,9 @@ def _nearest(table: Sample, mapped: Roles) -> Roles | None:
             a, b = nested(table, one), nested(table, other)
             if a and b:
                 return _prompted(table, {"chosen": a, "rejected": b} | roles)
+    known = [table.by_key[n] for n in PREFERENCES if n in table.by_key]
+    known += [n for n in table.columns if not ABOUT.search(key(n)) and is_label(table, n)]
     if two := two_columns(table):
-        known = [table.by_key[n] for n in PREFERENCES if n in table.by_key]
-        known += [n for n in table.columns if not ABOUT.search(key(n)) and is_label(table, n)]
         label = next((n for n in known if n not in two), "COLUMN")
         return _prompted(table, {"a": two[0], "b": two[1], "preference": label} | roles)
     texts = [c for c in table.columns if table.textual(c) and not ABOUT.search(key(c))]
@@ -419,6 +419,8 @@ def _nearest(table: Sample, mapped: Roles) -> Roles | None:
         name = table.by_key.get(half) or roles[half]
         spare = next((c for c in rest if c != name), "COLUMN")
         return _prompted(table, {half: name, other: spare} | roles)
+    if len(rest) >= 2 and (label := next((n for n in known if n not in rest[:2]), None)):
+        return _prompted(table, {"a": rest[0], "b": rest[1], "preference": label} | roles)
     if len(rest) >= 2:
         return _prompted(table, {"chosen": rest[0], "rejected": rest[1]} | roles)
     return None
