@@ -419,8 +419,9 @@ def _nearest(table: Sample, mapped: Roles) -> Roles | None:
         name = table.by_key.get(half) or roles[half]
         spare = next((c for c in rest if c != name), "COLUMN")
         return _prompted(table, {half: name, other: spare} | roles)
-    if len(rest) >= 2 and (label := next((n for n in known if n not in rest[:2]), None)):
-        return _prompted(table, {"a": rest[0], "b": rest[1], "preference": label} | roles)
+    verdict = next((n for n in known if n not in rest[:2]), None)
+    if len(rest) >= 2 and verdict:
+        return _prompted(table, {"a": rest[0], "b": rest[1], "preference": verdict} | roles)
     if len(rest) >= 2:
         return _prompted(table, {"chosen": rest[0], "rejected": rest[1]} | roles)
     return None
