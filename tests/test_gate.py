@@ -65,6 +65,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Run:
     margins[101:401:5] = np.random.default_rng(4).normal(0, 0.02, 60)  # toss-ups
     facts = {
         "rows": 1700,
+        "contradicted": 10,
         "rejected": {"tie": 150, "empty response": 30, "unreadable": 20},
         "rejected_examples": ["pairs.jsonl:3 (empty response: chosen)", "pairs.jsonl:4 (tie)"],
         "ordered": 1500,
@@ -105,6 +106,7 @@ CASES = [
     ("ties", "max_ties", 0.05, 0.1, {}),
     ("duplicates", "max_duplicates", 0.0, 0.01, {}),
     ("contradictions", "max_contradictions", 0.0, 0.01, {}),
+    ("score_conflicts", "max_score_conflicts", 0.0, 0.01, {}),
     ("near_duplicates", "max_near_duplicates", 0.0, 0.1, {}),
     ("faults", "max_faults", 0.02, 0.03, {}),
     ("encoding", "max_encoding_faults", 0.0, 0.01, {}),

@@ -156,6 +156,7 @@ def gate(
     max_ties: Annotated[Typed, _number("max_ties")] = None,
     max_duplicates: Annotated[Typed, _number("max_duplicates")] = None,
     max_contradictions: Annotated[Typed, _number("max_contradictions")] = None,
+    max_score_conflicts: Annotated[Typed, _number("max_score_conflicts")] = None,
     max_near_duplicates: Annotated[Typed, _number("max_near_duplicates")] = None,
     max_faults: Annotated[Typed, _number("max_faults")] = None,
     max_encoding_faults: Annotated[Typed, _number("max_encoding_faults")] = None,

@@ -26,6 +26,7 @@ from noisescope.gate.counts import (
     encoding_faults,
     faults,
     near_duplicates,
+    score_conflicts,
     ties,
 )
 from noisescope.gate.input import Subject
@@ -328,6 +329,7 @@ CHECKS: dict[str, Check] = {
     "duplicates": duplicates,
     "contradictions": contradictions,
     "near_duplicates": near_duplicates,
+    "score_conflicts": score_conflicts,
     "faults": faults,
     "encoding": encoding_faults,
 }

@@ -114,6 +114,14 @@ def faults(subject: Subject, policy: Policy) -> Result | None:
     return _counted("faults", total, int(subject.facts["rows"]), policy.max_faults, what, rows)
 
 
+def score_conflicts(subject: Subject, policy: Policy) -> Result | None:
+    """Check the share of pairs whose scores in the dataset contradict the label."""
+    if policy.max_score_conflicts is None or "contradicted" not in subject.facts:
+        return None
+    count, what = int(subject.facts["contradicted"]), "pairs have scores that contradict the label"
+    return _counted("score_conflicts", count, len(subject), policy.max_score_conflicts, what)
+
+
 def _placed(example: str) -> tuple[str, int, str]:
     """Parse an example of the form `source:row (reason)`."""
     place, _, detail = example.partition(" (")

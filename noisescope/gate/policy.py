@@ -53,6 +53,7 @@ class Policy:
     max_ties: float | None = None
     max_duplicates: float | None = 0.01
     max_contradictions: float | None = 0.05
+    max_score_conflicts: float | None = 0.05
     max_near_duplicates: float | None = None
     max_faults: float | None = 0.01
     max_encoding_faults: float | None = 0.01
@@ -79,6 +80,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "max_ties": (0, 0.99, "Share of rows that are ties."),
     "max_duplicates": (0, 0.99, "Share of labels that the same annotator gave before."),
     "max_contradictions": (0, 0.99, "Share of contents that are labelled both ways."),
+    "max_score_conflicts": (0, 0.99, "Share of pairs whose own scores contradict the label."),
     "max_near_duplicates": (0, 0.99, "Share of distinct prompts that are similar to another."),
     "max_faults": (0, 0.99, "Share of rows without a usable preference, except ties."),
     "max_encoding_faults": (0, 0.99, "Share of pairs with broken characters."),
