@@ -83,6 +83,16 @@ def run_forked(
     return (None if code == -signal.SIGKILL else code), time.monotonic() - began, writes
 
 
+def _renew_threads() -> None:
+    """Replace torch's thread pool, which a fork leaves unusable, before several threads need it.
+
+    torch does so on first use, but not safely from several threads, as transformers loads weights.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def _become(
     arguments: Sequence[str],
     place: Path,
@@ -104,6 +114,7 @@ def _become(
         from noisescope.cli.console import listen
         from noisescope.storage import cache as parts
 
+        _renew_threads()
         listen()
         if jumps:
             _let_the_clock_jump()
