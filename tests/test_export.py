@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from noisescope.datasets import load, open_source
 from noisescope.datasets.adapters.schema import Schema
+from noisescope.datasets.flip.copy import plant
+from noisescope.datasets.flip.plan import FlipPlan
 from noisescope.datasets.rewrite import rewrite
 from noisescope.errors import DataError, RunError, UsageError
 from noisescope.export.clean import export_clean
@@ -305,6 +307,52 @@ def test_planted_errors_leave_scores_and_corrections_move_them() -> None:
     )
     moved = whole.flip(row, correction=True)
     assert (moved["best"], moved["worst"]) == (row["worst"], row["best"])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_cleaning_a_flipped_copy_undoes_its_flips_and_corrects_the_rest(
+    name: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    items = [row | {"verdict": f"v{at}"} for at, row in enumerate(beside_the_sides())]
+    WRITERS[name](folder / name, items)
+    done = plant(open_source(folder), FlipPlan(0.3, seed=2), tmp_path / "copy")
+    planted = pq.read_table(done.truth).column("flipped").to_pylist()
+    before = [row.values or {} for row in open_source(folder).rows()]
+    for number, opened in enumerate((tmp_path / "copy", tmp_path / "copy" / name)):
+        dataset = load(opened)
+        assert set(pq.read_table(done.truth)["pair_id"].to_pylist()) >= set(
+            dataset.table["pair_id"].to_pylist()
+        )
+        scored = scored_run(dataset, tmp_path / "runs" / str(number))
+        out = tmp_path / f"out-{number}"
+        export_clean(scored, open_source(opened), CleanPolicy(flip_top=0.1), out)
+        copy = [row.values or {} for row in open_source(opened).rows()]
+        after = [row.values or {} for row in open_source(out / name).rows()]
+        counts = {"restored": 0, "corrected": 0}
+        for bad, source, old, new in zip(planted, before, copy, after, strict=True):
+            if new["chosen"] == old["chosen"]:
+                assert new == old
+            elif bad:
+                assert new == source
+                counts["restored"] += 1
+            else:
+                assert new["chosen_score"] == source["rejected_score"]
+                assert new["answer"] == new["chosen"] == source["rejected"]
+                counts["corrected"] += 1
+        assert counts["restored"] > 1
+        assert counts["corrected"] > 1
+
+
+def test_a_foreign_truth_beside_the_source_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_parquet(folder / "a.parquet", rows())
+    pq.write_table(pa.table({"pair_id": ["x"], "flipped": [True]}), folder / "flips.parquet")
+    scored = scored_run(load(folder), tmp_path / "runs" / "x")
+    with pytest.raises(DataError, match="does not state what noisescope flip reversed"):
+        export_clean(scored, open_source(folder), CleanPolicy(flip_top=0.05), tmp_path / "out")
 
 
 def test_sides_of_different_types_are_an_error(tmp_path: Path) -> None:

@@ -110,8 +110,14 @@ def test_flipping_twice_restores_every_pair(tmp_path: Path, name: str) -> None:
     assert source.read_bytes() == before
     once = tmp_path / "once" / name
     assert content(once) != content(source)
+    with pytest.raises(UsageError, match="is a flipped copy already"):
+        plant(open_source(once), FlipPlan(0.3, seed=6), tmp_path / "other")
     again = plant(open_source(once), plan, tmp_path / "twice")
     assert again.flipped == done.flipped
+    assert not any(pq.read_table(again.truth).column("flipped").to_pylist())
+    third = plant(open_source(tmp_path / "twice" / name), plan, tmp_path / "thrice")
+    assert not third.undone
+    assert pq.read_table(third.truth).equals(pq.read_table(done.truth))
     twice = tmp_path / "twice" / name
     if name.endswith((".json", ".csv")):  # written again by the standard library
         assert [r.values for r in read_file(twice, "")] == [r.values for r in read_file(source, "")]

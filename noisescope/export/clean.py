@@ -5,13 +5,17 @@
 Rows that the audit rejected (ties, unreadable ones) are copied unchanged. `decisions.parquet`
 records the action for every pair: pair_id, action, p_wrong. The source must still be what was
 judged: its pairs are fingerprinted before anything is written.
+
+`noisescope flip` leaves scores in place, so that they do not give its flips away. In a flipped copy
+a correction therefore moves the scores of the other rows only: a row that flip had reversed is
+reversed back exactly. Which rows are corrected does not depend on it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +23,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from noisescope.datasets.flip.ground_truth import Reversed, read_reversed
 from noisescope.datasets.load import SAMPLE_ROWS
 from noisescope.datasets.rewrite import Decoded, copy_metadata, rewrite
 from noisescope.errors import DataError, RunError, UsageError
@@ -40,7 +45,10 @@ SIZES = ("splits", "dataset_size", "download_size", "size_in_bytes", "download_c
 @final
 @dataclass(frozen=True)
 class Cleaner:
-    """The changes to a source, made by `plan_cleaning`, which checks everything first."""
+    """The changes to a source, made by `plan_cleaning`, which checks everything first.
+
+    `planted` has the rows that `noisescope flip` reversed, if it wrote the source.
+    """
 
     scores: RunScores
     source: Source
@@ -48,6 +56,7 @@ class Cleaner:
     adapter: Adapter
     words: str
     actions: Actions
+    planted: Reversed | None = None
 
     def fill(self, folder: Path, data: Path) -> None:
         """Write the changed files to `data`, and `decisions.parquet` to `folder`."""
@@ -56,9 +65,33 @@ class Cleaner:
             inside = file.is_relative_to(self.root)
             name = file.relative_to(self.root).as_posix() if inside else file.name
             (data / name).parent.mkdir(parents=True, exist_ok=True)
-            _copy(file, data / name, changes.get(name, {}), self.adapter)
+            self._copy(file, data / name, changes.get(name, {}))
         change = ("clean", self.words)
         copy_metadata(self.source.files, self.root, data, change, drop=SIZES)
+
+    def _copy(self, file: Path, target: Path, changes: Mapping[int, int]) -> None:
+        """Copy one file with the rows in `changes` (row number -> DROP or FLIP) changed."""
+        planted: Set[int] = frozenset()
+        undo = self.adapter
+        if self.planted is not None:
+            planted = self.planted.rows.get(file.resolve(), planted)
+            undo = replace(self.adapter, **self.planted.schema)
+
+        def change(rows: Sequence[Decoded]) -> dict[int, dict[str, Any] | None]:
+            new: dict[int, dict[str, Any] | None] = {}
+            for index, (number, values, _) in enumerate(rows):
+                action = changes.get(number, KEEP)
+                if action == DROP:
+                    new[index] = None
+                elif action == FLIP and values is not None:
+                    new[index] = (
+                        undo.flip(values)
+                        if number in planted
+                        else self.adapter.flip(values, correction=True)
+                    )
+            return new
+
+        rewrite(file, target, change)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -92,9 +125,11 @@ def plan_cleaning(scores: RunScores, source: Source, policy: CleanPolicy) -> Cle
             hint="Use --drop-above, or --format trl, which writes the pairs.",
         )
     check_same(scores, source, adapter)
+    planted = None
     if adapter.shape == "sides":
         adapter = replace(adapter, copies=(*adapter.copies, *copies_of_chosen(source, adapter)))
-    return Cleaner(scores, source, source.root, adapter, words, actions)
+        planted = read_reversed(source.root)
+    return Cleaner(scores, source, source.root, adapter, words, actions, planted)
 
 
 def export_clean(
@@ -199,17 +234,3 @@ def _several(scores: RunScores, place: tuple[str, int]) -> UsageError:
         "drop one of them",
         hint="Use --format weights and train with them.",
     )
-
-
-def _copy(file: Path, target: Path, changes: Mapping[int, int], adapter: Adapter) -> None:
-    """Copy one file with the rows in `changes` (row number -> DROP or FLIP) changed."""
-
-    def change(rows: Sequence[Decoded]) -> dict[int, dict[str, Any] | None]:
-        new: dict[int, dict[str, Any] | None] = {}
-        for index, (number, values, _) in enumerate(rows):
-            action = changes.get(number, KEEP)
-            if action != KEEP and values is not None:
-                new[index] = None if action == DROP else adapter.flip(values, correction=True)
-        return new
-
-    rewrite(file, target, change)

@@ -227,7 +227,9 @@ class Planter:
 
     def run(self, source: Source, root: Path, out: Path) -> Planted:
         """Copy every file of `source`, then write the truth."""
-        with TruthWriter(out, self.plan) as truth:
+        own = self.adapter
+        schema = {"roles": dict(own.roles), "twins": own.twins, "copies": own.copies}
+        with TruthWriter(out, None if self.undo else self.plan, schema) as truth:
             for file in source.files:
                 self._copy(file, root, out, truth)
             change = ("flip", json.dumps(asdict(self.plan)))
@@ -273,5 +275,5 @@ class Planter:
         flipped = decide(parsed, self.plan, self.chance, keys)[leaders]
         self.pairs += len(flipped)
         self.flipped += int(flipped.sum())
-        truth.add(parsed.ids, keys, flipped, name, numbers)
+        truth.add(parsed.ids, keys, flipped & (not self.undo), name, numbers)
         return flipped

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from noisescope.datasets.flip.plan import U64, FlipPlan, Float, Parsed
 from noisescope.datasets.readers import read_table
-from noisescope.errors import DataError
+from noisescope.errors import DataError, UsageError
 from noisescope.pairs import unused
 from noisescope.storage.files import TEMPORARY_PREFIX, unwritten, write_atomic
 
@@ -66,14 +67,16 @@ def _wanted(table: pa.Table) -> dict[str, Any]:
 #: The truth, beside the copy; its schema metadata holds the plan under this key.
 TRUTH = "flips.parquet"
 PLAN_KEY = b"noisescope.flip"
+#: Roles, twins and copies of the schema by which rows were reversed.
+SCHEMA_KEY = b"noisescope.schema"
 #: Rows of the truth written at once.
 TRUTH_ROWS = 1 << 15
 
 Int = NDArray[np.int64]
 
 
-def truth_schema(plan: FlipPlan) -> pa.Schema:
-    """Columns of `flips.parquet`, with the plan in the metadata."""
+def truth_schema(plan: FlipPlan | None, schema: Mapping[str, Any]) -> pa.Schema:
+    """Columns of `flips.parquet`, with the plan (None: nothing is flipped) in the metadata."""
     import pyarrow as pa
 
     fields = [
@@ -82,11 +85,53 @@ def truth_schema(plan: FlipPlan) -> pa.Schema:
         pa.field("source", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
     ]
-    return pa.schema(fields, metadata={PLAN_KEY: json.dumps(asdict(plan)).encode()})
+    metadata = {SCHEMA_KEY: json.dumps(schema).encode()}
+    if plan is not None:
+        metadata[PLAN_KEY] = json.dumps(asdict(plan)).encode()
+    return pa.schema(fields, metadata=metadata)
+
+
+@final
+@dataclass(frozen=True)
+class Reversed:
+    """Rows that `noisescope flip` reversed, by file, and the schema it reversed them by."""
+
+    rows: Mapping[Path, Set[int]]
+    schema: Mapping[str, Any]
+
+
+def read_reversed(root: Path) -> Reversed | None:
+    """Read what `noisescope flip` reversed in the copy that `root` is in; None if it is in none.
+
+    Raises DataError if flips.parquet is not what flip writes.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    copy = next((at for at in (root, *root.absolute().parents) if (at / TRUTH).is_file()), None)
+    if copy is None:
+        return None
+    try:
+        table = pq.read_table(copy / TRUTH, columns=["flipped", "source", "row"])
+        table = table.filter(table.column("flipped"))
+        schema = json.loads((table.schema.metadata or {})[SCHEMA_KEY])
+        schema["twins"] = tuple(map(tuple, schema["twins"]))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DataError(
+            f"{copy / TRUTH} does not state what noisescope flip reversed ({error})",
+            hint="Flip the original dataset again, or move the file if flip did not write it.",
+        ) from error
+    rows: dict[Path, set[int]] = {}
+    for name, row in zip(*(table.column(n).to_pylist() for n in ("source", "row")), strict=True):
+        rows.setdefault((copy / name).resolve(), set()).add(row)
+    return Reversed(rows, schema)
 
 
 def decided(truth: Path, plan: FlipPlan) -> Iterator[tuple[str, bool]] | None:
-    """Decisions of the same plan, taken when the source was itself planted; else None."""
+    """Decisions of the same plan, taken when the source was itself planted; else None.
+
+    Raises UsageError if the source was planted by a different plan: its flips would count as right.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -94,13 +139,25 @@ def decided(truth: Path, plan: FlipPlan) -> Iterator[tuple[str, bool]] | None:
         return None
     try:
         file = pq.ParquetFile(truth)
-        if (file.schema_arrow.metadata or {}).get(PLAN_KEY) != truth_schema(plan).metadata[
-            PLAN_KEY
-        ]:
-            return None
-        return _by_row(file)
-    except (pa.ArrowException, OSError) as error:
+        stated = (file.schema_arrow.metadata or {}).get(PLAN_KEY)
+        earlier = None if stated is None else json.loads(stated)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{truth}: cannot be read ({error})") from error
+    if earlier is None:
+        return None
+    if earlier != asdict(plan):
+        raise UsageError(
+            f"{truth.parent} is a flipped copy already ({_flags(earlier)}): its flips would count "
+            "as right labels",
+            hint="Flip the original dataset, or first restore the labels: noisescope flip "
+            f"{shlex.quote(str(truth.parent))} {_flags(earlier)}",
+        )
+    return _by_row(file)
+
+
+def _flags(plan: Mapping[str, Any]) -> str:
+    """The options of a plan, as typed."""
+    return " ".join(f"--{name} {value}" for name, value in plan.items())
 
 
 def _by_row(file: Any) -> Iterator[tuple[str, bool]]:
@@ -127,9 +184,9 @@ def next_decisions(earlier: Iterator[tuple[str, bool]], chunk: Parsed) -> Float:
 class TruthWriter:
     """Writes `flips.parquet` into a directory: whole when left in order, else not at all."""
 
-    def __init__(self, out: Path, plan: FlipPlan) -> None:
+    def __init__(self, out: Path, plan: FlipPlan | None, schema: Mapping[str, Any]) -> None:
         self.out = out
-        self.schema = truth_schema(plan)
+        self.schema = truth_schema(plan, schema)
         self.raw = out / f"{TEMPORARY_PREFIX}{TRUTH}"
         self.keys: list[U64] = []
         self.marked = False
