@@ -12,6 +12,7 @@ from noisescope.cli import run as command
 from noisescope.datasets import open_source
 from noisescope.errors import UsageError
 from noisescope.export.clean import export_clean
+from noisescope.export.hub import export_hub
 from noisescope.export.removal import CleanPolicy
 from noisescope.export.trl import export_trl
 from noisescope.gate.evaluate import check_gate
@@ -140,6 +141,18 @@ def test_trl_is_corrected_too(scored, tmp_path):
     }
     for number, row in enumerate(rows()):
         assert (found[row["prompt"]]["chosen"] == row["rejected"]) == (number in WRONG)
+
+
+def test_the_card_of_a_repository_states_who_checked_labels(scored, tmp_path):
+    def written(folder):
+        export_hub(scored, folder, CleanPolicy())
+        return (folder / "README.md").read_text("utf-8")
+
+    assert "No label was checked by a person" in written(tmp_path / "before")
+    judge(scored.run, 30)
+    card = written(tmp_path / "after")
+    assert "People judged the labels of 30 pairs, and no other." in card
+    assert "No label was checked" not in card
 
 
 def gated(run, limit, **settings):

@@ -25,6 +25,7 @@ from noisescope.export.removal import CleanPolicy, decide
 from noisescope.export.run_scores import RunScores
 from noisescope.export.trl import write_trl
 from noisescope.export.weights import facts_of
+from noisescope.scoring.reviews import read_verdicts
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import MARK, claim, write_directory
 
@@ -57,7 +58,7 @@ def card(scores: RunScores, facts: Mapping[str, Any], data: str) -> str:
         f"# {_plain(facts['dataset'])}, cleaned",
         "",
         f"Preference pairs of `{_plain(facts['dataset'])}`, audited and cleaned with noisescope "
-        f"{__version__}. No label was checked by a person in this step.",
+        f"{__version__}. {_people(scores)}",
         "",
         "## How it was cleaned",
         "",
@@ -86,6 +87,14 @@ def card(scores: RunScores, facts: Mapping[str, Any], data: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _people(scores: RunScores) -> str:
+    """How many labels people judged."""
+    judged = len(read_verdicts(scores.run))
+    if not judged:
+        return "No label was checked by a person in this step."
+    return f"People judged the labels of {judged:,} pairs, and no other."
 
 
 def _recalibrated(scores: RunScores) -> str:

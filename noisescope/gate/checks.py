@@ -2,12 +2,6 @@
 
 A function returns None if its check is off, else one Result. Shares are shares of pairs unless
 stated otherwise. A new check is a setting in `policy`, a function and a line in CHECKS.
-
-`growth` compares the flip rates of new and old pairs of one audit. The link g is fitted on the old
-pairs; given g, a label agrees with its held-out margin m with probability
-(1 - e) F + e (1 - F), F = sigma(g(m)), so each group has a posterior of its flip rate e (uniform
-prior, likelihood tempered by OVERDISPERSION). The check is on e_new - e_old, the difference of two
-independent posteriors.
 """
 
 from __future__ import annotations
@@ -16,8 +10,6 @@ import shlex
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import expit
 
 from noisescope.errors import EvidenceError
 from noisescope.gate.counts import (
@@ -29,124 +21,81 @@ from noisescope.gate.counts import (
     score_conflicts,
     ties,
 )
+from noisescope.gate.growth import growth
 from noisescope.gate.input import Subject
 from noisescope.gate.label_bias import giveaways, length_bias, side_order
 from noisescope.gate.policy import Policy
-from noisescope.gate.verdict import Estimate, Result, Row, compare_threshold, plural
-from noisescope.scoring.flip_rate import FEWEST_PAIRS, OVERDISPERSION, FlipRate, fit_flip_rate
-from noisescope.scoring.metrics import Interval, share
+from noisescope.gate.verdict import Estimate, Result, Row, Status, compare_threshold, plural
+from noisescope.scoring.clusters import share_interval
+from noisescope.scoring.flip_rate import FlipRate
+from noisescope.scoring.metrics import Interval
 from noisescope.scoring.summary import CONTESTED
-
-Float = NDArray[np.float64]
-
-#: Midpoints of the quadrature over a flip rate in (0, 1).
-RATES = (np.arange(400) + 0.5) / 400
-
-
-def rate_posterior(margins: Float, link: FlipRate) -> Float:
-    """Compute the posterior [400] over RATES of the flip rate of margins [n], given the link."""
-    share = expit(link.gap(margins))
-    log_likelihood = np.array(
-        [np.log(np.maximum((1 - e) * share + e * (1 - share), 1e-300)).sum() for e in RATES]
-    )
-    density = np.exp((log_likelihood - log_likelihood.max()) / OVERDISPERSION)
-    return np.asarray(density / density.sum())
-
-
-def difference(new: Float, old: Float) -> Estimate:
-    """Estimate e_new - e_old with its 90 % interval, from the margins of new and old pairs."""
-    link = fit_flip_rate(old)
-    density = np.convolve(rate_posterior(new, link), rate_posterior(old, link)[::-1])
-    values = np.linspace(RATES[0] - RATES[-1], RATES[-1] - RATES[0], len(density))
-    cumulative = np.cumsum(density)
-    low, high = (float(np.interp(mass, cumulative, values)) for mass in (0.05, 0.95))
-    return Estimate(float(density @ values), low, high, len(new))
-
-
-def growth(subject: Subject, policy: Policy) -> Result | None:
-    """Compare the flip rate of pairs that are not in the baseline with that of the others."""
-    if policy.max_growth is None or subject.baseline is None:
-        return None
-    new, margins = subject.new, subject.columns["margin"]
-    count = int(new.sum())
-    against = f"against {subject.baseline.directory.name}"
-    if count == 0:
-        return Result("growth", "pass", f"no pair is new {against}", threshold=policy.max_growth)
-    if len(new) - count < FEWEST_PAIRS:
-        message = f"{count:,} of {plural(len(new), 'pair')} are new {against}: "
-        message += "too few old ones to compare with"
-        return Result("growth", "inconclusive", message, threshold=policy.max_growth)
-    found = difference(margins[new], margins[~new])
-    status, needed = compare_threshold(found, policy.max_growth, "lower", policy.detect)
-    return Result(
-        "growth",
-        status,
-        f"the flip rate of {plural(count, 'new pair')} is {found.value * 100:+.1f} points "
-        f"({found.low * 100:+.1f} to {found.high * 100:+.1f}) compared with the old ones {against}",
-        found.value,
-        found.low,
-        found.high,
-        policy.max_growth,
-        "lower",
-        needed,
-        subject.worst(new) if status != "pass" else (),
-    )
-
 
 Check = Callable[[Subject, Policy], Result | None]
 
 
 def flip_rate(subject: Subject, policy: Policy) -> Result | None:
-    """Check the flip rate e of `fit_flip_rate`, by the chosen bound of its interval."""
-    if policy.max_flip_rate is None:
+    """Check the summary's flip rate by the chosen bound of its interval.
+
+    Where it is not identifiable there is no point estimate, and no number of pairs decides.
+    """
+    threshold, bound = policy.max_flip_rate, policy.flip_rate_bound
+    if threshold is None:
         return None
     rate = subject.rate
-    found = Estimate(rate.estimate, rate.low, rate.high, rate.pairs)
-    status, needed = compare_threshold(
-        found, policy.max_flip_rate, policy.flip_rate_bound, policy.detect
-    )
-    return Result(
-        "flip_rate",
-        status,
-        f"{_with_interval(found)} of labels are wrong even on easy pairs",
-        rate.estimate,
-        rate.low,
-        rate.high,
-        policy.max_flip_rate,
-        policy.flip_rate_bound,
-        needed,
-        subject.worst() if status != "pass" else (),
-    )
+    status, needed = compare_threshold(_estimate(rate), threshold, bound, policy.detect)
+    message = f"{_with_interval(_estimate(rate))} of labels are wrong even on easy pairs"
+    if not rate.identifiable:
+        message = f"between {rate.low:.1%} and {rate.high:.1%} of labels are wrong even on easy "
+        message += "pairs; the audit cannot tell how many"
+    estimate = rate.estimate if rate.identifiable else None
+    measured = (estimate, rate.low, rate.high, threshold, bound)
+    return _of_rate("flip_rate", subject, status, message, measured, needed)
 
 
 def mislabelled(subject: Subject, policy: Policy) -> Result | None:
     """Check the low or the high end of the range of the mislabelled share.
 
     The range is from the flip rate to 1 - held-out accuracy, and more pairs do not close it; the
-    chosen end is compared by its own sampling interval.
+    chosen end is compared by its own interval.
     """
-    if policy.max_mislabelled is None:
+    threshold, bound = policy.max_mislabelled, policy.mislabelled_bound
+    if threshold is None:
         return None
-    rate, agreed = subject.rate, subject.accuracy
-    low, high = rate.low, max(1 - agreed.low, rate.low)
-    found = Estimate(rate.estimate, low, rate.high, rate.pairs)
-    if policy.mislabelled_bound == "upper":
-        found = Estimate(1 - agreed.estimate, 1 - agreed.high, high, rate.pairs)
-    status, needed = compare_threshold(
-        found, policy.max_mislabelled, policy.mislabelled_bound, policy.detect
+    low, high = subject.wrong
+    found = _estimate(subject.rate)
+    if bound == "upper":
+        agreed = subject.accuracy
+        found = Estimate(1 - agreed.estimate, 1 - agreed.high, high, len(subject))
+    status, needed = compare_threshold(found, threshold, bound, policy.detect)
+    message = f"between {low:.1%} and {high:.1%} of labels are not what most people would choose"
+    if bound == "lower" and not subject.rate.identifiable:
+        message += "; the audit cannot tell how many"
+    return _of_rate(
+        "mislabelled", subject, status, message, (None, low, high, threshold, bound), needed
     )
-    return Result(
-        "mislabelled",
-        status,
-        f"between {low:.1%} and {high:.1%} of labels are not what most people would choose",
-        None,
-        low,
-        high,
-        policy.max_mislabelled,
-        policy.mislabelled_bound,
-        needed,
-        subject.worst() if status != "pass" else (),
-    )
+
+
+def _estimate(rate: FlipRate) -> Estimate:
+    return Estimate(rate.estimate, rate.low, rate.high, rate.pairs)
+
+
+def _of_rate(
+    name: str,
+    subject: Subject,
+    status: Status,
+    message: str,
+    measured: tuple[float | None, float, float, float, str],
+    needed: int | None,
+) -> Result:
+    """Result of a check on the flip rate's interval: more pairs do not narrow one that is not
+    identifiable, a review does.
+    """
+    of_rate = name == "flip_rate" or measured[-1] == "lower"
+    if status == "inconclusive" and of_rate and not subject.rate.identifiable:
+        needed = None
+        message += f": noisescope review {shlex.quote(str(subject.run.directory))}"
+    return Result(name, status, message, *measured, needed, _worst(subject, status))
 
 
 def wrong_share(subject: Subject, policy: Policy) -> Result | None:
@@ -161,7 +110,7 @@ def wrong_share(subject: Subject, policy: Policy) -> Result | None:
     if policy.evidence == "audit":
         if subject.in_sample or subject.chance:
             raise EvidenceError("the replicas cannot say how many labels are wrong")
-        low, high = subject.rate.low, max(1 - subject.accuracy.low, subject.rate.low)
+        low, high = subject.wrong
         found = Estimate((low + high) / 2, low, high, subject.rate.pairs)
         status, _ = compare_threshold(found, threshold, "lower", policy.detect)
         message = f"between {low:.1%} and {high:.1%} of labels are wrong; a review narrows that"
@@ -210,8 +159,8 @@ def _of_pairs(
     detect: float,
     message: str,
 ) -> Result:
-    """Check a share of pairs by the lower bound of Wilson's interval."""
-    interval = share(int(mask.sum()), len(mask))
+    """Check a share of pairs by the lower bound of its cluster interval."""
+    interval = share_interval(mask.astype(np.float64), subject.pair_facts.groupings)
     found = Estimate(interval.estimate, interval.low, interval.high, len(mask))
     status, needed = compare_threshold(found, threshold, "lower", detect)
     return Result(

@@ -9,6 +9,7 @@ Everything is read at first use; texts stay on disk.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -20,7 +21,8 @@ from noisescope.errors import RunError, first_line
 from noisescope.gate.verdict import Row
 from noisescope.scoring.annotators import coded
 from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
-from noisescope.scoring.metrics import Interval, at_chance, held_out_accuracy
+from noisescope.scoring.metrics import Interval
+from noisescope.scoring.pair_facts import PairFacts, read_facts
 from noisescope.scoring.reviews import RunReviews, reviews_of
 from noisescope.scoring.scores import require_scores
 from noisescope.storage.run import Run
@@ -63,13 +65,19 @@ class Subject:
                 each.plan()  # refuses a run in another format
         self.manifest: Mapping[str, Any] = run.manifest()
         require_scores(run)
-        facts = self.manifest.get("facts")
-        if not isinstance(facts, Mapping) or "rows" not in facts:
-            raise RunError(
-                f"{run.manifest_path} does not record what was read from the dataset",
-                hint="Make the run with this version: noisescope score DATASET",
-            )
-        self.facts: Mapping[str, Any] = facts
+        self.facts: Mapping[str, Any] = self._recorded("facts", "rows")
+        self.summary: Mapping[str, Any] = self._recorded("summary", "mislabelled_share")
+
+    def _recorded(self, part: str, key: str) -> Mapping[str, Any]:
+        """Return a part of the manifest. Raises RunError where it or its `key` is missing."""
+        found = self.manifest.get(part)
+        if isinstance(found, Mapping) and key in found:
+            return found
+        what = {"facts": "what was read from the dataset", "summary": "the audit's summary"}
+        raise RunError(
+            f"{self.run.manifest_path} does not record {what[part]}",
+            hint="Make the run with this version: noisescope score DATASET",
+        )
 
     @property
     def modality(self) -> str:
@@ -128,14 +136,31 @@ class Subject:
         return coded(names)
 
     @cached_property
+    def pair_facts(self) -> PairFacts:
+        """Prompts, responses and annotators of the pairs: the clusters of every interval."""
+        return read_facts(self.run.pairs_path, self.modality)
+
+    @cached_property
     def rate(self) -> FlipRate:
-        """The flip rate of all pairs. Raises EvidenceError with too few of them."""
-        return fit_flip_rate(self.columns["margin"])
+        """The flip rate as the summary states it: its interval covers every noise model that fits
+        and a cross-fit that differs. Raises EvidenceError with too few pairs.
+        """
+        link = fit_flip_rate(self.columns["margin"], self.pair_facts.weights)
+        stated = self.summary["flip_rate"]
+        estimate, low, high = (float(stated[name]) for name in ("estimate", "low", "high"))
+        return replace(link, estimate=estimate, low=low, high=high)
+
+    @cached_property
+    def wrong(self) -> tuple[float, float]:
+        """The ends of the summary's bracket of wrong labels."""
+        stated = self.summary["mislabelled_share"]
+        return float(stated["low"]), float(stated["high"])
 
     @cached_property
     def accuracy(self) -> Interval:
-        """Held-out accuracy of the replicas."""
-        return held_out_accuracy(self.columns["margin"])
+        """Held-out accuracy of the replicas, as the summary states it."""
+        low, high = self.summary["held_out_accuracy_interval"]
+        return Interval(float(self.summary["held_out_accuracy"]), float(low), float(high))
 
     @cached_property
     def in_sample(self) -> bool:
@@ -152,8 +177,7 @@ class Subject:
     @property
     def chance(self) -> bool:
         """Whether the replicas are no better than chance, so that their margins prove nothing."""
-        found = self.manifest.get("summary", {}).get("chance")
-        return found if isinstance(found, bool) else at_chance(self.accuracy)
+        return bool(self.summary["chance"])
 
     @cached_property
     def new(self) -> Array:

@@ -60,11 +60,6 @@ def held_out_accuracy(margins: Float) -> Interval:
     return share(float(((np.sign(judged) + 1) / 2).sum()), len(judged))
 
 
-def at_chance(accuracy: Interval) -> bool:
-    """Whether the replicas do no better than a coin: one half is in (or above) the interval."""
-    return accuracy.low <= 0.5
-
-
 @final
 @dataclass(frozen=True)
 class Calibration:

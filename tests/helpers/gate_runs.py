@@ -22,10 +22,12 @@ from noisescope.storage.run import Plan, Run, create_run
 EVIDENCE = {"kind": "head", "replicas": 2, "folds": 2, "seed": 0, "beta": 0.1, "pool": True}
 
 
-def margins_of(pairs: int, rate: float, seed: int) -> NDArray[np.float64]:
-    """Held-out margins [N] of labels that follow the mixture model at flip rate `rate`."""
+def margins_of(pairs: int, rate: float, seed: int, gap: float = 1.5) -> NDArray[np.float64]:
+    """Held-out margins [N] of labels that follow the mixture model at flip rate `rate`; with a
+    larger `gap` fewer pairs are close.
+    """
     rng = np.random.default_rng(seed)
-    size = rng.gamma(2.0, 1.5, pairs)
+    size = rng.gamma(2.0, gap, pairs)
     right = 1 / (1 + np.exp(-size))
     agree = rng.random(pairs) < (1 - rate) * right + rate * (1 - right)
     return np.where(agree, size, -size)
