@@ -25,9 +25,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from noisescope.errors import ModelError, UsageError
 from noisescope.evaluate import Comparison, Judge, Prompt, Verdict
 from noisescope.evaluate.judges import JUDGES, JudgeOptions, open_judge
-from noisescope.evaluate.judges.base import pixels
-from noisescope.evaluate.judges.clip import HEAD_FILE
-from noisescope.evaluate.judges.image_reward import CENTRE, LENGTH, SPREAD
+from noisescope.models.clip import HEAD_FILE
+from noisescope.models.image_reward import CENTRE, LENGTH, SPREAD
+from noisescope.models.pixels import pixels
 from noisescope.pairs import Message
 
 CPU = JudgeOptions(device="cpu")

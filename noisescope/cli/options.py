@@ -268,7 +268,7 @@ class EvidenceOptions:
         list[str] | None,
         typer.Option(
             help="What else knows something of the labels: reward:MODEL, lm:MODEL, embed:MODEL, "
-            "column:NAME or file:NUMBERS.parquet. May be repeated.",
+            "image-reward:NAME, column:NAME or file:NUMBERS.parquet. May be repeated.",
             rich_help_panel=HEADS,
         ),
     ] = None

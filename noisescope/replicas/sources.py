@@ -120,8 +120,19 @@ def _reward(name: str, dataset: PreferenceDataset, policy: Policy) -> SourceMode
 
 def _embed(name: str, dataset: PreferenceDataset, policy: Policy) -> SourceModel:
     from noisescope.models.embed import load_encoder
+    from noisescope.models.embed_images import load_image_encoder
 
-    return load_encoder(name, device=str(policy.device))
+    device = str(policy.device)
+    if dataset.images is not None:
+        return load_image_encoder(name, dataset.images, device=device)
+    return load_encoder(name, device=device)
+
+
+def _image_reward(name: str, dataset: PreferenceDataset, policy: Policy) -> SourceModel:
+    from noisescope.models.image_scores import load_image_scores
+
+    assert dataset.images is not None  # `check_modality`
+    return load_image_scores(name, dataset.images, device=str(policy.device))
 
 
 def _causal_lm(name: str, dataset: PreferenceDataset, policy: Policy) -> SourceModel:
@@ -161,6 +172,13 @@ MODELS: dict[str, Callable[[str, PreferenceDataset, Policy], SourceModel]] = {
     "reward": _reward,
     "lm": _causal_lm,
     "embed": _embed,
+    "image-reward": _image_reward,
+}
+#: Kinds that read one modality, and what to use for the other.
+ONLY: dict[str, tuple[Modality, str]] = {
+    "reward": ("text", "image-reward:pickscore"),
+    "lm": ("text", "embed:google/siglip-base-patch16-224"),
+    "image-reward": ("image", "reward:MODEL"),
 }
 #: Sources of pairs: kind -> numbers(name, dataset, policy), column -> [N].
 NUMBERS: dict[str, Callable[[str, PreferenceDataset, Policy], dict[str, Any]]] = {
@@ -173,6 +191,7 @@ EXAMPLES = {
     "reward": "MODEL",
     "lm": "MODEL",
     "embed": "MODEL",
+    "image-reward": "NAME",
     "column": "NAME",
     "file": "NUMBERS.parquet",
 }
@@ -191,13 +210,15 @@ def parsed(given: Sequence[str | Source | Table]) -> tuple[Source | Table, ...]:
 
 
 def check_modality(sources: Sequence[Source | Table], modality: Modality) -> None:
-    """Raise UsageError for models that read text, if the pairs are images."""
-    wrong = [str(source) for source in sources if source.kind in MODELS]
-    if modality == "image" and wrong:
-        raise UsageError(
-            f"--evidence {wrong[0]} reads text, and these pairs are images",
-            hint="Numbers of pairs work for images too: --evidence file:NUMBERS.parquet",
-        )
+    """Raise UsageError for a source that reads another modality than that of the pairs."""
+    for source in sources:
+        reads, instead = ONLY.get(source.kind, (modality, ""))
+        if reads != modality:
+            raise UsageError(
+                f"--evidence {source} reads {reads}s, and these pairs are {modality}s",
+                hint=f"For {modality}s: --evidence {instead}, or numbers of pairs: "
+                "--evidence file:NUMBERS.parquet",
+            )
 
 
 def open_source(source: Source | Table, dataset: PreferenceDataset, policy: Policy) -> Opened:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 from noisescope.errors import UsageError
 from noisescope.evaluate.comparison import Judge
 from noisescope.evaluate.judges.custom import is_custom, open_custom
+from noisescope.models.image_scores import SCORERS
 from noisescope.pairs import Modality
 
 
@@ -54,28 +56,10 @@ class JudgeKind:
     open: Callable[[str, str, JudgeOptions], Judge]
 
 
-def _pickscore(model: str, licence: str, options: JudgeOptions) -> Judge:
-    from noisescope.evaluate.judges.clip import open_clip_judge
+def _image(name: str, model: str, licence: str, options: JudgeOptions) -> Judge:
+    from noisescope.evaluate.judges.image_scores import open_image_judge
 
-    return open_clip_judge("pickscore", model, licence, options.device, scaled=True)
-
-
-def _hpsv2(model: str, licence: str, options: JudgeOptions) -> Judge:
-    from noisescope.evaluate.judges.clip import open_clip_judge
-
-    return open_clip_judge("hpsv2", model, licence, options.device, scaled=False)
-
-
-def _aesthetic(model: str, licence: str, options: JudgeOptions) -> Judge:
-    from noisescope.evaluate.judges.clip import open_aesthetic
-
-    return open_aesthetic(model, licence, options.device)
-
-
-def _image_reward(model: str, licence: str, options: JudgeOptions) -> Judge:
-    from noisescope.evaluate.judges.image_reward import open_image_reward
-
-    return open_image_reward(model, licence, options.device)
+    return open_image_judge(name, model, licence, options.device)
 
 
 def _reward(model: str, licence: str, options: JudgeOptions) -> Judge:
@@ -91,24 +75,10 @@ def _llm(model: str, licence: str, options: JudgeOptions) -> Judge:
 
 
 JUDGES: dict[str, JudgeKind] = {
-    "pickscore": JudgeKind(
-        "image",
-        "yuvalkirstain/PickScore_v1",
-        "none stated with its code; see its card",
-        "CLIP-H on Pick-a-Pic choices",
-        _pickscore,
-    ),
-    "hpsv2": JudgeKind("image", "xswu/HPSv2", "Apache-2.0", "CLIP-H on HPD v2 choices", _hpsv2),
-    "aesthetic": JudgeKind(
-        "image",
-        "openai/clip-vit-large-patch14",
-        "MIT (CLIP), Apache-2.0 (LAION's layers)",
-        "LAION's predictor; the prompt is not used",
-        _aesthetic,
-    ),
-    "image-reward": JudgeKind(
-        "image", "zai-org/ImageReward", "Apache-2.0", "BLIP on ranked images", _image_reward
-    ),
+    **{
+        name: JudgeKind("image", kind.model, kind.licence, kind.about, partial(_image, name))
+        for name, kind in SCORERS.items()
+    },
     "reward": JudgeKind(
         "text", None, "its model card's", "a sequence classifier with one output", _reward
     ),

@@ -1,8 +1,9 @@
-"""Judge images by CLIP models: PickScore, HPS v2, LAION aesthetic.
+"""Score images by CLIP models: CLIP itself, PickScore, HPS v2, LAION aesthetic.
 
-    open_clip_judge("pickscore", "yuvalkirstain/PickScore_v1", licence, "auto", scaled=True)
+    scorer = open_clip("pickscore", "yuvalkirstain/PickScore_v1", "auto")
+    scorer.scores(prompts, images)   # [n] of images' bytes
 
-PickScore (arXiv 2305.01569): exp(logit scale) cos(text, image). HPS v2 (arXiv 2306.09341):
+CLIP and PickScore (arXiv 2305.01569): exp(logit scale) cos(text, image). HPS v2 (arXiv 2306.09341):
 cos(text, image). Aesthetic (LAION, sac+logos+ava1-l14-linearMSE): a stack of linear layers over
 the normalised image embedding; the prompt is not used. Tensors may have transformers' names or,
 as HPS v2 is published, open_clip's.
@@ -22,16 +23,15 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from noisescope.errors import ModelError, first_five, first_line
-from noisescope.evaluate.comparison import Comparison, JudgeCard, Output, Verdict, by_score
-from noisescope.evaluate.judges.base import DEVIATION, MEAN, pixels
 from noisescope.models.checkpoint import Checkpoint, find_converted, fingerprint
+from noisescope.models.pixels import DEVIATION, MEAN, pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: Images per batch.
 BATCH = 16
-#: File of the aesthetic judge's linear layers, next to CLIP's files.
+#: File of the aesthetic scorer's linear layers, next to CLIP's files.
 HEAD_FILE = "head.safetensors"
 CONVERT = (
     'Convert it once, if you trust it: python -c "import torch, safetensors.torch as s; '
@@ -39,18 +39,19 @@ CONVERT = (
     "d.get('state_dict', d).items()}}, '{1}')\""
 )
 HINTS = {
+    "clip": CONVERT.format("pytorch_model.bin", "model.safetensors"),
     "pickscore": CONVERT.format("pytorch_model.bin", "model.safetensors"),
     "hpsv2": CONVERT.format("HPS_v2.1_compressed.pt", "model.safetensors")
     + ", next to config.json, tokenizer and preprocessor_config.json of "
-    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K: --judge hpsv2=DIRECTORY.",
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K, and name the directory: hpsv2=DIRECTORY.",
     "aesthetic": "Put CLIP's files (openai/clip-vit-large-patch14) and its layers into one "
-    "directory, --judge aesthetic=DIRECTORY. "
+    "directory and name it: aesthetic=DIRECTORY. "
     + CONVERT.format("sac+logos+ava1-l14-linearMSE.pth", f"DIRECTORY/{HEAD_FILE}"),
 }
 
 TOKENIZER = (
     "Put its files and the tokenizer and preprocessor_config.json of "
-    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K into one directory: --judge NAME=DIRECTORY."
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K into one directory, and name it: {0}=DIRECTORY."
 )
 
 
@@ -84,7 +85,7 @@ class Clip:
         mean, deviation = config.get("image_mean", MEAN), config.get("image_std", DEVIATION)
         return side, tuple(mean), tuple(deviation)
 
-    def images(self, outputs: Sequence[Output]) -> Tensor:
+    def images(self, shown: Sequence[bytes]) -> Tensor:
         """Embed images; normalised [n, D]."""
         import torch
 
@@ -92,10 +93,10 @@ class Clip:
 
         parts = []
         with torch.inference_mode():
-            for start in range(0, len(outputs), BATCH):
-                shown = [decode(bytes(p)) for p in outputs[start : start + BATCH]]  # type: ignore[arg-type]
-                values = torch.from_numpy(np.stack([pixels(p, *self.preparation) for p in shown]))
-                vision = self.model.vision_model(pixel_values=values.to(self.model.device))
+            for start in range(0, len(shown), BATCH):
+                batch = [pixels(decode(one), *self.preparation) for one in shown[start:][:BATCH]]
+                values = torch.from_numpy(np.stack(batch)).to(self.model.device)
+                vision = self.model.vision_model(pixel_values=values)
                 parts.append(self.model.visual_projection(vision.pooler_output))
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
 
@@ -121,32 +122,34 @@ class Clip:
 
 @final
 @dataclass(frozen=True)
-class ClipJudge:
+class ClipScorer:
     """Scores images by `score(clip, texts [n, D] or None, images [n, D]) -> [n]`."""
 
-    card: JudgeCard
+    found: Checkpoint
+    fingerprint: str
     clip: Clip
     score: Callable[[Clip, Tensor | None, Tensor], Tensor]
     reads_prompt: bool = True
 
-    def cost(self, comparisons: int) -> str:
-        return ""
+    def scores(self, prompts: Sequence[str], images: Sequence[bytes]) -> list[float]:
+        """The score of each image for its prompt; distinct texts and images are embedded once."""
+        if not images:
+            return []
+        texts = _once(self.clip.texts, prompts) if self.reads_prompt else None
+        found: list[float] = self.score(self.clip, texts, _once(self.clip.images, images)).tolist()
+        return found
 
-    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        prompts = [c.prompt.text for c in comparisons]
-        texts = self.clip.texts(prompts) if self.reads_prompt else None
-        mine = self.clip.images([c.policy for c in comparisons])
-        theirs = self.clip.images([c.against for c in comparisons])
-        return by_score(
-            self.score(self.clip, texts, mine).tolist(),
-            self.score(self.clip, texts, theirs).tolist(),
-        )
+
+def _once(embed: Callable[[Sequence[Any]], Tensor], values: Sequence[Any]) -> Tensor:
+    """`embed` of each value, [n, D], computed once for equal ones."""
+    distinct = list(dict.fromkeys(values))
+    row = {value: at for at, value in enumerate(distinct)}
+    return embed(distinct)[[row[value] for value in values]]
 
 
 def scaled_cosine(clip: Clip, texts: Tensor | None, images: Tensor) -> Tensor:
-    """Compute PickScore: exp(logit scale) times the cosine."""
-    assert texts is not None
-    scaled: Tensor = clip.model.logit_scale.exp() * (texts * images).sum(-1)
+    """Compute the score of CLIP and PickScore: exp(logit scale) times the cosine."""
+    scaled: Tensor = clip.model.logit_scale.exp() * cosine(clip, texts, images)
     return scaled
 
 
@@ -156,18 +159,17 @@ def cosine(clip: Clip, texts: Tensor | None, images: Tensor) -> Tensor:
     return (texts * images).sum(-1)
 
 
-def open_clip_judge(name: str, model: str, licence: str, device: str, *, scaled: bool) -> ClipJudge:
-    """Open PickScore (`scaled`) or HPS v2. Raises ModelError."""
-    found = find_converted(model, HINTS[name], TOKENIZER)
-    card = JudgeCard(name, model, licence, "image", _mark(found, name))
-    return ClipJudge(card, Clip(found, device), scaled_cosine if scaled else cosine)
+def open_clip(name: str, model: str, device: str) -> ClipScorer:
+    """Open CLIP, PickScore or HPS v2. Raises ModelError."""
+    found = find_converted(model, HINTS[name], TOKENIZER.format(name))
+    score = cosine if name == "hpsv2" else scaled_cosine
+    return ClipScorer(found, _mark(found, name), Clip(found, device), score)
 
 
-def open_aesthetic(model: str, licence: str, device: str) -> ClipJudge:
-    """Open the aesthetic judge: a directory of CLIP's files and HEAD_FILE. Raises ModelError."""
-    found = find_converted(model, HINTS["aesthetic"])
+def open_aesthetic(name: str, model: str, device: str) -> ClipScorer:
+    """Open the aesthetic scorer: a directory of CLIP's files and HEAD_FILE. Raises ModelError."""
+    found = find_converted(model, HINTS[name])
     layers = linear_layers(found.directory / HEAD_FILE)
-    card = JudgeCard("aesthetic", model, licence, "image", _mark(found, "aesthetic"))
 
     def score(clip: Clip, texts: Tensor | None, images: Tensor) -> Tensor:
         values = images
@@ -175,7 +177,7 @@ def open_aesthetic(model: str, licence: str, device: str) -> ClipJudge:
             values = values @ weight.to(values).T + bias.to(values)
         return values[:, 0]
 
-    return ClipJudge(card, Clip(found, device), score, reads_prompt=False)
+    return ClipScorer(found, _mark(found, name), Clip(found, device), score, reads_prompt=False)
 
 
 def linear_layers(path: Path) -> list[tuple[Tensor, Tensor]]:
@@ -244,7 +246,6 @@ def _tensors(found: Checkpoint) -> Mapping[str, Tensor]:
 
 
 def _mark(found: Checkpoint, name: str) -> str:
-
     return fingerprint(found, {"judge": name})
 
 

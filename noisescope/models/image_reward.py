@@ -1,4 +1,4 @@
-"""Judge images by ImageReward (arXiv 2304.05977): BLIP and five linear layers.
+"""Score images by ImageReward (arXiv 2304.05977): BLIP and five linear layers.
 
 The authors' package needs transformers of 2023 and unpickles its weights, so the checkpoint is
 converted to safetensors once and run by transformers' BLIP. The directory contains config.json and
@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from noisescope.errors import ModelError, first_line
-from noisescope.evaluate.comparison import Comparison, JudgeCard, Output, Verdict, by_score
-from noisescope.evaluate.judges.base import pixels
 from noisescope.models.checkpoint import Checkpoint, find_converted, fingerprint
+from noisescope.models.pixels import pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +29,8 @@ CONVERT = (
     'Convert ImageReward.pt (zai-org/ImageReward) once, if you trust it: python -c "import '
     "torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in "
     "torch.load('ImageReward.pt', weights_only=True).items()}, 'model.safetensors')\", and put "
-    "it next to config.json and tokenizer of Salesforce/blip-itm-large-coco: "
-    "--judge image-reward=DIRECTORY."
+    "it next to config.json and tokenizer of Salesforce/blip-itm-large-coco, and name the "
+    "directory: image-reward=DIRECTORY."
 )
 #: Names of BLIP's vision tower -> transformers' names.
 VISION = {
@@ -53,29 +52,20 @@ INSIDE = {
 
 @final
 @dataclass(frozen=True)
-class ImageRewardJudge:
-    """Scores each image for its prompt."""
+class ImageReward:
+    """Scores each image for its prompt; BLIP is loaded at first use."""
 
-    card: JudgeCard
     found: Checkpoint
+    fingerprint: str
     device: str
-
-    def cost(self, comparisons: int) -> str:
-        return ""
 
     @cached_property
     def parts(self) -> tuple[Any, list[tuple[Tensor, Tensor]], Any]:
         """(BLIP, the scoring layers, tokenizer). Raises ModelError."""
         return _load(self.found, self.device)
 
-    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        prompts = [c.prompt.text for c in comparisons]
-        return by_score(
-            self._scores(prompts, [c.policy for c in comparisons]),
-            self._scores(prompts, [c.against for c in comparisons]),
-        )
-
-    def _scores(self, prompts: Sequence[str], images: Sequence[Output]) -> list[float]:
+    def scores(self, prompts: Sequence[str], images: Sequence[bytes]) -> list[float]:
+        """The score of each image for its prompt."""
         import torch
 
         from noisescope.datasets.images import decode
@@ -86,7 +76,7 @@ class ImageRewardJudge:
         scores: list[float] = []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)
-            shown = [pixels(decode(bytes(p)), side) for p in images[part]]  # type: ignore[arg-type]
+            shown = [pixels(decode(one), side) for one in images[part]]
             ids = tokenizer(
                 list(prompts[part]),
                 padding="max_length",
@@ -109,12 +99,10 @@ class ImageRewardJudge:
         return scores
 
 
-def open_image_reward(model: str, licence: str, device: str) -> ImageRewardJudge:
+def open_image_reward(name: str, model: str, device: str) -> ImageReward:
     """Open ImageReward from a directory. Raises ModelError."""
-
     found = find_converted(model, CONVERT)
-    mark = fingerprint(found, {"judge": "image-reward"})
-    return ImageRewardJudge(JudgeCard("image-reward", model, licence, "image", mark), found, device)
+    return ImageReward(found, fingerprint(found, {"judge": name}), device)
 
 
 def _load(found: Checkpoint, device: str) -> tuple[Any, list[tuple[Tensor, Tensor]], Any]:
