@@ -21,6 +21,7 @@ from noisescope.cli import (
     diff,
     doctor,
     evaluate,
+    explain,
     export,
     fine_tune,
     flip,
@@ -92,6 +93,7 @@ app.command("fine-tune")(fine_tune.fine_tune)
 app.command("query")(query.query)
 app.command("flip")(flip.flip)
 app.command("validate")(validate.validate)
+app.command("explain")(explain.explain)
 app.command("report")(report.report)
 app.command("review")(review.review)
 app.command("gate")(gate.gate)

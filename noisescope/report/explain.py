@@ -1,0 +1,140 @@
+"""Explain a finished run: what its suspicious labels have in common.
+
+    explanation = explain_run(run)
+    for finding in explanation.findings:
+        print(finding.sentence)
+
+Texts are compared by `scoring.traits`, images by `image_traits`, on an even sample of at most
+`LOOKED_AT` pairs; annotators, sources and places in the file are those of the same pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.report.image_traits import compare_images
+from noisescope.scoring.annotators import coded
+from noisescope.scoring.explain import Finding, Labels, explain
+from noisescope.scoring.giveaways import run_notes
+from noisescope.scoring.noise_models import fit_noise
+from noisescope.scoring.pair_facts import PairFacts, read_facts
+from noisescope.scoring.scores import require_scores
+from noisescope.scoring.traits import Trait, compare_sides, near_identical
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from noisescope.pairs import ImageStore
+    from noisescope.storage.run import Run
+
+Int = NDArray[np.int64]
+
+LOOKED_AT = 50_000
+#: Parts of a dataset in its own order.
+PARTS = 10
+FIRST = Trait("first", "the response shown first")
+
+
+@final
+@dataclass(frozen=True)
+class Explanation:
+    """Findings of a run over `looked_at` of its `pairs`; `giveaways` name marks of one side."""
+
+    run: str
+    pairs: int
+    looked_at: int
+    giveaways: Sequence[str]
+    findings: Sequence[Finding]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What to know, gravest first: labels that a mark gives away explain everything else."""
+        return [*self.giveaways, *(finding.sentence for finding in self.findings)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable JSON object of `explain --json`."""
+        return {
+            "run": self.run,
+            "pairs": self.pairs,
+            "looked_at": self.looked_at,
+            "giveaways": list(self.giveaways),
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+def explain_run(run: Run, images: ImageStore | None = None) -> Explanation:
+    """What the suspicious labels of a run have in common.
+
+    Image runs need `images` for the traits of pictures. Raises RunError for an unfinished run.
+    """
+    from noisescope.storage.sql import query
+
+    require_scores(run)
+    text = run.manifest().get("modality") != "image"
+    rows = query(
+        run,
+        "SELECT margin, p_wrong, prompt, chosen, rejected, annotator, source, file_row FROM scores "
+        "JOIN (SELECT *, row_number() OVER () - 1 AS file_row FROM pairs) USING (pair_id) "
+        "ORDER BY file_row",
+    )
+    margins = rows["margin"].to_numpy().astype(np.float64)
+    facts = read_facts(run.pairs_path, "text" if text else "image")
+    noise = fit_noise(margins, facts)
+    some = np.linspace(0, len(margins) - 1, min(len(margins), LOOKED_AT)).astype(np.int64)
+    noise = replace(noise, this=noise.this[some], other=noise.other[some])
+    looked = rows.take(some)
+    sides = _sides(looked, images if not text else None, text)
+    if facts.first is not None:
+        first = facts.first[some]
+        sides[FIRST] = np.where(first < 0, 0, 2 * first - 1).astype(np.int8)
+    labels = Labels(
+        margins[some],
+        rows["p_wrong"].to_numpy()[some],
+        sides,
+        _groups(looked, facts, some, text),
+        [codes[some] for codes in facts.groupings],
+    )
+    return Explanation(
+        str(run.directory),
+        len(margins),
+        len(some),
+        tuple(run_notes(run)) if text else (),
+        tuple(explain(labels, noise)),
+    )
+
+
+def _sides(rows: pa.Table, images: ImageStore | None, text: bool) -> dict[Trait, NDArray[np.int8]]:
+    prompt, chosen, rejected = (rows[name].to_pylist() for name in ("prompt", "chosen", "rejected"))
+    if text:
+        return dict(compare_sides(prompt, chosen, rejected))
+    return {} if images is None else dict(compare_images(chosen, rejected, images))
+
+
+def _groups(
+    rows: pa.Table, facts: PairFacts, some: Int, text: bool
+) -> Mapping[str, tuple[Int, Sequence[str]]]:
+    """Annotators, sources, parts of the dataset, and pairs with nearly equal sides."""
+    groups: dict[str, tuple[Int, Sequence[str]]] = {}
+    for name in ("annotator", "source"):
+        values, codes = coded(rows[name])
+        if len(values) > 1:
+            groups[name] = codes, values
+    count = len(facts.weights) if facts.weights is not None else int(some[-1]) + 1
+    part = some * PARTS // count
+    ends = [
+        range(count)[round(i * count / PARTS) : round((i + 1) * count / PARTS)]
+        for i in range(PARTS)
+    ]
+    groups["rows"] = part, [f"{end[0] + 1:,} to {end[-1] + 1:,}" for end in ends if len(end)]
+    if text:
+        alike = [
+            near_identical(*sides)
+            for sides in zip(rows["chosen"].to_pylist(), rows["rejected"].to_pylist(), strict=True)
+        ]
+        groups["pairs"] = np.where(alike, 0, -1), ["whose sides are nearly identical"]
+    return groups
