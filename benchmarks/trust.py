@@ -6,8 +6,9 @@ Noise is planted in labels that are right (`planted_noise`) at 0, 10, 20 and 30 
 labels of 300 to 10,000 pairs, the sample, and ukp-convarg gold (not with --quick). Heads hold
 out whole prompts, as an audit does by default, and a second fit pools responses. For every cell:
 the claimed flip rate and its interval, whether it is called identifiable, the bracket of wrong
-labels, and the truth, which is the share of planted errors. Then false alarms of the chance test
-on pure noise, coverage of cluster intervals, and AUROC of p_wrong.
+labels, the ranges of wrong labels among the worst 50 to 800, and the truth, which is the share of
+planted errors. Then false alarms of the chance test on pure noise, coverage of cluster intervals,
+and AUROC of p_wrong.
 """
 
 from __future__ import annotations
@@ -30,14 +31,19 @@ from noisescope.models.causal_lm import load_causal_lm
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
 from noisescope.scoring.clusters import auroc_interval
 from noisescope.scoring.contrasts import HELD_OUT, POOLED, Contrast, differ, measure, widened
+from noisescope.scoring.find import expected_finds
 from noisescope.scoring.metrics import Interval, auroc, calibration
 from noisescope.scoring.noise_models import fit_noise
 
 Float = NDArray[np.float64]
 
 RATES = (0.0, 0.1, 0.2, 0.3)
+#: Columns of the table, means over the seeds.
+SUMMARISED = ("wrong", "estimate", "low", "high", "identifiable", "covered", "bracket", "finds")
 #: Pairs of a simulated set, and how many sets.
 SIZES = {300: 4, 1000: 4, 3000: 2, 10_000: 1}
+#: Numbers of most suspicious pairs whose predicted range is compared with the truth.
+COUNTS = (50, 100, 200, 400, 800)
 QUICK_SIZES = {300: 2, 1000: 2}
 #: Second fits and repeated cells: few replicas and a short search.
 SHORT = {"replicas": 2, "search_steps": 8}
@@ -91,6 +97,10 @@ def claim(labels: Labels, start: dict[str, Mapping[str, float]]) -> dict[str, An
     rate = widened(noise.rate, other) if differ(own, other) else noise.rate
     wrong = float(labels.wrong.mean())
     width = rate.high - rate.low
+    p = noise.p_wrong(margins)
+    counts = [count for count in COUNTS if count <= len(margins) // 2]
+    number = np.cumsum(labels.wrong[np.lexsort((margins, -p))])
+    finds = expected_finds(noise, margins, counts)
     return {
         "labels": labels.name,
         "wrong": wrong,
@@ -104,7 +114,8 @@ def claim(labels: Labels, start: dict[str, Mapping[str, float]]) -> dict[str, An
         "bracket": rate.low <= wrong <= max(1 - own.accuracy.low, rate.low),
         "fits differ": differ(own, other),
         "pooled alone": _misses(other, wrong),
-        "AUROC": float(auroc(noise.p_wrong(margins), labels.wrong)) if wrong else None,
+        "finds": float(np.mean([f.low <= number[f.pairs - 1] <= f.high for f in finds])),
+        "AUROC": float(auroc(p, labels.wrong)) if wrong else None,
     }
 
 
@@ -132,7 +143,16 @@ def summarised(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for (labels, kind, rate), group in groups.items():
         means = {
             name: float(np.mean([row[name] for row in group]))
-            for name in ("wrong", "estimate", "low", "high", "identifiable", "covered", "bracket")
+            for name in (
+                "wrong",
+                "estimate",
+                "low",
+                "high",
+                "identifiable",
+                "covered",
+                "bracket",
+                "finds",
+            )
         }
         scored = [row["AUROC"] for row in group if row["AUROC"] is not None]
         model = max({row["noise model"] for row in group}, key=lambda m: _count(group, m))
@@ -160,6 +180,9 @@ def claims(rows: list[dict[str, Any]], report: Report) -> None:
     report.facts["contradictions of the pooled fit alone, one rate"] = alone
     every = float(np.mean([row["covered"] for row in rows]))
     report.at_least("covered over all cells", every, 0.85)
+    report.at_least(
+        "ranges of the worst 50 to 800", float(np.mean([row["finds"] for row in rows])), 0.85
+    )
     report.at_least(
         "bracket of wrong labels covers", float(np.mean([row["bracket"] for row in rows])), 0.85
     )

@@ -106,14 +106,20 @@ class FlipRate:
 
         The mean of two readings of a label that the replicas disagree with, which have the same
         likelihood: people split on the pair (`p_mislabelled`, weight 1 - `ONE_ANSWER`), or it has
-        one right answer and only a flip is wrong: e_other (1 - F) / P(label | m).
+        one right answer and only a flip is wrong (`flipped`).
         """
+        flip = self.flipped(margins, this, other)
+        split = self.p_mislabelled(margins, this, other)
+        return np.asarray(ONE_ANSWER * flip + (1 - ONE_ANSWER) * split, dtype=np.float64)
+
+    def flipped(
+        self, margins: Float, this: Float | None = None, other: Float | None = None
+    ) -> Float:
+        """P(the label is flipped | m) in [0, 1] = e_other (1 - F) / P(label | m); NaN stays NaN."""
         share = np.clip(expit(self.gap(margins)), 1e-9, 1 - 1e-9)
         one = self.estimate if this is None else this
         two = self.estimate if other is None else other
-        flip = two * (1 - share) / ((1 - one) * share + two * (1 - share))
-        split = self.p_mislabelled(margins, this, other)
-        return np.asarray(ONE_ANSWER * flip + (1 - ONE_ANSWER) * split, dtype=np.float64)
+        return np.asarray(two * (1 - share) / ((1 - one) * share + two * (1 - share)))
 
     def contested(self, margins: Float) -> Float:
         """2 min(p, 1 - p) in [0, 1], p [N] = mean_m sigma(g(margin_m)), margins [M, N] (NaN: none).

@@ -25,6 +25,7 @@ from noisescope.scoring.detectors import (
     stability,
     u_released,
 )
+from noisescope.scoring.find import check_counts, expected_finds
 from noisescope.scoring.giveaways import run_notes
 from noisescope.scoring.margins import RunMargins, connect, failure, read_margins
 from noisescope.scoring.noise_models import Noise, fit_noise
@@ -32,6 +33,7 @@ from noisescope.scoring.pair_facts import PairFacts, read_facts
 from noisescope.scoring.review_estimate import Recalibration
 from noisescope.scoring.reviews import reviews_of_unwritten
 from noisescope.scoring.scores import COLUMNS, ranks, write_scores
+from noisescope.scoring.standouts import find_standouts
 from noisescope.scoring.summary import Summary, Totals, summarise
 from noisescope.scoring.weights import WeightConfig, adaptive_weights
 from noisescope.storage.run import Run
@@ -107,6 +109,7 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
         except (duckdb.Error, pa.ArrowException) as error:
             raise failure(error, directory, folder, [run.pairs_path]) from error
     training = run.evidence_manifest().get("training") if run.complete else None
+    counts = check_counts(len(seen.margins))
     summary = summarise(
         run,
         len(found.replicas),
@@ -116,12 +119,12 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
         facts,
         training=training,
         suspects=SUSPECTS,
-        recalibration=people and people.recalibration_json(),
+        people=people,
+        find=expected_finds(seen.noise, seen.margins, counts, people),
+        annotators=find_standouts(run, seen.noise, seen.margins),
+        in_sample=found.in_sample,
+        giveaways=run_notes(run) if modality == "text" else (),
     )
-    if modality == "text":
-        first = int(summary.chance)  # the note on chance is the gravest
-        notes = (*summary.notes[:first], *run_notes(run), *summary.notes[first:])
-        summary = replace(summary, notes=notes)
     return replace(summary, notes=(IN_SAMPLE, *summary.notes)) if found.in_sample else summary
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from noisescope.scoring.contrasts import (
     explain,
     widened,
 )
+from noisescope.scoring.find import Find
 from noisescope.scoring.flip_rate import FlipRate
 from noisescope.scoring.margins import connect
 from noisescope.scoring.metrics import (
@@ -38,8 +39,13 @@ from noisescope.scoring.metrics import (
 from noisescope.scoring.noise_models import Noise, NoiseModel
 from noisescope.scoring.pair_facts import PairFacts
 from noisescope.scoring.sources import SourceReport, source_notes
+from noisescope.scoring.standouts import Standouts
 from noisescope.scoring.triads import Triads
+from noisescope.scoring.trust import Trust, TrustFacts, judge_trust
 from noisescope.storage.run import Run
+
+if TYPE_CHECKING:
+    from noisescope.scoring.reviews import RunReviews
 
 Float = NDArray[np.float64]
 
@@ -51,7 +57,10 @@ TENTHS = np.linspace(0, 1, 11)
 @final
 @dataclass(frozen=True)
 class Suspect:
-    """One of the most suspicious pairs, as the summary shows it; `u` None with one replica."""
+    """One of the most suspicious pairs, as the summary shows it; `u` None with one replica.
+
+    `source` and `row` (from 0) are its place in the dataset, as in pairs.parquet.
+    """
 
     pair_id: str
     prompt: str
@@ -63,6 +72,8 @@ class Suspect:
     p_mislabelled: float
     margin: float
     u: float | None
+    source: str
+    row: int
 
 
 @final
@@ -77,7 +88,9 @@ class Summary:
     sign-flip test, None where the replicas were not fitted by us). `contrasts` are other cross-fits
     of the same labels, `sources` what each source of evidence added, if there were any beside the
     model. `recalibration` has the parameters of p_wrong on people's judgements, None without them;
-    only p_wrong, its histogram and the suspects depend on it.
+    only p_wrong, its histogram and the suspects depend on it. `trust` is what these numbers amount
+    to, `find` the wrong labels among the most suspicious pairs, `annotators` (or sources) those who
+    stand out.
     """
 
     run: str
@@ -91,6 +104,9 @@ class Summary:
     histogram: tuple[int, ...]
     contested_share: float
     chance: bool
+    trust: Trust
+    find: tuple[Find, ...] = ()
+    annotators: Standouts | None = None
     chance_p: float | None = None
     noise_model: str = "one rate"
     noise: tuple[NoiseModel, ...] = ()
@@ -115,6 +131,9 @@ class Summary:
             "expected_auroc_interval": [self.expected.low, self.expected.high],
             "bayes_auroc": self.bayes_auroc,
             "contested_share": self.contested_share,
+            "trust": self.trust.to_json(),
+            "find": [found.to_json() for found in self.find],
+            "annotators": self.annotators and self.annotators.to_json(),
             "chance": self.chance,
             "chance_p": self.chance_p,
             "noise_model": self.noise_model,
@@ -170,14 +189,19 @@ def summarise(
     *,
     training: Mapping[str, Any] | None = None,
     suspects: int = 0,
-    recalibration: Mapping[str, Any] | None = None,
+    people: RunReviews | None = None,
+    find: tuple[Find, ...] = (),
+    annotators: Standouts | None = None,
+    in_sample: bool = False,
+    giveaways: Sequence[str] = (),
 ) -> Summary:
     """Summary of mean margins [N] and the totals; the first `suspects` pairs of scores.parquet.
 
-    `training` is the manifest's record of the fit: contrasts, triads, the test of chance;
-    `recalibration` how p_wrong was recalibrated on reviews.
+    `training` is the manifest's record of the fit: contrasts, triads, the test of chance; `people`
+    are the reviews that p_wrong was recalibrated on, `giveaways` notes on marks in the texts.
     """
     facts, training = facts or PairFacts(), training or {}
+    recalibration = people and people.recalibration_json()
     accuracy = share_interval(agreement(margins), facts.groupings)
     others = tuple(Contrast.of(found) for found in training.get("contrasts", ()))
     triads = Triads(**training["triads"]) if training.get("triads") else None
@@ -194,6 +218,24 @@ def summarise(
     chance_p = training.get("chance_p")
     chance = _at_chance(run, margins, facts, chance_p)
     low, high = rate.low, max(1 - accuracy.low, rate.low)
+    expected = _expected(margins, noise.single, facts)
+    precision = people and people.precision(0.5)
+    trust = judge_trust(
+        TrustFacts(
+            own,
+            rate,
+            expected,
+            chance=chance,
+            in_sample=in_sample,
+            giveaway=bool(giveaways),
+            others=others,
+            triads=triads,
+            sources=sources,
+            precision=precision and precision.share,
+            judged=precision.judged if precision else 0,
+            reviewed=people is not None and people.share() is not None,
+        )
+    )
     return Summary(
         run=str(run.directory),
         pairs=len(margins),
@@ -201,11 +243,14 @@ def summarise(
         accuracy=accuracy,
         flip_rate=rate,
         mislabelled=Interval(min(max(totals.likely / len(margins), low), high), low, high),
-        expected=_expected(margins, noise.single, facts),
+        expected=expected,
         bayes_auroc=bayes_auroc(rate.gap(margins)),
         histogram=tuple(totals.histogram.tolist()),
         contested_share=totals.contested / len(margins),
         chance=chance,
+        trust=trust,
+        find=find,
+        annotators=annotators,
         chance_p=chance_p,
         noise_model=noise.chosen,
         noise=noise.models,
@@ -214,7 +259,7 @@ def summarise(
         sources=sources,
         recalibration=recalibration,
         suspects=_suspects(run, suspects) if suspects else (),
-        notes=tuple([*_notes(accuracy, rate, noise, totals, chance), *notes]),
+        notes=tuple([*_notes(accuracy, rate, noise, totals, chance, giveaways, trust), *notes]),
     )
 
 
@@ -254,7 +299,7 @@ def _suspects(run: Run, count: int) -> tuple[Suspect, ...]:
         rows = connection.execute(
             "WITH s AS (SELECT * FROM read_parquet($scores) WHERE rank <= $count) "
             "SELECT pair_id, prompt, chosen, rejected, annotator, p_wrong, p_flip, p_mislabelled, "
-            "margin, u FROM s JOIN read_parquet($pairs) USING (pair_id) ORDER BY rank",
+            "margin, u, source, row FROM s JOIN read_parquet($pairs) USING (pair_id) ORDER BY rank",
             {"scores": str(run.scores_path), "pairs": str(run.pairs_path), "count": count},
         ).fetchall()
     return tuple(Suspect(*row) for row in rows)
@@ -272,7 +317,13 @@ def _recalibrated(recalibration: Mapping[str, Any] | None) -> list[str]:
 
 
 def _notes(
-    accuracy: Interval, rate: FlipRate, noise: Noise, totals: Totals, chance: bool
+    accuracy: Interval,
+    rate: FlipRate,
+    noise: Noise,
+    totals: Totals,
+    chance: bool,
+    giveaways: Sequence[str],
+    trust: Trust,
 ) -> Sequence[str]:
     """What a reader must know, gravest first."""
     notes = []
@@ -283,13 +334,15 @@ def _notes(
             "these scores carry no verdict. A larger model, more pairs, or a look at the labels' "
             "direction may help."
         )
+    notes += giveaways
     if not rate.identifiable:
+        order = "The ranking holds either way; t" if trust.acts else "T"
         notes.append(
             f"The flip rate is not identifiable: {rate.low:.0%} to {rate.high:.0%} all fit these "
             f"{rate.pairs:,} pairs. At the lower end the model cannot judge some pairs; at the "
             "upper end every label it disagrees with is wrong. Under the chosen noise model "
-            f"({noise.chosen}) the rate is {noise.rate.estimate:.1%}. The ranking holds either "
-            "way; the absolute values of p_wrong do not."
+            f"({noise.chosen}) the rate is {noise.rate.estimate:.1%}. {order}he absolute values of "
+            "p_wrong do not."
         )
     if totals.unspread:
         notes.append(
