@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from benchmarks.data import truth
 from benchmarks.detect import Material, prepare
@@ -29,7 +30,7 @@ from benchmarks.models import smollm2
 from benchmarks.planted_noise import KINDS, Labels, abilities, plant, right, simulated
 from noisescope.models.causal_lm import load_causal_lm
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
-from noisescope.scoring.clusters import auroc_interval
+from noisescope.scoring.clusters import auroc_interval, share_interval
 from noisescope.scoring.contrasts import HELD_OUT, POOLED, Contrast, differ, measure, widened
 from noisescope.scoring.find import expected_finds
 from noisescope.scoring.metrics import Interval, auroc, calibration
@@ -234,7 +235,7 @@ def pure_noise(pairs: int, width: int, kind: str, seed: int) -> float:
 def clusters(report: Report, draws: int) -> None:
     """Coverage of AUROC intervals where prompts differ in how visible their errors are."""
     rows = []
-    for prompts, each in ((200, 10), (50, 40), (16, 125), (16, 800)):
+    for prompts, each in ((200, 10), (50, 40), (16, 125), (16, 800), (8, 250)):
         known = np.mean(
             [_auroc_of(2000, min(each, 40), [9, seed])[0].estimate for seed in range(10)]
         )
@@ -248,6 +249,22 @@ def clusters(report: Report, draws: int) -> None:
         )
         report.at_least(f"coverage, {prompts} prompts x {each}", rows[-1]["clustered"], 0.87)
     report.tables["coverage of 90 % intervals of AUROC"] = rows
+    rows = []
+    for responses, pairs in ((30, 400), (60, 600), (60, 1700)):
+        inside = sum(_share_covered(responses, pairs, seed) for seed in range(draws))
+        rows.append({"responses": responses, "pairs": pairs, "clustered": inside / draws})
+        report.at_least(f"coverage, {responses} responses", rows[-1]["clustered"], 0.87)
+    report.tables["coverage of 90 % intervals of a share of pairs that share responses"] = rows
+
+
+def _share_covered(responses: int, pairs: int, seed: int) -> bool:
+    """Whether the interval of a share covers where each response has an effect of sd 0.5."""
+    rng = np.random.default_rng([responses, pairs, seed])
+    left = rng.integers(0, responses, pairs)
+    sides = np.stack([left, (left + rng.integers(1, responses, pairs)) % responses], axis=1)
+    latent = 0.9 + 0.5 * rng.normal(size=responses)[sides].sum(axis=1) + rng.normal(size=pairs)
+    found = share_interval((latent > 0).astype(np.float64), [sides])
+    return found.low <= ndtr(0.9 / np.sqrt(1.5)) <= found.high
 
 
 def _auroc_of(prompts: int, each: int, seed: list[int]) -> tuple[Interval, Interval]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
-from scipy.special import expit
+from scipy.special import expit, logit, stdtrit
 
 from noisescope.errors import EvidenceError, UsageError
 from noisescope.pairs import Pair, to_table
@@ -255,6 +255,26 @@ def test_clusters_of_one_are_pairs_and_copies_add_nothing() -> None:
     assert twice == pytest.approx(alone, rel=0.01)
     unknown = half_width(influence, np.full(200, -1))
     assert unknown == pytest.approx(alone)
+
+
+def test_a_cluster_is_deleted_from_each_class() -> None:
+    """The jackknife of AUROC by hand: influences of a deleted cluster, over what it leaves."""
+    score, wrong, group = clustered(3, 6, 40)
+    keep = [group != g for g in range(6)]
+    whole = float(auroc(score, wrong))
+    moved = [float(auroc(score[k], wrong[k])) - whole for k in keep]
+    held = np.bincount(group[wrong])
+    t = stdtrit(held.sum() ** 2 / np.square(held).sum() - 1, 0.95)
+    exact = t * np.sqrt(5 / 6 * np.square(moved).sum())
+    found = auroc_interval(score, wrong, [group])
+    half = (logit(found.high) - logit(found.low)) / 2 * whole * (1 - whole)
+    assert half == pytest.approx(exact, rel=0.1)
+
+
+def test_one_cluster_with_every_wrong_label_proves_nothing() -> None:
+    score, wrong, group = clustered(4, 6, 40)
+    found = auroc_interval(score, wrong & (group == 0), [group])
+    assert found.high - found.low > 0.9
 
 
 def clustered(seed: int, groups: int, each: int):

@@ -89,6 +89,19 @@ def test_worked_value_of_one_stratum():
     assert found.share().judged == 9
 
 
+def test_answers_count_through_the_recalibration_too():
+    """The same p everywhere and as many answers a stratum: the variance of a plain mean."""
+    p = np.where(np.arange(40_000) < 20_000, 0.2, 0.2001)  # two strata of one p
+    cells = stratify(p, 0, strata=2)
+    sizes = np.bincount(stratum_of(cells))[1:]
+    place = np.r_[np.arange(200), 39_999 - np.arange(200)]
+    assert list(np.bincount(stratum_of(cells)[place])[1:]) == [200, 200]
+    assert sizes == pytest.approx([20_000, 20_000], rel=0.01)
+    share = review(cells, p, votes(place, [1, 0, 0, 0] * 100)).share().share
+    plain = 2 * 1.645 * np.sqrt(0.25 * 0.75 / 400)
+    assert share.high - share.low == pytest.approx(plain, rel=0.01)
+
+
 def test_undefined_p_wrong_counts_as_one_half():
     cells = stratify(np.array([np.nan] * 50 + [0.0] * 50), 0)
     assert stratum_of(cells)[:50].min() >= stratum_of(cells)[50:].max()
@@ -133,6 +146,7 @@ def worlds():
         "far too sure": (1 / (1 + np.exp(-2 * strength - 2)), wrong),
         "blind and sure": (rng.beta(0.2, 6, 4000), wrong),
         "too suspicious": (np.sqrt(honest), wrong),
+        "knows nothing": (rng.beta(20, 80, 4000), rng.random(4000) < 0.2),
     }
 
 

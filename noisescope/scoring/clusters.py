@@ -1,14 +1,17 @@
 """Intervals that know clusters: pairs that share a prompt, a response or an annotator.
 
-An estimate that is (to first order) a mean of influences psi_i has the cluster-robust variance
+An estimate that is (to first order) a mean of influences psi_i, or a sum of means over classes c of
+pairs (AUROC: wrong and right ones), moves by -J_g where cluster g is deleted, and has the
+delete-one-cluster jackknife variance (Miller 1974; CR3 of MacKinnon, White 1985)
 
-    V = G / (G - 1) sum_g (sum_{i in g} psi_i)^2 / N^2
+    J_g = sum_c sum_{i in g, c} psi_i / (N (1 - h_gc)),     V = (G - 1) / G sum_g J_g^2
 
-over clusters g (Liang, Zeger 1986), and its interval uses Student's t with G* - 1 degrees of
-freedom, G* = (sum n_g)^2 / sum n_g^2 the effective number of clusters (after Carter, Schnepel,
-Steigerwald 2017). Pairs that share a response overlap without forming clusters: their variance
-sums psi_i psi_j over all pairs of pairs that share one (Fafchamps, Gubert 2007). The widest of
-the given groupings counts. Shares are transformed to log odds. Usage:
+h_gc is the share of the pairs of class c that are in g. Its interval uses Student's t with G* - 1
+degrees of freedom, G* = min_c 1 / sum_g h_gc^2 the effective number of clusters (after Carter,
+Schnepel, Steigerwald 2017): few wrong labels in few prompts leave few. Pairs that share a response
+overlap without forming clusters: the J_u of responses u hold every pair twice, which is taken off
+(Fafchamps, Gubert 2007). The widest of the given groupings counts. Shares are transformed to log
+odds. Usage:
 
     auroc_interval(score, wrong, [prompts, np.stack([chosen, rejected], axis=1), annotators])
 """
@@ -35,14 +38,18 @@ CHANCE_LEVEL = 0.05
 
 
 def cluster_interval(
-    estimate: float, influence: Float, groupings: Sequence[Int], mass: float = MASS
+    estimate: float,
+    influence: Float,
+    groupings: Sequence[Int],
+    mass: float = MASS,
+    classes: NDArray[Any] | None = None,
 ) -> Interval:
     """The widest interval of a share with influences [N], over `groupings` and single pairs.
 
     A grouping is codes [N], or [N, 2] where a pair belongs to two units (its responses); codes
-    below 0 are clusters of their own.
+    below 0 are clusters of their own. `classes` [N]: see `half_width`.
     """
-    half = widest(influence, groupings, mass)
+    half = widest(influence, groupings, mass, classes)
     if not 0 < estimate < 1:
         edge = share(estimate * len(influence), len(influence), mass)
         return Interval(estimate, min(edge.low, 1 - half), max(edge.high, half))
@@ -51,36 +58,62 @@ def cluster_interval(
     return Interval(estimate, float(low), float(high))
 
 
-def widest(influence: Float, groupings: Sequence[Int], mass: float = MASS) -> float:
+def widest(
+    influence: Float,
+    groupings: Sequence[Int],
+    mass: float = MASS,
+    classes: NDArray[Any] | None = None,
+) -> float:
     """Half the width of the widest interval, over `groupings` and single pairs."""
     single = np.arange(len(influence))
-    return max(half_width(influence, codes, mass) for codes in (single, *groupings))
+    return max(half_width(influence, codes, mass, classes) for codes in (single, *groupings))
 
 
-def half_width(influence: Float, codes: NDArray[Any], mass: float = MASS) -> float:
-    """Half the width of the interval of a mean of `influence` [N], clustered by `codes`."""
+def half_width(
+    influence: Float,
+    codes: NDArray[Any],
+    mass: float = MASS,
+    classes: NDArray[Any] | None = None,
+) -> float:
+    """Half the width of the interval of a mean of `influence` [N], clustered by `codes`.
+
+    `classes` [N] are the classes of pairs that the estimate averages over one by one; None: one.
+    1, the widest, where fewer than two clusters are effective.
+    """
     count = len(influence)
-    known = (codes >= 0).reshape(count, -1).all(axis=1)
-    units = np.unique(codes[known], return_inverse=True)[1].reshape(codes[known].shape)
-    own = influence[~known]
-    size = np.bincount(units.ravel(), minlength=1).astype(np.float64)
-    if units.ndim == 1:
-        sums = np.bincount(units, influence[known], len(size))
-        square = np.square(sums).sum()
-    else:
-        both = np.repeat(influence[known], 2)
-        # a pair whose two units are one is counted once
-        once = np.ones(units.shape)
-        once[units[:, 0] == units[:, 1], 1] = 0.0
-        sums = np.bincount(units.ravel(), both * once.ravel(), len(size))
-        twice = (units[:, 0] != units[:, 1]) * np.square(influence[known])
-        square = max(np.square(sums).sum() - twice.sum(), np.square(influence[known]).sum())
-    size = np.concatenate([size, np.ones(len(own))])
-    effective = float(size.sum() ** 2 / np.square(size).sum())
-    if effective < 2:
-        return 1.0
-    total = (square + np.square(own).sum()) * effective / (effective - 1)
-    return float(stdtrit(effective - 1, (1 + mass) / 2) * np.sqrt(total) / count)
+    units, once = _units(codes)
+    clusters = int(units.max()) + 1
+    moved, effective = np.zeros(clusters), np.inf
+    labels: Int = np.zeros(count, np.int64)
+    if classes is not None:
+        labels = np.unique(classes, return_inverse=True)[1].astype(np.int64)
+    for label, members in enumerate(np.bincount(labels)):
+        inside = (labels[:, None] == label) & once
+        held = np.bincount(units[inside], minlength=clusters).astype(np.float64)
+        effective = min(effective, float(held.sum() ** 2 / np.square(held).sum()))
+        rest = 1 - held / members
+        if effective < 2 or not rest.all():
+            return 1.0
+        each = np.broadcast_to(influence[:, None], units.shape)[inside]
+        moved += np.bincount(units[inside], each, clusters) / rest
+    square = float(np.square(moved).sum())
+    if units.shape[1] == 2:
+        own = np.square(influence)
+        square = max(square - own[once[:, 1]].sum(), own.sum())
+    variance = square * (clusters - 1) / clusters
+    return float(stdtrit(effective - 1, (1 + mass) / 2) * np.sqrt(variance) / count)
+
+
+def _units(codes: NDArray[Any]) -> tuple[Int, Bool]:
+    """Units 0.. of each pair [N, K], and where one counts [N, K]: not twice in the same pair."""
+    table = codes.reshape(len(codes), -1)
+    unknown = np.repeat(table.min(axis=1, keepdims=True) < 0, table.shape[1], axis=1)
+    fresh = np.arange(len(table))[:, None] + int(table.max(initial=0)) + 1
+    table = np.where(unknown, fresh, table)
+    units = np.unique(table, return_inverse=True)[1].reshape(table.shape)
+    once = np.ones(table.shape, bool)
+    once[:, 1:] = units[:, 1:] != units[:, :1]
+    return units, once
 
 
 def share_interval(values: Float, groupings: Sequence[Int]) -> Interval:
@@ -108,7 +141,7 @@ def auroc_interval(score: Float, wrong: Bool, groupings: Sequence[Int]) -> Inter
     place[~wrong] = 1 - (rank[~wrong] - rankdata(score[~wrong])) / ones
     area = float(place[wrong].mean())
     scale = np.where(wrong, len(score) / ones, len(score) / zeros)
-    return cluster_interval(area, scale * (place - area), groupings)
+    return cluster_interval(area, scale * (place - area), groupings, classes=wrong)
 
 
 def seed_interval(values: Sequence[float], mass: float = MASS) -> Interval:

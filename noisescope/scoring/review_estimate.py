@@ -11,10 +11,12 @@ Neyman's and any beginning of the queue is a stratified sample. The share of str
 
     s_h = (k_h + c_h) / (n_h + 1)          k_h of n_h answers found the label wrong
     theta = sum_h W_h s_h                  W_h = N_h / N
-    V = sum_h W_h^2 s_h (1 - s_h) / (n_h + 1) (1 - n_h / N_h) (t / z)^2
+    V = sum_h W_h^2 s_h (1 - s_h) / (n_h + 1) (1 - n_h / N_h) mean_i (1 + d_i)^2 (t / z)^2
 
-with c_h the stratum's mean p_wrong as recalibrated on the answers themselves, and t Student's
-quantile for Satterthwaite's degrees of freedom, which matter where one stratum dominates. The
+with c_h the stratum's mean p_wrong as recalibrated on the answers themselves, d_i what an answer
+adds to theta through that recalibration, relative to what it adds through its own stratum (the
+c_h are no constants: an answer that moves all of them counts more), and t Student's quantile for
+Satterthwaite's degrees of freedom, which matter where one stratum dominates. The
 interval is that of the Beta distribution with this mean and variance. p_wrong decides how narrow
 it is; that it covers rests on the draw alone.
 
@@ -26,6 +28,7 @@ is of what this reviewer would say.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -225,8 +228,8 @@ def recalibrate(p: Float, votes: Votes, weights: Float, error: float) -> Recalib
     """Fit the two parameters to judgements by weighted maximum likelihood.
 
     p [n] and weights [n] (inverse inclusion probabilities) belong to the pairs of `votes`. The
-    weights are scaled to sum to Kish's effective number of answers, so that the prior, slope
-    around 1 and intercept around 0, counts as it would in a simple random sample.
+    weights are scaled by `kish`, so that the prior, slope around 1 and intercept around 0, counts
+    as it would in a simple random sample.
     """
     from scipy.optimize import minimize
 
@@ -234,7 +237,7 @@ def recalibrate(p: Float, votes: Votes, weights: Float, error: float) -> Recalib
     if not used.any():
         return Recalibration()
     x = logit(np.clip(p[used], _EDGE, 1 - _EDGE))
-    w = weights[used] * weights[used].sum() / np.square(weights[used]).sum()
+    w = kish(weights[used])
     against, favour = (side[0][used] for side in votes.likelihoods(error))
     spread = np.array(RECALIBRATION_PRIOR)
 
@@ -254,6 +257,11 @@ def recalibrate(p: Float, votes: Votes, weights: Float, error: float) -> Recalib
         bounds=[(-20, 20), (FLATTEST, 5)],
     )
     return Recalibration(float(best.x[0]), float(best.x[1]))
+
+
+def kish(weights: Float) -> Float:
+    """Weights [n] scaled to sum to Kish's effective number of answers."""
+    return np.asarray(weights * weights.sum() / max(float(np.square(weights).sum()), 1e-300))
 
 
 @final
@@ -296,21 +304,58 @@ class Reviewed:
             raise EvidenceError("a share of no pairs has no value")
         strata = stratum_of(self.cells)
         used = (self.weights > 0) & inside[self.votes.place]
-        means, variances, freedom = [], [], []
+        parts = []
         for stratum in np.unique(strata[inside]):
             members = inside & (strata == stratum)
             chosen = used & (strata[self.votes.place] == stratum)
-            weight = members.sum() / size
-            mean, variance = self._stratum(members, chosen)
-            means.append(weight * mean)
-            variances.append(np.square(weight) * variance)
-            freedom.append(max(int(chosen.sum()) - 1, 1))
-        mean, variance = np.sum(means, axis=0), np.sum(variances, axis=0)  # [R]
+            parts.append((members, chosen, *self._stratum(members, chosen)))
+        weight = np.array([members.sum() / size for members, *_ in parts])
+        mean = weight @ np.stack([part[2] for part in parts])  # [R]
         estimate = float(self.error.weights @ mean)
-        within = np.stack(variances) @ self.error.weights  # [H]
-        wider = _student(within, np.array(freedom)) * within.sum()
+        within = np.square(weight) * (np.stack([part[3] for part in parts]) @ self.error.weights)
+        within = within * self._pulled(parts, weight)  # [H]
+        freedom = np.array([max(int(chosen.sum()) - 1, 1) for _, chosen, *_ in parts])
+        wider = _student(within, freedom) * within.sum()
         between = float(self.error.weights @ np.square(mean - estimate))
         return Estimate(beta_interval(estimate, wider + between), size, int(used.sum()))
+
+    def _pulled(self, parts: Sequence[tuple[Bool, Bool, Float, Float]], weight: Float) -> Float:
+        """mean_i (1 + d_i)^2 of each stratum [H] of `weight` [H].
+
+        `parts` are its members [N], judged pairs [n], share and variance [R]. A stratum's c has
+        the share u = variance / (s (1 - s)) of its estimate, as has each of its answers.
+        """
+        shrunk, slopes = [], []
+        for members, _, share, variance in parts:
+            spread = np.maximum(share * (1 - share), 1e-12)  # 0 in a census
+            shrunk.append(float(self.error.weights @ (variance / spread)))
+            q = self.p[members]
+            slopes.append([(q * (1 - q)).mean(), (q * (1 - q) * self._log_odds(q)).mean()])
+        pull = (weight * np.array(shrunk)) @ np.array(slopes) @ self._answers_move()  # [n]
+        factors = []
+        for (members, chosen, *_), u, w in zip(parts, shrunk, weight, strict=True):
+            left = 1 - chosen.sum() / members.sum()
+            own = w * u / left if left > 0 else 0.0
+            factors.append(np.square(1 + pull[chosen] / own).mean() if own and chosen.any() else 1)
+        return np.array(factors)
+
+    def _log_odds(self, q: Float) -> Float:
+        """logit p before the recalibration, from q after it."""
+        fitted = self.recalibration
+        return np.asarray((logit(q) - fitted.intercept) / fitted.slope)
+
+    def _answers_move(self) -> Float:
+        """How far each answer moves the recalibration's two parameters, [2, n]: H^-1 x w."""
+        q, used = self.p[self.votes.place], (self.weights > 0) & (self.votes.judged > 0)
+        w = np.where(used, kish(np.where(used, self.weights, 0.0)), 0.0)
+        x = np.stack([np.ones(len(q)), self._log_odds(q)])
+        known = np.zeros(len(q))
+        for judged in np.unique(self.votes.judged[used]):
+            here = used & (self.votes.judged == judged)
+            each = information(q[here, None], np.array([self.error.mean]), judged)[:, 0]
+            known[here] = each * np.square(q[here] * (1 - q[here]))
+        curvature = (x * (w * known)) @ x.T + np.diag(1 / np.square(RECALIBRATION_PRIOR))
+        return np.asarray(np.linalg.solve(curvature, x * w))
 
     def _stratum(self, members: Bool, chosen: Bool) -> tuple[Float, Float]:
         """Mean and variance [R] of the share of wrong labels among `members` [N] of a stratum at
@@ -397,14 +442,21 @@ def _mode(votes: Votes, chosen: Bool, centre: float, rates: Float) -> tuple[Floa
         )
         low, high = np.where(slope > 0, s, low), np.where(slope > 0, high, s)
     s = (low + high) / 2
-    information = (1 + 2 * tied) / (s * (1 - s))
+    known = (1 + 2 * tied) / (s * (1 - s))
     for judged, several in zip(*np.unique(sides.sum(axis=0), return_counts=True), strict=True):
-        v = np.arange(judged + 1)
-        against, favour = (1 - r) ** v * r ** (judged - v), r**v * (1 - r) ** (judged - v)
-        mixed = against * s + favour * (1 - s)
-        each = binom(judged, v) * np.square(against - favour) / mixed
-        information += several * each.sum(axis=1, keepdims=True)
-    return s[:, 0], 1 / information[:, 0]
+        known += several * information(s, rates, judged)
+    return s[:, 0], 1 / known[:, 0]
+
+
+def information(s: Float, rates: Float, judged: float) -> Float:
+    """Expected information [R, 1] about the share s [R, 1] in a pair that `judged` reviewers
+    judged, at their error rates [R] (or one rate and s [n, 1]: [n, 1]).
+    """
+    r, v = rates[:, None], np.arange(judged + 1)
+    against, favour = (1 - r) ** v * r ** (judged - v), r**v * (1 - r) ** (judged - v)
+    mixed = against * s + favour * (1 - s)
+    each = binom(judged, v) * np.square(against - favour) / mixed
+    return np.asarray(each.sum(axis=1, keepdims=True))
 
 
 def _student(variances: Float, freedom: NDArray[np.int64]) -> float:
