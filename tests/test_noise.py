@@ -100,6 +100,23 @@ def test_sources_may_differ_in_difficulty_so_they_do_not_identify() -> None:
     assert noise.rate.low == 0.0
 
 
+@pytest.mark.parametrize("strength", ["tells", "random"])
+def test_the_strength_of_a_preference_counts_only_if_it_tells_of_flips(strength: str) -> None:
+    """Labels of the weakest fifth are coins; a strength that is drawn at random changes nothing."""
+    size = np.random.default_rng(5).integers(0, 10, 6000)
+    weak = size < 2
+    margins, flipped = labelled(2, 6000, np.where(weak, 0.5, 0.02))
+    known = size if strength == "tells" else np.random.default_rng(6).permutation(size)
+    noise, plain = fit_noise(margins, PairFacts(strengths=known)), fit_noise(margins)
+    gained = auroc(noise.p_wrong(margins), flipped) - auroc(plain.p_wrong(margins), flipped)
+    if strength == "tells":
+        assert noise.chosen == "strength"
+        assert gained > 0.02
+    else:
+        assert noise.chosen == "one rate"
+        assert gained == 0
+
+
 def test_copies_count_once() -> None:
     margins, _ = labelled(0, 500, 0.1)
     once = fit_flip_rate(margins)

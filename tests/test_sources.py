@@ -23,6 +23,7 @@ from noisescope.errors import DataError, NoisescopeError, RunError, UsageError
 from noisescope.pairs import hashed
 from noisescope.replicas.head import HeadConfig, fit_heads
 from noisescope.replicas.refit import refitter
+from noisescope.replicas.source_fits import Evidence, what_each_added
 from noisescope.replicas.sources import (
     Source,
     Table,
@@ -34,6 +35,7 @@ from noisescope.replicas.sources import (
 )
 from noisescope.report.contents import gather
 from noisescope.report.html import page
+from noisescope.scoring.sources import source_notes
 
 CONFIG = HeadConfig(replicas=2, folds=4, search_steps=10)
 
@@ -160,6 +162,13 @@ def test_a_table_that_cannot_be_evidence_is_refused(
 def test_numbers_that_do_not_judge_are_refused(values: list[float], message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_numbers(Source("column", "strength"), {"strength": np.array(values)})
+
+
+def test_a_strength_is_refused_with_the_role_to_give_it() -> None:
+    values = np.array([1.0, 2.0, 3.0])
+    with pytest.raises(DataError) as caught:
+        check_numbers(Source("column", "confidence"), {"confidence": values})
+    assert "--columns strength=confidence" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("text", ["reward:", "reward", "oracle:x", ""])
@@ -321,6 +330,29 @@ def test_the_origin_of_the_labels_is_named(model: Path, place: Path) -> None:
     found = audited(model, runs, Table("labeller", judge))
     (note,) = [note for note in found.summary.notes if "circular" in note]
     assert note.startswith("table:labeller agrees with 98.3% of the labels")
+
+
+@pytest.mark.parametrize("kind", ["of responses", "of pairs", "of some pairs"])
+def test_every_kind_of_source_may_be_the_origin(kind: str) -> None:
+    """Labels made from a score: as a feature of responses, or a number of all or some pairs."""
+    rng = np.random.default_rng(3)
+    score = rng.normal(size=400).astype(np.float32)
+    one, other = np.arange(200), np.arange(200, 400)
+    better = score[one] > score[other]
+    sides = np.where(better, one, other), np.where(better, other, one)
+    gap = (score[sides[0]] - score[sides[1]])[:, None]
+    if kind == "of some pairs":
+        gap[rng.random(200) < 0.7] = 0
+    features = {"origin": score[:, None]} if kind == "of responses" else {}
+    noise = rng.normal(size=(400, 2)).astype(np.float32)
+    key = hashed(one.astype(np.uint64), 3)
+    whole = Evidence(
+        {"middle": noise, **features}, {} if features else {"origin": gap}, sides, key, key, CONFIG
+    )
+    reports = what_each_added(whole, {"model": ("middle",), "x:origin": ("origin",)})
+    (note,) = [note for note in source_notes(reports) if "circular" in note]
+    assert note.startswith("x:origin agrees with ")
+    assert ("of the labels that it judges (" in note) == (kind == "of some pairs")
 
 
 def test_damaged_numbers_are_found(model: Path, place: Path) -> None:

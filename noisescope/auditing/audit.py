@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -100,10 +100,12 @@ class Job:
         config: EvidenceConfig,
         command: str,
         reporter: Reporter,
+        replicas: Callable[[EvidenceConfig], FineTuned] | None = None,
     ) -> Job:
         """Check the inputs, set aside pairs that `policy` cannot judge, and plan the run.
 
-        Raises UsageError if the inputs do not go together.
+        `replicas` makes the margins of other replicas that are evidence. Raises UsageError if the
+        inputs do not go together.
         """
         from noisescope.models.readable import judged_by
 
@@ -114,7 +116,7 @@ class Job:
                 hint="Name a model of that modality with --model.",
             )
         config.check(dataset.modality)
-        if config.kind == "head":
+        if config.kind == "head" or config.folds_by:
             from noisescope.replicas.groups import check_folds_by
 
             check_folds_by(dataset.table, config.held_out_together)
@@ -125,9 +127,17 @@ class Job:
         settings = config.settings(dataset.modality)
         sources: tuple[Opened, ...] = ()
         if config.sources:
-            from noisescope.replicas.sources import open_source, parsed
+            from noisescope.auditing.replica_sources import open_replicas
+            from noisescope.replicas.sources import REPLICAS, Source, open_source, parsed
 
-            sources = tuple(open_source(s, dataset, policy) for s in parsed(config.sources))
+            opened = []
+            for one in parsed(config.sources):
+                if isinstance(one, Source) and one.kind in REPLICAS:
+                    assert replicas is not None  # `shards.require_divisible`
+                    opened.append(open_replicas(one, dataset, config, replicas))
+                else:
+                    opened.append(open_source(one, dataset, policy))
+            sources = tuple(opened)
             settings |= {"sources": [source.settings() for source in sources]}
         plan = Plan(
             dataset=dataset.name,
@@ -183,7 +193,8 @@ def audit(
     UsageError, DataError, ModelError, RunError or EvidenceError; finished files are kept.
     """
     reporter, world = reporter or Silent(), world or World()
-    job = Job.of(dataset, policy, evidence or EvidenceConfig(), command, reporter)
+    replicas = _maker(dataset, policy, runs_directory, run_directory, command, reporter)
+    job = Job.of(dataset, policy, evidence or EvidenceConfig(), command, reporter, replicas)
     with _opened(job, runs_directory, run_directory, world) as run:
         tuned = make_margins(job, run, reporter, world)
         return score_margins(tuned, job.origin, score, reporter)
@@ -205,9 +216,34 @@ def fine_tune(
     Errors, ranks and reuse as in `audit`.
     """
     reporter, world = reporter or Silent(), world or World()
-    job = Job.of(dataset, policy, evidence or EvidenceConfig(), command, reporter)
+    replicas = _maker(dataset, policy, runs_directory, run_directory, command, reporter)
+    job = Job.of(dataset, policy, evidence or EvidenceConfig(), command, reporter, replicas)
     with _opened(job, runs_directory, run_directory, world) as run:
         return make_margins(job, run, reporter, world)
+
+
+def _maker(
+    dataset: PreferenceDataset,
+    policy: Policy,
+    runs_directory: Path,
+    run_directory: Path | None,
+    command: str,
+    reporter: Reporter,
+) -> Callable[[EvidenceConfig], FineTuned]:
+    """A function that makes other replicas of the same pairs, beside the run, or finds them."""
+    place = run_directory.parent if run_directory else runs_directory
+
+    def make(config: EvidenceConfig) -> FineTuned:
+        return fine_tune(
+            dataset,
+            policy,
+            evidence=config,
+            runs_directory=place,
+            command=command,
+            reporter=reporter,
+        )
+
+    return make
 
 
 @contextmanager

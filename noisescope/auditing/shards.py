@@ -25,6 +25,7 @@ from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter
 from noisescope.replicas.gather import EvidenceConfig, Worker
 from noisescope.replicas.partition import Share
+from noisescope.replicas.sources import REPLICAS
 from noisescope.storage.checksums import verified, with_checksum
 from noisescope.storage.files import write_atomic
 from noisescope.storage.redact import without_secrets
@@ -156,6 +157,15 @@ def require_divisible(world: World, evidence: EvidenceConfig, share: Share | Non
         raise UsageError(
             "--evidence needs all responses in one process, and --shard computes a share of them",
             hint="Leave --shard out: features that shards have cached are reused.",
+        )
+    names = [str(source).partition(":")[0] for source in evidence.sources]
+    if world.size > 1 and (kinds := [name for name in names if name in REPLICAS]):
+        kind = f"--kind {kinds[0]}" if kinds[0] == "lora" else "--from-adapters DIRECTORY"
+        raise UsageError(
+            f"--evidence {kinds[0]} makes its replicas in one process, and this launch has "
+            f"{world.size}",
+            hint=f"Launch `noisescope fine-tune DATASET {kind} --folds-by "
+            f"{evidence.held_out_together}` first, then score in one process, which finds them.",
         )
     if (world.size > 1 or share is not None) and evidence.lora.get("patience"):
         raise UsageError(

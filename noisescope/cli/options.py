@@ -157,6 +157,20 @@ class SourceOptions:
     ] = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = "auto"
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            help="auto spreads a language model's layers over all GPUs, then memory.",
+            show_default="one device",
+        ),
+    ] = None
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="4bit loads a language model's weights in bitsandbytes' NF4.",
+            show_default="as stored",
+        ),
+    ] = None
     runs_dir: RunsDirOption = Path("runs")
     run_dir: Annotated[
         Path | None,
@@ -186,6 +200,8 @@ class SourceOptions:
             chat_template=self.chat_template,
             device=own_device(self.device),
             dtype=self.dtype,
+            device_map=self.device_map,
+            quantize=self.quantize,
             **{name: value for name, value in pictures.items() if value is not None},
         )
         terminal.note(f"model: {policy.identity.id}")
@@ -258,17 +274,18 @@ class EvidenceOptions:
     folds_by: Annotated[
         str | None,
         typer.Option(
-            help="What a fold holds out whole: pair, prompt, response or a column (annotator, "
-            "source, group).",
-            show_default="prompt; pair with --pool",
+            help="What a fold (a half, for LoRA) holds out whole: pair, prompt, response or a "
+            "column (annotator, source, group).",
+            show_default="prompt; pair with --pool or --kind lora",
             rich_help_panel=HEADS,
         ),
     ] = None
     evidence: Annotated[
         list[str] | None,
         typer.Option(
-            help="What else knows something of the labels: reward:MODEL, lm:MODEL, embed:MODEL, "
-            "image-reward:NAME, column:NAME or file:NUMBERS.parquet. May be repeated.",
+            help="What else knows something of the labels: lora, adapters:DIRECTORY, "
+            "reward:MODEL, lm:MODEL, embed:MODEL, image-reward:NAME, column:NAME or "
+            "file:NUMBERS.parquet. May be repeated.",
             rich_help_panel=HEADS,
         ),
     ] = None
@@ -388,9 +405,15 @@ class EvidenceOptions:
             "--evidence": self.evidence or None,
             "--folds": self.folds,
             "--pool": self.pool,
-            "--folds-by": self.folds_by,
+            "--folds-by": None if kind == "lora" else self.folds_by,
         }
-        adapters = {"--from-adapters": self.from_adapters or None, "--held-out": self.held_out}
+        kinds = {one.partition(":")[0] for one in self.evidence or ()}
+        adapters = {
+            "--from-adapters": self.from_adapters or None,
+            "--held-out": None if "adapters" in kinds else self.held_out,
+        }
+        if kind == "head" and "lora" in kinds:
+            lora = {}
         named = {
             "head": [flag for flag, value in heads.items() if value is not None],
             "lora": [FLAGS[name] for name in lora],

@@ -76,7 +76,12 @@ class CausalLMPolicy:
         """Where the model runs."""
         import torch
 
-        return torch.device(self.model.device)
+        places = vars(self.model).get("hf_device_map", {}).values()
+        running = [place for place in places if place not in ("cpu", "disk")]
+        if not places:
+            return torch.device(self.model.device)
+        first = running[0] if running else "cpu"  # what is offloaded runs there too
+        return torch.device("cuda", first) if isinstance(first, int) else torch.device(first)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -195,22 +200,28 @@ def load_causal_lm(
     device: str = "auto",
     dtype: str = "auto",
     chat_template: str = "auto",
+    device_map: str | None = None,
+    quantize: str | None = None,
     groups: Sequence[str] = tuple(GROUPS),
 ) -> CausalLMPolicy:
     """Load a directory, a Hub name or a GGUF file.
 
-    `max_length` is 1024 tokens or the model's own limit where that is less. `chat_template` is
-    "auto" (used where the tokenizer has one), "never", or the name of one of several. Raises
-    ModelError for a model that cannot be used, UsageError for a setting that cannot be.
+    `device_map` "auto" spreads the layers over all GPUs, then memory; `quantize` "4bit" loads the
+    weights in bitsandbytes' NF4. `max_length` is 1024 tokens or the model's own limit where that
+    is less. `chat_template` is "auto" (used where the tokenizer has one), "never", or the name of
+    one of several. Raises ModelError for a model that cannot be used, UsageError for a setting
+    that cannot be.
     """
     from noisescope.models.checkpoint import find_checkpoint, fingerprint, load_model
     from noisescope.models.device import pick_device, pick_dtype
+    from noisescope.models.placement import Placement
 
+    placement = Placement(device_map, quantize)
     found = find_checkpoint(name)
     where = pick_device(device)
     packed = found.gguf is not None and where.type == "cpu"  # its kernels compute in float32
     kind = pick_dtype("float32" if packed and dtype == "auto" else dtype, where)
-    model, tokenizer = load_model(found, where, kind)
+    model, tokenizer = load_model(found, where, kind, placement)
     limit = setting(model, "max_position_embeddings")
     length = max_length or min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
     if not 16 <= length <= (limit or length):
@@ -228,6 +239,7 @@ def load_causal_lm(
         "template": template,
         "groups": list(groups),
         "dtype": str(kind),
+        **placement.settings(),
     }
     if template:
         settings |= encoder.chat.settings()

@@ -23,6 +23,8 @@ from noisescope.errors import ModelError, first_line
 if TYPE_CHECKING:
     import torch
 
+    from noisescope.models.placement import Placement
+
 #: Bytes of each block, and blocks of each weight file, that the fingerprint reads.
 BLOCK, BLOCKS = 4096, 64
 
@@ -286,20 +288,26 @@ def _check_weights(found: Checkpoint) -> None:
         read_header(path)
 
 
-def load_model(found: Checkpoint, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(transformers model in evaluation mode, tokenizer). Raises ModelError."""
+def load_model(
+    found: Checkpoint, device: torch.device, dtype: torch.dtype, placement: Placement | None = None
+) -> tuple[Any, Any]:
+    """(transformers model in evaluation mode, tokenizer). Raises ModelError and UsageError."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    from noisescope.models.placement import Placement
+
+    placement = placement or Placement()
     _check_causal(found)
     source: dict[str, Any] = {} if found.gguf is None else {"gguf_file": found.gguf}
     tokenizer = _load_tokenizer(found, source)
     if found.gguf is None:
         source["use_safetensors"] = True
+    placed = placement.arguments(found, device, dtype)
     try:
         model, notes = AutoModelForCausalLM.from_pretrained(
-            found.directory, dtype=dtype, output_loading_info=True, **source
+            found.directory, dtype=dtype, output_loading_info=True, **source, **placed
         )
     except Exception as error:  # transformers raises many kinds; all mean "does not load"
         raise ModelError(
@@ -312,14 +320,12 @@ def load_model(found: Checkpoint, device: torch.device, dtype: torch.dtype) -> t
             hint=BROKEN_HINT,
         )
     _check_vocabulary(found, model, tokenizer)
-    return model.to(device).eval(), tokenizer
+    return (model if placed else model.to(device)).eval(), tokenizer
 
 
 def _load_hint(found: Checkpoint, error: Exception) -> str:
     """Hint for a model that does not load, by its config."""
-    config = {} if found.gguf else _read_json(found.directory / "config.json", default={})
-    quantised = config.get("quantization_config")
-    if isinstance(quantised, dict):
+    if (quantised := quantization(found)) is not None:
         kind = str(quantised.get("quant_method", "")).lower()
         packages = QUANTISERS.get(kind)
         install = f"pip install {packages}" if packages else "Install what is named"
@@ -327,6 +333,13 @@ def _load_hint(found: Checkpoint, error: Exception) -> str:
     if isinstance(error, ImportError):
         return "Install the package that is named."
     return BROKEN_HINT
+
+
+def quantization(found: Checkpoint) -> Mapping[str, Any] | None:
+    """How a checkpoint's weights are quantised, as config.json states it; None if they are not."""
+    config = {} if found.gguf else _read_json(found.directory / "config.json", default={})
+    stated = config.get("quantization_config")
+    return stated if isinstance(stated, dict) else None
 
 
 def _check_vocabulary(found: Checkpoint, model: Any, tokenizer: Any) -> None:

@@ -182,7 +182,9 @@ def hidden_states(
     finally:
         for hook in hooks:
             hook.remove()
-    return output.last_hidden_state.flatten(0, 1), [kept[layer] for layer in layers]
+    states = [output.last_hidden_state.flatten(0, 1), *(kept[layer] for layer in layers)]
+    final, *inner = (one.to(batch.ids.device) for one in states)  # layers may be spread over GPUs
+    return final, inner
 
 
 def token_logps(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -227,7 +229,7 @@ def _logits(
     chunk = max(1, LOGITS.get(states.device.type, 1 << 24) // head.weight.shape[0])
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
-        yield scale(head(states[part]).float()), targets[part]
+        yield scale(head(states[part]).to(states.device).float()), targets[part]
 
 
 def setting(model: Any, name: str) -> Any:

@@ -40,12 +40,19 @@ def _diffusion(
     max_length: int | None = None,
     chat_template: str | None = None,
     draws: int | None = None,
+    device_map: str | None = None,
+    quantize: str | None = None,
     **settings: Any,
 ) -> Policy:
     from noisescope.models.denoising import DrawConfig
     from noisescope.models.diffusion import DiffusionPolicy
 
-    flags = {"--max-length": max_length, "--chat-template": chat_template}
+    flags = {
+        "--max-length": max_length,
+        "--chat-template": chat_template,
+        "--device-map": device_map,
+        "--quantize": quantize,
+    }
     if given := [name for name, value in flags.items() if value is not None]:
         raise UsageError(
             f"{' and '.join(given)}: about text models, and {dataset.name} holds images",

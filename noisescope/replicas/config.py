@@ -38,8 +38,8 @@ class ReplicaConfig:
     """Settings that text and image replicas share: M replicas of rank `rank`.
 
     From 2 on, every pair is held out by at least one of them. `batch` pairs an optimiser step;
-    `steps` overrides `epochs`; `checkpoints` T times margins are written. Raises UsageError naming
-    every impossible flag.
+    `steps` overrides `epochs`; `checkpoints` T times margins are written. `folds_by` is what a half
+    holds out whole (`groups.held_out_groups`). Raises UsageError naming every impossible flag.
     """
 
     replicas: int = 8
@@ -54,6 +54,7 @@ class ReplicaConfig:
     checkpoints: int = 1
     save_every: int = 20
     seed: int = 0
+    folds_by: str = "pair"
     #: Fewest replicas.
     fewest: ClassVar[int] = 1
 

@@ -83,8 +83,9 @@ class EvidenceConfig:
                     "--beta must be positive and finite",
                 ),
                 (
-                    bool(self.lora) and self.kind != "lora",
-                    f"{', '.join(FLAGS[name] for name in self.lora)}: only with --kind lora",
+                    bool(self.lora) and self.kind != "lora" and "lora" not in self.sources,
+                    f"{', '.join(FLAGS[name] for name in self.lora)}: only with --kind lora or "
+                    "--evidence lora",
                 ),
                 (
                     bool(self.adapters) != (self.kind == "adapters"),
@@ -129,7 +130,9 @@ class EvidenceConfig:
         if self.kind == "lora":
             config = asdict(lora_config(self, modality))
             own = {name: value for name, value in config.items() if name not in (*common, "seed")}
-            return common | {"seed": self.seed, "lora": json.loads(json.dumps(own))}
+            folds = own.pop("folds_by")
+            by = {} if folds == "pair" else {"folds_by": folds}
+            return common | {"seed": self.seed, "lora": json.loads(json.dumps(own)), **by}
         from noisescope.training.lora.peft_files import adapter_fingerprint
 
         prints = [adapter_fingerprint(directory) for directory in self.adapters]
@@ -144,6 +147,7 @@ def lora_config(evidence: EvidenceConfig, modality: Modality) -> LoraConfig | Di
         "replicas": evidence.replicas,
         "seed": evidence.seed,
         "beta": evidence.beta or DEFAULT_BETA[modality],
+        "folds_by": evidence.folds_by or "pair",
     }
     if modality == "text":
         return LoraConfig(**shared, **known_fields(LoraConfig, evidence.lora, "the pairs are text"))

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import UsageError
+from noisescope.models.items import fold_keys
 from noisescope.pairs import content_id, digest
+from noisescope.training.pair_data import PairData, pair_data
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,6 +77,33 @@ def held_out_groups(table: pa.Table, by: str) -> Groups:
         pair_keys(table),
         f"{largest:.0%} of the pairs are {what} and no response recurs: held out are single pairs.",
     )
+
+
+def replica_pairs(table: pa.Table, by: str) -> PairData:
+    """The pairs of LoRA replicas, whose halves hold out whole values of `by`.
+
+    Raises UsageError as `held_out_groups`, and if only blocks of responses could be held out.
+    """
+    if by == "pair":
+        return pair_data(table)
+    keys = held_out_groups(table, by).keys
+    if keys.ndim > 1:
+        raise UsageError(
+            f"LoRA replicas train on halves of the pairs, and over {LARGEST:.0%} share one {by}",
+            hint="Hold out single pairs: --folds-by pair",
+        )
+    return pair_data(table, keys)
+
+
+def halves_by(table: pa.Table, by: str) -> str:
+    """`by`, or "pair" if every group is one pair: the same halves, so the same replicas."""
+    keys = held_out_groups(table, by).keys
+    if by == "pair" or keys.ndim > 1:
+        return by
+    contents = fold_keys(table)
+    both = np.stack([keys, contents], axis=1)
+    sizes = {len(np.unique(x, axis=0)) for x in (keys, contents, both)}
+    return "pair" if len(sizes) == 1 else by
 
 
 def check_folds_by(table: pa.Table, by: str) -> None:

@@ -22,6 +22,7 @@ from noisescope.progress import Progress
 from noisescope.replicas.checkpoints import checkpoint_steps
 from noisescope.replicas.config import DiffusionLoraConfig
 from noisescope.replicas.cost import LoraCost
+from noisescope.replicas.groups import replica_pairs
 from noisescope.replicas.packed_image import DiffusionReplicas
 from noisescope.replicas.partition import boundaries, shard_of
 from noisescope.replicas.reference_errors import ReferenceErrors
@@ -37,7 +38,7 @@ from noisescope.replicas.train import (
 from noisescope.storage.cache import compute_missing
 from noisescope.training.lora.unet import attention_layers
 from noisescope.training.noisy_pairs import NoisedPairs, squared_errors
-from noisescope.training.pair_data import PairData, Report, pair_data
+from noisescope.training.pair_data import PairData, Report
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,7 +102,7 @@ def fill_reference(
     progress: Progress,
 ) -> None:
     """Compute share `i` of `n` (from 0) of the reference's errors, for all trainings."""
-    noised = noised_pairs(policy, pair_data(table), config)
+    noised = noised_pairs(policy, replica_pairs(table, config.folds_by), config)
     source = ReferenceErrors.of(noised, config.rows)
     cuts = boundaries(source.items, source.sizes(source.items), share[1])
     mine = [item for item in source.items if shard_of(item, cuts) == share[0]]
@@ -129,7 +130,7 @@ def diffusion_replicas(
     from noisescope.training.lora.adapters import Adapters
 
     members = range(config.replicas) if members is None else members
-    data = pair_data(table)
+    data = replica_pairs(table, config.folds_by)
     held = halves(data, config)
     unet = policy.pipeline.unet
     adapters = Adapters(unet, len(members), config.rank, 0)

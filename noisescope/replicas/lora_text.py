@@ -26,6 +26,7 @@ from noisescope.models.packing import Corpus, corpus_of
 from noisescope.progress import Progress
 from noisescope.replicas.checkpoints import LoraSummary, checkpoint_steps
 from noisescope.replicas.config import LoraConfig
+from noisescope.replicas.groups import replica_pairs
 from noisescope.replicas.packed import PackedReplicas
 from noisescope.replicas.train import (
     ReplicaWriter,
@@ -36,7 +37,7 @@ from noisescope.replicas.train import (
     make_streams,
     train_replicas,
 )
-from noisescope.training.pair_data import Report, pair_data
+from noisescope.training.pair_data import Report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,6 +71,12 @@ def encoded_corpus(policy: TextPolicy, items: Sequence[Item]) -> Corpus:
             f"{policy.identity.id} has attention of its own kind, unknown to LoRA replicas",
             hint="Use --kind head.",
         )
+    places = set(vars(policy.model).get("hf_device_map", {}).values())
+    if len(places) > 1:
+        raise ModelError(
+            f"{policy.identity.id} is spread over {len(places)} devices, LoRA replicas need one",
+            hint="Leave --device-map out, or use --kind head.",
+        )
     return corpus_of([(item.prompt, item.response) for item in policy.encode(items)])
 
 
@@ -98,7 +105,7 @@ def train_lora(
 
     start = time.perf_counter()
     members = range(config.replicas) if members is None else members
-    data, identity = pair_data(table), policy.identity
+    data, identity = replica_pairs(table, config.folds_by), policy.identity
     held = halves(data, config)
     corpus = encoded_corpus(policy, data.items)
     evidence = evidence_fingerprint(identity.fingerprint, data, config, members)
@@ -143,7 +150,7 @@ def fill_activations(
     def report(stage: str, done: int, total: int) -> None:
         progress(done, total, None)
 
-    data = pair_data(table)
+    data = replica_pairs(table, config.folds_by)
     halves(data, config)
     corpus = encoded_corpus(policy, data.items)
     activations = Activations(policy.model, first_adapted(policy.model, config), corpus)

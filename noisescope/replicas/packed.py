@@ -55,7 +55,7 @@ class PackedReplicas:
     @cached_property
     def held_out(self) -> NDArray[np.bool_]:
         config, numbers = self.config, slice(self.first, self.first + self.adapters.replicas)
-        return held_out_by(self.data.fold_key, seed=config.seed, replicas=config.replicas)[numbers]
+        return held_out_by(self.data.held_key, seed=config.seed, replicas=config.replicas)[numbers]
 
     @property
     def corpus(self) -> Corpus:

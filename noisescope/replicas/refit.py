@@ -61,6 +61,11 @@ def refitter(run: Run, table: pa.Table) -> Refit:
             f"{run.directory} has {evidence.get('kind')} replicas, which planting would retrain",
             hint="Audit with --kind head, or flip the dataset and score the copy.",
         )
+    if any(one["source"] == "lora" for one in evidence.get("sources", ())):
+        raise RunError(
+            f"{run.directory} has LoRA replicas as evidence, which planting would retrain",
+            hint="Audit without --evidence lora, or flip the dataset and score the copy.",
+        )
     items, chosen, rejected = distinct_items(table)
     features = cached_features(items, cache_directory(run), plan["model_fingerprint"])
     outside = read_outside(run, cache_directory(run), evidence, table, items)

@@ -23,6 +23,8 @@ from noisescope.scoring.sources import SourceReport
 
 #: Name of the audited model among the sources.
 MODEL = "model"
+#: Sources that are the audited model itself: its features, and its replicas.
+INSIDE = (MODEL, "lora")
 #: A comparison needs no ranking: few replicas and a short search do.
 REPLICAS = 2
 STEPS = 10
@@ -91,7 +93,8 @@ def what_each_added(
                 accuracy_added=_accuracy(everything) - _accuracy(rest),
                 nats_added=_nats(everything) - _nats(rest),
                 disagreement=float(differs.mean()) if judged.any() else None,
-                inside=source == MODEL,
+                inside=source in INSIDE,
+                covered=float((alone != 0).mean()),
             )
         )
     return reports

@@ -7,7 +7,8 @@
 
 A source of responses is one or more groups of features, a source of pairs is a group of numbers
 that change sign with the sides. The replicas choose the prior variance of each group by held-out
-likelihood, so a source that predicts no label gets no weight. A new kind is a line in `KINDS`.
+likelihood, so a source that predicts no label gets no weight. A new kind is a line in `MODELS` or
+`NUMBERS`.
 """
 
 from __future__ import annotations
@@ -60,18 +61,18 @@ class Source:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.name}"
+        return f"{self.kind}:{self.name}" if self.name else self.kind
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """Read KIND:NAME. Raises UsageError."""
+        """Read KIND:NAME, or a kind without a name. Raises UsageError."""
         kind, _, name = text.strip().partition(":")
-        if kind not in KINDS or not name.strip():
-            fault = "names nothing" if kind in KINDS else "is of no known kind"
-            raise UsageError(
-                f"--evidence {text}: {fault}",
-                hint=f"One of {', '.join(f'{k}:{about}' for k, about in EXAMPLES.items())}.",
-            )
+        known = EXAMPLES.get(kind)
+        if known is None or bool(name.strip()) != bool(known):
+            fault = "is of no known kind" if known is None else "names nothing"
+            fault = f"takes no name: --evidence {kind}" if known == "" else fault
+            examples = (f"{k}:{about}" if about else k for k, about in EXAMPLES.items())
+            raise UsageError(f"--evidence {text}: {fault}", hint=f"One of {', '.join(examples)}.")
         return cls(kind, name.strip())
 
 
@@ -179,15 +180,22 @@ ONLY: dict[str, tuple[Modality, str]] = {
     "reward": ("text", "image-reward:pickscore"),
     "lm": ("text", "embed:google/siglip-base-patch16-224"),
     "image-reward": ("image", "reward:MODEL"),
+    "adapters": ("text", "lora"),
 }
 #: Sources of pairs: kind -> numbers(name, dataset, policy), column -> [N].
 NUMBERS: dict[str, Callable[[str, PreferenceDataset, Policy], dict[str, Any]]] = {
     "column": _column,
     "file": _file,
 }
-KINDS = (*MODELS, *NUMBERS)
+#: Kinds whose numbers are margins of replicas, which `auditing.replica_sources` makes.
+REPLICAS = ("lora", "adapters")
+#: The audited model's features, which are always evidence.
+HEADS = "heads"
 #: What follows each kind.
 EXAMPLES = {
+    HEADS: "",
+    "lora": "",
+    "adapters": "DIRECTORY",
     "reward": "MODEL",
     "lm": "MODEL",
     "embed": "MODEL",
@@ -206,7 +214,7 @@ def parsed(given: Sequence[str | Source | Table]) -> tuple[Source | Table, ...]:
         raise UsageError(
             f"--evidence {twice[0]} is given more than once", hint="Each source counts once."
         )
-    return found
+    return tuple(source for source in found if source.kind != HEADS)
 
 
 def check_modality(sources: Sequence[Source | Table], modality: Modality) -> None:
@@ -337,12 +345,19 @@ def check_numbers(source: Source | Table, numbers: Mapping[str, NDArray[np.float
             raise DataError(
                 f"--evidence {source}: {name} is never {never}, so it does not judge the labels",
                 hint="A number of a pair is positive where the chosen side is better and negative "
-                "where the rejected one is. One that is never negative is a size (a strength, a "
-                "probability, a rank), or the origin of the labels.",
+                "where the rejected one is. One that is never negative is a size. The strength of "
+                f"a preference tells how hard a pair is: {_as_strength(source)}. For a "
+                "probability p write its log odds, log(p / (1 - p)), to a file.",
             )
         covered = np.isfinite(values) if not covered.size else covered | np.isfinite(values)
     share = float(covered.mean())
     return f"{source} has numbers of {share:.1%} of the pairs" if share < 1 else ""
+
+
+def _as_strength(source: Source | Table) -> str:
+    """What to type for a source that is the strength of the preference."""
+    name = source.name if source.kind == "column" else "NAME, a column of the dataset"
+    return f"--columns strength={name}"
 
 
 def numbers_fingerprint(ids: Sequence[str], numbers: Mapping[str, NDArray[np.float64]]) -> str:

@@ -20,7 +20,8 @@ class SourceReport:
     Accuracies are shares of pairs, `nats` are gains of the mean log likelihood a pair: over a coin
     (`nats_alone`), and over the fit without the source (`nats_added`). `disagreement` is the share
     of pairs on whose better side the source and the others differ; None without others.
-    `inside` is true for the audited model itself.
+    `covered` is the share of pairs that the source judges alone; the others count half in
+    `accuracy_alone`. `inside` is true for the audited model itself, its LoRA replicas included.
     """
 
     source: str
@@ -30,6 +31,13 @@ class SourceReport:
     nats_added: float
     disagreement: float | None
     inside: bool = False
+    covered: float = 1.0
+
+    @property
+    def agreement(self) -> float:
+        """Share of labels that the source agrees with, of those it judges; 0 if it judges none."""
+        unjudged = (1 - self.covered) / 2
+        return (self.accuracy_alone - unjudged) / self.covered if self.covered else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """JSON object of the manifest and the summary."""
@@ -44,11 +52,12 @@ class SourceReport:
 def source_notes(reports: Sequence[SourceReport]) -> list[str]:
     """What a reader must know of the sources: those that look like the origin of the labels."""
     notes = [
-        f"{one.source} agrees with {one.accuracy_alone:.1%} of the labels: it looks like their "
-        "origin. An audit by the labeller is circular: it confirms the labeller's errors. Leave "
-        "it out unless it is independent of the labels."
+        f"{one.source} agrees with {one.agreement:.1%} of the labels"
+        f"{'' if one.covered == 1 else f' that it judges ({one.covered:.1%})'}: it looks like "
+        "their origin. An audit by the labeller is circular: it confirms the labeller's errors. "
+        "Leave it out unless it is independent of the labels."
         for one in reports
-        if not one.inside and one.accuracy_alone >= CIRCULAR
+        if not one.inside and one.agreement >= CIRCULAR
     ]
     useless = [one.source for one in reports if not one.inside and one.nats_added < NOTHING]
     if useless:

@@ -24,13 +24,16 @@ class PairData:
     """N pairs over I distinct (prompt, response) items."""
 
     pair_ids: list[str]
-    fold_key: NDArray[np.uint64]  # [N]
+    fold_key: NDArray[np.uint64]  # [N], of each pair's content
+    held_key: NDArray[np.uint64]  # [N], pairs of equal keys are held out together
     chosen: Int  # [N] item
     rejected: Int  # [N] item
     items: list[Item]
 
 
-def pair_data(table: pa.Table) -> PairData:
-    """Distinct items and pair incidence of a table of pairs."""
+def pair_data(table: pa.Table, held_key: NDArray[np.uint64] | None = None) -> PairData:
+    """Distinct items and pair incidence of a table; by default single pairs are held out."""
     items, chosen, rejected = distinct_items(table)
-    return PairData(table["pair_id"].to_pylist(), fold_keys(table), chosen, rejected, items)
+    keys = fold_keys(table)
+    held = keys if held_key is None else held_key
+    return PairData(table["pair_id"].to_pylist(), keys, held, chosen, rejected, items)
