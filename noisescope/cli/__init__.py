@@ -17,6 +17,7 @@ from noisescope import __version__
 from noisescope.auditing.ranks import AGAIN
 from noisescope.cli import (
     agreement,
+    apply,
     datasets,
     diff,
     doctor,
@@ -96,6 +97,7 @@ app.command("validate")(validate.validate)
 app.command("explain")(explain.explain)
 app.command("report")(report.report)
 app.command("review")(review.review)
+app.command("apply")(apply.apply)
 app.command("gate")(gate.gate)
 app.command("diff")(diff.diff)
 app.command("export")(export.export)

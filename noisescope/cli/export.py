@@ -164,7 +164,8 @@ def _local(
     if format is Format.clean:
         from noisescope.export.clean import export_clean
 
-        counts = export_clean(scores, _opened(scores, source, format), policy, out)
+        opened = open_source_of(scores, source, *_command(scores, format))
+        counts = export_clean(scores, opened, policy, out)
         return {"counts": counts, "policy": _words(scores, policy.or_default())}
     from noisescope.export.review import export_review
 
@@ -186,7 +187,9 @@ def _hub(
     from noisescope.export.hub import check_repo, export_hub, push
 
     name = check_repo(repo_id)
-    opened = _opened(scores, source, Format.hub) if scores.modality == "image" else None
+    opened = None
+    if scores.modality == "image":
+        opened = open_source_of(scores, source, *_command(scores, Format.hub))
     counts = export_hub(scores, out, policy, source=opened, scheme=weight)
     done = {"counts": counts, "policy": _words(scores, policy.or_default()), "repo_id": name}
     if dry_run:
@@ -203,16 +206,25 @@ def _words(scores: RunScores, policy: CleanPolicy) -> str:
     return in_words(policy, read_verdicts(scores.run))
 
 
-def _opened(scores: RunScores, source: str | None, format: Format) -> Source:
-    """Open the source of a run: the given one, else that of the manifest."""
+def _command(scores: RunScores, format: Format) -> tuple[str, str]:
+    """The command that exports this run, for hints, and what to use for a dataset on the Hub."""
+    command = f"export {shlex.quote(str(scores.run.directory))} --format {format}"
+    return command, "--format trl or --format weights"
+
+
+def open_source_of(scores: RunScores, source: str | None, command: str, instead: str) -> Source:
+    """Open the source of a run: the given one, else that of the manifest.
+
+    Hints repeat `command` with --source, or suggest the options `instead` for data on the Hub.
+    """
     from noisescope.datasets import open_source
     from noisescope.storage.workspace import find_workspace
 
     target = source or str(scores.manifest["resolved"])
-    with _naming_source(scores, source, format):
+    with _naming_source(scores, source, command, instead):
         opened = open_source(target, workspace=find_workspace())
     if not source and not opened.files:
-        raise _not_found(scores, format, f"{target}: no such file or directory")
+        raise _not_found(scores, command, instead, f"{target}: no such file or directory")
     print_note(printable(opened.description))
     return opened
 
@@ -225,33 +237,35 @@ def _images(scores: RunScores, source: str | None, format: Format) -> ImageStore
     from noisescope.storage.workspace import find_workspace
 
     target = source or str(scores.manifest["resolved"])
-    with _naming_source(scores, source, format):
+    with _naming_source(scores, source, *_command(scores, format)):
         return load_again(target, scores.manifest, find_workspace()).images
 
 
 @contextmanager
-def _naming_source(scores: RunScores, source: str | None, format: Format) -> Iterator[None]:
+def _naming_source(
+    scores: RunScores, source: str | None, command: str, instead: str
+) -> Iterator[None]:
     """Add --source to the error of a run's dataset that cannot be opened."""
     try:
         yield
     except DataError as error:
         if source:
             raise
-        raise _not_found(scores, format, error.message) from error
+        raise _not_found(scores, command, instead, error.message) from error
 
 
-def _not_found(scores: RunScores, format: Format, trouble: str) -> NoisescopeError:
+def _not_found(scores: RunScores, command: str, instead: str, trouble: str) -> NoisescopeError:
     """The error of a run's dataset that cannot be opened from here, or is on the Hub."""
-    run, resolved = str(scores.run.directory), str(scores.manifest["resolved"])
+    resolved = str(scores.manifest["resolved"])
     if resolved.startswith("hf://"):
         return UsageError(
-            f"{resolved} is on the Hub, and --format {format} needs local files",
-            hint="Use --format trl or --format weights, or give local files with --source PATH.",
+            f"{resolved} is on the Hub, and `noisescope {command}` needs local files",
+            hint=f"Use {instead}, or give local files with --source PATH.",
         )
     return DataError(
-        f"the dataset of {run} cannot be opened from {Path.cwd()}: {trouble}",
-        hint="If it has moved, or the run was made in a different directory: noisescope export "
-        f"{shlex.quote(run)} --format {format} --source PATH",
+        f"the dataset of {scores.run.directory} cannot be opened from {Path.cwd()}: {trouble}",
+        hint="If it has moved, or the run was made in a different directory: noisescope "
+        f"{command} --source PATH",
     )
 
 

@@ -97,7 +97,7 @@ def review(
         raise UsageError(
             "--terminal, --summary and --import exclude each other", hint="Give one of the three."
         )
-    who = _user() if reviewer is None else reviewer
+    who = user_name() if reviewer is None else reviewer
     check_name(who)
     found = find_run_scores(run, runs_dir, force=True).run
     print_note(f"run: {found.directory}")
@@ -117,7 +117,7 @@ def review(
     _finish(found, reviews_of(found), json)
 
 
-def _user() -> str:
+def user_name() -> str:
     """The user's name, as far as the system knows one."""
     try:
         name = getpass.getuser()

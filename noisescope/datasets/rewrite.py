@@ -7,8 +7,9 @@ in the chunk; None drops the row. One path a format, each in constant memory exc
 
 - JSON lines: untouched lines keep their bytes, changed ones are written by `json`;
 - Parquet and Arrow: same schema, metadata, compression and row groups, by pyarrow;
-- CSV and JSON arrays: read and written again by the standard library, so spacing and quoting
-  may change while every value stays.
+- CSV: untouched records keep their bytes, changed ones are written by `csv`;
+- JSON arrays: read and written again by the standard library, so spacing may change while every
+  value stays.
 
 `copy_metadata` completes the copy of a dataset that `datasets.save_to_disk` wrote.
 """
@@ -137,30 +138,48 @@ def _rewrite_csv(source: Path, target: Path, change: Change) -> None:
     """CSV or TSV with a header. Raises DataError for a record that cannot be written again."""
     delimiter = "\t" if source.name.lower().removesuffix(".gz").endswith(".tsv") else ","
     with _opened(source, "rb") as stream, _opened(target, "wb") as out:
-        text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+        text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
         copy = io.TextIOWrapper(
             out, "utf-8", errors="surrogateescape", newline="", write_through=True
         )
-        reader = csv.reader(bounded_lines(text, source), delimiter=delimiter, strict=True)
-        writer = csv.writer(copy, delimiter=delimiter, lineterminator="\n")
+        lines: list[str] = []  # as read since the last record
+        reader = csv.reader(_kept(text, source, lines), delimiter=delimiter, strict=True)
         try:
-            header = next(reader, [])
-            writer.writerow(header)
-            names = [name.strip() for name in header]
-            records = ((number, record) for number, record in enumerate(filter(None, reader)))
-            while chunk := list(islice(records, CHUNK_ROWS)):
-                rows = [(number, *_named(names, record)) for number, record in chunk]
+            names = [name.strip() for name in next(reader, [])]
+            copy.write(_taken(lines))
+            numbered = enumerate((record, _taken(lines)) for record in reader if record)
+            while chunk := list(islice(numbered, CHUNK_ROWS)):
+                rows = [(number, *_named(names, record)) for number, (record, _) in chunk]
                 changes = change(rows)
-                for index, (_, record) in enumerate(chunk):
+                for index, (_, (_, raw)) in enumerate(chunk):
                     new = changes.get(index, {})
-                    if new is not None:
-                        writer.writerow([new[name] for name in names] if new else record)
+                    if new:
+                        end = raw[len(raw.rstrip("\r\n")) :]
+                        writer = csv.writer(copy, delimiter=delimiter, lineterminator=end)
+                        writer.writerow([new[name] for name in names])
+                    elif new is not None:
+                        copy.write(raw)
+            copy.write(_taken(lines))
         except csv.Error as error:
             raise DataError(
                 f"{source}: line {reader.line_num:,} is not valid CSV ({error})",
                 hint="Correct or remove that line, then run the same command again.",
             ) from error
         copy.detach()
+
+
+def _kept(text: IO[str], source: Path, lines: list[str]) -> Iterator[str]:
+    """Lines for a CSV reader, each kept in `lines` as it is; a byte order mark is not passed on."""
+    for number, line in enumerate(bounded_lines(text, source)):
+        lines.append(line)
+        yield line if number else line.removeprefix("\ufeff")
+
+
+def _taken(lines: list[str]) -> str:
+    """The kept lines, which are then forgotten."""
+    raw = "".join(lines)
+    lines.clear()
+    return raw
 
 
 def _named(names: Sequence[str], record: list[str]) -> tuple[dict[str, Any] | None, str]:

@@ -167,6 +167,11 @@ def _rows(where: str, values: Mapping[str, Any]) -> Iterator[Row]:
             who = users[at] if at < len(users) else None
             shown = {"pair_id": values.get("id"), **values}
             yield from _row(where, {**shown, "better": value, "reviewer": who})
+    elif "decision" in values and "dataset" in values:
+        raise DataError(
+            f"{where}: decisions of a report page, which shows the labels",
+            hint="Use noisescope apply FILE: it keeps them apart from blind answers.",
+        )
     else:
         yield from _row(where, values)
 

@@ -57,6 +57,7 @@ class Cleaner:
     words: str
     actions: Actions
     planted: Reversed | None = None
+    format: str = "clean"
 
     def fill(self, folder: Path, data: Path) -> None:
         """Write the changed files to `data`, and `decisions.parquet` to `folder`."""
@@ -66,7 +67,7 @@ class Cleaner:
             name = file.relative_to(self.root).as_posix() if inside else file.name
             (data / name).parent.mkdir(parents=True, exist_ok=True)
             self._copy(file, data / name, changes.get(name, {}))
-        change = ("clean", self.words)
+        change = (self.format, self.words)
         copy_metadata(self.source.files, self.root, data, change, drop=SIZES)
 
     def _copy(self, file: Path, target: Path, changes: Mapping[int, int]) -> None:
@@ -97,18 +98,28 @@ class Cleaner:
     def facts(self) -> dict[str, Any]:
         """What was done, for marks and cards."""
         counts = count(self.actions)
-        return facts_of(self.scores, "clean", policy=self.words, counts=counts)
+        return facts_of(self.scores, self.format, policy=self.words, counts=counts)
 
 
 def plan_cleaning(scores: RunScores, source: Source, policy: CleanPolicy) -> Cleaner:
     """Decide about every pair of `source`. Raises as `export_clean` does."""
-    if not source.files or source.root is None:
-        raise UsageError(
-            f"{source.resolved} is on the Hub, and --format clean copies local files",
-            hint="Use --format trl, which needs no files.",
-        )
     policy = policy.or_default()
     actions, words = decide(scores, policy)
+    if _adapter(scores).cannot_flip and not policy.flips:  # found wrong by reviewers: dropped
+        actions[actions == FLIP] = DROP
+        words = words.replace("found wrong were flipped", "found wrong were dropped")
+    return plan_copy(scores, source, actions, words)
+
+
+def plan_copy(
+    scores: RunScores, source: Source, actions: Actions, words: str, format: str = "clean"
+) -> Cleaner:
+    """Check that `source` is what was judged and can be written with `actions` [N] applied."""
+    if not source.files or source.root is None:
+        raise UsageError(
+            f"{source.resolved} is on the Hub, and a corrected copy is made of local files",
+            hint="Use --format trl, which needs no files.",
+        )
     adapter = _adapter(scores)
     if adapter.shape == "rows":
         raise UsageError(
@@ -116,9 +127,6 @@ def plan_cleaning(scores: RunScores, source: Source, policy: CleanPolicy) -> Cle
             "of several rows",
             hint="Use --format trl or --format weights, which write the pairs.",
         )
-    if adapter.cannot_flip and not policy.flips:  # what reviewers found wrong is dropped instead
-        actions[actions == FLIP] = DROP
-        words = words.replace("found wrong were flipped", "found wrong were dropped")
     if (actions == FLIP).any() and (reason := adapter.cannot_flip):
         raise UsageError(
             f"{source.resolved}: {adapter.name} cannot be written back flipped: {reason}",
@@ -129,7 +137,7 @@ def plan_cleaning(scores: RunScores, source: Source, policy: CleanPolicy) -> Cle
     if adapter.shape == "sides":
         adapter = replace(adapter, copies=(*adapter.copies, *copies_of_chosen(source, adapter)))
         planted = read_reversed(source.root)
-    return Cleaner(scores, source, source.root, adapter, words, actions, planted)
+    return Cleaner(scores, source, source.root, adapter, words, actions, planted, format)
 
 
 def export_clean(

@@ -26,6 +26,7 @@ Actions = NDArray[np.int8]
 KEEP, DROP, FLIP = 0, 1, 2
 #: Names of the actions, by number.
 ACTIONS = ("keep", "drop", "flip")
+_VERDICTS = {"right": KEEP, "wrong": FLIP, "drop": DROP}
 #: Default rule: drop a label that is more likely wrong than right.
 DROP_ABOVE = 0.5
 
@@ -86,8 +87,8 @@ class CleanPolicy:
         """Return the action [N] of each pair, from `p_wrong` and `rank` [N] (1 is the worst).
 
         `judged` are reviewers' verdicts by position, which come first: a label found wrong is
-        flipped, one found right is kept. Raises UsageError if more than `most` would change and
-        `force` is not set.
+        flipped, one found right is kept, a pair to drop is dropped. Raises UsageError if more than
+        `most` would change and `force` is not set.
         """
         p_wrong, rank = columns["p_wrong"], columns["rank"]
         actions = np.full(len(p_wrong), KEEP, np.int8)
@@ -95,10 +96,11 @@ class CleanPolicy:
         actions[_chosen(p_wrong, rank, self.flip_above, self.flip_top)] = FLIP
         for place, verdict in judged.items():
             if verdict != "undecided":
-                actions[place] = FLIP if verdict == "wrong" else KEEP
+                actions[place] = _VERDICTS[verdict]
         share = float((actions != KEEP).mean()) if len(actions) else 0.0
         if share > self.most and not self.force:
-            raise self._too_much(share, len(actions), list(judged.values()).count("wrong"))
+            verdicts = list(judged.values())
+            raise self._too_much(share, len(actions), sum(map(verdicts.count, ("wrong", "drop"))))
         return actions
 
     def _too_much(self, share: float, pairs: int, reviewed: int) -> UsageError:
@@ -142,11 +144,11 @@ def decide(scores: RunScores, policy: CleanPolicy) -> tuple[Actions, str]:
 
 def in_words(policy: CleanPolicy, judged: Mapping[int, str]) -> str:
     """What `decide` does, for cards, manifests and the terminal."""
-    verdicts = list(judged.values())
-    wrong, right = verdicts.count("wrong"), verdicts.count("right")
-    if not wrong + right:
+    wrong, right, drop = map(list(judged.values()).count, ("wrong", "right", "drop"))
+    if not wrong + right + drop:
         return policy.describe()
     people = f"{wrong:,} labels that reviewers found wrong were flipped, {right:,} right ones kept"
+    people += f", {drop:,} pairs dropped" if drop else ""
     return f"{people}; otherwise {policy.describe()}"
 
 

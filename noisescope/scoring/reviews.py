@@ -5,15 +5,17 @@
     people.p_wrong                                 # [N] recalibrated, judged pairs by Bayes' rule
 
 Judged pairs that nobody drew at random (`--for fix`, imports) represent themselves alone; the
-sample's represent the rest of their strata. Which design a sample had is in the log, so estimates
-hold for every run of the same pairs, whatever its scores, labels or order of rows.
+sample's represent the rest of their strata. Decisions made with the label in view, about pairs
+that somebody picked (`noisescope apply`), enter no estimate: they only correct labels. Which
+design a sample had is in the log, so estimates hold for every run of the same pairs, whatever its
+scores, labels or order of rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, final
 
@@ -41,6 +43,7 @@ from noisescope.scoring.review_estimate import (
 )
 from noisescope.scoring.scores import require_scores
 from noisescope.storage.reviews import (
+    DROP,
     Answer,
     Draw,
     Log,
@@ -147,16 +150,23 @@ class Judged:
 
     def counts(self) -> tuple[int, int, int]:
         """How many reviewers found the label wrong, right, and how many called it a tie."""
-        better = [answer.better for answer in self.answers if answer.answer != "skip"]
+        better = [one.better for one in self.answers if one.answer not in ("skip", DROP)]
         wrong = sum(side is not None and side != self.chosen for side in better)
         ties = sum(side is None for side in better)
         return wrong, len(better) - wrong - ties, ties
 
     @property
     def verdict(self) -> str:
-        """wrong or right as most reviewers have it; undecided for ties, draws and skipped pairs."""
+        """wrong, right or drop as most reviewers have it; undecided for ties, draws and skipped
+        pairs.
+        """
         wrong, right, _ = self.counts()
-        return "undecided" if wrong == right else "wrong" if wrong > right else "right"
+        dropped = sum(answer.answer == DROP for answer in self.answers)
+        if dropped > max(wrong, right):
+            return DROP
+        if wrong == right or dropped == max(wrong, right):
+            return "undecided"
+        return "wrong" if wrong > right else "right"
 
 
 def read_judged(run: Run, log: Log, population: Population) -> list[Judged]:
@@ -360,11 +370,16 @@ def read_run_reviews(
 
 
 def read_verdicts(run: Run) -> dict[int, str]:
-    """wrong, right or undecided by the place of each judged pair in `Population.keys`."""
+    """wrong, right, drop or undecided by the place in `Population.keys` of each pair that somebody
+    judged or decided about.
+    """
     if not has_reviews(run):
         return {}
-    judged = read_judged(run, read_reviews(run), read_population(run))
-    return {one.place: one.verdict for one in judged if sum(one.counts())}
+    log = read_reviews(run)
+    judged = read_judged(run, replace(log, answers=log.latest), read_population(run))
+    return {
+        one.place: one.verdict for one in judged if any(a.answer != "skip" for a in one.answers)
+    }
 
 
 def join(judged: Sequence[Judged], log: Log, population: Population, p: Float) -> RunReviews:

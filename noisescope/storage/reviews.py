@@ -6,10 +6,12 @@
 Three kinds of line:
 
     draw     which pairs are to be judged and why: an id, `purpose` estimate (a stratified sample:
-             seed, and the cell of every pair) or fix (a list of pairs, most suspicious first), and
+             seed, and the cell of every pair), fix (a list of pairs, most suspicious first),
+             import, or decide (pairs that somebody chose with their labels in view), and
              `population`, a digest of all pairs it was drawn from
-    answer   pair_id, content_id, reviewer, answer (first, second, tie, skip), `sides`: the content
-             keys of the two sides in the order shown, the draw, the stratum and its size, time
+    answer   pair_id, content_id, reviewer, answer (first, second, tie, skip; with the label in
+             view also drop), `sides`: the content keys of the two sides in the order shown, the
+             draw, the stratum and its size, time, a note
     undo     takes back the answer that it names
 
 An answer names the better side by content, never by label: it holds for the same pair in any run,
@@ -45,7 +47,11 @@ FILE = "reviews.jsonl"
 LOCKS = "reviewing"
 Choice = Literal["first", "second", "tie", "skip"]
 CHOICES: tuple[Choice, ...] = ("first", "second", "tie", "skip")
-PURPOSES = ("estimate", "fix", "import")
+#: The purpose of answers that were given with the label in view, about pairs their reviewer chose.
+DECIDE = "decide"
+PURPOSES = ("estimate", "fix", "import", DECIDE)
+#: Answer of such a reviewer who wants the pair out of the dataset; it names no better side.
+DROP: Literal["drop"] = "drop"
 #: Longest name of a reviewer.
 LONGEST_NAME = 100
 #: Most pairs that a draw's cells may describe: bounds what a damaged line can make of memory.
@@ -122,31 +128,33 @@ class Answer:
     pair_id: str
     content_id: str
     reviewer: str
-    answer: Choice
+    answer: Choice | Literal["drop"]
     sides: tuple[str, str]
     draw: str
     stratum: int | None = None
     stratum_pairs: int | None = None
     id: str = field(default_factory=new_id)
     time: str = field(default_factory=now)
+    note: str = ""
 
     @property
     def better(self) -> str | None:
-        """Content key of the better side; None for a tie or a skipped pair."""
-        if self.answer in ("tie", "skip"):
+        """Content key of the better side; None for a tie and for a skipped or dropped pair."""
+        if self.answer in ("tie", "skip", DROP):
             return None
         return self.sides[0 if self.answer == "first" else 1]
 
     def to_json(self) -> dict[str, Any]:
         """The line of this answer."""
-        return {"kind": "answer", **vars(self), "sides": list(self.sides)}
+        stated = {"kind": "answer", **vars(self), "sides": list(self.sides)}
+        return {name: value for name, value in stated.items() if name != "note" or value}
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Answer:
         """The answer of a line. Raises ValueError, TypeError or KeyError if it is none."""
         first, second = line["sides"]
         choice = line["answer"]
-        if choice not in CHOICES:
+        if choice not in (*CHOICES, DROP):
             raise ValueError(f"unknown answer {choice!r}")
         stratum, size = line.get("stratum"), line.get("stratum_pairs")
         return cls(
@@ -160,6 +168,7 @@ class Answer:
             stratum_pairs=None if size is None else int(size),
             id=_text(line["id"]),
             time=_text(line["time"]),
+            note=_text(line.get("note", "")),
         )
 
 
@@ -174,15 +183,24 @@ def _text(value: Any) -> str:
 class Log:
     """Draws by id, and the answers that count in the order of their times: of each reviewer and
     content the latest that was not taken back.
+
+    `decisions` are those given with the label in view, about pairs that their reviewer chose: they
+    correct labels, and nothing is estimated from them.
     """
 
     draws: dict[str, Draw] = field(default_factory=dict)
     answers: tuple[Answer, ...] = ()
+    decisions: tuple[Answer, ...] = ()
 
     @property
     def reviewers(self) -> list[str]:
         """Names of those who answered."""
-        return sorted({answer.reviewer for answer in self.answers})
+        return sorted({answer.reviewer for answer in (*self.answers, *self.decisions)})
+
+    @property
+    def latest(self) -> tuple[Answer, ...]:
+        """The latest answer or decision of each reviewer and content, in the order of times."""
+        return _latest((*self.answers, *self.decisions))
 
 
 def read_log(paths: Iterable[Path]) -> Log:
@@ -207,11 +225,20 @@ def read_log(paths: Iterable[Path]) -> Log:
                     raise ValueError(f"unknown kind {kind!r}")
             except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
                 raise _damaged(path, number, f"{type(error).__name__} {error}") from error
-    latest: dict[tuple[str, str], Answer] = {}
-    for answer in sorted(answers.values(), key=lambda one: (one.time, one.id)):
-        if answer.id not in undone:
-            latest[answer.reviewer, answer.content_id] = answer
-    return Log(draws, tuple(sorted(latest.values(), key=lambda one: (one.time, one.id))))
+    kept = [answer for answer in answers.values() if answer.id not in undone]
+    shown = {draw.id for draw in draws.values() if draw.purpose == DECIDE}
+    blind = _latest(answer for answer in kept if answer.draw not in shown)
+    return Log(draws, blind, _latest(answer for answer in kept if answer.draw in shown))
+
+
+def _latest(answers: Iterable[Answer]) -> tuple[Answer, ...]:
+    """The latest of each reviewer and content, in the order of their times."""
+
+    def when(answer: Answer) -> tuple[str, str]:
+        return answer.time, answer.id
+
+    latest = {(one.reviewer, one.content_id): one for one in sorted(answers, key=when)}
+    return tuple(sorted(latest.values(), key=when))
 
 
 def read_reviews(run: Run) -> Log:
@@ -233,14 +260,15 @@ COLUMNS = (
     "stratum",
     "weight",
     "time",
+    "note",
 )
 
 
 def reviews_table(run: Run) -> pa.Table | None:
     """The judgements of a run's pairs, a row an answer and pair; None if there are none.
 
-    `answer` is chosen or rejected, tie or skip; `wrong` whether the label is (null for tie and
-    skip); `weight` how many pairs of its stratum a sampled pair represents, null for listed ones.
+    `answer` is chosen or rejected, tie, skip or drop; `wrong` whether the label is (null for the
+    last three); `weight` how many pairs of its stratum a sampled pair represents, null for others.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -248,7 +276,7 @@ def reviews_table(run: Run) -> pa.Table | None:
     log = read_reviews(run) if has_reviews(run) else Log()
     by_content: dict[str, list[Answer]] = {}
     sampled: dict[tuple[str, int | None], set[str]] = {}
-    for answer in log.answers:
+    for answer in (*log.answers, *log.decisions):
         by_content.setdefault(answer.content_id, []).append(answer)
         if answer.answer != "skip":
             sampled.setdefault((answer.draw, answer.stratum), set()).add(answer.pair_id)
@@ -266,8 +294,8 @@ def reviews_table(run: Run) -> pa.Table | None:
                     if set(answer.sides) == {chosen, rejected}:
                         size = len(sampled.get((answer.draw, answer.stratum), ()))
                         rows.append(_table_row(pair, chosen, answer, log, size))
-    types = (pa.string(),) * 4 + (pa.bool_(), pa.string(), pa.int64(), pa.float64(), pa.string())
-    schema = pa.schema(list(zip(COLUMNS, types, strict=True)))
+    other = {"wrong": pa.bool_(), "stratum": pa.int64(), "weight": pa.float64()}
+    schema = pa.schema([(name, other.get(name, pa.string())) for name in COLUMNS])
     return pa.Table.from_pylist(rows, schema=schema) if rows else None
 
 
@@ -289,6 +317,7 @@ def _table_row(
         "stratum": answer.stratum,
         "weight": weight,
         "time": answer.time,
+        "note": answer.note or None,
     }
 
 
