@@ -1,18 +1,8 @@
-"""Plant label noise of eight kinds in labels that are right.
+"""Plant label noise in labels that are right, by the kinds of `noisescope.datasets.flip.kinds`.
 
-    clean = simulated(2000, seed=0)
-    planted = plant(clean, "response", 0.2, seed=0)
-    planted.chosen, planted.rejected, planted.wrong
-
-| kind       | wrong are                                                                |
-|------------|--------------------------------------------------------------------------|
-| uniform    | any labels                                                               |
-| careless   | half of the labels of some annotators                                    |
-| contrarian | all labels of some annotators                                            |
-| response   | labels from scores, some of which belong to another response             |
-| prompt     | all labels of some prompts                                               |
-| hard, easy | labels of close pairs (of clear ones), twice the rate times a mid-rank   |
-| position   | judgements that take the side shown first, where that is the worse one   |
+clean = simulated(2000, seed=0)
+planted = plant(clean, "response", 0.2, seed=0)
+planted.chosen, planted.rejected, planted.wrong
 """
 
 from __future__ import annotations
@@ -24,17 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import lsqr
-from scipy.stats import rankdata
 
+from noisescope.datasets.flip.plan import FlipPlan, chance_of, decide
+from noisescope.pairs import uniform
 from noisescope.scoring.pair_facts import PairFacts
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+U64 = NDArray[np.uint64]
 
 KINDS = (
     "uniform",
-    "careless",
+    "annotator",
     "contrarian",
     "response",
     "prompt",
@@ -42,6 +34,21 @@ KINDS = (
     "easy",
     "position",
 )
+#: Salt of the order in which sides are shown.
+_SHOWN = 21
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What kinds of noise depend on, of N pairs: see `noisescope.datasets.flip.kinds.Labelled`."""
+
+    keys: U64
+    annotators: U64
+    prompts: U64
+    sides: U64
+    gaps: Float
+    longer: Bool
+    second: NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,25 @@ class Labels:
     first: Int | None = None
 
     @property
-    def keys(self) -> NDArray[np.uint64]:
+    def keys(self) -> U64:
         """A key of each pair, [N]: its two rows, whichever is chosen."""
         low, high = np.minimum(self.chosen, self.rejected), np.maximum(self.chosen, self.rejected)
         return (low * (len(self.score) + 1) + high).astype(np.uint64)
+
+    @property
+    def traits(self) -> Traits:
+        """What kinds of noise depend on."""
+        gaps = np.abs(self.score[self.chosen] - self.score[self.rejected])
+        order = np.full(len(gaps), -1) if self.first is None else 1 - self.first
+        return Traits(
+            keys=np.arange(1, len(gaps) + 1).astype(np.uint64),
+            annotators=(self.annotators + 1).astype(np.uint64),
+            prompts=(self.prompts + 1).astype(np.uint64),
+            sides=np.stack([self.chosen, self.rejected], axis=1).astype(np.uint64),
+            gaps=gaps,
+            longer=np.zeros(len(gaps), bool),
+            second=order.astype(np.int8),
+        )
 
     @property
     def facts(self) -> PairFacts:
@@ -81,8 +103,10 @@ class Labels:
 
 def reversed_labels(labels: Labels, wrong: Bool) -> Labels:
     """The labels in `wrong` [N] reversed and marked."""
+    first = None if labels.first is None else np.where(wrong, 1 - labels.first, labels.first)
     return replace(
         labels,
+        first=first,
         chosen=np.where(wrong, labels.rejected, labels.chosen),
         rejected=np.where(wrong, labels.chosen, labels.rejected),
         wrong=wrong,
@@ -105,52 +129,16 @@ def abilities(chosen: Int, rejected: Int, margins: Float, responses: int) -> Flo
 
 def plant(clean: Labels, kind: str, rate: float, seed: int) -> Labels:
     """Reverse about a share `rate` of clean labels in the way of `kind`."""
-    rng = np.random.default_rng([seed, KINDS.index(kind), round(1000 * rate)])
-    n = len(clean.chosen)
-    if rate == 0:
-        return reversed_labels(clean, np.zeros(n, bool))
-    if kind == "uniform":
-        return reversed_labels(clean, rng.random(n) < rate)
-    if kind == "careless":
-        bad = rng.random(int(clean.annotators.max()) + 1) < 2 * rate
-        return reversed_labels(clean, bad[clean.annotators] & (rng.random(n) < 0.5))
-    if kind == "contrarian":
-        bad = rng.random(int(clean.annotators.max()) + 1) < rate
-        return reversed_labels(clean, bad[clean.annotators])
-    if kind == "response":
-        return reversed_labels(clean, _rescored(clean, rate, rng))
-    if kind == "prompt":
-        names, codes = np.unique(clean.prompts, return_inverse=True)
-        bad = np.isin(
-            np.arange(len(names)), rng.permutation(len(names))[: round(rate * len(names))]
-        )
-        return reversed_labels(clean, bad[codes])
-    if kind in ("hard", "easy"):
-        gap = np.abs(clean.score[clean.chosen] - clean.score[clean.rejected])
-        rank = (rankdata(gap) - 0.5) / n
-        return reversed_labels(
-            clean, rng.random(n) < 2 * rate * (1 - rank if kind == "hard" else rank)
-        )
-    better_first, lazy = rng.random(n) < 0.5, rng.random(n) < 2 * rate
-    noisy = reversed_labels(clean, lazy & ~better_first)
-    return replace(noisy, first=(better_first | lazy).astype(np.int64))
+    if kind == "position":
+        clean = shown(clean, seed)
+    plan, traits = FlipPlan(rate, kind, seed), clean.traits
+    return reversed_labels(clean, decide(traits, plan, chance_of(plan, lambda: iter([traits]))))
 
 
-def _rescored(clean: Labels, rate: float, rng: np.random.Generator) -> Bool:
-    """Labels against exchanged scores of as many responses as it takes for a share `rate`."""
-    order, other = rng.permutation(len(clean.score)), rng.permutation(clean.score)
-    low, high = 0.0, 1.0
-    wrong = np.zeros(len(clean.chosen), bool)
-    for _ in range(20):
-        share = (low + high) / 2
-        some = order[: int(share * len(order))]
-        score, touched = clean.score.copy(), np.zeros(len(order), bool)
-        score[some], touched[some] = other[some], True
-        wrong = (touched[clean.chosen] | touched[clean.rejected]) & (
-            score[clean.chosen] < score[clean.rejected]
-        )
-        low, high = (share, high) if wrong.mean() < rate else (low, share)
-    return wrong
+def shown(labels: Labels, seed: int) -> Labels:
+    """The labels with an order of sides, drawn."""
+    first = uniform(labels.traits.keys, seed, _SHOWN) < 0.5
+    return replace(labels, first=first.astype(np.int64))
 
 
 def simulated(pairs: int, seed: int, *, width: int = 16, annotators: int = 40) -> Labels:

@@ -106,7 +106,7 @@ def digest(*parts: str) -> str:
     """20 hex digits (80 bits) of SHA-256 over length-prefixed UTF-8 parts."""
     framed = []
     for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
+        data = _encoded(part)
         framed += [_size(data), data]
     return hashlib.sha256(b"".join(framed)).hexdigest()[:20]
 
@@ -354,8 +354,13 @@ def keys_of(names: Sequence[str]) -> U64:
     import numpy as np
 
     blake = hashlib.blake2b
-    digests = [blake(name.encode(), digest_size=8).digest() for name in names]
+    digests = [blake(_encoded(name), digest_size=8).digest() for name in names]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8 of a text, which may hold lone surrogates."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def uniform(keys: U64, *salt: int) -> Float:

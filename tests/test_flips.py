@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from noisescope.datasets.readers import read_file
 from noisescope.datasets.rewrite import rewrite
 from noisescope.errors import DataError, NoisescopeError, RunError, UsageError
 from noisescope.pairs import Pair, content_id, digest
+from noisescope.scoring.triads import count_triads
 
 
 def rows(count: int = 200) -> list[dict[str, Any]]:
@@ -143,63 +145,180 @@ def test_exactly_the_told_pairs_are_turned_round(tmp_path: Path, name: str) -> N
     assert all(a["prompt"] == b["prompt"] for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["uniform", "annotator", "long"])
+def ordered_rows(count: int = 200) -> list[dict[str, Any]]:
+    """Rows with scores, or with an order of sides (for kind position), of 40 prompts."""
+    return [
+        {
+            "prompt": f"question {i % 40}",
+            "chosen": f"first {i}" + "x" * (i % 7),
+            "rejected": f"second {i}" + "y" * (i % 5 * 8),
+            "score_chosen": 5.0 + i % 11,
+            "score_rejected": 4.0 - i % 3,
+            "annotator": f"a{i % 9}",
+        }
+        for i in range(count)
+    ]
+
+
+def shown_rows() -> list[dict[str, Any]]:
+    """Rows that state which of two sides is better."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "response_a": row["chosen"],
+            "response_b": row["rejected"],
+            "winner": "a" if at % 3 else "b",
+        }
+        for at, row in enumerate(ordered_rows())
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_can_be_taken_back(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "data.jsonl"
-    write_jsonl(source, rows())
+    items = shown_rows() if kind == "position" else ordered_rows()
+    source.write_text("".join(json.dumps(item) + "\n" for item in items))
     plan = FlipPlan(0.1, kind, 3)
     done = plant(open_source(source), plan, tmp_path / "once")
     assert done.flipped > 0
+    assert (tmp_path / "once" / "data.jsonl").read_bytes() != source.read_bytes()
     plant(open_source(tmp_path / "once"), plan, tmp_path / "twice")
     assert (tmp_path / "twice" / "data.jsonl").read_bytes() == source.read_bytes()
 
 
+@cache
 def parsed(count: int) -> Parsed:
+    """Pairs of 500 prompts of four responses each, 400 annotators and a known order of sides."""
     rng = np.random.default_rng(1)
-    lengths = rng.integers(1, 50, (2, count))
-    pairs = [
-        Pair("", "c" * lengths[0, i], "r" * lengths[1, i], annotator=f"w{i % 400}")
-        for i in range(count)
+    lengths = rng.integers(1, 50, (500, 4))
+    score = rng.normal(size=(500, 4)).round(3)
+    pairs, rows = [], []
+    for i in range(count):
+        prompt = int(rng.integers(500))
+        one, other = sorted(rng.permutation(4)[:2], key=lambda j: -score[prompt, j])
+        chosen, rejected = (f"{side} " + "w" * int(lengths[prompt, side]) for side in (one, other))
+        first = [True, False, None][i % 3]
+        pairs.append(Pair(f"q{prompt}", chosen, rejected, annotator=f"w{i % 400}", first=first))
+        rows.append({"gap": score[prompt, one] - score[prompt, other]})
+    ids = [f"id-{i}" for i in range(count)]
+    return Parsed(pairs, ids, rows, lambda chunk: np.array([row["gap"] for row in chunk.rows]))
+
+
+def flips_of(chunk: Parsed, plan: FlipPlan) -> np.ndarray:
+    """The flips of a plan, with the pairs read in two pieces as in one."""
+    half = len(chunk.ids) // 2
+    pieces = [
+        Parsed(chunk.pairs[part], chunk.ids[part], chunk.rows[part], chunk.measure)
+        for part in (slice(half), slice(half, None))
     ]
-    return Parsed(
-        pairs, [f"id-{i}" for i in range(count)], [{"gap": i % 100} for i in range(count)]
-    )
+    chance = chance_of(plan, lambda: iter(pieces))
+    found = np.concatenate([decide(piece, plan, chance) for piece in pieces])
+    assert (found == decide(chunk, plan, chance_of(plan, lambda: iter([chunk])))).all()
+    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3])
 def test_the_chance_is_the_rate_on_average(kind: str, rate: float) -> None:
-    chunk = parsed(20_000)
+    chunk = parsed(6_000)
     plan = FlipPlan(rate, kind)
-    gaps = np.array([row["gap"] for row in chunk.rows], np.float64)
-    chance = chance_of(plan, lambda: iter([chunk]), lambda chunk: gaps)
-    wanted = chance(chunk)
+    wanted = chance_of(plan, lambda: iter([chunk]))(chunk)
     assert wanted.min() >= 0
     assert wanted.max() <= 1
-    assert wanted.mean() == pytest.approx(rate, abs=0.04 if kind == "annotator" else 1e-9)
-    assert decide(chunk, plan, chance).mean() == pytest.approx(rate, abs=0.045)
+    whole = kind in ("annotator", "contrarian", "prompt", "response")
+    assert wanted.mean() == pytest.approx(rate, abs=0.003 if whole else 1e-9)
+    assert flips_of(chunk, plan).mean() == pytest.approx(rate, abs=0.02)
 
 
-def test_hard_flips_prefer_close_pairs_and_long_ones_the_longer_side() -> None:
-    chunk = parsed(20_000)
-    gaps = np.array([row["gap"] for row in chunk.rows], np.float64)
-    hard = chance_of(FlipPlan(0.2, "hard"), lambda: iter([chunk]), lambda chunk: gaps)(chunk)
-    assert hard[gaps == 0].mean() > 0.39
-    assert hard[gaps == 99].mean() < 0.01
-    long = FlipPlan(0.2, "long")
-    flipped = decide(chunk, long, chance_of(long, lambda: iter([chunk])))
+def test_flips_of_close_and_clear_pairs_follow_the_gap() -> None:
+    chunk = parsed(6_000)
+    rank = np.argsort(np.argsort(chunk.gaps)) / len(chunk.ids)
+    for kind, close, clear in (("hard", 0.39, 0.01), ("easy", 0.01, 0.39)):
+        chance = chance_of(FlipPlan(0.2, kind), lambda: iter([chunk]))(chunk)
+        assert chance[rank < 0.01].mean() == pytest.approx(close, abs=0.01)
+        assert chance[rank > 0.99].mean() == pytest.approx(clear, abs=0.01)
+
+
+def test_flips_by_length_and_position_favour_that_side() -> None:
+    chunk = parsed(6_000)
     longer = np.array([len(pair.rejected) > len(pair.chosen) for pair in chunk.pairs])
-    assert longer[flipped].all()
+    assert longer[flips_of(chunk, FlipPlan(0.2, "long"))].all()
+    second = np.array([pair.first is False for pair in chunk.pairs])
+    assert second[flips_of(chunk, FlipPlan(0.2, "position"))].all()
+    with pytest.raises(UsageError, match="prefer the side shown second"):
+        flips_of(chunk, FlipPlan(0.4, "position"))
 
 
-def test_annotator_flips_strike_few_annotators() -> None:
-    chunk = parsed(20_000)
-    plan = FlipPlan(0.1, "annotator")
-    flipped = decide(chunk, plan, chance_of(plan, lambda: iter([chunk])))
-    names = np.array([pair.annotator for pair in chunk.pairs])
-    rates = np.array([flipped[names == name].mean() for name in np.unique(names)])
-    assert (rates == 0).mean() > 0.7
-    assert rates[rates > 0].mean() == pytest.approx(0.5, abs=0.05)
+@pytest.mark.parametrize(
+    ("kind", "flipped", "share"),
+    [("annotator", 0.5, 0.2), ("contrarian", 1.0, 0.1), ("prompt", 1.0, 0.1)],
+)
+def test_flips_by_group_strike_few_of_them(kind: str, flipped: float, share: float) -> None:
+    chunk = parsed(6_000)
+    names = np.array([p.prompt if kind == "prompt" else p.annotator for p in chunk.pairs])
+    found = flips_of(chunk, FlipPlan(0.1, kind))
+    rates = np.array([found[names == name].mean() for name in np.unique(names)])
+    assert (rates == 0).mean() == pytest.approx(1 - share, abs=0.02)
+    assert rates[rates > 0].mean() == pytest.approx(flipped, abs=0.03)
+    other = flips_of(chunk, FlipPlan(0.1, kind, seed=1))
+    assert np.corrcoef(found, other)[0, 1] < 0.2
+
+
+def test_errors_of_scores_are_those_of_a_response_in_all_its_pairs() -> None:
+    chunk = parsed(6_000)
+    cyclic = {}
+    for kind in ("response", "uniform"):
+        found = flips_of(chunk, FlipPlan(0.2, kind))
+        sides = np.unique(chunk.sides, return_inverse=True)[1].reshape(-1, 2)
+        sides[found] = sides[found, ::-1]
+        cyclic[kind] = count_triads(*sides.T).cyclic
+        repeats = {tuple(pair) for pair in sides} & {tuple(pair[::-1]) for pair in sides}
+        assert bool(repeats) == (kind == "uniform")  # no pair of responses is labelled both ways
+    assert cyclic["response"] == 0
+    assert cyclic["uniform"] > 50
+
+
+def test_flips_that_a_dataset_cannot_have_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "data.jsonl"
+    source.write_text("".join(json.dumps(item) + "\n" for item in rows(40)))
+    for kind, words in (("easy", "no scores"), ("response", "no scores"), ("position", "order")):
+        with pytest.raises(UsageError, match=words):
+            plant(open_source(source), FlipPlan(0.2, kind), tmp_path / kind)
+    anonymous = [{k: v for k, v in row.items() if k != "annotator"} for row in rows(40)]
+    source.write_text("".join(json.dumps(item | {"prompt": "one"}) + "\n" for item in anonymous))
+    for kind, words in (("contrarian", "annotator=COLUMN"), ("prompt", "no nearer to 20.0%")):
+        with pytest.raises(UsageError, match=words):
+            plant(open_source(source), FlipPlan(0.2, kind), tmp_path / kind)
+    assert not list(tmp_path.glob("*/data.jsonl"))
+    ranked = [
+        {"prompt": f"q{i}", "responses": [f"{j} {i}" for j in "abc"], "ranks": [1, 2, 3]}
+        for i in range(20)
+    ]
+    source.write_text("".join(json.dumps(item) + "\n" for item in ranked))
+    with pytest.raises(UsageError, match="has several"):
+        plant(open_source(source), FlipPlan(0.2, "response"), tmp_path / "out")
+    plant(open_source(source), FlipPlan(0.2, "prompt"), tmp_path / "ranked")
+    with pytest.raises(UsageError, match="these pairs are images"):
+        FlipPlan(0.2, "long").check("image")
+
+
+def test_benchmarks_plant_by_the_same_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent)
+    from benchmarks.planted_noise import KINDS as PLANTED
+    from benchmarks.planted_noise import plant as plant_noise
+    from benchmarks.planted_noise import simulated
+
+    clean = simulated(2000, 0)
+    for kind in PLANTED:
+        noisy = plant_noise(clean, kind, 0.2, 0)
+        assert noisy.wrong.mean() == pytest.approx(0.2, abs=0.03)
+        assert (noisy.chosen[noisy.wrong] == clean.rejected[noisy.wrong]).all()
+        assert (noisy.chosen[~noisy.wrong] == clean.chosen[~noisy.wrong]).all()
+        if kind == "position":
+            assert noisy.first is not None
+            assert (noisy.first[noisy.wrong] == 1).all()
+        if kind == "response":
+            assert count_triads(noisy.chosen, noisy.rejected).cyclic == 0
 
 
 @given(st.lists(st.text(), unique=True, max_size=30), st.integers(0, 2**40))

@@ -184,3 +184,16 @@ def test_a_pair_whose_rates_move_keeps_their_order() -> None:
     assert (low < high).all()
     assert (rate.flipped(margins, np.zeros(500), np.zeros(500)) == 0).all()
     assert pa.array(rate.flipped(np.array([np.nan])), from_pandas=True).null_count == 1
+
+
+def test_finds_cover_annotators_who_vote_backwards():
+    rng = np.random.default_rng(3)
+    who = np.arange(3000) % 30
+    backwards = who < 5
+    gap = np.abs(rng.normal(0, 3, 3000)) + 0.5
+    honest = np.where(rng.random(3000) < expit(gap), gap, -gap)
+    margins = np.where(backwards, -honest, honest)
+    noise = fit_noise(margins, PairFacts(annotators=who))
+    worst = np.lexsort((margins, -noise.p_wrong(margins)))[:400]
+    (found,) = expected_finds(noise, margins, (400,))
+    assert found.low <= (margins < 0)[worst].sum() <= found.high

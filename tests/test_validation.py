@@ -17,8 +17,10 @@ import pytest
 import torch
 
 from noisescope.auditing.audit import audit
-from noisescope.auditing.validation import Planned, validate, validate_truth
+from noisescope.auditing.validation import Labels, Planned, validate, validate_truth
 from noisescope.datasets.flip.ground_truth import read_truth
+from noisescope.datasets.flip.kinds import KINDS
+from noisescope.datasets.flip.plan import FlipPlan
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
 from noisescope.models import Item, ModelIdentity
 from noisescope.pairs import Facts, Pair, PreferenceDataset, dataset_fingerprint, to_table
@@ -106,7 +108,7 @@ def test_the_result_has_its_stable_keys(result: dict[str, Any], run: Run) -> Non
     assert keys <= result.keys()
     assert [row["rate"] for row in result["by_rate"]] == [0.2, 0.1]
     assert len(result["plantings"]) == 2
-    assert {"estimate", "low", "high", "planted", "covers"} <= result["flip_rate"].keys()
+    assert {"estimate", "low", "high", "truth", "covers"} <= result["claims"]["flip_rate"].keys()
     assert json.loads((run.directory / "validation.json").read_text()) == result
     stored = pq.read_table(run.directory / "validation.parquet")
     assert stored.num_rows == 4 * 400
@@ -183,9 +185,86 @@ def test_lost_features_are_never_computed_in_silence(run: Run, tmp_path: Path) -
         validate(Run(moved), Planned())
 
 
-@pytest.mark.parametrize("kind", ["hard", "long", "annotator"])
-def test_other_kinds_of_flips(run: Run, kind: str, tmp_path: Path) -> None:
-    assert validate(run, Planned((0.1,), kind, 1))["base_rate"] > 0
+def test_every_kind_that_the_dataset_can_have_is_planted(run: Run, tmp_path: Path) -> None:
+    table = pq.read_table(run.pairs_path)
+    gold = tmp_path / "gold.parquet"
+    wrong = np.arange(400) % 40 == 0
+    pq.write_table(pa.table({"pair_id": table["pair_id"], "mislabelled": wrong}), gold)
+    found = validate(run, Planned((0.2,), ("all",), 1), gold=gold)
+    cards = {card["kind"]: card for card in found["by_rate"]}
+    assert [one["kind"] for one in found["impossible"]] == ["position"]
+    assert set(cards) == set(KINDS) - {"position"}
+    labels = Labels.of(run, gold)
+    stored = pq.read_table(run.directory / "validation.parquet")
+    for number, (kind, card) in enumerate(cards.items()):
+        flipped = labels.flips(FlipPlan(0.2, kind))
+        rows = stored.filter(np.asarray(stored["planting"]) == number)
+        assert rows["mislabelled"].to_pylist() == flipped.tolist()
+        claims = card["claims"]
+        assert claims["planted"] == flipped.sum()
+        assert claims["planted_share"] == pytest.approx(flipped.mean())
+        order = np.lexsort((np.asarray(rows["margin"]), -np.asarray(rows["p_wrong"])))
+        assert claims["hits"] == flipped[order[: flipped.sum()]].sum()
+        for name in ("flip_rate", "wrong_share"):
+            low, high = claims[name]["truth"]
+            assert low == high == pytest.approx(flipped.mean())  # labels were right
+            assert claims[name]["covers"] == (claims[name]["low"] <= low <= claims[name]["high"])
+        assert f"Of {flipped.sum()} planted errors" in card["verdict"]
+    prompts = np.array(table["prompt"].to_pylist())
+    by_prompt = labels.flips(FlipPlan(0.2, "prompt"))
+    assert all(len(set(by_prompt[prompts == name])) == 1 for name in set(prompts))
+    bad = labels.flips(FlipPlan(0.2, "contrarian"))
+    who = np.array(table["annotator"].to_pylist())
+    assert {bool(set(bad[who == name]) == {True}) for name in set(who[bad])} == {True}
+
+
+def test_errors_of_the_data_widen_the_truth_of_what_is_planted(run: Run) -> None:
+    found = validate(run, Planned((0.2,), ("prompt", "uniform"), 1))
+    before = run.manifest()["summary"]["mislabelled_share"]
+    for card in found["by_rate"]:
+        planted = card["claims"]["planted_share"]
+        assert card["claims"]["own_errors"]
+        assert card["claims"]["wrong_share"]["truth"] == pytest.approx(
+            [planted + x * (1 - 2 * planted) for x in (before["low"], before["high"])]
+        )
+    with pytest.raises(UsageError, match="position flips need the order"):
+        validate(run, Planned((0.2,), ("uniform", "position"), 1))
+
+
+def test_labels_are_corrected_by_gold_before_errors_are_planted(run: Run, tmp_path: Path) -> None:
+    table = pq.read_table(run.pairs_path)
+    path, wrong = tmp_path / "gold.parquet", np.arange(400) % 5 == 0
+    pq.write_table(pa.table({"pair_id": table["pair_id"], "mislabelled": wrong}), path)
+    labels = Labels.of(run, path)
+    sides = [
+        (b, a) if bad else (a, b)
+        for a, b, bad in zip(
+            table["chosen"].to_pylist(), table["rejected"].to_pylist(), wrong, strict=True
+        )
+    ]
+    corrected = [labels.table[name].to_pylist() for name in ("chosen", "rejected")]
+    assert list(zip(*corrected, strict=True)) == sides
+    pq.write_table(pa.table({"pair_id": table["pair_id"][:300], "mislabelled": wrong[:300]}), path)
+    with pytest.raises(UsageError, match="knows 300 of 400 pairs"):
+        Labels.of(run, path)
+
+
+def test_the_command_prints_claims_beside_the_truth(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from noisescope import cli
+
+    def typed(*words: str) -> tuple[int, str, str]:
+        code = cli.run(["validate", "--run", str(run.directory), *words])
+        return code, *capsys.readouterr()
+
+    code, out, _ = typed("--kind", "prompt", "--kind", "response", "--seeds", "1")
+    assert code == 0
+    assert "The claims cover the truth: expected hits for" in out
+    assert [line.split()[0] for line in out.splitlines() if "%)" in line] == ["prompt", "response"]
+    code, _, err = typed("--truth", "x.csv", "--kind", "hard")
+    assert code == 2
+    assert "--truth plants nothing, so it takes no --kind" in err
 
 
 def test_ids_of_a_truth_csv_are_text(tmp_path: Path) -> None:

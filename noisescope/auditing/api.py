@@ -195,7 +195,8 @@ def flip(
 ) -> Planted:
     """Write a copy of `dataset` with a known set of labels flipped, in the same format.
 
-    `output` None is flipped/NAME-KIND-RATE-sSEED; `run` defines close pairs for kind hard.
+    `output` None is flipped/NAME-KIND-RATE-sSEED; `run` has the margins that kinds hard, easy and
+    response need if the dataset has no scores.
     Raises UsageError, DataError or RunError; the source is never written to.
     """
     from noisescope.datasets import open_source
@@ -226,15 +227,17 @@ def validate(
     run: str | Path | Run | None = None,
     *,
     rates: Sequence[float] = (0.2,),
-    kind: str = "uniform",
+    kind: str | Sequence[str] = "uniform",
     seeds: int = 3,
     truth: str | Path | None = None,
+    gold: str | Path | None = None,
     runs_directory: str | Path = "runs",
 ) -> dict[str, Any]:
-    """Plant label errors in a finished run, find them, and count how many were found.
+    """Plant label errors in a finished run, find them, and compare the claims with the truth.
 
-    With `truth` (a file of pair_id, mislabelled) nothing is planted. Raises UsageError, DataError
-    or RunError.
+    `kind` "all" is every kind that the dataset can have. `gold` and `truth` are files of pair_id,
+    mislabelled: labels are corrected by `gold` before planting; with `truth` nothing is planted.
+    Raises UsageError, DataError or RunError.
     """
     from noisescope.auditing.validation import Planned, validate_truth
     from noisescope.auditing.validation import validate as plant_and_find
@@ -244,7 +247,9 @@ def validate(
     found = run if isinstance(run, Run) else find_run(named, Path(runs_directory))
     if truth is not None:
         return validate_truth(found, Path(truth))
-    return plant_and_find(found, Planned(tuple(rates), kind, seeds))
+    kinds = (kind,) if isinstance(kind, str) else tuple(kind)
+    right = None if gold is None else Path(gold)
+    return plant_and_find(found, Planned(tuple(rates), kinds, seeds), gold=right)
 
 
 def query(

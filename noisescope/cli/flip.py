@@ -18,6 +18,7 @@ from noisescope.cli.options import (
     RunsDirOption,
     SplitOption,
 )
+from noisescope.datasets.flip.kinds import KINDS
 
 
 def flip(
@@ -25,7 +26,7 @@ def flip(
     rate: Annotated[float, typer.Option(help="Expected share of labels to flip.")] = 0.2,
     kind: Annotated[
         str,
-        typer.Option(help="uniform, hard (close pairs), long (to the longer side) or annotator."),
+        typer.Option(help=f"Which labels to flip: {', '.join(KINDS)}."),
     ] = "uniform",
     seed: Annotated[
         int, typer.Option(help="Random seed; a pair is flipped by a hash of (seed, pair_id).")
@@ -39,15 +40,16 @@ def flip(
     pairs: PairsOption = None,
     split: SplitOption = None,
     run: Annotated[
-        str | None, typer.Option(help="Run whose margins define close pairs, for --kind hard.")
+        str | None,
+        typer.Option(help="Run with the margins of the pairs, for --kind hard, easy and response."),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
 ) -> None:
     """Write a copy of a dataset with a known set of labels flipped, in the same format.
 
-    Kinds uniform and annotator decide about each pair separately. Kinds hard and long depend on
-    the whole dataset: they read it twice, and flip a subset differently.
+    Kind uniform decides about each pair separately. The others depend on the whole dataset: they
+    read it twice, and flip a subset differently.
 
     Example: noisescope flip hh-rlhf --rate 0.2 --seed 7
     """

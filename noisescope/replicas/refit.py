@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,14 @@ Bool = NDArray[np.bool_]
 @final
 @dataclass(frozen=True)
 class Refitted:
-    """Margins of the refitted replicas, and the prior variances their search came to."""
+    """Margins of the refitted replicas, and the prior variances their search came to.
+
+    `training` holds the contrasts and triads of the same labels, as a run's manifest does.
+    """
 
     margins: RunMargins
     variance: Mapping[str, float]
+    training: Mapping[str, Any]
 
 
 #: (which labels are flipped [N], where the search begins or None) -> the refitted replicas.
@@ -52,7 +56,9 @@ def refitter(run: Run, table: pa.Table) -> Refit:
     from noisescope.models.features import cached_features
     from noisescope.replicas.groups import held_out_groups
     from noisescope.replicas.head import HeadConfig, fit_heads
+    from noisescope.replicas.second_fits import second_fits
     from noisescope.replicas.sources import read_outside
+    from noisescope.scoring.triads import count_triads
 
     plan = run.plan()
     evidence = plan["evidence"]
@@ -77,7 +83,8 @@ def refitter(run: Run, table: pa.Table) -> Refit:
         identity=evidence["pool"],
     )
     keys = fold_keys(table)
-    held_out = held_out_groups(table, evidence.get("folds_by", "pair")).keys
+    folds_by = evidence.get("folds_by", "pair")
+    held_out = held_out_groups(table, folds_by).keys
 
     def refit(flipped: Bool, start: Mapping[str, float] | None) -> Refitted:
         one, other = np.where(flipped, rejected, chosen), np.where(flipped, chosen, rejected)
@@ -97,6 +104,12 @@ def refitter(run: Run, table: pa.Table) -> Refit:
             fit.margins[:, None, :].astype(np.float32),
             np.ones(fit.margins.shape, bool),
         )
-        return Refitted(margins, fit.variance)
+        sides, numbers = (one, other), outside.reversed(flipped)
+        others = second_fits(table, features, sides, folds_by, config, fit, run.pairs_path, numbers)
+        training = {
+            "contrasts": [contrast.to_json() for contrast in others],
+            "triads": vars(count_triads(*sides)),
+        }
+        return Refitted(margins, fit.variance, training)
 
     return refit

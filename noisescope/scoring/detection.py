@@ -1,6 +1,6 @@
 """Compare scores with a known truth: ranking, calibration and flip-rate metrics per detector.
 
-card = scorecard(judged, "Planted: ...", base=0.03)
+card = scorecard(judged, "Planted: ...")
 card["detectors"]["p_flip"]["auroc"], card["deciles"]
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import EvidenceError
+from noisescope.scoring.claims import Own, compare, mean_of, verdict
 from noisescope.scoring.clusters import auroc_interval
 from noisescope.scoring.detectors import Evidence, available
 from noisescope.scoring.metrics import (
@@ -26,6 +27,7 @@ from noisescope.scoring.metrics import (
 )
 
 if TYPE_CHECKING:
+    from noisescope.scoring.noise_models import Noise
     from noisescope.scoring.summary import Summary
 
 Float = NDArray[np.float64]
@@ -56,6 +58,7 @@ MEANS = (
 class Judged:
     """One set of labels with known truth, judged: `columns` as in scores.parquet, [N].
 
+    `noise` are the fitted noise models, `own` errors in the data that the truth does not name.
     `groupings` are the clusters of its intervals (`PairFacts.groupings`).
     """
 
@@ -64,6 +67,8 @@ class Judged:
     summary: Summary
     evidence: Evidence
     facts: Mapping[str, Any]
+    noise: Noise
+    own: Own
     groupings: Sequence[NDArray[np.int64]] = ()
 
 
@@ -95,9 +100,9 @@ def u_edges(u: Float) -> Float:
     return np.append(np.arange(U_INTERVALS) * step, np.inf)
 
 
-def scorecard(group: Sequence[Judged], description: str, base: float | None) -> dict[str, Any]:
+def scorecard(group: Sequence[Judged], description: str) -> dict[str, Any]:
     """Numbers of several plantings of one rate: means over them, and each by itself."""
-    each = [_numbers(judged, base) for judged in group]
+    each = [_numbers(judged) for judged in group]
     first = each[0]
     names = [name for name in first["detectors"] if all(name in one["detectors"] for one in each)]
     merged: dict[str, Any] = {
@@ -111,9 +116,10 @@ def scorecard(group: Sequence[Judged], description: str, base: float | None) -> 
     merged["deciles"] = np.mean([one["deciles"] for one in each], axis=0).tolist()
     for key in ("flip_rate", "mislabelled_share", "u_intervals", "reliability"):
         merged[key] = first[key]
-    covered = [one["flip_rate"]["covers"] for one in each if "covers" in one["flip_rate"]]
-    if covered:
-        merged["flip_rate"] = merged["flip_rate"] | {"coverage": float(np.mean(covered))}
+    claims = mean_of([one["claims"] for one in each])
+    planted = "seed" in group[0].facts
+    merged["claims"] = claims
+    merged["verdict"] = verdict(claims, "planted errors" if planted else "wrong labels")
     return merged | {"plantings": each}
 
 
@@ -125,7 +131,7 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return numbers | {"interval": np.mean([row["interval"] for row in rows], axis=0).tolist()}
 
 
-def _numbers(judged: Judged, base: float | None) -> dict[str, Any]:
+def _numbers(judged: Judged) -> dict[str, Any]:
     """Compute every metric of one planting."""
     wrong, columns, summary = judged.wrong, judged.columns, judged.summary
     if len(wrong) < FEWEST:
@@ -139,12 +145,6 @@ def _numbers(judged: Judged, base: float | None) -> dict[str, Any]:
             hint="Use a larger --rate.",
         )
     found = calibration(columns["p_flip"], wrong)
-    rate = summary.flip_rate.to_json()
-    if base is not None and judged.facts.get("kind") == "uniform":
-        planted = float(wrong.mean())
-        total = planted + base * (1 - 2 * planted)
-        covers = summary.flip_rate.low <= total <= summary.flip_rate.high
-        rate |= {"planted": planted, "expected": total, "covers": covers}
     tenths = [float(group.mean()) for group in deciles(columns["p_flip"], wrong)]
     metric = columns["u"]
     intervals = []
@@ -170,7 +170,8 @@ def _numbers(judged: Judged, base: float | None) -> dict[str, Any]:
             "observed": found.observed.tolist(),
             "count": found.count.tolist(),
         },
-        "flip_rate": rate,
+        "claims": compare(wrong, columns, summary, judged.noise, judged.own),
+        "flip_rate": summary.flip_rate.to_json(),
         "mislabelled_share": summary.mislabelled.to_json(),
         "expected_auroc": summary.expected.estimate,
         "bayes_auroc": summary.bayes_auroc,

@@ -98,7 +98,8 @@ def _readings(
     for rate, this, other in rates:
         low, high = ([_moved(e, rate.estimate, end) for e in (this, other)] for end in
                      (rate.low, rate.high))  # fmt: skip
-        yield single.flipped(margins, *low), single.p_mislabelled(margins, *high)
+        flips, close = single.flipped(margins, *low), single.p_mislabelled(margins, *high)
+        yield np.minimum(flips, close), np.maximum(flips, close)
 
 
 def _moved(rates: Float, estimate: float, end: float) -> Float:

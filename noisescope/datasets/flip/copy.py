@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.datasets.flip.ground_truth import TRUTH, TruthWriter, decided, next_decisions
+from noisescope.datasets.flip.kinds import Chance
 from noisescope.datasets.flip.plan import (
-    Chance,
     FlipPlan,
+    Measure,
     Parsed,
     chance_of,
     decide,
@@ -36,13 +37,12 @@ from noisescope.datasets.flip.plan import (
 from noisescope.datasets.readers import Row
 from noisescope.datasets.rewrite import CHUNK_ROWS, Decoded, copy_metadata, rewrite
 from noisescope.errors import UsageError
-from noisescope.pairs import Pair, keys_of
+from noisescope.pairs import Pair
 from noisescope.storage.files import refuse_link, sweep, write_atomic
 from noisescope.storage.owned import OwnedDirectory
 
 if TYPE_CHECKING:
     from noisescope.datasets import Adapter, Source
-    from noisescope.datasets.flip.plan import Float
     from noisescope.pairs import Modality
 
 #: The plan of a copy, written first. Hidden: it is no data file.
@@ -138,12 +138,12 @@ def plant(
     format: str | None = None,
     columns: Mapping[str, str] | str | None = None,
     pairs: str | None = None,
-    gaps: Callable[[Parsed], Float] | None = None,
+    gaps: Measure = None,
 ) -> Planted:
     """Write the flipped copy of `source` under `out`.
 
-    `gaps` is the distance between the sides of each pair, for `hard` flips of a source without
-    scores. Raises UsageError or RunError where `out` is the source or holds something else,
+    `gaps` is the distance between the sides of each pair, for kinds that need it and a source
+    without scores. Raises UsageError or RunError where `out` is the source or holds something else,
     DataError where the source cannot be read; the source is never written to.
     """
     from noisescope.datasets.load import as_mapping, recognise
@@ -168,29 +168,42 @@ def plant(
     with claimed(out, source, plan):
         earlier = decided(source.root / TRUTH, plan)
         if earlier is None:
-            chance = chance_of(plan, lambda: survey(source, adapter), gaps or _gaps(adapter))
-            planter = Planter(adapter, plan, chance)
+            plan.check(adapter.modality)
+            _check_rows(plan, adapter)
+            measure = gaps or _gaps(adapter)
+            chance = chance_of(plan, lambda: survey(source, adapter, measure))
+            planter = Planter(adapter, plan, chance, measure)
         else:
             planter = Planter(
-                adapter, plan, lambda chunk: next_decisions(earlier, chunk), undo=True
+                adapter, plan, lambda chunk: next_decisions(earlier, chunk), None, undo=True
             )
         return planter.run(source, source.root, out)
 
 
-def _gaps(adapter: Adapter) -> Callable[[Parsed], Float] | None:
+def _gaps(adapter: Adapter) -> Measure:
     one, other = adapter.roles.get("score_chosen"), adapter.roles.get("score_rejected")
     return score_gaps((one, other)) if one and other else None
 
 
-def survey(source: Source, adapter: Adapter) -> Iterator[Parsed]:
+def _check_rows(plan: FlipPlan, adapter: Adapter) -> None:
+    """Raise UsageError if rows of several pairs, reversed whole, would not follow the kind."""
+    if plan.kind == "response" and adapter.shape == "list":
+        raise UsageError(
+            f"response flips reverse single pairs, and a row of {adapter.name} has several",
+            hint="Use --kind prompt, or flip the pairs that `noisescope export --format trl` "
+            "writes.",
+        )
+
+
+def survey(source: Source, adapter: Adapter, measure: Measure = None) -> Iterator[Parsed]:
     """All pairs of a source, in chunks, with the rows that state them."""
     rows = source.rows()
     while chunk := list(islice(rows, CHUNK_ROWS)):
-        yield parse_chunk(chunk, adapter, Counter())[0]
+        yield parse_chunk(chunk, adapter, Counter(), measure)[0]
 
 
 def parse_chunk(
-    chunk: Sequence[Row], adapter: Adapter, untouched: Counter[str]
+    chunk: Sequence[Row], adapter: Adapter, untouched: Counter[str], measure: Measure = None
 ) -> tuple[Parsed, list[int]]:
     """Parse rows into pairs, as `load` does (images by content key).
 
@@ -208,7 +221,7 @@ def parse_chunk(
             else:
                 untouched[outcome.reason] += 1
     ids = [pair.pair_id or pair.content_id for pair in pairs]
-    return Parsed(pairs, ids, [chunk[index].values or {} for index in at]), at
+    return Parsed(pairs, ids, [chunk[index].values or {} for index in at], measure), at
 
 
 @final
@@ -216,11 +229,18 @@ class Planter:
     """One pass over a source's files: decides, rewrites, and keeps the truth."""
 
     def __init__(
-        self, adapter: Adapter, plan: FlipPlan, chance: Chance, *, undo: bool = False
+        self,
+        adapter: Adapter,
+        plan: FlipPlan,
+        chance: Chance[Parsed],
+        measure: Measure,
+        *,
+        undo: bool = False,
     ) -> None:
         self.adapter = adapter
         self.plan = plan
         self.chance = chance
+        self.measure = measure
         self.undo = undo
         self.untouched: Counter[str] = Counter()
         self.pairs = self.flipped = 0
@@ -254,7 +274,7 @@ class Planter:
     ) -> dict[int, dict[str, Any]]:
         """New values of the rows to flip. A row of several pairs follows its first."""
         chunk = [Row(name, number, values, why, folder) for number, values, why in rows]
-        parsed, at = parse_chunk(chunk, self.adapter, self.untouched)
+        parsed, at = parse_chunk(chunk, self.adapter, self.untouched, self.measure)
         if not parsed.ids:
             return {}
         first: dict[int, int] = {}
@@ -271,9 +291,8 @@ class Planter:
         self, parsed: Parsed, leaders: Int, numbers: Int, name: str, truth: TruthWriter
     ) -> NDArray[np.bool_]:
         """Decide about some pairs, each as its leader, [n], and write down what was decided."""
-        keys = keys_of(parsed.ids)
-        flipped = decide(parsed, self.plan, self.chance, keys)[leaders]
+        flipped = decide(parsed, self.plan, self.chance)[leaders]
         self.pairs += len(flipped)
         self.flipped += int(flipped.sum())
-        truth.add(parsed.ids, keys, flipped & (not self.undo), name, numbers)
+        truth.add(parsed.ids, parsed.keys, flipped & (not self.undo), name, numbers)
         return flipped

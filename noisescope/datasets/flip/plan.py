@@ -1,45 +1,35 @@
-"""Plant known label errors: a flipped copy of a dataset and the truth about it.
+"""Plan known label errors: which kind of labels is flipped, at what rate and with which seed.
 
     noisescope flip hh-rlhf --rate 0.2 --seed 7        # flipped/hh-rlhf-uniform-0.2-s7/
 
-A pair is flipped when its coin, a number in [0, 1) that is a hash of (seed, pair_id), is below
-its chance, so order never matters; sharding does not either for `uniform` and `annotator`, whose
-chance is the pair's own, but does for `hard` and `long`. With r = `rate`, the chances are
-
-    uniform     r for every pair
-    annotator   1/2 where the pair's annotator is careless, a hash of (seed, annotator) below 2 r,
-                else 0; a pair without annotator is its own annotator
-    hard        2 r (1 - F(g)), g = |score or margin gap| of the pair, F its mid-rank share
-    long        r / q where the rejected side is the longer one (a share q of pairs), else 0
-
-each of which is r on average (r at most 1/2 but for `uniform`). `hard` and `long` read the
-dataset once before. Flipping a copy again with the same plan takes every decision back.
+A pair is flipped if its coin, a number in [0, 1) that is a hash of (seed, pair_id), is below its
+chance (`kinds`), so order never matters; sharding does not either for `uniform`, whose chance is
+the pair's own. The other kinds read the dataset once before. Flipping a copy again with the same
+plan takes every decision back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.datasets.flip.kinds import COIN, KINDS, UP_TO_ONE, Chance, L, Survey
 from noisescope.errors import RunError, UsageError
 from noisescope.pairs import Pair, keys_of, uniform
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from noisescope.pairs import Modality
     from noisescope.storage.run import Run
 
 Float = NDArray[np.float64]
 U64 = NDArray[np.uint64]
-
-KINDS = ("uniform", "hard", "long", "annotator")
-#: Salts that keep the coin of a pair and the care of an annotator independent.
-_COIN, _CARE = 11, 12
-_BINS = 1 << 16
 
 
 @final
@@ -54,104 +44,94 @@ class FlipPlan:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"--kind {self.kind}: one of {', '.join(KINDS)}")
-        most = 1.0 if self.kind == "uniform" else 0.5
+        most = 1.0 if self.kind in UP_TO_ONE else 0.5
         if not 0 <= self.rate <= most:
             raise UsageError(f"--rate {self.rate:g}: between 0 and {most:g} for {self.kind} flips")
+
+    def check(self, modality: Modality) -> None:
+        """Raise UsageError if pairs of this modality have no such errors."""
+        if self.kind == "long" and modality != "text":
+            raise UsageError("long flips compare lengths of texts: these pairs are images")
+
+
+#: Gives the distance between the sides of each pair, if it is known.
+Measure = Callable[["Parsed"], Float] | None
 
 
 @final
 @dataclass(frozen=True)
 class Parsed:
-    """Some pairs [N], their ids, and the source rows that state them (none when from a run)."""
+    """Some pairs [N], their ids, and the source rows that state them (none when from a run).
+
+    `measure` gives the distance between the sides of each pair. Hashes are made when needed.
+    """
 
     pairs: Sequence[Pair]
     ids: Sequence[str]
     rows: Sequence[Mapping[str, Any]] = ()
+    measure: Measure = None
+
+    @cached_property
+    def keys(self) -> U64:
+        return keys_of(self.ids)
+
+    @property
+    def annotators(self) -> U64:
+        names = [pair.annotator for pair in self.pairs]
+        keys = keys_of([name or "" for name in names])
+        return np.where([name is None for name in names], np.uint64(0), keys)
+
+    @property
+    def prompts(self) -> U64:
+        return keys_of([pair.prompt for pair in self.pairs])
+
+    @property
+    def sides(self) -> U64:
+        texts = [
+            f"{len(pair.prompt)} {pair.prompt}{side}"
+            for pair in self.pairs
+            for side in (pair.chosen, pair.rejected)
+        ]
+        return keys_of(texts).reshape(-1, 2)
+
+    @property
+    def gaps(self) -> Float:
+        if self.measure is None:
+            raise UsageError(
+                "these flips need to know which pairs are close: this format has no scores",
+                hint="Score the dataset first, then name that run with --run.",
+            )
+        return self.measure(self)
+
+    @property
+    def longer(self) -> NDArray[np.bool_]:
+        return np.array([len(pair.rejected) > len(pair.chosen) for pair in self.pairs], np.bool_)
+
+    @property
+    def second(self) -> NDArray[np.int8]:
+        return np.array([-1 if p.first is None else not p.first for p in self.pairs], np.int8)
 
 
-#: Probability of a flip for each pair, [N].
-Chance = Callable[[Parsed], Float]
-
-
-def coins(names: Sequence[str], seed: int, salt: int = _COIN) -> Float:
+def coins(names: Sequence[str], seed: int, salt: int = COIN) -> Float:
     """A number in [0, 1) for each name: a hash of (seed, name)."""
     return uniform(keys_of(names), seed, salt)
 
 
-def decide(
-    chunk: Parsed, plan: FlipPlan, chance: Chance, keys: U64 | None = None
-) -> NDArray[np.bool_]:
-    """Which of these pairs are flipped, [N]; `keys` saves hashing the ids again."""
-    hashes = keys_of(chunk.ids) if keys is None else keys
-    return uniform(hashes, plan.seed, _COIN) < chance(chunk)
+def chance_of(plan: FlipPlan, survey: Survey[L]) -> Chance[L]:
+    """The plan's chance of a flip. `survey` reads all pairs once, if the kind needs that.
 
-
-def chance_of(
-    plan: FlipPlan,
-    survey: Callable[[], Iterator[Parsed]],
-    gaps: Callable[[Parsed], Float] | None = None,
-) -> Chance:
-    """The plan's chance of a flip. `survey` reads all pairs once, where the kind needs that;
-    `gaps` [N] is the distance between a pair's sides, for `hard`.
-
-    Raises UsageError where `hard` has no gaps or too few labels prefer the shorter side.
+    Raises UsageError if these pairs cannot have such errors at that rate.
     """
-    if plan.kind == "annotator":
-        return lambda chunk: _careless(chunk, plan)
-    if plan.kind == "long":
-        return _long(plan, survey())
-    if plan.kind == "hard":
-        if gaps is None:
-            raise UsageError(
-                "hard flips need to know which pairs are close: this format has no scores",
-                hint="Score the dataset first, then name that run with --run.",
-            )
-        return _hard(plan, survey(), gaps)
-    return lambda chunk: np.full(len(chunk.ids), plan.rate)
+    return KINDS[plan.kind](plan.rate, plan.seed, survey)
 
 
-def _careless(chunk: Parsed, plan: FlipPlan) -> Float:
-    who = [
-        pair.annotator or f"pair {name}" for pair, name in zip(chunk.pairs, chunk.ids, strict=True)
-    ]
-    return np.where(coins(who, plan.seed, _CARE) < 2 * plan.rate, 0.5, 0.0)
-
-
-def _long(plan: FlipPlan, survey: Iterator[Parsed]) -> Chance:
-    eligible = total = 0.0
-    for chunk in survey:
-        eligible += float(_prefers_short(chunk).sum())
-        total += len(chunk.pairs)
-    share = eligible / max(total, 1)
-    if plan.rate > share:
-        raise UsageError(
-            f"only {share:.1%} of the labels prefer the shorter response, so "
-            f"{plan.rate:.1%} cannot be turned to the longer one",
-            hint=f"Use --rate {np.floor(share * 100) / 100:g} or less.",
-        )
-    return lambda chunk: _prefers_short(chunk) * (plan.rate / max(share, 1e-300))
-
-
-def _prefers_short(chunk: Parsed) -> Float:
-    return np.array([len(pair.rejected) > len(pair.chosen) for pair in chunk.pairs], np.float64)
-
-
-def _hard(plan: FlipPlan, survey: Iterator[Parsed], gaps: Callable[[Parsed], Float]) -> Chance:
-    """2 r (1 - F(g)), F from counts of g in half precision: constant memory, exact with ties."""
-    counts = np.zeros(_BINS, np.int64)
-    for chunk in survey:
-        counts += np.bincount(_bins(gaps(chunk)), minlength=_BINS)
-    share = (np.cumsum(counts) - counts / 2) / max(counts.sum(), 1)
-    return lambda chunk: 2 * plan.rate * (1 - share[_bins(gaps(chunk))])
-
-
-def _bins(gaps: Float) -> NDArray[np.int64]:
-    """Order-preserving bins of values >= 0: the bits of their half-precision form."""
-    return np.minimum(gaps, 65504.0).astype(np.float16).view(np.uint16).astype(np.int64)
+def decide(chunk: L, plan: FlipPlan, chance: Chance[L]) -> NDArray[np.bool_]:
+    """Which of these pairs are flipped, [N]."""
+    return uniform(chunk.keys, plan.seed, COIN) < chance(chunk)
 
 
 def score_gaps(columns: tuple[str, str]) -> Callable[[Parsed], Float]:
-    """|difference| of two score columns of the source; a row without scores counts as easy."""
+    """|difference| of two score columns of the source; inf for a row without scores."""
 
     def gaps(chunk: Parsed) -> Float:
         one, other = (
@@ -163,7 +143,7 @@ def score_gaps(columns: tuple[str, str]) -> Callable[[Parsed], Float]:
 
 
 def margin_gaps(run: Run) -> Callable[[Parsed], Float]:
-    """|margin| of a run's scores; a pair that the run does not know counts as easy."""
+    """|margin| of a run's scores; inf for a pair that the run does not know."""
     import pyarrow.parquet as pq
 
     if not run.scores_path.is_file():
@@ -175,23 +155,29 @@ def margin_gaps(run: Run) -> Callable[[Parsed], Float]:
     keys, margins = keys[order], np.abs(table.column("margin").to_numpy()[order])
 
     def gaps(chunk: Parsed) -> Float:
-        wanted = keys_of(chunk.ids)
-        at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
-        return np.where(keys[at] == wanted, margins[at], np.inf)
+        at = np.minimum(np.searchsorted(keys, chunk.keys), max(len(keys) - 1, 0))
+        return np.where(keys[at] == chunk.keys, margins[at], np.inf)
 
     return gaps
 
 
-def table_chunks(table: pa.Table) -> Iterator[Parsed]:
+def table_chunks(table: pa.Table, measure: Measure = None) -> Iterator[Parsed]:
     """The pairs of a run's pairs table, in chunks, under the ids they have in their source."""
     known = set(table.column("pair_id").to_pylist())
-    for batch in table.select(["pair_id", "chosen", "rejected", "annotator"]).to_batches(8192):
-        ids, *columns = (column.to_pylist() for column in batch.columns)
+    names = ["pair_id", "prompt", "chosen", "rejected", "annotator"]
+    ordered = "first" in table.schema.names
+    for batch in table.select([*names, *["first"] * ordered]).to_batches(8192):
+        ids, prompts, chosen, rejected, annotators, *rest = (
+            column.to_pylist() for column in batch.columns
+        )
+        first = rest[0] if rest else [None] * len(ids)
         pairs = [
-            Pair("", chosen, rejected, annotator=annotator)
-            for chosen, rejected, annotator in zip(*columns, strict=True)
+            Pair(prompt, one, other, annotator=annotator, first=order)
+            for prompt, one, other, annotator, order in zip(
+                prompts, chosen, rejected, annotators, first, strict=True
+            )
         ]
-        yield Parsed(pairs, [bare(name, known) for name in ids])
+        yield Parsed(pairs, [bare(name, known) for name in ids], measure=measure)
 
 
 def bare(name: str, known: Collection[str]) -> str:
