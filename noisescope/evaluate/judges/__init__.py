@@ -9,7 +9,6 @@ Opening checks and fingerprints the files; a model is loaded at its first use.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,15 +32,9 @@ class JudgeOptions:
 
     def key(self) -> str | None:
         """Read the endpoint's key. Raises UsageError if the variable is not set."""
-        if self.key_env is None:
-            return None
-        value = os.environ.get(self.key_env, "").strip()
-        if not value:
-            raise UsageError(
-                f"--key-env {self.key_env}: this environment variable is not set",
-                hint=f"export {self.key_env}=... first, or omit --key-env.",
-            )
-        return value
+        from noisescope.models.chat import key_of
+
+        return key_of(self.key_env)
 
 
 @final
