@@ -7,13 +7,19 @@ responses that have the score of another response. Added to the audited model's 
 time: a simulated judge who is right about 65, 75 and 85 % of the pairs, independent of the errors;
 the same 75 % judge reversed; random numbers; and a reward model, fitted to right labels of the
 other half of the prompts and judged on this half. Folds hold out whole prompts. AUROC of p_wrong
-for the planted errors; ukp-convarg gold, or with --quick the sample.
+for the planted errors, and the share of them among as many first pairs as there are; ukp-convarg
+gold, or with --quick the sample.
+
+The judges are also asked through `judge:` and a server on this machine, about a tenth of the pairs
+(`auditing.asking.choose`): the share of the gain of all answers that this reaches.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +28,15 @@ from numpy.typing import NDArray
 from benchmarks.harness import Options, Report, main, stopwatch
 from benchmarks.planted_noise import Labels, plant, right
 from benchmarks.trust import sample_labels, ukp_labels
+from noisescope.auditing.asking import choose
+from noisescope.models.chat import Endpoint
+from noisescope.progress import Silent
+from noisescope.replicas.answers import LOG_PROBABILITIES, Answers
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
+from noisescope.replicas.judge import Judge
 from noisescope.scoring.metrics import auroc
 from noisescope.scoring.noise_models import fit_noise
+from tests.helpers.chat_stub import Reply, serving, shown, weighs
 
 Float = NDArray[np.float32]
 
@@ -35,6 +47,8 @@ CONFIG = HeadConfig(replicas=2, search_steps=8, identity=False)
 TARGETS = {"response": (0.89, 0.94), "uniform": (0.945, 0.97)}
 #: AUROC that a useless source may cost.
 LOSS = 0.003
+#: Share of the pairs that a judge with a budget is asked about, and least share of the gain.
+BUDGET, GAIN = 0.1, 0.6
 
 
 def run(options: Options) -> Report:
@@ -54,8 +68,14 @@ def run(options: Options) -> Report:
                 name = f"judge of {accuracy:.0%}"
                 report.at_least(f"{kind}: with a {name}", found[f"+ {name}"], bound)
         for name in ("random numbers", "judge of 75% reversed"):
-            loss = plain - found[f"+ {name}"]
-            report.at_most(f"{kind}: AUROC lost to {name}", loss, LOSS)
+            for asked in (f"+ {name}", f"+ {name}, a tenth"):
+                report.at_most(f"{kind}: AUROC lost to {asked}", plain - found[asked], LOSS)
+        precise = {row["evidence"]: row["precision"] for row in rows}
+        for accuracy in ACCURACIES:
+            name = f"+ judge of {accuracy:.0%}"
+            gain = precise[name] - precise["model alone"]
+            part = (precise[f"{name}, a tenth"] - precise["model alone"]) / gain
+            report.at_least(f"{kind}: share of the gain, {name}, a tenth", part, GAIN)
         half = list(rewarded(clean, labels))
         report.tables[f"{kind} noise, half of the prompts"] = half
     return report
@@ -83,10 +103,50 @@ def judged(labels: Labels, seed: int) -> Iterator[dict[str, Any]]:
         alone = float(auroc(-values, labels.wrong))
         column = {"outside": values[:, None].astype(np.float32)}
         yield audited(labels, column, f"+ {name}", plain)[1] | {"source alone": alone}
+        some = choose(labels.keys, p_wrong(plain, labels), round(BUDGET * len(values)), seed)
+        told = through_endpoint(labels, values, some[0] | some[1])[:, None].astype(np.float32)
+        drawn, selected = ({"outside": told * part[:, None]} for part in some)
+        yield audited(labels, drawn, f"+ {name}, a tenth", plain, selected)[1]
+
+
+def through_endpoint(
+    labels: Labels, values: NDArray[np.float64], some: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Log odds [N] as a judge behind a server gives them for the pairs in `some`, 0 for others."""
+    rows = np.flatnonzero(some)
+    pairs = [
+        (f"prompt {row}", f"response {labels.chosen[row]}", f"response {labels.rejected[row]}")
+        for row in rows
+    ]
+    odds = dict(zip((pair[:2] for pair in pairs), values[rows].tolist(), strict=True))
+
+    def answer(_: int, message: str) -> Reply:
+        prompt = message.split("\n", 2)[1]
+        first, second = shown(message)
+        mine = odds.get((prompt, first))
+        return weighs(-odds[prompt, second] if mine is None else mine)
+
+    out = np.zeros(len(values))
+    with serving(answer) as server, tempfile.TemporaryDirectory() as folder:
+        judge = Judge(Endpoint(server.url, "stub"), Answers(Path(folder) / "answers"))
+        found = judge.ask(pairs, LOG_PROBABILITIES, Silent(), "").log_odds
+    out[rows] = found
+    return out
+
+
+def p_wrong(fit: HeadFit, labels: Labels) -> NDArray[np.float64]:
+    """p_wrong [N] of a fit, whose noise is that of margins without selected answers."""
+    margins = fit.margins.mean(axis=0, dtype=np.float64)
+    base = margins if fit.shift is None else margins - fit.shift
+    return fit_noise(base, labels.facts).p_wrong(margins)
 
 
 def audited(
-    labels: Labels, numbers: Mapping[str, Float], name: str, before: HeadFit | None
+    labels: Labels,
+    numbers: Mapping[str, Float],
+    name: str,
+    before: HeadFit | None,
+    applied: Mapping[str, Float] | None = None,
 ) -> tuple[HeadFit, dict[str, Any]]:
     """A fit with prompts held out, and its row."""
     start = None if before is None else {**before.variance, **dict.fromkeys(numbers, 0.3)}
@@ -98,14 +158,17 @@ def audited(
             labels.keys,
             CONFIG,
             numbers=numbers,
+            applied=applied,
             held_out=labels.prompts.astype(np.uint64),
             start=start,
         )
-    margins = fit.margins.mean(axis=0, dtype=np.float64)
+    p = p_wrong(fit, labels)
+    first = np.argsort(-p, kind="stable")[: int(labels.wrong.sum())]
     row = {
         "evidence": name,
-        "AUROC": float(auroc(fit_noise(margins, labels.facts).p_wrong(margins), labels.wrong)),
-        "held-out accuracy": float((margins > 0).mean()),
+        "AUROC": float(auroc(p, labels.wrong)),
+        "precision": float(labels.wrong[first].mean()),
+        "held-out accuracy": float(fit.accuracy.mean()),
         "nats": fit.log_likelihood,
         "seconds": watch["seconds"],
         "source alone": None,

@@ -101,10 +101,12 @@ class Job:
         command: str,
         reporter: Reporter,
         replicas: Callable[[EvidenceConfig], FineTuned] | None = None,
+        runs_directory: Path = Path("runs"),
     ) -> Job:
         """Check the inputs, set aside pairs that `policy` cannot judge, and plan the run.
 
-        `replicas` makes the margins of other replicas that are evidence. Raises UsageError if the
+        `replicas` makes the margins of other replicas that are evidence. A judge among the
+        sources is asked, and its answers kept in `runs_directory`. Raises UsageError if the
         inputs do not go together.
         """
         from noisescope.models.readable import judged_by
@@ -127,14 +129,18 @@ class Job:
         settings = config.settings(dataset.modality)
         sources: tuple[Opened, ...] = ()
         if config.sources:
+            from noisescope.auditing.asking import open_judge
             from noisescope.auditing.replica_sources import open_replicas
-            from noisescope.replicas.sources import REPLICAS, Source, open_source, parsed
+            from noisescope.replicas.sources import JUDGE, REPLICAS, Source, open_source, parsed
 
             opened = []
             for one in parsed(config.sources):
                 if isinstance(one, Source) and one.kind in REPLICAS:
                     assert replicas is not None  # `shards.require_divisible`
                     opened.append(open_replicas(one, dataset, config, replicas))
+                elif isinstance(one, Source) and one.kind == JUDGE:
+                    where = (runs_directory, command, reporter)
+                    opened.append(open_judge(one, dataset, policy, config, *where))
                 else:
                     opened.append(open_source(one, dataset, policy))
             sources = tuple(opened)
@@ -193,8 +199,9 @@ def audit(
     UsageError, DataError, ModelError, RunError or EvidenceError; finished files are kept.
     """
     reporter, world = reporter or Silent(), world or World()
+    config = evidence or EvidenceConfig()
     replicas = _maker(dataset, policy, runs_directory, run_directory, command, reporter)
-    job = Job.of(dataset, policy, evidence or EvidenceConfig(), command, reporter, replicas)
+    job = Job.of(dataset, policy, config, command, reporter, replicas, runs_directory)
     with _opened(job, runs_directory, run_directory, world) as run:
         tuned = make_margins(job, run, reporter, world)
         return score_margins(tuned, job.origin, score, reporter)
@@ -216,8 +223,9 @@ def fine_tune(
     Errors, ranks and reuse as in `audit`.
     """
     reporter, world = reporter or Silent(), world or World()
+    config = evidence or EvidenceConfig()
     replicas = _maker(dataset, policy, runs_directory, run_directory, command, reporter)
-    job = Job.of(dataset, policy, evidence or EvidenceConfig(), command, reporter, replicas)
+    job = Job.of(dataset, policy, config, command, reporter, replicas, runs_directory)
     with _opened(job, runs_directory, run_directory, world) as run:
         return make_margins(job, run, reporter, world)
 

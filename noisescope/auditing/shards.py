@@ -167,6 +167,11 @@ def require_divisible(world: World, evidence: EvidenceConfig, share: Share | Non
             hint=f"Launch `noisescope fine-tune DATASET {kind} --folds-by "
             f"{evidence.held_out_together}` first, then score in one process, which finds them.",
         )
+    if world.size > 1 and evidence.judges:
+        raise UsageError(
+            f"--evidence {evidence.judges[0]} under a launcher: each process would ask",
+            hint="Run the command without a launcher: features that one has cached are reused.",
+        )
     if (world.size > 1 or share is not None) and evidence.lora.get("patience"):
         raise UsageError(
             "--early-stopping needs all replicas in one process",

@@ -284,9 +284,24 @@ class EvidenceOptions:
         list[str] | None,
         typer.Option(
             help="What else knows something of the labels: lora, adapters:DIRECTORY, "
-            "reward:MODEL, lm:MODEL, embed:MODEL, image-reward:NAME, column:NAME or "
-            "file:NUMBERS.parquet. May be repeated.",
+            "reward:MODEL, lm:MODEL, embed:MODEL, image-reward:NAME, judge:URL#MODEL, "
+            "column:NAME or file:NUMBERS.parquet. May be repeated.",
             rich_help_panel=HEADS,
+        ),
+    ] = None
+    budget: Annotated[
+        int | None,
+        typer.Option(
+            help="Calls to a judge of --evidence at most. Too few for all pairs: those where an "
+            "answer changes most, and some at random.",
+            show_default="none: state it",
+            rich_help_panel=HEADS,
+        ),
+    ] = None
+    key_env: Annotated[
+        str | None,
+        typer.Option(
+            help="Environment variable with the key of a judge's endpoint.", rich_help_panel=HEADS
         ),
     ] = None
     lora_r: Annotated[int | None, _lora("LoRA rank.", f"{LoraConfig.rank}, images 8")] = None
@@ -375,6 +390,8 @@ class EvidenceOptions:
             "folds_by": self.folds_by,
             "held_out": self.held_out,
             "sources": tuple(self.evidence) if self.evidence else None,
+            "budget": self.budget,
+            "key_env": self.key_env,
         }
         if kind == "adapters":
             from noisescope.training.lora.peft_files import adapter_directories
@@ -403,6 +420,8 @@ class EvidenceOptions:
         """Raise UsageError naming every flag that belongs to another kind."""
         heads = {
             "--evidence": self.evidence or None,
+            "--budget": self.budget,
+            "--key-env": self.key_env,
             "--folds": self.folds,
             "--pool": self.pool,
             "--folds-by": None if kind == "lora" else self.folds_by,

@@ -46,13 +46,14 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 class Answer:
     """One reply: `text` is None if every attempt failed, "" if the reply contains no text.
 
-    `fault` is why there is no text; `logprobs` the tokens with their log-probabilities as the
-    protocol has them, None if the endpoint gives none.
+    `fault` is why there is no text, `refused` whether a spared status is; `logprobs` the tokens
+    with their log-probabilities as the protocol has them, None if the endpoint gives none.
     """
 
     text: str | None
     retries: int
     fault: str = ""
+    refused: bool = False
     logprobs: Sequence[Any] | None = None
 
 
@@ -145,7 +146,7 @@ class Endpoint:
                     if reply.is_success:
                         return _answer(_read(reply, MAX_REPLY), attempt)
                     if status in spared:
-                        return Answer(None, attempt, self._refused(reply).message)
+                        return Answer(None, attempt, self._refused(reply).message, refused=True)
                     if status not in RETRIED and status < 500:
                         raise self._refused(reply)
                     fault = f"it answered {status}"
@@ -213,7 +214,8 @@ def _answer(body: bytes, retries: int) -> Answer:
         return Answer("", retries, NO_COMPLETION)
     if not isinstance(content, str):
         return Answer("", retries, NO_COMPLETION)
-    return Answer(content, retries, "", tokens if isinstance(tokens, list) and tokens else None)
+    listed = tokens if isinstance(tokens, list) and tokens else None
+    return Answer(content, retries, logprobs=listed)
 
 
 def key_of(variable: str | None) -> str | None:

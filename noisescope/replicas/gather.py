@@ -52,8 +52,9 @@ class EvidenceConfig:
     the settings of kind "lora" that differ from their defaults, by field of `LoraConfig` (text)
     or `DiffusionLoraConfig` (images). `adapters` are directories of kind "adapters", one replica
     each; `held_out` is the caller's word that none of them trained on these pairs. `sources` are
-    evidence from outside for kind "head", as typed after --evidence, or `sources.Table`s. Raises
-    UsageError.
+    evidence from outside for kind "head", as typed after --evidence, or `sources.Table`s. A judge
+    among them is asked with the key in the variable `key_env`, in `budget` calls at most: neither
+    is part of the fingerprint, its answers are. Raises UsageError.
     """
 
     kind: str = "head"
@@ -67,6 +68,8 @@ class EvidenceConfig:
     adapters: tuple[Path, ...] = ()
     held_out: bool = False
     sources: tuple[str | Source | Table, ...] = ()
+    budget: int | None = None
+    key_env: str | None = None
 
     def __post_init__(self) -> None:
         faults = [
@@ -95,11 +98,24 @@ class EvidenceConfig:
                     bool(self.sources) and self.kind != "head",
                     "--evidence needs --kind head, whose features it joins",
                 ),
+                (
+                    self.budget is not None and self.budget < 1,
+                    f"--budget must be at least 1 call, not {self.budget}",
+                ),
+                (
+                    (self.budget or self.key_env) is not None and not self.judges,
+                    "--budget and --key-env are of a judge: --evidence judge:URL#MODEL",
+                ),
             )
             if wrong
         ]
         if faults:
             raise UsageError("; ".join(faults), hint="`noisescope score --help` lists options.")
+
+    @property
+    def judges(self) -> list[str]:
+        """The sources that are judges, as typed."""
+        return [str(one) for one in self.sources if str(one).strip().startswith("judge:")]
 
     @property
     def held_out_together(self) -> str:
@@ -347,7 +363,7 @@ class HeadWork(Responses):
         from noisescope.replicas.second_fits import second_fits
         from noisescope.replicas.source_fits import MODEL, Evidence, what_each_added
         from noisescope.replicas.sources import read_outside
-        from noisescope.scoring.margins import write_margins
+        from noisescope.scoring.margins import write_margins, write_shift
         from noisescope.scoring.triads import count_triads
 
         settings, table = self.plan.evidence, self.table
@@ -377,8 +393,10 @@ class HeadWork(Responses):
             keys,
             config,
             numbers=outside.numbers,
+            applied=outside.applied,
             held_out=groups.keys,
         )
+        write_shift(self.run.margins_directory, table.column("pair_id"), fit.shift)
         write_margins(
             self.run.margins_directory / "part-0.parquet",
             table.column("pair_id"),

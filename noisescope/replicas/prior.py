@@ -68,6 +68,19 @@ class Problem:
         """K."""
         return int(self.incidence.shape[1 if self.by_response else 0])
 
+    def pair_margins(
+        self, variance: Mapping[str, float], numbers: Mapping[str, Float], u: Float
+    ) -> Float:
+        """Margins [N, Q] of other `numbers` [N, E_g] of these pairs' groups; u [E, Q] solves."""
+        first = 0
+        out = np.zeros((self.incidence.shape[0], u.shape[1]), np.float32)
+        for name, x in self.pairs.items():
+            if name in numbers:
+                scale = np.float32(np.sqrt(variance[name]))
+                out += scale * numbers[name] @ u[first : first + x.shape[1]]
+            first += x.shape[1]
+        return out
+
     def project(self, name: str, slopes: Float) -> Float:
         """Slopes [N, Q] -> [D_g, Q]: the transpose of a group's map at variance 1."""
         if name == IDENTITY:
@@ -112,8 +125,13 @@ def gram(x: Float) -> NDArray[np.float64]:
 
 
 def unit_pair_scale(x: Float) -> Float:
-    """Column factors [E] for numbers of pairs [N, E], as `unit_scale` has them for responses."""
-    rms = np.sqrt(np.square(x.astype(np.float64)).mean(axis=0))
+    """Column factors [E] for numbers of pairs [N, E], as `unit_scale` has them for responses.
+
+    Pairs without a number (0) do not count: variance 1 means margins of standard deviation 1 where
+    the source knows something, however few pairs those are.
+    """
+    known = np.maximum((x != 0).sum(axis=0), 1)
+    rms = np.sqrt(np.square(x.astype(np.float64)).sum(axis=0) / known)
     live = rms > 0
     scale = np.divide(1.0, rms, out=np.zeros_like(rms), where=live)
     out: Float = (scale / np.sqrt(max(int(live.sum()), 1))).astype(np.float32)

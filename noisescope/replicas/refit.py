@@ -87,6 +87,7 @@ def refitter(run: Run, table: pa.Table) -> Refit:
     held_out = held_out_groups(table, folds_by).keys
 
     def refit(flipped: Bool, start: Mapping[str, float] | None) -> Refitted:
+        turned = outside.reversed(flipped)
         one, other = np.where(flipped, rejected, chosen), np.where(flipped, chosen, rejected)
         fit = fit_heads(
             features,
@@ -94,7 +95,8 @@ def refitter(run: Run, table: pa.Table) -> Refit:
             other,
             keys,
             config,
-            numbers=outside.reversed(flipped),
+            numbers=turned.numbers,
+            applied=turned.applied,
             held_out=held_out,
             start=start,
         )
@@ -103,6 +105,7 @@ def refitter(run: Run, table: pa.Table) -> Refit:
             [1],
             fit.margins[:, None, :].astype(np.float32),
             np.ones(fit.margins.shape, bool),
+            fit.shift,
         )
         sides, numbers = (one, other), outside.reversed(flipped)
         others = second_fits(table, features, sides, folds_by, config, fit, run.pairs_path, numbers)

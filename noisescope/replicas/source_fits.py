@@ -7,7 +7,7 @@ All numbers are of held-out margins, with the folds of the audit's own fit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -41,6 +41,14 @@ class Evidence:
     fold_key: NDArray[np.uint64]
     held_out: NDArray[np.uint64]
     config: HeadConfig
+
+    def weight(self, groups: Sequence[str], margins: NDArray[np.float64]) -> float | None:
+        """Margin a unit of a source of one column, whose `margins` alone these are; else None."""
+        columns = [self.numbers[name] for name in groups if name in self.numbers]
+        if len(groups) != 1 or not columns or columns[0].shape[1] != 1 or not columns[0].any():
+            return None
+        x = columns[0][:, 0].astype(np.float64)
+        return float(x @ margins / (x @ x))
 
     def margins(self, groups: Collection[str]) -> NDArray[np.float64]:
         """Mean held-out margins [N] of replicas that have only these groups."""
@@ -95,6 +103,7 @@ def what_each_added(
                 disagreement=float(differs.mean()) if judged.any() else None,
                 inside=source in INSIDE,
                 covered=float((alone != 0).mean()),
+                weight=evidence.weight(groups[source], alone),
             )
         )
     return reports

@@ -14,7 +14,7 @@ likelihood, so a source that predicts no label gets no weight. A new kind is a l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
@@ -89,6 +89,23 @@ class Table:
         return f"table:{self.name}"
 
 
+#: Columns of a judge's numbers: of pairs drawn at random, and of pairs selected by their label.
+DRAWN, SELECTED = "log_odds", "log_odds_selected"
+
+
+@final
+@dataclass(frozen=True)
+class Asked:
+    """How many pairs a judge was asked about: drawn at random, and selected by their label."""
+
+    drawn: int
+    selected: int
+
+    def settings(self) -> dict[str, int]:
+        """JSON object of the run's plan."""
+        return {"drawn": self.drawn, "selected": self.selected}
+
+
 @final
 @dataclass(frozen=True)
 class Opened:
@@ -99,17 +116,19 @@ class Opened:
     model: SourceModel | None = None
     numbers: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     remark: str = ""
+    asked: Asked | None = None
 
     @property
     def level(self) -> Level:
         return "pair" if self.model is None else "response"
 
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         """What identifies the source, for the run's plan."""
         return {
             "source": str(self.source),
             "level": self.level,
             "fingerprint": self.fingerprint,
+            **({"asked": self.asked.settings()} if self.asked else {}),
         }
 
 
@@ -181,6 +200,7 @@ ONLY: dict[str, tuple[Modality, str]] = {
     "lm": ("text", "embed:google/siglip-base-patch16-224"),
     "image-reward": ("image", "reward:MODEL"),
     "adapters": ("text", "lora"),
+    "judge": ("text", "image-reward:pickscore"),
 }
 #: Sources of pairs: kind -> numbers(name, dataset, policy), column -> [N].
 NUMBERS: dict[str, Callable[[str, PreferenceDataset, Policy], dict[str, Any]]] = {
@@ -191,6 +211,8 @@ NUMBERS: dict[str, Callable[[str, PreferenceDataset, Policy], dict[str, Any]]] =
 REPLICAS = ("lora", "adapters")
 #: The audited model's features, which are always evidence.
 HEADS = "heads"
+#: The kind that is opened by `auditing.asking`: it costs calls, and may need an audit first.
+JUDGE = "judge"
 #: What follows each kind.
 EXAMPLES = {
     HEADS: "",
@@ -200,6 +222,7 @@ EXAMPLES = {
     "lm": "MODEL",
     "embed": "MODEL",
     "image-reward": "NAME",
+    "judge": "URL#MODEL",
     "column": "NAME",
     "file": "NUMBERS.parquet",
 }
@@ -401,16 +424,24 @@ def _write_numbers(path: Path, table: pa.Table, numbers: Mapping[str, Any]) -> N
 @final
 @dataclass(frozen=True)
 class Outside:
-    """Groups of all sources: of responses [R, D_g], of pairs [N, E_g], and whose they are."""
+    """Groups of all sources: of responses [R, D_g], of pairs [N, E_g], and whose they are.
+
+    `applied` are numbers of pairs that were selected by their label (see `fit_heads`).
+    """
 
     features: Mapping[str, Float] = field(default_factory=dict)
     numbers: Mapping[str, Float] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    applied: Mapping[str, Float] = field(default_factory=dict)
 
-    def reversed(self, flipped: NDArray[np.bool_]) -> dict[str, Float]:
+    def reversed(self, flipped: NDArray[np.bool_]) -> Outside:
         """The numbers of pairs under labels of which some are flipped, [N]."""
         sign = np.where(flipped, np.float32(-1), np.float32(1))[:, None]
-        return {name: values * sign for name, values in self.numbers.items()}
+        turned = [
+            {name: values * sign for name, values in numbers.items()}
+            for numbers in (self.numbers, self.applied)
+        ]
+        return replace(self, numbers=turned[0], applied=turned[1])
 
 
 def read_outside(
@@ -420,6 +451,7 @@ def read_outside(
     features: dict[str, Float] = {}
     numbers: dict[str, Float] = {}
     groups: dict[str, tuple[str, ...]] = {}
+    applied: dict[str, Float] = {}
     for one in evidence.get("sources", ()):
         name, made_by = str(one["source"]), str(one["fingerprint"])
         if one["level"] == "response":
@@ -427,14 +459,23 @@ def read_outside(
             own = {f"{name} {group}": values for group, values in found.items()}
             features |= own
         else:
-            own = {name: _read_numbers(_path(run, made_by), made_by, table)}
+            read = _read_numbers(_path(run, made_by), made_by, table)
+            if one.get("asked", {}).get("selected"):
+                applied[name] = _stacked({SELECTED: read[SELECTED]})
+            own = {name: _stacked({DRAWN: read[DRAWN]} if "asked" in one else read)}
             numbers |= own
         groups[name] = tuple(own)
-    return Outside(features, numbers, groups)
+    return Outside(features, numbers, groups, applied)
 
 
-def _read_numbers(path: Path, made_by: str, table: pa.Table) -> Float:
-    """Numbers of a source of pairs, 0 for a pair without one, [N, E]."""
+def _stacked(numbers: Mapping[str, NDArray[np.float64]]) -> Float:
+    """Columns [N] side by side, 0 for a pair without a number, [N, E]."""
+    whole = np.stack(list(numbers.values()), axis=1)
+    return np.nan_to_num(whole, nan=0.0).astype(np.float32)
+
+
+def _read_numbers(path: Path, made_by: str, table: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """Columns of a source of pairs, NaN for a pair without a number. Raises RunError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -454,5 +495,4 @@ def _read_numbers(path: Path, made_by: str, table: pa.Table) -> Float:
             f"{path} is missing or damaged",
             hint="Run the command that made the run again; it writes the file.",
         ) from error
-    stacked = np.stack(list(numbers.values()), axis=1)
-    return np.nan_to_num(stacked, nan=0.0).astype(np.float32)
+    return numbers

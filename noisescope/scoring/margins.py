@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -81,6 +81,40 @@ def write_margins(
     write_atomic(path, write)
 
 
+#: File of a run's margins that holds the `shift` of each pair.
+SHIFT = "shift.parquet"
+
+
+def write_shift(folder: Path, pair_ids: pa.ChunkedArray, shift: NDArray[np.float32] | None) -> None:
+    """Write the part of each pair's mean margin [N] that rests on answers to selected pairs.
+
+    Pairs about which a judge is asked because their label looks wrong are no sample: their
+    margins move, and those of pairs whose label looks right do not. So what is estimated from
+    the margins of all pairs (noise, accuracy) is estimated from margin - shift.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if shift is not None:
+        whole = pa.table({"pair_id": pair_ids, "shift": pa.array(shift, pa.float32())})
+        write_atomic(folder / SHIFT, lambda path: pq.write_table(whole, path, compression="zstd"))
+
+
+def _read_shift(path: Path | Place, pairs: Path | io.BytesIO) -> NDArray[np.float32] | None:
+    """The shifts of a run's pairs; None if no pair was selected. Raises RunError."""
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return None
+    found = pq.read_table(path if isinstance(path, Path) else io.BytesIO(path.read()))
+    if found.column("pair_id") != pq.read_table(pairs, columns=["pair_id"]).column(0):
+        raise RunError(
+            f"{path} is of other pairs",
+            hint="Remove it and run the command that made the run again.",
+        )
+    return np.asarray(found.column("shift").to_numpy(), np.float32)
+
+
 #: A directory or file here, or on object storage.
 Where = TypeVar("Where", Path, Place)
 #: Rows that DuckDB hands over at once.
@@ -103,13 +137,15 @@ class RunMargins:
     """A run's margins in the order of pairs.parquet; `steps` [T] ascending.
 
     `margins` [M, T, N] float32 (NaN where a replica has none), `held_out` [M, N] at each
-    replica's last step. Read with `last`, T = 1: each replica's own last step.
+    replica's last step. Read with `last`, T = 1: each replica's own last step. `shift` [N] is the
+    part of the mean margin that rests on pairs selected by their label (see `write_shift`).
     """
 
     replicas: list[int]
     steps: list[int]
     margins: NDArray[np.float32]
     held_out: NDArray[np.bool_]
+    shift: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return int(self.held_out.shape[1])
@@ -182,6 +218,8 @@ def _read(place: Where, last: bool, folder: str, spill: Spill, scratch: Path | N
                 _filled(shape[::2], np.bool_, False, scratch and scratch / f"{folder}.held"),
             )
             _fill(connection, names, str(pairs), last_steps, steps, found)
+        if folder == "margins":
+            found = replace(found, shift=_read_shift(place / folder / SHIFT, source))
         _require_all(found, source)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise failure(error, place, scratch, paths) from error

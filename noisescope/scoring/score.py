@@ -113,7 +113,7 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
     summary = summarise(
         run,
         len(found.replicas),
-        seen.margins,
+        seen.base,
         totals,
         seen.noise,
         facts,
@@ -192,12 +192,14 @@ def _plan_facts(run: Run) -> tuple[float, str]:
 @dataclass(frozen=True)
 class Survey:
     """What one pass over all pairs finds: each one's mean margin [N] over the replicas that count,
+    `base` [N] without its shift (equal without a judge's budget; see `margins.write_shift`),
     the batch norm of l of each replica [M, 1] and averaged copy [2M, 1], the noise models, and
     p_wrong [N].
     """
 
     beta: float
     margins: Float
+    base: Float
     scale: Float
     copies_scale: Float
     noise: Noise
@@ -217,8 +219,9 @@ def survey(
         margins[block] = mean_over(np.where(counted, values, np.nan))
     scale = batch_norm(_scale(found) / beta, modality)
     copies = scale if averages is None else batch_norm(_scale(averages) / beta, modality)
-    noise = fit_noise(margins, facts)
-    return Survey(beta, margins, scale, copies, noise, noise.p_wrong(margins))
+    base = margins if found.shift is None else margins - found.shift
+    noise = fit_noise(base, facts)
+    return Survey(beta, margins, base, scale, copies, noise, noise.p_wrong(margins))
 
 
 def judge(

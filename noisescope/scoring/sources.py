@@ -22,6 +22,7 @@ class SourceReport:
     of pairs on whose better side the source and the others differ; None without others.
     `covered` is the share of pairs that the source judges alone; the others count half in
     `accuracy_alone`. `inside` is true for the audited model itself, its LoRA replicas included.
+    `weight` is what a unit of a source of one column adds to a margin, alone.
     """
 
     source: str
@@ -32,6 +33,7 @@ class SourceReport:
     disagreement: float | None
     inside: bool = False
     covered: float = 1.0
+    weight: float | None = None
 
     @property
     def agreement(self) -> float:
@@ -59,7 +61,15 @@ def source_notes(reports: Sequence[SourceReport]) -> list[str]:
         for one in reports
         if not one.inside and one.agreement >= CIRCULAR
     ]
-    useless = [one.source for one in reports if not one.inside and one.nats_added < NOTHING]
+    notes += [
+        f"{one.source} is read in reverse (weight {one.weight:.2g}): held-out labels contradict "
+        "it. Check the sign of its numbers, or what the judge takes to be better."
+        for one in reports
+        if one.weight is not None and one.weight < 0 and one.nats_alone >= NOTHING * one.covered
+    ]
+    useless = [
+        one.source for one in reports if not one.inside and one.nats_added < NOTHING * one.covered
+    ]
     if useless:
         notes.append(
             f"{', '.join(useless)} added nothing to what the other evidence knows of the labels."

@@ -28,7 +28,7 @@ CHECKSUMS = "checksums"
 PATTERNS = {
     "pairs": ("pairs.parquet",),
     "scores": ("scores.parquet",),
-    "margins": ("margins/part-*.parquet",),
+    "margins": ("margins/part-*.parquet", "margins/shift.parquet"),
     "averages": ("averages/part-*.parquet",),
     "replicas": tuple(
         f"replicas/{folder}/{name}"

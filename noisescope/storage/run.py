@@ -158,7 +158,11 @@ class Run:
 
     def evidence_files(self) -> list[str]:
         """Files of margins, relative to the directory, in order."""
-        found = [*self.margin_parts(), *sorted(self.averages_directory.glob("part-*.parquet"))]
+        found = [
+            *self.margin_parts(),
+            *self.margins_directory.glob("shift.parquet"),
+            *sorted(self.averages_directory.glob("part-*.parquet")),
+        ]
         return [path.relative_to(self.directory).as_posix() for path in found]
 
     def plan(self) -> dict[str, Any]:

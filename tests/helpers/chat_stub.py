@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,3 +75,20 @@ def serving(answer: Callable[[int, str], Reply]) -> Iterator[Stub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def weighs(odds: float, text: str | None = None) -> Reply:
+    """A reply of 1 or 2 with log-probabilities: `odds` are the log odds of 1 over 2."""
+    one, two = (-math.log1p(math.exp(sign * odds)) for sign in (-1, 1))
+    named = text or ("1" if odds >= 0 else "2")
+    tops = [{"token": "1", "logprob": one}, {"token": " 2", "logprob": two}]
+    token = {"token": named, "logprob": max(one, two), "top_logprobs": tops}
+    message = {"role": "assistant", "content": named}
+    choice = {"message": message, "logprobs": {"content": [token]}}
+    return 200, {}, json.dumps({"choices": [choice]}).encode()
+
+
+def shown(message: str) -> tuple[str, str]:
+    """The two responses in a user message, in their order."""
+    first, second = re.findall(r"\[response [12] \w+\]\n(.*?)\n\[end of", message, re.DOTALL)
+    return first, second
