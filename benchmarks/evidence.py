@@ -167,7 +167,7 @@ def audited(
     row = {
         "evidence": name,
         "AUROC": float(auroc(p, labels.wrong)),
-        "precision": float(labels.wrong[first].mean()),
+        "precision": float(labels.wrong[first].mean()) if len(first) else None,
         "held-out accuracy": float(fit.accuracy.mean()),
         "nats": fit.log_likelihood,
         "seconds": watch["seconds"],

@@ -441,5 +441,6 @@ def test_answers_are_lines_of_json(tmp_path: Path) -> None:
     answers = Answers(tmp_path / "a")
     answers.add({"key": "k", "log_odds": None})
     answers.add({"key": "v", "vote": 2})
-    assert [json.loads(line)["key"] for line in (tmp_path / "a").open()] == ["k", "v"]
+    lines = (tmp_path / "a").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["k", "v"]
     assert (answers.is_empty("k"), answers.missing("v", "votes")) == (True, 3)
