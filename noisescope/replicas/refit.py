@@ -107,8 +107,8 @@ def refitter(run: Run, table: pa.Table) -> Refit:
             np.ones(fit.margins.shape, bool),
             fit.shift,
         )
-        sides, numbers = (one, other), outside.reversed(flipped)
-        others = second_fits(table, features, sides, folds_by, config, fit, run.pairs_path, numbers)
+        sides, where = (one, other), run.pairs_path
+        others = second_fits(table, features, sides, folds_by, config, fit, where, turned.numbers)
         training = {
             "contrasts": [contrast.to_json() for contrast in others],
             "triads": vars(count_triads(*sides)),
