@@ -6,23 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import peft
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.lora import CONFIG, TinyPolicy, pairs, plain_logps, read
-from helpers.tiny_models import tiny_gpt2, tiny_llama
+from helpers.tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import noisescope
+from noisescope.datasets import load
 from noisescope.errors import DataError, ModelError, RunError, UsageError
 from noisescope.models.packing import PADDING, corpus_of, pack, stack
 from noisescope.pairs import Pair, to_table
 from noisescope.replicas.config import LoraConfig
+from noisescope.replicas.gather import EvidenceConfig
 from noisescope.replicas.gather_adapters import scores_of
+from noisescope.replicas.groups import default_halves
 from noisescope.replicas.lora_text import make_adapters, train_lora
 from noisescope.replicas.packed import PackedReplicas
 from noisescope.replicas.train import make_streams
-from noisescope.training.batch_order import Stream, clusters, held_out_by
+from noisescope.training.batch_order import Stream, clusters, groups_held_out, held_out_by
 from noisescope.training.lora.activations import Activations
 from noisescope.training.lora.adapters import attach_adapters, linear_names
 from noisescope.training.lora.peft_files import save_peft
@@ -34,6 +39,55 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
 ]
+
+
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=30), st.integers(0, 5))
+@settings(max_examples=50)
+def test_groups_are_in_one_half_whole_and_halves_are_nearly_equal(sizes, seed):
+    keys = np.repeat(np.arange(len(sizes), dtype=np.uint64) * 7919, sizes)
+    held = groups_held_out(keys, seed=seed, replicas=4)
+    for key in np.unique(keys):
+        assert (np.ptp(held[:, keys == key].astype(int), axis=1) == 0).all()
+    assert np.array_equal(held[::2], ~held[1::2])
+    assert held.any(axis=1).all()
+    assert (np.abs(held.mean(axis=1) - 0.5) * len(keys) <= max(sizes) / 2 + 1e-9).all()
+
+
+def test_replicas_hold_out_whole_prompts_unless_told_otherwise(tmp_path):
+    """The plan records it, so that runs with other halves are not taken for these."""
+    names = [f"prompt {n % 5}" for n in range(40)]
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": p, "chosen": f"good {n}", "rejected": f"no {n}"} for n, p in enumerate(names)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = load(str(path))
+    model = save(tmp_path / "model", tiny_llama(), tiny_tokenizer())
+    lora = {"rank": 2, "top_layers": 1, "steps": 1, "batch": 4}
+    mixed, plans = {}, set()
+    for by in (None, "pair"):
+        config = EvidenceConfig("lora", replicas=2, lora=lora, folds_by=by)
+        run = noisescope.audit(dataset, str(model), evidence=config, runs_directory=tmp_path).run
+        plans.add(run.directory)
+        table = pa.concat_tables(pq.read_table(part) for part in run.margin_parts())
+        both = (dataset.table[name].to_pylist() for name in ("pair_id", "prompt"))
+        prompt = dict(zip(*both, strict=True))
+        seen = {}
+        for row in table.select(["pair_id", "replica", "held_out"]).to_pylist():
+            seen.setdefault((row["replica"], prompt[row["pair_id"]]), set()).add(row["held_out"])
+        mixed[by] = any(len(states) > 1 for states in seen.values())
+    assert mixed == {None: False, "pair": True}
+    assert len(plans) == 2
+
+
+def test_one_prompt_for_all_pairs_holds_out_single_pairs():
+    table = to_table([Pair("the same", f"good {n % 9}", f"bad {n}") for n in range(40)])
+    remark = "100% of the pairs are of one prompt: LoRA replicas hold out single pairs."
+    assert default_halves(table) == ("pair", remark)
+    assert default_halves(to_table([Pair(f"p {n}", "good", "bad") for n in range(40)])) == (
+        "pair",
+        None,
+    )
 
 
 def learner(model, config: LoraConfig = CONFIG, *, warm: bool = True):

@@ -126,6 +126,13 @@ class Job:
         dataset = judged_by(policy, dataset)
         for note in dataset.facts.notes[known:]:
             reporter.note(note)
+        if config.kind == "lora" and config.folds_by is None:
+            from noisescope.replicas.groups import default_halves
+
+            by, remark = default_halves(dataset.table)
+            config = replace(config, folds_by=by)
+            if remark:
+                reporter.note(remark)
         settings = config.settings(dataset.modality)
         sources: tuple[Opened, ...] = ()
         if config.sources:

@@ -36,8 +36,7 @@ def replica_config(
     common: dict[str, Any] = {"kind": source.kind, "sources": (), "pool": False}
     if source.kind == "lora":
         by = halves_by(dataset.table, config.held_out_together)
-        folds_by = None if by == "pair" else by
-        return replace(config, **common, held_out=False, folds_by=folds_by)
+        return replace(config, **common, held_out=False, folds_by=by)
     if not config.held_out:
         raise UsageError(
             f"--evidence {source}: adapters that trained on these pairs repeat their labels",

@@ -276,7 +276,7 @@ class EvidenceOptions:
         typer.Option(
             help="What a fold (a half, for LoRA) holds out whole: pair, prompt, response or a "
             "column (annotator, source, group).",
-            show_default="prompt; pair with --pool or --kind lora",
+            show_default="prompt; pair with --pool",
             rich_help_panel=HEADS,
         ),
     ] = None

@@ -106,6 +106,15 @@ def halves_by(table: pa.Table, by: str) -> str:
     return "pair" if len(sizes) == 1 else by
 
 
+def default_halves(table: pa.Table) -> tuple[str, str | None]:
+    """What halves hold out if nobody names it, and a remark: prompts, if none has most pairs."""
+    found = held_out_groups(table, "prompt")
+    if found.remark is None:
+        return halves_by(table, "prompt"), None
+    what = found.remark.partition(":")[0]
+    return "pair", f"{what}: LoRA replicas hold out single pairs."
+
+
 def check_folds_by(table: pa.Table, by: str) -> None:
     """Raise UsageError if the pairs cannot be held out by `by`."""
     columns = [n for n in table.column_names if n not in (*KINDS, "turns", "pair_id", "content_id")]

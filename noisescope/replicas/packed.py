@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.packing import Corpus, Packed, pack, stack
 from noisescope.replicas.config import LoraConfig
-from noisescope.training.batch_order import Stream, held_out_by
+from noisescope.training.batch_order import Stream
 from noisescope.training.loop import MicroBatch, PairBatch, Piece
 from noisescope.training.objectives import PairValues
 from noisescope.training.pair_data import PairData, Report
@@ -55,7 +55,7 @@ class PackedReplicas:
     @cached_property
     def held_out(self) -> NDArray[np.bool_]:
         config, numbers = self.config, slice(self.first, self.first + self.adapters.replicas)
-        return held_out_by(self.data.held_key, seed=config.seed, replicas=config.replicas)[numbers]
+        return self.data.held_out(seed=config.seed, replicas=config.replicas)[numbers]
 
     @property
     def corpus(self) -> Corpus:

@@ -31,7 +31,7 @@ from noisescope.replicas.checkpoints import (
     write_step,
 )
 from noisescope.replicas.config import ReplicaConfig
-from noisescope.training.batch_order import Stream, held_out_by
+from noisescope.training.batch_order import Stream
 from noisescope.training.config import TrainConfig
 from noisescope.training.loop import Learner, train
 from noisescope.training.objectives import DPO
@@ -75,7 +75,7 @@ class Replicas(Learner, Protocol):
 
 def halves(data: PairData, config: ReplicaConfig) -> Bool:
     """[M, N]: the pairs each replica holds out. Raises DataError if one has none to train on."""
-    held = held_out_by(data.held_key, seed=config.seed, replicas=config.replicas)
+    held = data.held_out(seed=config.seed, replicas=config.replicas)
     if len(data.pair_ids) < 4 or held.all(1).any():
         raise DataError(
             f"{len(data.pair_ids)} pairs are too few for LoRA replicas",

@@ -1,8 +1,8 @@
 """Which pairs a replica trains on, and in what order: functions of (seed, replica, epoch).
 
 Replicas 2j and 2j + 1 train on the two complementary halves of split j, so two replicas
-already hold out every pair. Pairs that share responses are drawn together in small clusters,
-and clusters in random order: a batch then needs fewer distinct forward passes.
+already hold out every pair, with its prompt. Pairs that share responses are drawn together in
+small clusters, and clusters in random order: a batch then needs fewer distinct forward passes.
 """
 
 from __future__ import annotations
@@ -42,6 +42,21 @@ def held_out_by(fold_key: NDArray[np.uint64], *, seed: int, replicas: int) -> ND
     return np.stack(
         [fold_of(fold_key, seed=seed, replica=m // 2, folds=2) == m % 2 for m in range(replicas)]
     )
+
+
+def groups_held_out(keys: U64, *, seed: int, replicas: int) -> NDArray[np.bool_]:
+    """`held_out_by` for large groups: in random order they fill one half up to half of the pairs.
+
+    From two groups on neither half is empty, whatever their sizes.
+    """
+    names, group, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    held = np.empty((replicas, len(keys)), np.bool_)
+    for m in range(replicas):
+        order = np.argsort(hashed(names, seed, m // 2, 0), kind="stable")
+        first = np.empty(len(names), np.bool_)
+        first[order] = np.cumsum(sizes[order]) - sizes[order] / 2 < len(keys) / 2
+        held[m] = first[group] == (m % 2 == 0)
+    return held
 
 
 def clusters(chosen: Int, rejected: Int, size: int, random: np.random.Generator) -> list[Int]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from noisescope.models import Item
 from noisescope.models.items import distinct_items, fold_keys
+from noisescope.training.batch_order import groups_held_out, held_out_by
 
 Int = NDArray[np.int64]
 
@@ -29,6 +30,12 @@ class PairData:
     chosen: Int  # [N] item
     rejected: Int  # [N] item
     items: list[Item]
+
+    def held_out(self, *, seed: int, replicas: int) -> NDArray[np.bool_]:
+        """[M, N]: True where replica m never trains on the pair."""
+        grouped = not np.array_equal(self.held_key, self.fold_key)
+        split = groups_held_out if grouped else held_out_by
+        return split(self.held_key, seed=seed, replicas=replicas)
 
 
 def pair_data(table: pa.Table, held_key: NDArray[np.uint64] | None = None) -> PairData:
