@@ -141,7 +141,9 @@ def _fit_autoencoder(vae: Any, images: Any, generator: Any) -> None:
         batch = make_tiny_sd.scaled(images[rows])
         posterior = vae.encode(batch).latent_dist
         loss = functional.l1_loss(vae.decode(posterior.sample(generator)).sample, batch)
-        _step(loss + make_tiny_sd.KL_WEIGHT * posterior.kl().mean(), vae.parameters(), adam, cycle)
+        take_step(
+            loss + make_tiny_sd.KL_WEIGHT * posterior.kl().mean(), vae.parameters(), adam, cycle
+        )
     vae.eval()
     scale = float(make_tiny_sd.encode(vae, images[:512]).std())
     vae.register_to_config(scaling_factor=round(1 / scale, 4))
@@ -169,13 +171,13 @@ def _fit_denoiser(made: Any, latents: Any, captions: list[str], generator: Any) 
         noisy = keep.sqrt() * latents[rows] + (1 - keep).sqrt() * eps
         guess = unet(noisy, t, encoder_hidden_states=text(words)[0]).sample
         loss = functional.mse_loss(guess, eps)
-        _step(loss, parameters, adam, cycle)
+        take_step(loss, parameters, adam, cycle)
         recent = 0.95 * recent + 0.05 * float(loss.detach())
         if (step + 1) % 100 == 0:
             print(f"denoiser {step + 1}: {recent:.3f}", file=sys.stderr, flush=True)
 
 
-def _step(loss: Any, parameters: Any, adam: Any, cycle: Any) -> None:
+def take_step(loss: Any, parameters: Any, adam: Any, cycle: Any) -> None:
     import torch
 
     adam.zero_grad()

@@ -19,18 +19,15 @@ from PIL import Image
 from noisescope.datasets.images import StoredImages, decode
 from noisescope.errors import DataError, ModelError, UsageError
 from noisescope.models.denoising import (
-    Conditioning,
     DrawConfig,
-    Schedule,
-    denoising_errors,
     draw_noise,
     generator,
     logratio,
-    schedule_of,
 )
 from noisescope.models.diffusion import DiffusionPolicy
 from noisescope.models.image_features import NEAR, caption_evidence, error_statistics
-from noisescope.models.pipeline import find_pipeline
+from noisescope.models.pipeline_files import find_pipeline
+from noisescope.models.schedule import schedule_of
 
 PICTURES = pictures(8)
 KEYS = list(PICTURES)
@@ -68,7 +65,7 @@ def test_errors_equal_a_plain_transcription(kind: str, folders: dict[str, Path])
     with torch.inference_mode():
         latents, framings = ours.latents(KEYS[:4])
         conditioning = ours.conditioning(CAPTIONS[:1] * 4, framings)
-        got = denoising_errors(ours.denoise, ours.pipeline.schedule, latents, conditioning, t, eps)
+        got = ours.pipeline.denoiser.errors(latents, conditioning, t, eps)
         exact = vae.encode(scaled).latent_dist.mode() * vae.config.scaling_factor
         z = exact.half().float()
         noisy = scheduler.add_noise(z, eps, t)
@@ -100,8 +97,8 @@ def test_logratio_is_antisymmetric_and_zero_at_the_start(values: list[float]) ->
 def test_draws_are_stratified_antithetic_and_a_function_of_their_names(
     seed: int, draws: int, name: str
 ) -> None:
-    t, eps = draw_noise(seed, name, draws, (1, 2, 2), 1000)
-    again, noise = draw_noise(seed, name, draws, (1, 2, 2), 1000)
+    t, eps = draw_noise(seed, name, draws, (1, 2, 2), lambda u: int(u * 1000))
+    again, noise = draw_noise(seed, name, draws, (1, 2, 2), lambda u: int(u * 1000))
     assert (t == again).all()
     assert (eps == noise).all()
     couples = (draws + 1) // 2
@@ -121,7 +118,8 @@ def test_noise_differs_by_seed_name_and_draw() -> None:
 
 
 def test_v_prediction_target() -> None:
-    schedule = Schedule(torch.tensor([0.64]), "v_prediction")
+    config = {"prediction_type": "v_prediction", "trained_betas": [0.36]}
+    schedule = schedule_of("DDPMScheduler", config)
     z, eps = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 5.0)
     t = torch.zeros(1, dtype=torch.long)
     assert schedule.noisy(z, t, eps).item() == pytest.approx(0.8 * 2 + 0.6 * 5)
@@ -129,17 +127,12 @@ def test_v_prediction_target() -> None:
 
 
 def test_unknown_prediction_is_refused() -> None:
-    with pytest.raises(ModelError, match="prediction_type sample"):
-        schedule_of({"prediction_type": "sample"})
+    with pytest.raises(ModelError, match="prediction_type sample is not supported"):
+        schedule_of("DDPMScheduler", {"prediction_type": "sample"})
 
 
 def test_perfect_denoiser_has_no_error() -> None:
-    schedule = Schedule(torch.linspace(0.9, 0.1, 10), "epsilon")
     z, eps = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    t = torch.tensor([1, 8])
-    told = Conditioning(torch.zeros(2, 1, 1))
-    errors = denoising_errors(lambda noisy, t, told: eps, schedule, z, told, t, eps)
-    assert errors.tolist() == [0, 0]
     numbers = error_statistics(eps, eps)
     assert numbers.shape == (2, 10)
     torch.testing.assert_close(numbers[:, 8], torch.ones(2))
@@ -218,10 +211,10 @@ def test_latents_and_texts_are_computed_once(folders: dict[str, Path]) -> None:
     loaded = policy(folders["sd"])
     asked = items(KEYS[:4])
     calls = {"vae": 0, "text": 0}
-    loaded.pipeline.vae.encoder.register_forward_hook(
+    loaded.pipeline.pipe.vae.encoder.register_forward_hook(
         lambda *_: calls.__setitem__("vae", calls["vae"] + 1)
     )
-    loaded.pipeline.text[0][1].register_forward_hook(
+    loaded.pipeline.pipe.text_encoder.register_forward_hook(
         lambda *_: calls.__setitem__("text", calls["text"] + 1)
     )
     loaded.features(asked)
@@ -347,7 +340,7 @@ def test_lost_shard_cut_weights_and_missing_tensors_are_named(
 SECOND = {"text_encoder_2": [None, None], "tokenizer_2": [None, None]}
 REFUSED_XL = {
     "no second encoder": ({"drop": "text_encoder_2"}, "text_encoder_2 missing"),
-    "no second vocabulary": ({"index": {"tokenizer_2": [None, None]}}, "tokenizer_2 belong"),
+    "no second vocabulary": ({"index": {"tokenizer_2": [None, None]}}, "tokenizer_2 is missing"),
     "one encoder named": ({"index": SECOND}, "text_time does not go with 1 text encoder"),
     "no second weights": (
         {"drop": "text_encoder_2/model.safetensors"},

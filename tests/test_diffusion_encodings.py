@@ -33,8 +33,8 @@ class Counted:
             str(folder), images or StoredImages(PICTURES), device="cpu", dtype="float32"
         )
         self.calls, self.notes = {"vae": 0, "text": 0}, list[str]()
-        parts = {"vae": self.policy.pipeline.vae.encoder}
-        parts["text"] = self.policy.pipeline.text[0][1]
+        parts = {"vae": self.policy.pipeline.pipe.vae.encoder}
+        parts["text"] = self.policy.pipeline.pipe.text_encoder
         for name, part in parts.items():
             part.register_forward_hook(lambda *_, name=name: self._count(name))
 
@@ -118,7 +118,7 @@ def test_the_disk_bound_is_kept_and_said(
 def test_an_encoder_out_of_bounds_is_said(folder: Path) -> None:
     counted = Counted(folder)
     with torch.no_grad():
-        for parameter in counted.policy.pipeline.vae.parameters():
+        for parameter in counted.policy.pipeline.pipe.vae.parameters():
             parameter.fill_(torch.nan)
     with pytest.raises(ModelError, match="not finite"):
         counted.policy.latents(KEYS)
@@ -126,6 +126,6 @@ def test_an_encoder_out_of_bounds_is_said(folder: Path) -> None:
 
 def test_other_encoders_or_sizes_share_nothing(folder: Path) -> None:
     small = Counted(folder).policy
-    large = DiffusionPolicy(small.pipeline, small.images, small.identity, image_size=32)
+    large = DiffusionPolicy.load(str(folder), small.images, device="cpu", image_size=32)
     assert small.encodings.fingerprint != large.encodings.fingerprint
     assert small.encodings.fingerprint == Counted(folder).policy.encodings.fingerprint

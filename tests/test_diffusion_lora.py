@@ -16,7 +16,7 @@ from helpers.tiny_diffusion import pairs_table, pictures, save
 
 from noisescope.datasets.images import StoredImages
 from noisescope.errors import DataError, RunError, UsageError
-from noisescope.models.denoising import DrawConfig, decode, draw_noise, encode
+from noisescope.models.denoising import DrawConfig, draw_noise
 from noisescope.models.diffusion import DiffusionPolicy
 from noisescope.replicas.config import DiffusionLoraConfig
 from noisescope.replicas.lora_image import (
@@ -68,8 +68,9 @@ def test_halves_make_the_whole(policy: DiffusionPolicy) -> None:
     told = policy.conditioning(["a red circle"] * 3, framings)
     t = torch.tensor([3, 500, 999])
     with torch.inference_mode():
-        whole = policy.denoise(latents, t, told)
-        halves = decode(policy.pipeline.unet, encode(policy.pipeline.unet, latents, t, told))
+        whole = policy.pipeline.denoiser(latents, t, told)
+        denoiser = policy.pipeline.denoiser
+        halves = denoiser.above(denoiser.below(latents, t, told, denoiser.split()))
     torch.testing.assert_close(halves, whole, rtol=0, atol=0)
 
 
@@ -100,7 +101,7 @@ class Plain:
 
     def logratio(self, row: dict[str, Any], draw: int) -> float:
         """l of one pair at one of two draws."""
-        t, eps = draw_noise(0, row["pair_id"], 2, (4, 8, 8), 1000)
+        t, eps = draw_noise(0, row["pair_id"], 2, (4, 8, 8), lambda u: int(u * 1000))
         step, noise = torch.tensor([int(t[draw])]), torch.from_numpy(eps[draw])[None]
         schedule, total = self.policy.pipeline.schedule, 0.0
         for sign, key in ((-1, row["chosen"]), (1, row["rejected"])):
@@ -158,7 +159,7 @@ def test_reference_errors_are_computed_once_and_found_by_a_flipped_copy(
     policy: DiffusionPolicy, tmp_path: Path
 ) -> None:
     rows: list[int] = []
-    hook = policy.pipeline.unet.conv_out.register_forward_hook(
+    hook = policy.pipeline.model.conv_out.register_forward_hook(
         lambda module, arguments, output: rows.append(len(output))
     )
     learner = diffusion_replicas(policy, TABLE, CONFIG)

@@ -394,7 +394,7 @@ def test_pictures_share_their_noise_and_a_lora_changes_them(tmp_path: Path) -> N
     unet.conv_out.weight.data += 0.1
     unet.save_pretrained(whole / "unet")
     full = find_model(str(whole), base=str(base))
-    assert full.kind == "unet"
+    assert full.kind == "denoiser"
     assert outputs(full, asked[:1], **quick) != theirs[:1]
     done = run_evaluation(
         mine, base_of(mine), sample(asked, None, 0, "captions"), [Longer(modality="image")],

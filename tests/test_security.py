@@ -24,7 +24,7 @@ from noisescope.cli.console import json_text
 from noisescope.datasets import load, readers
 from noisescope.errors import NoisescopeError
 from noisescope.models.causal_lm import load_causal_lm
-from noisescope.models.pipeline import find_pipeline
+from noisescope.models.pipeline_files import find_pipeline
 from noisescope.storage.files import write_atomic
 from noisescope.storage.run import LOCK, Plan, Run, create_run, find_run, open_run
 from noisescope.storage.sql import query

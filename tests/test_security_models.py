@@ -14,7 +14,7 @@ from PIL import Image
 from noisescope.datasets.images import crop
 from noisescope.errors import DataError, ModelError
 from noisescope.models.causal_lm import load_causal_lm
-from noisescope.models.pipeline import find_pipeline
+from noisescope.models.pipeline_files import find_pipeline
 
 DEEP = "[" * 200_000
 

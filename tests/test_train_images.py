@@ -184,7 +184,7 @@ def test_recomputed_activations_change_nothing(sd: Path, tmp_path: Path, full: b
     for name, saving in (("plain", False), ("saving", True)):
         settings = quick(checkpointing=saving, steps=2, full=full, learning_rate=1e-3)
         policy = policy_of(sd)
-        recomputed = Recomputed(policy.pipeline.unet)
+        recomputed = Recomputed(policy.pipeline.model)
         done = fine_tune(
             DATASET, policy, settings, weights=RAMP, output=tmp_path / name, reporter=recomputed
         )

@@ -26,13 +26,16 @@ def prepared(policy: DiffusionPolicy, rows: list[dict[str, Any]]) -> tuple[Tenso
     """Return latents [2B, C, h, w] (chosen, then rejected) and text [2B, L, D] of pairs."""
     pipeline = policy.pipeline
     keys = [row[side] for side in ("chosen", "rejected") for row in rows]
-    squares = [crop(decode(policy.images.get(key)), policy.image_size)[0] for key in keys]
+    squares = [crop(decode(policy.images.get(key)), policy.pipeline.image_size)[0] for key in keys]
     stacked = np.stack([np.asarray(square) for square in squares])
     pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
-    pixels = pixels.to(pipeline.vae.device, pipeline.vae.dtype)
-    tokenizer, encoder = pipeline.text[0]
+    pixels = pixels.to(pipeline.pipe.vae.device, pipeline.pipe.vae.dtype)
+    tokenizer, encoder = pipeline.pipe.tokenizer, pipeline.pipe.text_encoder
     with torch.no_grad():
-        z = pipeline.vae.encode(pixels).latent_dist.sample() * pipeline.vae.config.scaling_factor
+        z = (
+            pipeline.pipe.vae.encode(pixels).latent_dist.sample()
+            * pipeline.pipe.vae.config.scaling_factor
+        )
         tokens = tokenizer(
             [row["prompt"] for row in rows],
             padding="max_length",
@@ -46,11 +49,11 @@ def logratios(tuned: Any, pipeline: Pipeline, z: Tensor, text: Tensor) -> Tensor
     """Return l [B] at one draw of (t, eps), shared by the sides of a pair."""
     count = len(z) // 2
     eps = torch.randn_like(z[:count]).repeat(2, 1, 1, 1)
-    t = torch.randint(0, len(pipeline.schedule.alphas), (count,), device=z.device).repeat(2)
+    t = torch.randint(0, pipeline.schedule.steps, (count,), device=z.device).repeat(2)
     noisy = pipeline.schedule.noisy(z, t, eps)
     error = (tuned(noisy, t, text).sample - eps).square().mean((1, 2, 3))
     with torch.no_grad():
-        reference = (pipeline.unet(noisy, t, text).sample - eps).square().mean((1, 2, 3))
+        reference = (pipeline.model(noisy, t, text).sample - eps).square().mean((1, 2, 3))
     chosen, rejected = (error - reference).chunk(2)
     return rejected - chosen
 
@@ -71,7 +74,7 @@ def plain_steps(
     policy: DiffusionPolicy, dataset: PreferenceDataset, steps: int, rank: int | None = None
 ) -> float:
     """Measure pairs/s of full fine-tuning, or of LoRA of a rank."""
-    unet = policy.pipeline.unet
+    unet = policy.pipeline.model
     tuned = copy.deepcopy(unet).requires_grad_(True) if rank is None else with_adapters(unet, rank)
     adam = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
     began = time.perf_counter()
@@ -88,7 +91,7 @@ def plain_scores(
     policy: DiffusionPolicy, dataset: PreferenceDataset, pairs: int, draws: int
 ) -> float:
     """Time scoring a pair with one fine-tuned model at `draws` draws."""
-    tuned = copy.deepcopy(policy.pipeline.unet)
+    tuned = copy.deepcopy(policy.pipeline.model)
     began = time.perf_counter()
     with torch.no_grad():
         for start in range(0, pairs, BATCH):

@@ -120,20 +120,25 @@ def _halves(shape: dict[str, Any], side: int, caption: tuple[int, int]) -> tuple
     from diffusers import UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from noisescope.models.denoising import Conditioning, decode, encode
+    from noisescope.models.denoiser import Denoiser
+    from noisescope.models.denoising import Conditioning
+    from noisescope.models.families import FAMILIES
+    from noisescope.models.schedule import schedule_of
 
+    schedule = schedule_of("DDPMScheduler", {})
     with torch.device("meta"):
         unet = UNet2DConditionModel(**shape).eval()
         added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}
         conditioning = Conditioning(
             torch.zeros(1, *caption), added if "addition_embed_type" in shape else {}
         )
-        latent, t = torch.zeros(1, 4, side, side), torch.zeros(1)
+        latent, t = torch.zeros(1, 4, side, side), torch.zeros(1, dtype=torch.long)
+        denoiser = Denoiser(unet, None, FAMILIES["StableDiffusionPipeline"], schedule)
         with torch.inference_mode():
             with FlopCounterMode(display=False) as below:
-                half = encode(unet, latent, t, conditioning)
+                half = denoiser.below(latent, t, conditioning, denoiser.split())
             with FlopCounterMode(display=False) as above:
-                decode(unet, half)
+                denoiser.above(half)
     return float(below.get_total_flops()), float(above.get_total_flops())
 
 

@@ -96,8 +96,13 @@ def train(
     )
     reporter.note(f"training {policy.identity.id}")
     if pairs.modality == "image":
-        is_xl = cast("DiffusionPolicy", policy).pipeline.is_xl
-        chosen = settled(pairs.modality, is_xl=is_xl, **given)
+        pipeline = cast("DiffusionPolicy", policy).pipeline
+        chosen = settled(pairs.modality, is_xl=pipeline.is_xl, **given)
+        if not (chosen.full or pipeline.family.loads_lora):
+            raise UsageError(
+                f"diffusers loads no LoRA weights into a {pipeline.family.pipeline}",
+                hint="Train the whole denoiser with --full.",
+            )
     rule = WeightRule(weighting or chosen.weighting, chosen.k1, chosen.k2, chosen.c2, rho)
     return fine_tune(
         pairs,

@@ -22,11 +22,10 @@ from noisescope.models.checkpoint import UNET_LORA_WEIGHTS
 
 if TYPE_CHECKING:
     from noisescope.evaluate.generate import GenerationSettings
+    from noisescope.models.families import Family
 
 #: Images per batch by device type.
 BATCH = {"cpu": 8, "cuda": 8}
-#: Default guidance of SD1.5 and SDXL (arXiv 2311.12908 evaluates with these).
-GUIDANCE = {False: 7.5, True: 5.0}
 #: Denoising steps run to estimate the time of more.
 PROBED = 3
 
@@ -43,7 +42,11 @@ class ImageGenerator:
 
     @cached_property
     def pipeline(self) -> Any:
-        """The diffusers pipeline with its LoRA or UNet applied."""
+        """The diffusers pipeline with its LoRA or denoiser applied."""
+        return self._loaded[0]
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Family]:
         return load_pipeline(self.spec, self.device)
 
     @property
@@ -74,14 +77,17 @@ class ImageGenerator:
         import torch
 
         noise = [torch.Generator().manual_seed(noise_seed(settings.seed, p)) for p in prompts]
-        scale = settings.guidance
-        if scale is None:
-            scale = GUIDANCE["text_encoder_2" in self.pipeline.components]
+        _, family = self._loaded
+        scale = family.guidance if settings.guidance is None else settings.guidance
+        guidance: dict[str, Any] = {"guidance_scale": scale}
+        if family.pipeline == "QwenImagePipeline":  # guided only against a negative prompt
+            guidance = {"true_cfg_scale": scale, "negative_prompt": [" "] * len(prompts)}
         with torch.inference_mode():
             done = self.pipeline(
                 prompt=[prompt.text for prompt in prompts],
                 num_inference_steps=settings.steps,
-                guidance_scale=scale,
+                **guidance,
+                **family.calling,
                 generator=noise,
                 height=settings.size,
                 width=settings.size,
@@ -96,36 +102,19 @@ def _png(image: Any) -> bytes:
     return stream.getvalue()
 
 
-def load_pipeline(spec: ModelSpec, device: str) -> Any:
-    """Load the base pipeline and apply LoRA weights or UNet. Raises ModelError."""
-    import diffusers
-
+def load_pipeline(spec: ModelSpec, device: str) -> tuple[Any, Family]:
+    """Load the base pipeline and apply LoRA weights or denoiser. Raises ModelError."""
     from noisescope.models import pipeline as parts
     from noisescope.models.device import pick_device, pick_dtype
+    from noisescope.models.pipeline_files import find_pipeline
 
     where = pick_device(device)
-    found = parts.find_pipeline(spec.base, prefer_half=where.type == "cuda")
+    found = find_pipeline(spec.base, prefer_half=where.type == "cuda")
     loaded = parts.load_pipeline(found, where, pick_dtype("auto", where))
-    scheduler = _scheduler(found)
-    text = {
-        f"{name}{suffix}": part
-        for suffix, pair in zip(("", "_2"), loaded.text, strict=False)
-        for name, part in zip(("tokenizer", "text_encoder"), pair, strict=True)
-    }
-    vae, kind = loaded.vae, loaded.unet.dtype
-    vae = vae if vae.dtype == kind else vae.to(kind)  # pipelines upcast it themselves if needed
-    own = {"vae": vae, "unet": loaded.unet, "scheduler": scheduler, **text}
-    if loaded.is_xl:
-        pipeline = diffusers.StableDiffusionXLPipeline(
-            **own, force_zeros_for_empty_prompt=loaded.empty_is_zero, add_watermarker=False
-        )
-    else:
-        pipeline = diffusers.StableDiffusionPipeline(
-            **own, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    _apply(pipeline, spec)
-    return pipeline
+    pipe = loaded.pipe
+    pipe.vae.to(loaded.model.dtype)  # pipelines upcast it themselves if needed
+    _apply(pipe, spec, loaded.family.denoiser)
+    return pipe, loaded.family
 
 
 @contextmanager
@@ -141,33 +130,8 @@ def _silent() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _scheduler(found: Any) -> Any:
-    """Load the pipeline's scheduler, one of a fixed list of diffusers' classes."""
-    import diffusers
-
-    known: dict[str, Any] = {
-        "DDIMScheduler": diffusers.DDIMScheduler,
-        "DDPMScheduler": diffusers.DDPMScheduler,
-        "DPMSolverMultistepScheduler": diffusers.DPMSolverMultistepScheduler,
-        "EulerAncestralDiscreteScheduler": diffusers.EulerAncestralDiscreteScheduler,
-        "EulerDiscreteScheduler": diffusers.EulerDiscreteScheduler,
-        "HeunDiscreteScheduler": diffusers.HeunDiscreteScheduler,
-        "LCMScheduler": diffusers.LCMScheduler,
-        "LMSDiscreteScheduler": diffusers.LMSDiscreteScheduler,
-        "PNDMScheduler": diffusers.PNDMScheduler,
-        "UniPCMultistepScheduler": diffusers.UniPCMultistepScheduler,
-    }
-    name = str((found.index.get("scheduler") or ["", ""])[1])
-    if name not in known:
-        raise ModelError(
-            f"{found.name}: cannot generate with the scheduler {name}",
-            hint=f"Supported schedulers: {', '.join(known)}.",
-        )
-    return known[name].from_pretrained(found.directory / "scheduler")
-
-
-def _apply(pipeline: Any, spec: ModelSpec) -> None:
-    """Apply LoRA weights, or replace the UNet. Raises ModelError."""
+def _apply(pipeline: Any, spec: ModelSpec, role: str) -> None:
+    """Apply LoRA weights, or replace the denoiser in its `role`. Raises ModelError."""
     if spec.adapter is None:
         return
     try:
@@ -177,11 +141,11 @@ def _apply(pipeline: Any, spec: ModelSpec) -> None:
                     str(spec.adapter), weight_name=UNET_LORA_WEIGHTS, use_safetensors=True
                 )
             return
-        unet = pipeline.unet
-        pipeline.unet = type(unet).from_pretrained(
-            spec.adapter / "unet", use_safetensors=True, torch_dtype=unet.dtype
+        own = pipeline.components[role]
+        model = type(own).from_pretrained(
+            spec.adapter / role, use_safetensors=True, torch_dtype=own.dtype
         )
-        pipeline.unet.to(unet.device).eval().requires_grad_(False)
+        pipeline.register_modules(**{role: model.to(own.device).eval().requires_grad_(False)})
     except Exception as error:  # diffusers and peft raise many kinds; all mean "does not fit"
         reason = first_line(error)
         raise ModelError(

@@ -4,7 +4,7 @@
     find_model("models/tiny-lm"), find_model("stable-diffusion-v1-5/...")
 
 The kind follows from the files: a transformers model, a PEFT adapter, a diffusers pipeline, or
-LoRA weights or a UNet for one. No weights are loaded; only safetensors files are accepted.
+LoRA weights or a denoiser for one. No weights are loaded; only safetensors files are accepted.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from noisescope.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNET_L
 from noisescope.pairs import Modality, digest
 from noisescope.storage.checksums import require_written
 
-Kind = Literal["model", "adapter", "pipeline", "lora", "unet"]
+Kind = Literal["model", "adapter", "pipeline", "lora", "denoiser"]
 
+#: Roles of a denoiser in a pipeline, and its folder in an output of `noisescope train --full`.
+DENOISERS = ("unet", "transformer")
 #: Files downloaded from a Hub repository to find its kind, and the weights of an adapter.
 SMALL_FILES = (
     "model_index.json",
@@ -36,7 +38,7 @@ MODALITY: dict[Kind, Modality] = {
     "adapter": "text",
     "pipeline": "image",
     "lora": "image",
-    "unet": "image",
+    "denoiser": "image",
 }
 BASE_HINT = "Give the model it was trained from: --base PATH_OR_NAME."
 
@@ -118,7 +120,7 @@ def _kind(name: str, directory: Path) -> Kind:
         ("model_index.json", "pipeline"),
         (ADAPTER_CONFIG, "adapter"),
         (UNET_LORA_WEIGHTS, "lora"),
-        ("unet/config.json", "unet"),
+        *((f"{role}/config.json", "denoiser") for role in DENOISERS),
         ("config.json", "model"),
     )
     for file, kind in files:
@@ -168,7 +170,7 @@ def _whole(kind: Kind, name: str) -> str:
         from noisescope.models.checkpoint import find_checkpoint, fingerprint
 
         return fingerprint(find_checkpoint(name), {})
-    from noisescope.models.pipeline import find_pipeline
+    from noisescope.models.pipeline_files import find_pipeline
 
     return find_pipeline(name).fingerprint({})
 
@@ -176,7 +178,12 @@ def _whole(kind: Kind, name: str) -> str:
 def _content(directory: Path, kind: Kind) -> str:
     """Hash the files that are applied to a base model."""
     names = {"adapter": (ADAPTER_CONFIG, ADAPTER_WEIGHTS), "lora": (UNET_LORA_WEIGHTS,)}.get(kind)
-    files = [directory / n for n in names] if names else sorted((directory / "unet").iterdir())
+    folders = [directory / role for role in DENOISERS if (directory / role).is_dir()]
+    files = (
+        [directory / name for name in names]
+        if names
+        else sorted(file for folder in folders for file in folder.iterdir())
+    )
     sha = hashlib.sha256()
     for file in files:
         require_written(file)

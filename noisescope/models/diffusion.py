@@ -1,4 +1,4 @@
-"""Any diffusers text-to-image pipeline (SD1.5 or SDXL class) as a policy: features of images.
+"""A diffusers text-to-image pipeline of a known family as a policy: features of images.
 
     policy = DiffusionPolicy.load("stabilityai/stable-diffusion-xl-base-1.0", dataset.images)
     policy.features(items)  # group -> [n, D_g]
@@ -20,20 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.datasets.images import Framing
-from noisescope.errors import UsageError
 from noisescope.models import Item, ModelIdentity
-from noisescope.models.denoising import Conditioning, DrawConfig, generator, predict
+from noisescope.models.denoiser import image_tokens
+from noisescope.models.denoising import Conditioning, DrawConfig, generator
 from noisescope.models.image_features import (
     NEAR,
     References,
     caption_evidence,
     compared_blocks,
     error_statistics,
+    late_blocks,
     pooled,
 )
 from noisescope.models.latents import Encodings
 from noisescope.models.memory import Limit, OomRetry
-from noisescope.models.pipeline import Pipeline, find_pipeline, load_pipeline
+from noisescope.models.pipeline import Pipeline, load_pipeline
+from noisescope.models.pipeline_files import find_pipeline
 from noisescope.pairs import ImageStore, Modality, digest
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 
 #: Bumped whenever the same pipeline would give other features.
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 #: Latent positions denoised at once, by device type.
 BATCH_POSITIONS = {"cpu": 4096, "cuda": 65536}
 #: Latent positions to one unit of work (`sizes`).
@@ -63,15 +65,13 @@ class DiffusionPolicy:
         images: ImageStore,
         identity: ModelIdentity,
         *,
-        image_size: int | None = None,
         draws: DrawConfig | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.images = images
         self.identity = identity
-        self.image_size = image_size or pipeline.image_size
         self.draws = draws or DrawConfig()
-        self.encodings = Encodings(pipeline, images, self.image_size)
+        self.encodings = Encodings(pipeline, images)
         self.limit = Limit()
 
     @classmethod
@@ -87,9 +87,8 @@ class DiffusionPolicy:
     ) -> Self:
         """Load a pipeline directory or Hub name.
 
-        `image_size` is the pipeline's own unless given (a multiple of the autoencoder's
-        reduction). Raises ModelError for a pipeline that cannot be used, UsageError for a
-        setting that cannot be.
+        `image_size` is the pipeline's own unless given. Raises ModelError for a pipeline that
+        cannot be used, UsageError for a setting that cannot be.
         """
         import torch
 
@@ -98,44 +97,37 @@ class DiffusionPolicy:
         where = pick_device(device)
         kind = pick_dtype(dtype, where)
         found = find_pipeline(name, prefer_half=kind is not torch.float32)
-        pipeline = load_pipeline(found, where, kind)
-        side = image_size or pipeline.image_size
-        step = pipeline.reduction * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
-        if side < step or side % step:
-            raise UsageError(
-                f"--image-size {side}: {name} takes multiples of {step}", hint="Leave it out."
-            )
+        pipeline = load_pipeline(found, where, kind, image_size)
         chosen = draws or DrawConfig()
         settings: dict[str, object] = {
             "version": FEATURES_VERSION,
-            "image_size": side,
+            "image_size": pipeline.image_size,
             "draws": asdict(chosen),
             "dtype": str(kind),
             "references": digest(*(f"{k} {v}" for k, v in sorted(images.references.items()))),
         }
         identity = ModelIdentity(name, found.revision, found.fingerprint(settings))
-        return cls(pipeline, images, identity, image_size=side, draws=chosen)
+        return cls(pipeline, images, identity, draws=chosen)
 
     @property
     def device(self) -> torch.device:
         """Where the denoiser runs."""
         import torch
 
-        return torch.device(self.pipeline.unet.device)
+        return torch.device(self.pipeline.model.device)
 
     @property
     def dtype(self) -> torch.dtype:
         """What the denoiser computes in."""
         import torch
 
-        kind: object = self.pipeline.unet.dtype
+        kind: object = self.pipeline.model.dtype
         return kind if isinstance(kind, torch.dtype) else torch.float32
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of an image's latent."""
-        side = self.image_size // self.pipeline.reduction
-        return int(self.pipeline.vae.config.latent_channels), side, side
+        return self.pipeline.latent_shape
 
     def sizes(self, items: Sequence[Item]) -> Int:
         """Work of each item, [n]: denoiser calls times latent positions / 64."""
@@ -199,28 +191,18 @@ class DiffusionPolicy:
         """Conditioning of each row: text [B, L, D], for SDXL pooled text and size ids."""
         return self.encodings.conditioning(prompts, framings)
 
-    def denoise(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's answer [B, C, h, w] to noisy latents at timesteps t [B]."""
-        answer: Tensor = self.pipeline.unet(
-            noisy.to(self.pipeline.unet.dtype),
-            t,
-            encoder_hidden_states=conditioning.text,
-            added_cond_kwargs=dict(conditioning.added) or None,
-        ).sample
-        return answer
-
     def shared_draw(self, draw: int) -> tuple[int, Tensor]:
         """Timestep and noise [C, h, w] of one of the dataset's shared draws."""
         import torch
 
-        steps = len(self.pipeline.schedule.alphas)
         source = generator(self.draws.seed, "features", draw)
         eps = torch.from_numpy(source.standard_normal(self.latent_shape, np.float32))
-        return int(self.draws.times[draw] * steps), eps.to(self.device)
+        return self.pipeline.schedule.at(self.draws.times[draw]), eps.to(self.device)
 
     def _name(self, item: Item) -> str:
         """An item for an error message."""
-        return f"image {item.response} of {item.prompt[:40]!r} at --image-size {self.image_size}"
+        size = self.pipeline.image_size
+        return f"image {item.response} of {item.prompt[:40]!r} at --image-size {size}"
 
     def _measured(self, items: Sequence[Item]) -> dict[str, Float]:
         """Feature groups of one batch, off the device."""
@@ -237,10 +219,12 @@ class DiffusionPolicy:
         references = self.images.references and References.of(items, self.images.references)
         statistics, evidence, activations, distances = [], [], [], []
         for draw in range(len(self.draws.times)):
-            unet = self.pipeline.unet
             compared = bool(references) and draw in self.draws.references
-            blocks = compared_blocks(unet) if compared else []
-            with recorded(unet.up_blocks) as late, recorded(blocks) as states:
+            blocks = compared_blocks(self.pipeline.denoiser) if compared else []
+            with (
+                self._recorded(late_blocks(self.pipeline.denoiser)) as late,
+                self._recorded(blocks) as states,
+            ):
                 guess, target = self._predict(latents, captioned, draw)
             statistics.append(error_statistics(guess, target))
             if draw in self.draws.activations:
@@ -272,28 +256,28 @@ class DiffusionPolicy:
         step, noise = self.shared_draw(draw)
         t = torch.full((len(latents),), step, dtype=torch.long, device=self.device)
         eps = noise.expand_as(latents)
-        return predict(self.denoise, self.pipeline.schedule, latents, conditioning, t, eps)
+        return self.pipeline.denoiser.predict(latents, conditioning, t, eps)
 
     def _reference_states(self, references: References, draw: int) -> list[Tensor]:
         """Feature maps of the distinct references under one of the shared draws."""
         latents, framings = self.latents(references.images)
         conditioning = self.conditioning(references.prompts, framings)
-        with recorded(compared_blocks(self.pipeline.unet)) as states:
+        with self._recorded(compared_blocks(self.pipeline.denoiser)) as states:
             self._predict(latents, conditioning, draw)
         return states
 
+    @contextmanager
+    def _recorded(self, blocks: Sequence[Any]) -> Iterator[list[Tensor]]:
+        """Collect the outputs of blocks while they run, as maps [B, D, h, w]."""
+        states: list[Tensor] = []
+        grid = self.pipeline.grid
 
-@contextmanager
-def recorded(blocks: Any) -> Iterator[list[Tensor]]:
-    """Collect the outputs [B, C, h, w] of modules while they run."""
-    states: list[Tensor] = []
+        def keep(module: object, arguments: object, output: Any) -> None:
+            states.append(image_tokens(output, grid))
 
-    def keep(module: object, arguments: object, output: Tensor) -> None:
-        states.append(output)
-
-    hooks = [block.register_forward_hook(keep) for block in blocks]
-    try:
-        yield states
-    finally:
-        for hook in hooks:
-            hook.remove()
+        hooks = [block.register_forward_hook(keep) for block in blocks]
+        try:
+            yield states
+        finally:
+            for hook in hooks:
+                hook.remove()

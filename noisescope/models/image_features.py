@@ -15,11 +15,13 @@ from noisescope.models import Item
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from noisescope.models.denoiser import Denoiser
+
 #: Latent positions averaged for the coarse part of an error.
 COARSE = 4
 #: Added to a power before its logarithm.
 FLOOR = 1e-6
-#: Late up blocks whose activations are kept.
+#: Late blocks whose activations are kept.
 LATE_BLOCKS = 2
 
 
@@ -65,12 +67,18 @@ def caption_evidence(guess: Tensor, empty: Tensor, target: Tensor) -> Tensor:
 
 
 def pooled(states: Sequence[Tensor]) -> Tensor:
-    """[B, D]: mean and standard deviation over positions of the late blocks' channels."""
+    """[B, D]: mean and standard deviation over positions of the blocks' channels."""
     import torch
 
-    late = [state.float().flatten(2) for state in states[-LATE_BLOCKS:]]
+    late = [state.float().flatten(2) for state in states]
     parts = [part for state in late for part in (state.mean(2), state.std(2))]
     return torch.cat(parts, dim=1)
+
+
+def late_blocks(denoiser: Denoiser) -> list[Any]:
+    """The last blocks of a denoiser, of a UNet only up blocks."""
+    names = denoiser.upper_names(LATE_BLOCKS)
+    return [denoiser.model.get_submodule(name) for name in names]
 
 
 #: Added to a distance before its logarithm.
@@ -137,7 +145,10 @@ def distances(states: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def compared_blocks(unet: Any) -> list[Any]:
-    """The residual blocks of a UNet2DConditionModel, from first to last."""
+def compared_blocks(denoiser: Denoiser) -> list[Any]:
+    """The residual blocks of a UNet, or all blocks of a transformer, from first to last."""
+    if not denoiser.family.lower:
+        return [block for _, block in denoiser.blocks]
+    unet = denoiser.model
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     return [layer for block in blocks for layer in block.resnets]

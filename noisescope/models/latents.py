@@ -1,6 +1,6 @@
 """Cache image latents and caption embeddings, the inputs of the denoiser.
 
-    encodings = Encodings(pipeline, images, 512)
+    encodings = Encodings(pipeline, images)
     encodings.open(directory)            # use the cache in this directory
     encodings.keep(items, progress)      # compute the rest into parts, resumable after a kill
     latents, framings = encodings.latents(keys)
@@ -36,37 +36,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def embed(pipeline: Pipeline, prompt: str) -> tuple[Tensor, Tensor | None]:
-    """Text embedding [L, D] and pooled embedding [P] or None, as the pipeline's class makes them.
-
-    SD1.5 takes the encoder's last hidden states; SDXL joins both encoders' last but one and pools
-    the second. SDXL's empty prompt is all zeros if its index sets force_zeros_for_empty_prompt.
-    """
-    import torch
-
-    states: list[Tensor] = []
-    pooled_text: Tensor | None = None
-    for tokenizer, encoder in pipeline.text:
-        tokens = tokenizer(
-            [prompt],
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids.to(encoder.device)
-        answer = encoder(tokens, output_hidden_states=pipeline.is_xl)
-        states.append(answer.hidden_states[-2] if pipeline.is_xl else answer.last_hidden_state)
-        pooled_text = answer[0] if pipeline.is_xl else None
-    text = torch.cat(states, dim=-1)[0]
-    if pooled_text is None:
-        return text, None
-    if not prompt and pipeline.empty_is_zero:
-        return torch.zeros_like(text), torch.zeros_like(pooled_text[0])
-    return text, pooled_text[0]
-
-
 #: Bumped whenever the same pipeline would give other latents or embeddings.
-ENCODINGS_VERSION = 1
+ENCODINGS_VERSION = 2
 #: Rows of latents, and of embeddings, kept in memory.
 KEPT = 512
 #: Bytes that all latents and embeddings of one directory may take on disk.
@@ -75,8 +46,8 @@ DISK_BYTES = 64 << 30
 DISK_SHARE = 0.5
 #: Pixels of one encoder pass.
 BATCH_PIXELS = 8 * 512 * 512
-#: Pixels, and captions, to one unit of work.
-WORK_PIXELS, WORK_CAPTIONS = 4096, 16
+#: Pixels to one unit of work.
+WORK_PIXELS = 4096
 
 
 @final
@@ -86,12 +57,11 @@ class Latents:
 
     pipeline: Pipeline
     images: ImageStore
-    image_size: int
     limit: Limit = field(default_factory=Limit)
 
     def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
         """Work of each image, [n]."""
-        return np.full(len(items), max(1, self.image_size**2 // WORK_PIXELS), np.int64)
+        return np.full(len(items), max(1, self.pipeline.image_size**2 // WORK_PIXELS), np.int64)
 
     def features(self, items: Sequence[Item]) -> dict[str, Array]:
         """`latent` [n, C, h, w] float16 and `framing` [n, 6] int32.
@@ -102,7 +72,7 @@ class Latents:
         import torch
 
         squares, framings = zip(*(self.square(item.response) for item in items), strict=True)
-        step = max(1, BATCH_PIXELS // self.image_size**2)
+        step = max(1, BATCH_PIXELS // self.pipeline.image_size**2)
         retry: OomRetry[int] = OomRetry(
             "images", lambda row: f"image {items[row].response}", self.limit
         )
@@ -127,22 +97,33 @@ class Latents:
         import torch
 
         try:
-            square, framing = crop(decode(self.images.get(key)), self.image_size)
+            square, framing = crop(decode(self.images.get(key)), self.pipeline.image_size)
         except DataError as error:
             raise DataError(f"image {key}: {error.message}", hint=error.hint) from error
         pixels = torch.from_numpy(np.asarray(square, np.float32).transpose(2, 0, 1).copy())
         return pixels / 127.5 - 1, framing
 
     def encode(self, squares: Tensor) -> Tensor:
-        """Scaled latent modes [B, C, h, w] float32 of squares [B, 3, S, S]."""
+        """Scaled latent modes [B, C, h, w] float32 of squares [B, 3, S, S].
+
+        Scaled by the inverse of what the pipeline does before it decodes.
+        """
         import torch
 
-        vae = self.pipeline.vae
+        vae = self.pipeline.pipe.vae
+        video = "temperal_downsample" in vae.config  # its images are videos of one frame
+        pixels = squares.to(vae.device, vae.dtype)
         with torch.inference_mode():
-            mode = vae.encode(squares.to(vae.device, vae.dtype)).latent_dist.mode().float()
-        shift = vae.config.shift_factor or 0.0
-        scaled: Tensor = (mode - shift) * vae.config.scaling_factor
-        return scaled
+            coded = vae.encode(pixels[:, :, None] if video else pixels).latent_dist.mode().float()
+        mode: Tensor = coded[:, :, 0] if video else coded
+        factor = vae.config.get("scaling_factor") or 1.0
+        if vae.config.get("latents_mean") is None or vae.config.get("latents_std") is None:
+            return (mode - (vae.config.get("shift_factor") or 0.0)) * factor
+        mean, std = (
+            mode.new_tensor(vae.config[name]).view(1, -1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return (mode - mean) * factor / std
 
 
 @final
@@ -154,18 +135,17 @@ class Captions:
 
     def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
         """Work of each caption, [n]."""
-        return np.full(len(items), WORK_CAPTIONS, np.int64)
+        return np.full(len(items), self.pipeline.family.caption_work, np.int64)
 
     def features(self, items: Sequence[Item]) -> dict[str, Array]:
-        """`text` [n, L, D] float16 and, for SDXL, `pooled` [n, P]; one by one, so that a
-        caption's bits do not depend on its neighbours. Raises ModelError where not finite."""
+        """The groups of `Family.encode`, [n, ...] float16; one caption at a time, so that its bits
+        do not depend on its neighbours. Raises ModelError where not finite."""
         import torch
 
+        pipe, encode = self.pipeline.pipe, self.pipeline.family.encode
         with torch.inference_mode():
-            rows = [embed(self.pipeline, item.prompt) for item in items]
-        found = {"text": _stacked([text for text, _ in rows])}
-        if self.pipeline.is_xl:
-            found["pooled"] = _stacked([pooled for _, pooled in rows if pooled is not None])
+            rows = [encode(pipe, item.prompt) for item in items]
+        found = {name: _stacked([row[name] for row in rows]) for name in rows[0]}
         for group in found.values():
             _check_finite(group, [f"caption {item.prompt[:60]!r}" for item in items])
         return found
@@ -175,11 +155,13 @@ class Captions:
 class Encodings:
     """Latents and embeddings by key: from memory, else from disk, else computed."""
 
-    def __init__(self, pipeline: Pipeline, images: ImageStore, image_size: int) -> None:
+    def __init__(self, pipeline: Pipeline, images: ImageStore) -> None:
         self.pipeline, self.images = pipeline, images
-        self.latents_of = Latents(pipeline, images, image_size)
+        self.latents_of = Latents(pipeline, images)
         self._sources: tuple[Source, Source] = self.latents_of, Captions(pipeline)
-        self.fingerprint = digest(pipeline.encoders, str(image_size), str(ENCODINGS_VERSION))
+        self.fingerprint = digest(
+            pipeline.encoders, str(pipeline.image_size), str(ENCODINGS_VERSION)
+        )
         self._memory: tuple[OrderedDict[str, dict[str, Tensor]], ...] = (
             OrderedDict(),
             OrderedDict(),
@@ -227,24 +209,27 @@ class Encodings:
         return torch.stack([row["latent"] for row in rows]).float(), framings
 
     def conditioning(self, prompts: Sequence[str], framings: Sequence[Framing]) -> Conditioning:
-        """Conditioning of each row: text [B, L, D], for SDXL pooled text and size ids."""
+        """Conditioning of each row: text [B, L, D], and what else the denoiser takes."""
         import torch
 
         rows = self._rows(1, [_caption(prompt) for prompt in prompts])
-        kind = self.pipeline.unet.dtype
-        text = torch.stack([row["text"] for row in rows]).to(kind)
+        kind = self.pipeline.model.dtype
+        groups = {name: torch.stack([row[name] for row in rows]).to(kind) for name in rows[0]}
+        if "mask" in groups:  # no longer than the longest caption
+            longest = int(groups["mask"].sum(1).max())
+            groups = {name: group[:, :longest] for name, group in groups.items()}
+        text = groups.pop("text")
         if not self.pipeline.is_xl:
-            return Conditioning(text)
-        pooled = torch.stack([row["pooled"] for row in rows]).to(kind)
+            return Conditioning(text, groups)
         ids = [(*frame.original, *frame.corner, *frame.target) for frame in framings]
         time_ids = torch.tensor(ids, dtype=kind, device=text.device)
-        return Conditioning(text, {"text_embeds": pooled, "time_ids": time_ids})
+        return Conditioning(text, {"text_embeds": groups["pooled"], "time_ids": time_ids})
 
     def _rows(self, which: int, items: Sequence[Item]) -> list[dict[str, Tensor]]:
         """Rows of items from memory, disk or the source; the last KEPT stay in memory."""
         import torch
 
-        memory, device = self._memory[which], self.pipeline.unet.device
+        memory, device = self._memory[which], self.pipeline.model.device
         found = {item.key: memory[item.key] for item in items if item.key in memory}
         absent = []
         for item in {item.key: item for item in items if item.key not in found}.values():

@@ -1,8 +1,9 @@
 """Train LoRA replicas of a diffusion model: M short Diffusion-DPO fine-tunings in one process.
 
-Adapters are on the attention layers of the up blocks, so the down blocks run once for all replicas
-and the reference, which is the model with its adapters off. l is Eq. 6 of 2503.16921 under shared
-(t, eps) draws, functions of (seed, pair_id, draw):
+Adapters are on the attention layers of a UNet's up blocks, or of the later half of a transformer's
+blocks, so the blocks below run once for all replicas and the reference, which is the model with its
+adapters off. l is Eq. 6 of 2503.16921 under shared (t, eps) draws, functions of (seed, pair_id,
+draw):
 
     train_diffusion_lora(policy, dataset.table, DiffusionLoraConfig(replicas=8), run_directory)
 
@@ -122,9 +123,9 @@ def diffusion_replicas(
     config: DiffusionLoraConfig,
     members: range | None = None,
 ) -> DiffusionReplicas:
-    """Adapters on the policy's up blocks, each drawn from its own seed, over the table's pairs.
+    """Adapters on the policy's upper blocks, each drawn from its own seed, over the table's pairs.
 
-    The policy's UNet carries them until `detach`. Raises DataError if a replica has no pair to
+    The policy's denoiser carries them until `detach`. Raises DataError if a replica has no pair to
     train on.
     """
     from noisescope.training.lora.adapters import Adapters
@@ -132,9 +133,9 @@ def diffusion_replicas(
     members = range(config.replicas) if members is None else members
     data = replica_pairs(table, config.folds_by)
     held = halves(data, config)
-    unet = policy.pipeline.unet
-    adapters = Adapters(unet, len(members), config.rank, 0)
-    adapters.attach(attention_layers(unet, len(unet.up_blocks)))
+    denoiser = policy.pipeline.denoiser
+    adapters = Adapters(denoiser.model, len(members), config.rank, 0)
+    adapters.attach(attention_layers(denoiser, denoiser.upper_names(None)))
     initialise(adapters, config, members.start, float(config.rank))
     return DiffusionReplicas(
         noised_pairs(policy, data, config),
@@ -149,7 +150,7 @@ def diffusion_replicas(
 def diffusion_cost(
     learner: DiffusionReplicas, steps: int, due: list[int], cache_directory: Path | None
 ) -> LoraCost:
-    """FLOPs of a run, counted on one pair: E of its down blocks, D of the rest of the denoiser.
+    """FLOPs of a run, counted on one pair: E of its lower blocks, D of the rest of the denoiser.
 
     The reference costs E + D a pair and draw; a replica's training E + 2 D a pair (frozen layers
     pass gradients at the price of a forward); scoring E + M D a pair and draw.
@@ -164,7 +165,7 @@ def diffusion_cost(
         with FlopCounterMode(display=False) as below:
             rows = noised.rows(first, [(0,)])
         with FlopCounterMode(display=False) as above:
-            squared_errors(noised.policy.pipeline.unet, rows)
+            squared_errors(noised.policy.pipeline.denoiser, rows)
     e, d = float(below.get_total_flops()), float(above.get_total_flops())
     mine = (~learner.held_out).sum(1)
     trained = steps * float(np.minimum(mine, learner.config.batch).sum())

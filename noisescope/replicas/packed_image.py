@@ -1,4 +1,4 @@
-"""LoRA replicas of a diffusion model: M adapters on one UNet, each with its own pairs.
+"""LoRA replicas of a diffusion model: M adapters on one denoiser, each with its own pairs.
 
 learner = DiffusionReplicas(noised, adapters, config, held_out, streams)
 learner.measure_reference(cache_directory, progress)  # once
@@ -38,7 +38,7 @@ Float = NDArray[np.float32]
 @final
 @dataclass
 class DiffusionReplicas:
-    """M replicas over one UNet (`train.Replicas`).
+    """M replicas over one denoiser (`train.Replicas`).
 
     `first` is the number of the lowest replica; `limit` the most pairs to score at once, after more
     did not fit into memory.
@@ -148,10 +148,12 @@ class DiffusionReplicas:
         """One replica as a directory that diffusers loads."""
         from noisescope.training.lora.unet import save_unet_adapter
 
-        return save_unet_adapter(self.adapters, replica, directory, weights)
+        return save_unet_adapter(
+            self.adapters, replica, directory, weights, self.noised.policy.pipeline.family.denoiser
+        )
 
     def detach(self) -> None:
-        """Give the policy its own UNet back."""
+        """Give the policy its own denoiser back."""
         self.adapters.detach()
 
     def _epoch(self, part: PairBatch) -> int:
@@ -163,6 +165,6 @@ class DiffusionReplicas:
         """e of Eq. 6, [R], with adapters by segment (replica, first row, end)."""
         self.adapters.placement.segments = segments
         try:
-            return squared_errors(self.noised.policy.pipeline.unet, rows)
+            return squared_errors(self.noised.policy.pipeline.denoiser, rows)
         finally:
             self.adapters.placement.segments = ()

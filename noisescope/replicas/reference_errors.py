@@ -78,7 +78,7 @@ class ReferenceErrors:
         """`errors` [n, 2, K] float32, the side of the smaller key first."""
         import torch
 
-        k, unet = self.noised.draws, self.noised.policy.pipeline.unet
+        k, denoiser = self.noised.draws, self.noised.policy.pipeline.denoiser
         pairs = np.array([self.index[item.key] for item in items], np.int64)
         size = max(1, self.rows // (2 * k))
         retry: OomRetry[int] = OomRetry(
@@ -87,7 +87,7 @@ class ReferenceErrors:
 
         def errors_of(mine: Sequence[int]) -> Array:
             rows = self.noised.rows(np.array(mine, np.int64), [tuple(range(k))] * len(mine))
-            errors = squared_errors(unet, rows).view(2, len(mine), k)
+            errors = squared_errors(denoiser, rows).view(2, len(mine), k)
             found: Array = errors.transpose(0, 1).cpu().numpy()
             return found
 

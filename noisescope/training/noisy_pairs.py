@@ -1,8 +1,8 @@
-"""Noise both sides of image pairs alike: the inputs on which a UNet is compared with itself.
+"""Noise both sides of image pairs alike: the inputs on which a denoiser is compared with itself.
 
     noised = NoisedPairs(policy, data, seed=0, draws=4)
-    rows = noised.rows(pairs, [(0, 1)] * len(pairs))      # down blocks run once, for all replicas
-    errors = squared_errors(policy.pipeline.unet, rows)   # e of Eq. 6, [R]
+    rows = noised.rows(pairs, [(0, 1)] * len(pairs))         # lower blocks run once
+    errors = squared_errors(policy.pipeline.denoiser, rows)  # e of Eq. 6, [R]
 
 The two sides of a pair, the reference and all replicas see the same (t, eps), a function of
 (seed, pair_id, draw) and never of a batch.
@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.models.denoising import Conditioning, Half, decode, draw_noise, encode, generator
+from noisescope.models.denoising import Conditioning, draw_noise, generator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from noisescope.models.denoiser import Denoiser, Half
     from noisescope.models.diffusion import DiffusionPolicy
     from noisescope.training.pair_data import PairData
 
@@ -45,7 +46,7 @@ class Noised:
 @final
 @dataclass(frozen=True)
 class Rows:
-    """`Noised` rows after the down blocks."""
+    """`Noised` rows after the lower blocks."""
 
     half: Half
     target: Tensor  # [R, C, h, w]
@@ -85,27 +86,28 @@ class NoisedPairs:
             return Noised(schedule.noisy(latents, t, eps), t, conditioning, target)
 
     def rows(self, pairs: Int, draws: Sequence[tuple[int, ...]]) -> Rows:
-        """`noised` after the down blocks of the policy's UNet, without gradient."""
+        """`noised` after the lower blocks of the policy's denoiser, without gradient."""
         import torch
 
         found = self.noised(pairs, draws)
         with torch.no_grad():
-            half = encode(self.policy.pipeline.unet, found.latents, found.t, found.conditioning)
+            denoiser = self.policy.pipeline.denoiser
+            half = denoiser.below(found.latents, found.t, found.conditioning, denoiser.split())
         return Rows(half, found.target)
 
     def _draw(self, pair: int, draws: tuple[int, ...]) -> tuple[Int, NDArray[np.float32]]:
         """Timesteps [k] and noises [k, C, h, w] of some draws of a pair."""
         name, shape = self.data.pair_ids[pair], self.policy.latent_shape
-        steps = len(self.policy.pipeline.schedule.alphas)
+        drawn = self.policy.pipeline.schedule.drawn
         if self.draws:
-            times, noises = draw_noise(self.seed, name, self.draws, shape, steps)
+            times, noises = draw_noise(self.seed, name, self.draws, shape, drawn)
             return times[list(draws)], noises[list(draws)]
         sources = [generator(self.seed, name, draw) for draw in draws]
-        times = np.array([int(source.random() * steps) for source in sources], np.int64)
+        times = np.array([drawn(source.random()) for source in sources], np.int64)
         return times, np.stack([source.standard_normal(shape, np.float32) for source in sources])
 
 
-def squared_errors(unet: Any, rows: Rows) -> Tensor:
+def squared_errors(denoiser: Denoiser, rows: Rows) -> Tensor:
     """e of Eq. 6, [R] float32: squared error of the prediction, mean over the latent."""
-    guess = decode(unet, rows.half).float()
+    guess = denoiser.above(rows.half).float()
     return (guess - rows.target).square().mean(dim=(1, 2, 3))

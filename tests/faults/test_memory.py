@@ -158,15 +158,15 @@ def test_images_come_out_the_same_in_smaller_batches(
     policy = DiffusionPolicy.load(pipeline, store, device="cpu")
     whole = policy.features(items)
     small = DiffusionPolicy.load(pipeline, store, device="cpu")
-    budget(small.pipeline.unet, latents, 2, ERRORS[0])
-    budget(small.pipeline.vae.encoder, latents, 2, ERRORS[1])
+    budget(small.pipeline.model, latents, 2, ERRORS[0])
+    budget(small.pipeline.pipe.vae.encoder, latents, 2, ERRORS[1])
     with caplog.at_level(logging.WARNING, "noisescope"):
         halved = small.features(items)
     assert small.limit.items in (1, 2)
     for name, rows in whole.items():
         np.testing.assert_allclose(halved[name], rows, atol=1e-4, rtol=1e-4)
     assert 1 <= caplog.text.count(SAID) <= 2  # of the denoiser, and of the encoder
-    budget(small.pipeline.unet, latents, 0, ERRORS[0])
+    budget(small.pipeline.model, latents, 0, ERRORS[0])
     with pytest.raises(ModelError, match=f"image {items[0].response} .*does not fit"):
         small.features(items)
 
@@ -178,7 +178,7 @@ def test_reference_errors_come_out_the_same_in_smaller_batches(pipeline: str) ->
     whole = ReferenceErrors.of(noised, 64)
     expected = whole.features(whole.items)["errors"]
     small = ReferenceErrors.of(noised, 64)
-    budget(policy.pipeline.unet.down_blocks[0], latents, 4, ERRORS[0])
+    budget(policy.pipeline.model.down_blocks[0], latents, 4, ERRORS[0])
     np.testing.assert_allclose(small.features(small.items)["errors"], expected, rtol=1e-4)
     assert small.limit.items == 1
 
@@ -218,7 +218,7 @@ def test_diffusion_replicas_train_and_judge_the_same_in_smaller_batches(
     whole = DiffusionPolicy.load(pipeline, store, device="cpu")
     train_diffusion_lora(whole, table, config, tmp_path / "whole")
     small = DiffusionPolicy.load(pipeline, store, device="cpu")
-    budget(small.pipeline.unet.up_blocks[0], latents, 6, ERRORS[2])
+    budget(small.pipeline.model.up_blocks[0], latents, 6, ERRORS[2])
     with caplog.at_level(logging.WARNING, "noisescope"):
         train_diffusion_lora(small, table, config, tmp_path / "small")
     assert caplog.text.count("pairs at once do not fit") >= 2  # in training and in scoring

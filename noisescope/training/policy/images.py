@@ -1,8 +1,8 @@
-"""Train a diffusion model: packed LoRA adapters on a UNet's attention layers, or the whole UNet.
+"""Train a diffusion model: packed LoRA adapters on its attention layers, or the whole denoiser.
 
 l is Eq. 6 of 2503.16921 (Diffusion-DPO, 2311.12908): both sides, the policy and its reference
 see the same timestep and noise, a function of (seed, pair_id, draw), one draw a step. Latents and
-text embeddings are cached; the reference is the UNet with its adapters off.
+text embeddings are cached; the reference is the denoiser with its adapters off.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from noisescope.models.denoising import Half, decode, encode
 from noisescope.training.lora.unet import attention_layers, save_unet_adapter
 from noisescope.training.noisy_pairs import Noised, NoisedPairs
 from noisescope.training.pair_data import PairData
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+    from noisescope.models.denoiser import Denoiser, Half
     from noisescope.models.diffusion import DiffusionPolicy
     from noisescope.progress import Progress, Reporter
     from noisescope.training.policy.settings import TrainSettings
@@ -56,8 +56,8 @@ class ImageSpace:
         return FORWARD_POSITIONS.get(self.policy.device.type, 16384)
 
     @property
-    def unet(self) -> Any:
-        return self.policy.pipeline.unet
+    def denoiser(self) -> Denoiser:
+        return self.policy.pipeline.denoiser
 
     def noised(self, pairs: Int, draw: int) -> Noised:
         """Rows of some pairs under `draw`: all chosen, then all rejected."""
@@ -82,10 +82,10 @@ class ImageSpace:
 @final
 @dataclass
 class ImageAdapters(AdaptedModel[ImageSpace]):
-    """LoRA on a UNet's attention layers (`TrainablePolicy`); `shared` when only up blocks carry
-    adapters, so that the down blocks run once for the policy and its reference."""
+    """LoRA on a denoiser's attention layers (`TrainablePolicy`); `split` blocks carry no adapters
+    and run once for the policy and its reference."""
 
-    shared: bool = False
+    split: int = 0
     checkpointing: bool = False
 
     def pair_logps(
@@ -94,9 +94,9 @@ class ImageAdapters(AdaptedModel[ImageSpace]):
         import torch
 
         rows = self.space.noised(pairs, draw)
-        unet = self.space.unet
+        inputs = (rows.latents, rows.t, rows.conditioning)
         with torch.no_grad():
-            half = encode(unet, rows.latents, rows.t, rows.conditioning) if self.shared else None
+            half = self.space.denoiser.below(*inputs, self.split) if self.split else None
             reference = self._errors(rows, half, ())[0]
             seen = [self._errors(rows, half, watched)] if watched else []
         errors = torch.cat([self._errors(rows, half, trained), *seen])
@@ -112,10 +112,10 @@ class ImageAdapters(AdaptedModel[ImageSpace]):
         placement.segments = tuple((m, k * size, (k + 1) * size) for k, m in enumerate(replicas))
         try:
             if half is not None:
-                guess = decode(self.space.unet, half.rows(index))
+                guess = self.space.denoiser.above(half.rows(index))
             else:
                 conditioning = rows.conditioning.rows(index)
-                guess = self.space.policy.denoise(rows.latents[index], rows.t[index], conditioning)
+                guess = self.space.denoiser(rows.latents[index], rows.t[index], conditioning)
         finally:
             if not (self.checkpointing and replicas):  # recomputed blocks need it again
                 placement.segments = ()
@@ -124,31 +124,32 @@ class ImageAdapters(AdaptedModel[ImageSpace]):
 
     def save(self, directory: Path) -> list[str]:
         """What `pipeline.load_lora_weights(directory)` reads."""
-        return save_unet_adapter(self.adapters, 0, directory, self.trainable())
+        role = self.space.denoiser.family.denoiser
+        return save_unet_adapter(self.adapters, 0, directory, self.trainable(), role)
 
     def detach(self) -> None:
         if self.checkpointing:
-            self.space.unet.disable_gradient_checkpointing()
+            self.space.denoiser.model.disable_gradient_checkpointing()
         super().detach()
 
 
 @final
 @dataclass
-class WholeUNet(WholeModel[ImageSpace]):
-    """Full fine-tuning of a UNet (`TrainablePolicy`); the reference is a frozen copy."""
+class WholeDenoiser(WholeModel[ImageSpace]):
+    """Full fine-tuning of a denoiser (`TrainablePolicy`); the reference is a frozen copy."""
 
     checkpointing: bool = False
-    reference: Any = field(init=False)
+    reference: Denoiser = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reference = copy.deepcopy(self.model)
+        self.reference = replace(self.space.denoiser, model=copy.deepcopy(self.model))
         self.model.requires_grad_(True)
         if self.checkpointing:
             self.model.enable_gradient_checkpointing()
 
     @property
     def model(self) -> Any:
-        return self.space.unet
+        return self.space.denoiser.model
 
     def pair_logps(
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
@@ -157,17 +158,18 @@ class WholeUNet(WholeModel[ImageSpace]):
 
         rows = self.space.noised(pairs, draw)
         errors = []
-        for unet, scope in ((self.reference, torch.no_grad()), (self.model, nullcontext())):
+        policy = self.space.denoiser
+        for denoiser, scope in ((self.reference, torch.no_grad()), (policy, nullcontext())):
             with scope:
-                half = encode(unet, rows.latents, rows.t, rows.conditioning)
-                guess = decode(unet, half).float()
+                guess = denoiser(rows.latents, rows.t, rows.conditioning).float()
                 errors.append((guess - rows.target).square().mean(dim=(1, 2, 3)))
         return self.space.pair_logps(errors[1][None], errors[0])
 
     def save(self, directory: Path) -> list[str]:
-        """A diffusers UNet in `unet/`, which replaces the pipeline's own."""
-        names = publish(directory / "unet", self.model.save_pretrained)
-        return [f"unet/{name}" for name in names]
+        """A diffusers model in `unet/` or `transformer/`, which replaces the pipeline's own."""
+        role = self.space.denoiser.family.denoiser
+        names = publish(directory / role, self.model.save_pretrained)
+        return [f"{role}/{name}" for name in names]
 
     def detach(self) -> None:
         if self.checkpointing:
@@ -184,13 +186,13 @@ def build(
     reporter: Reporter,
     accelerator: Accelerator,
 ) -> tuple[TrainablePolicy, Int]:
-    """Adapters, one from each of `seeds`, or the whole UNet. Latents and embeddings are kept in
+    """Adapters, one from each of `seeds`, or the whole denoiser. Latents and embeddings are kept in
     `directory`. No two images count as the same."""
     nothing = np.zeros(0, np.int64)
     with reporter.stage("latents and embeddings") as advance, accelerator.main_process_first():
         space = image_space(policy, data, settings.seed, directory / "encodings", advance)
     if settings.full:
-        return WholeUNet(space, settings.checkpointing), nothing
+        return WholeDenoiser(space, settings.checkpointing), nothing
     adapters = image_adapters(
         space,
         replicas=len(seeds),
@@ -222,13 +224,16 @@ def image_adapters(
     layers: int | None,
     checkpointing: bool,
 ) -> ImageAdapters:
-    """Adapters on the policy's UNet, each drawn from its own seed."""
+    """Adapters on the policy's denoiser, each drawn from its own seed."""
     from noisescope.training.lora.adapters import Adapters
 
-    unet = space.policy.pipeline.unet
-    adapters = Adapters(unet, replicas, rank, 0)
-    adapters.attach(attention_layers(unet, layers))
+    denoiser = space.denoiser
+    adapters = Adapters(denoiser.model, replicas, rank, 0)
+    adapters.attach(
+        attention_layers(denoiser, None if layers is None else denoiser.upper_names(layers))
+    )
     adapters.initialise(seeds, alpha)
     if checkpointing:
-        unet.enable_gradient_checkpointing()
-    return ImageAdapters(space, adapters, layers is not None, checkpointing)
+        denoiser.model.enable_gradient_checkpointing()
+    split = 0 if layers is None else denoiser.split(layers)
+    return ImageAdapters(space, adapters, split, checkpointing)

@@ -44,9 +44,9 @@ LOADING = {
         'pipeline.load_lora_weights("path/to/this/directory")'
     ),
     ("image", True): (
-        "from diffusers import AutoPipelineForText2Image, UNet2DConditionModel\n\n"
-        'unet = UNet2DConditionModel.from_pretrained("path/to/this/directory", subfolder="unet")\n'
-        "pipeline = AutoPipelineForText2Image.from_pretrained({base}, unet=unet)"
+        "from diffusers import AutoModel, AutoPipelineForText2Image\n\n"
+        'model = AutoModel.from_pretrained("path/to/this/directory", subfolder="{role}")\n'
+        "pipeline = AutoPipelineForText2Image.from_pretrained({base}, {role}=model)"
     ),
 }
 
@@ -65,7 +65,8 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         }.get(kind, "diffusers"),
         "tags": tags,
     }
-    loading = LOADING[kind].format(base=json.dumps(plan["model"]))
+    role = str(manifest["files"][0]).partition("/")[0]  # of a whole denoiser: its folder
+    loading = LOADING[kind].format(base=json.dumps(plan["model"]), role=role)
     return "\n".join(
         [
             "---",
