@@ -34,6 +34,7 @@ from noisescope.progress import Silent
 from noisescope.replicas.answers import LOG_PROBABILITIES, Answers
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
 from noisescope.replicas.judge import Judge
+from noisescope.replicas.selected import with_answers
 from noisescope.scoring.metrics import auroc
 from noisescope.scoring.noise_models import fit_noise
 from tests.helpers.chat_stub import Reply, serving, shown, weighs
@@ -104,9 +105,17 @@ def judged(labels: Labels, seed: int) -> Iterator[dict[str, Any]]:
         column = {"outside": values[:, None].astype(np.float32)}
         yield audited(labels, column, f"+ {name}", plain)[1] | {"source alone": alone}
         some = choose(labels.keys, p_wrong(plain, labels), round(BUDGET * len(values)), seed)
-        told = through_endpoint(labels, values, some[0] | some[1])[:, None].astype(np.float32)
-        drawn, selected = ({"outside": told * part[:, None]} for part in some)
-        yield audited(labels, drawn, f"+ {name}, a tenth", plain, selected)[1]
+        told = through_endpoint(labels, values, some[0] | some[1])
+        known = np.where(some[0] | some[1], told, np.nan)
+        margins, shift, weights = with_answers(
+            plain.margins, labels.facts, {"judge": (known, some[0])}
+        )
+        moved = replace(plain, margins=margins)
+        yield {
+            "evidence": f"+ {name}, a tenth",
+            **found_errors(p_wrong(moved, labels, shift), labels),
+            "weight": weights["judge"],
+        }
 
 
 def through_endpoint(
@@ -134,11 +143,17 @@ def through_endpoint(
     return out
 
 
-def p_wrong(fit: HeadFit, labels: Labels) -> NDArray[np.float64]:
-    """p_wrong [N] of a fit, whose noise is that of margins without selected answers."""
+def p_wrong(fit: HeadFit, labels: Labels, shift: Float | None = None) -> NDArray[np.float64]:
+    """p_wrong [N] of a fit, whose noise is that of margins without the `shift` of a judge."""
     margins = fit.margins.mean(axis=0, dtype=np.float64)
-    base = margins if fit.shift is None else margins - fit.shift
-    return fit_noise(base, labels.facts).p_wrong(margins)
+    return fit_noise(margins if shift is None else margins - shift, labels.facts).p_wrong(margins)
+
+
+def found_errors(p: NDArray[np.float64], labels: Labels) -> dict[str, float | None]:
+    """AUROC of p_wrong, and the share of errors among as many first pairs as there are."""
+    first = np.argsort(-p, kind="stable")[: int(labels.wrong.sum())]
+    precision = float(labels.wrong[first].mean()) if len(first) else None
+    return {"AUROC": float(auroc(p, labels.wrong)), "precision": precision}
 
 
 def audited(
@@ -146,7 +161,6 @@ def audited(
     numbers: Mapping[str, Float],
     name: str,
     before: HeadFit | None,
-    applied: Mapping[str, Float] | None = None,
 ) -> tuple[HeadFit, dict[str, Any]]:
     """A fit with prompts held out, and its row."""
     start = None if before is None else {**before.variance, **dict.fromkeys(numbers, 0.3)}
@@ -158,16 +172,12 @@ def audited(
             labels.keys,
             CONFIG,
             numbers=numbers,
-            applied=applied,
             held_out=labels.prompts.astype(np.uint64),
             start=start,
         )
-    p = p_wrong(fit, labels)
-    first = np.argsort(-p, kind="stable")[: int(labels.wrong.sum())]
     row = {
         "evidence": name,
-        "AUROC": float(auroc(p, labels.wrong)),
-        "precision": float(labels.wrong[first].mean()) if len(first) else None,
+        **found_errors(p_wrong(fit, labels), labels),
         "held-out accuracy": float(fit.accuracy.mean()),
         "nats": fit.log_likelihood,
         "seconds": watch["seconds"],

@@ -161,9 +161,9 @@ def test_margins_are_held_out() -> None:
         arrays[3] = other[3]
     from noisescope.replicas.head import cross_fit
 
-    here, _, _ = cross_fit(problem, {"x": 0.5}, {}, key, key, config, None)
+    here, _ = cross_fit(problem, {"x": 0.5}, key, key, config, None)
     turned = pose({"x": x}, side[0], side[1], np.zeros(200, bool))
-    there, _, _ = cross_fit(turned, {"x": 0.5}, {}, key, key, config, None)
+    there, _ = cross_fit(turned, {"x": 0.5}, key, key, config, None)
     assert np.allclose(here[:, 3], -there[:, 3], atol=1e-3)
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.chat_stub import Reply, Stub, says, serving, shown, weighs
 from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
-from scipy.special import expit
+from scipy.special import expit, logit
 
 import noisescope
 from noisescope.auditing.asking import choose
@@ -25,11 +25,13 @@ from noisescope.models.chat import Endpoint
 from noisescope.pairs import hashed
 from noisescope.progress import Silent
 from noisescope.replicas.answers import BOUND, Answers, Question, named, token_odds
-from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
+from noisescope.replicas.head import HeadConfig, fit_heads
 from noisescope.replicas.judge import Judge, Judged
+from noisescope.replicas.selected import with_answers
 from noisescope.replicas.sources import Source
 from noisescope.scoring.metrics import auroc
 from noisescope.scoring.noise_models import fit_noise
+from noisescope.scoring.pair_facts import PairFacts
 
 PAIRS = [(f"question {n}", f"good {n}", f"bad {n}") for n in range(30)]
 
@@ -267,53 +269,51 @@ def noisy(pairs: int, seed: int = 0) -> tuple[Any, ...]:
     return {"x": x}, chosen, rejected, hashed(first.astype(np.uint64), 3), wrong
 
 
-def fitted(data: tuple[Any, ...], numbers: Any = None, applied: Any = None) -> HeadFit:
-    config = HeadConfig(replicas=2, folds=4, search_steps=12)
-    return fit_heads(*data[:4], config, numbers=numbers, applied=applied)
-
-
-def p_wrong(fit: HeadFit) -> np.ndarray[Any, Any]:
-    margins = fit.margins.mean(axis=0, dtype=np.float64)
-    base = margins if fit.shift is None else margins - fit.shift
-    return fit_noise(base).p_wrong(margins)
-
-
 @pytest.mark.parametrize("kind", ["good", "random", "reversed"])
 def test_a_judge_of_the_suspicious_tenth_gets_the_weight_of_a_random_sample(kind: str) -> None:
-    data = noisy(6000)
-    wrong = data[4]
-    plain = p_wrong(fitted(data))
+    features, chosen, rejected, key, wrong = noisy(4000)
+    config = HeadConfig(replicas=2, folds=4, search_steps=12)
+    fit = fit_heads(features, chosen, rejected, key, config)
+    base = fit.margins.mean(axis=0, dtype=np.float64)
+    noise = fit_noise(base)
+    plain = noise.p_wrong(base)
     rng = np.random.default_rng(5)
     right = rng.random(len(wrong)) < 0.85
     truth = np.where(wrong, -1.0, 1.0) * np.where(right, 1.0, -1.0)
     odds = {"good": truth, "random": rng.normal(size=len(wrong)), "reversed": -truth}[kind]
-    drawn, selected = choose(data[3], plain, 1000, 0)
-    column = odds[:, None].astype(np.float32)
-    fit = fitted(data, {"judge": column * drawn[:, None]}, {"judge": column * selected[:, None]})
-    assert fit.shift is not None
-    assert not fit.shift[~selected].any()
-    weight = float(fit.shift[selected] @ odds[selected] / (odds[selected] @ odds[selected]))
-    gain = auroc(p_wrong(fit), wrong) - auroc(plain, wrong)
+    drawn, selected = choose(key, plain, 400, 0)
+    known = np.where(drawn | selected, odds, np.nan)
+    moved, shift, weights = with_answers(fit.margins, PairFacts(), {"judge": (known, drawn)})
+    assert shift is not None
+    assert not shift[~(drawn | selected)].any()
+    p = noise.p_wrong(moved.mean(axis=0, dtype=np.float64))
+    inner = (drawn | selected) & (plain > 1e-3) & (plain < 0.99)
+    change = logit(p[inner]) - logit(plain[inner])
+    np.testing.assert_allclose(change, -weights["judge"] * odds[inner], atol=0.02)
+    gain = auroc(p, wrong) - auroc(plain, wrong)
     if kind == "random":
-        assert abs(weight) < 0.15
+        assert abs(weights["judge"]) < 0.5
         assert gain > -0.003
         return
-    assert np.sign(weight) == (1 if kind == "good" else -1)
-    assert gain > 0.002
-    together = fitted(data, {"judge": column * (drawn | selected)[:, None]})
-    assert auroc(p_wrong(together), wrong) < auroc(p_wrong(fit), wrong) - 0.01
+    sign = 1 if kind == "good" else -1
+    assert sign * weights["judge"] == pytest.approx(np.log(0.85 / 0.15), abs=0.6)
+    assert gain > 0.003
+    column = np.nan_to_num(known)[:, None].astype(np.float32)
+    together = fit_heads(features, chosen, rejected, key, config, numbers={"judge": column})
+    naive = together.margins.mean(axis=0, dtype=np.float64)
+    assert auroc(fit_noise(naive).p_wrong(naive), wrong) < auroc(p, wrong) - 0.01
 
 
 def test_the_chosen_pairs_are_a_random_part_and_those_around_the_line() -> None:
     keys = hashed(np.arange(1000).astype(np.uint64), 1)
     p = np.linspace(0, 0.4, 1000)
     drawn, selected = choose(keys, p, 300, 0)
-    assert (drawn.sum(), selected.sum(), (drawn & selected).sum()) == (150, 150, 0)
+    assert (drawn.sum(), selected.sum(), (drawn & selected).sum()) == (100, 200, 0)
     line = p[999 - 200]
     assert np.abs(p[selected] - line).max() < np.abs(p[~drawn & ~selected] - line).min() + 1e-9
     more, _ = choose(keys, p, 900, 0)
-    assert more.sum() == 400
-    assert (more & drawn).sum() == 150  # what was asked before is asked again
+    assert more.sum() == 180
+    assert (more & drawn).sum() == 100  # what was asked before is asked again
 
 
 # --- whole audits ------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ def test_a_small_budget_asks_some_at_random_and_some_around_the_line(
     asked = found.run.plan()["evidence"]["sources"][0]["asked"]
     assert asked == {"drawn": 20, "selected": 20}
     shift = pq.read_table(found.run.directory / "margins" / "shift.parquet")["shift"].to_numpy()
-    assert (shift != 0).sum() == 20
+    assert (shift != 0).sum() == 40
     assert "margins/shift.parquet" in found.run.manifest()["evidence_files"]
     assert found.summary.sources[1].covered == 0.25
     assert any("is read in reverse" in note for note in found.summary.notes)

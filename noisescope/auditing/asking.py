@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Bool = NDArray[np.bool_]
 
 #: Share of the asked pairs that is drawn at random, and the least number.
-DRAWN_SHARE, DRAWN_LEAST = 5, 400
+DRAWN_SHARE, DRAWN_LEAST = 5, 100
 #: Fewest pairs that can show how far a judge is to be trusted.
 FEWEST = 20
 #: Calls that may be spent on finding out what an endpoint without log-probabilities gives.

@@ -12,7 +12,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -361,9 +361,11 @@ class HeadWork(Responses):
         from noisescope.replicas.groups import held_out_groups
         from noisescope.replicas.head import HeadConfig, fit_heads
         from noisescope.replicas.second_fits import second_fits
+        from noisescope.replicas.selected import with_answers
         from noisescope.replicas.source_fits import MODEL, Evidence, what_each_added
         from noisescope.replicas.sources import read_outside
         from noisescope.scoring.margins import write_margins, write_shift
+        from noisescope.scoring.pair_facts import read_facts
         from noisescope.scoring.triads import count_triads
 
         settings, table = self.plan.evidence, self.table
@@ -392,27 +394,31 @@ class HeadWork(Responses):
             rejected,
             keys,
             config,
-            numbers=outside.numbers,
-            applied=outside.applied,
+            numbers=outside.fitted,
             held_out=groups.keys,
         )
-        write_shift(self.run.margins_directory, table.column("pair_id"), fit.shift)
+        facts_of_pairs = read_facts(self.run.pairs_path, self.plan.modality)
+        margins, shift, weights = with_answers(fit.margins, facts_of_pairs, outside.selected)
+        write_shift(self.run.margins_directory, table.column("pair_id"), shift)
         write_margins(
             self.run.margins_directory / "part-0.parquet",
             table.column("pair_id"),
-            fit.margins[:, None, :],
+            margins[:, None, :],
             steps=[1],
             held_out=np.ones(fit.margins.shape, bool),
         )
         sides = (chosen, rejected)
         others = second_fits(
-            table, features, sides, folds_by, config, fit, self.run.pairs_path, outside.numbers
+            table, features, sides, folds_by, config, fit, self.run.pairs_path, outside.fitted
         )
         reports = []
         if outside.groups:
             reporter.note(f"fitting with and without each of {len(groups_of)} sources")
             whole = Evidence(features, outside.numbers, sides, keys, groups.keys, config)
-            reports = what_each_added(whole, groups_of)
+            reports = [
+                replace(one, weight=weights.get(one.source, one.weight))
+                for one in what_each_added(whole, groups_of)
+            ]
         watch.time("replicas", began)
         return {
             "pooled": fit.pooled,

@@ -72,7 +72,6 @@ class HeadFit:
     """Held-out margins of all replicas and how they came about."""
 
     margins: Float  # [M, N], each from a fit that did not see the pair (nor its fold_key)
-    shift: Float | None  # [N], the part of the mean margin that `applied` numbers made
     theta: Mapping[str, Float]  # group -> [M, D_g], fitted on all pairs, in the features' units
     variance: Mapping[str, float]  # group (and "identity") -> chosen prior variance of its margin
     candidates: Sequence[Candidate]  # the search, best first
@@ -99,7 +98,6 @@ def fit_heads(
     config: HeadConfig,
     *,
     numbers: Mapping[str, Float] | None = None,
-    applied: Mapping[str, Float] | None = None,
     held_out: NDArray[np.uint64] | None = None,
     start: Mapping[str, float] | None = None,
     progress: Progress | None = None,
@@ -109,10 +107,7 @@ def fit_heads(
     `features`: group -> [R, D_g], one row per distinct (prompt, response); empty for the identity
     control. `chosen`, `rejected` [N]: rows of the sides. `fold_key` [N] uint64: content hash
     of the pair, symmetric in the sides; equal keys share their bootstrap weight. `numbers`:
-    group -> [N, E_g] of the pairs, antisymmetric in the sides, 0 if unknown. `applied`: more
-    numbers of these groups, of pairs that were selected by their label. They get the group's
-    weight and have no part in choosing it (among pairs selected because the model doubts their
-    label, a source that is right looks reversed). `held_out`:
+    group -> [N, E_g] of the pairs, antisymmetric in the sides, 0 if unknown. `held_out`:
     keys that are held out whole, [N] of pairs or [N, 2] of their sides (see `cross_fit.assign`);
     `fold_key` if None. Abilities count only across these keys. Deterministic, independent of
     row order to float32 rounding; swapping the sides negates a pair's margins. `start`: the
@@ -121,13 +116,10 @@ def fit_heads(
     """
     chosen, rejected = np.asarray(chosen, np.int64), np.asarray(rejected, np.int64)
     numbers = numbers or {}
-    applied = applied or {}
     responses = checked(features, chosen, rejected, fold_key, numbers)
     scales = {name: unit_scale(x, chosen, rejected) for name, x in features.items()}
     rows = {name: np.asarray(x, np.float32) * scales[name] for name, x in features.items()}
-    units = {name: unit_pair_scale(x) for name, x in numbers.items()}
-    pairs = {name: np.asarray(x, np.float32) * units[name] for name, x in numbers.items()}
-    later = {name: np.asarray(x, np.float32) * units[name] for name, x in applied.items()}
+    pairs = {name: np.asarray(x, np.float32) * unit_pair_scale(x) for name, x in numbers.items()}
     keys = fold_key if held_out is None else held_out
     recurring = np.zeros(responses, np.bool_)
     if config.identity and keys.ndim == 1:
@@ -151,16 +143,14 @@ def fit_heads(
     )
     problem = pose(rows, chosen, rejected, recurring, pairs)
     variance = candidates[0].variance
-    base, moved, theta = cross_fit(problem, variance, later, fold_key, keys, config, progress)
-    margins = base if moved is None else base + moved
+    margins, theta = cross_fit(problem, variance, fold_key, keys, config, progress)
     return HeadFit(
         margins=margins,
-        shift=None if moved is None else moved.mean(axis=0),
         theta={name: value * scales[name] for name, value in theta.items()},
         variance=variance,
         candidates=candidates,
-        accuracy=((base > 0).mean(axis=1) + (base >= 0).mean(axis=1)) / 2,
-        log_likelihood=float(log_expit(base.mean(axis=0, dtype=np.float64)).mean()),
+        accuracy=((margins > 0).mean(axis=1) + (margins >= 0).mean(axis=1)) / 2,
+        log_likelihood=float(log_expit(margins.mean(axis=0, dtype=np.float64)).mean()),
         pooled=int(recurring.sum()),
         chance=chance,
     )
@@ -169,19 +159,17 @@ def fit_heads(
 def cross_fit(
     problem: Problem,
     variance: Mapping[str, float],
-    later: Mapping[str, Float],
     fold_key: NDArray[np.uint64],
     keys: NDArray[np.uint64],
     config: HeadConfig,
     progress: Progress | None,
-) -> tuple[Float, Float | None, dict[str, Float]]:
+) -> tuple[Float, dict[str, Float]]:
     """Margins [M, N] held out by `keys` and theta_g = v_g Phi_g' slopes [M, D_g] of whole fits.
 
-    Between them, what the `later` numbers add to the margins, [M, N] or None. Each replica is
-    P + 1 problems: those of its folds, and one on all pairs.
+    Each replica is P + 1 problems: those of its folds, and one on all pairs.
     """
     design, pairs = problem.design(variance), np.arange(len(fold_key))
-    margins, slopes, moved = [], [], []
+    margins, slopes = [], []
     waiting: list[tuple[Folds, Float]] = []
     for replica in range(config.replicas):
         folds = assign(keys, seed=config.seed, replica=replica, folds=config.folds)
@@ -193,11 +181,6 @@ def cross_fit(
         base = 0
         for one, weights in waiting:
             margins.append(fit.margins[pairs, base + one.own])
-            if later:
-                weights_of_pairs = fit.u[design.dense.shape[1] : design.width]
-                own = slice(base, base + one.count)
-                added = problem.pair_margins(variance, later, weights_of_pairs[:, own])
-                moved.append(added[pairs, one.own])
             base += weights.shape[1]
             slopes.append(fit.slopes[:, base - 1])
         waiting = []
@@ -208,7 +191,7 @@ def cross_fit(
         name: (np.float32(variance[name]) * problem.project(name, whole)).T
         for name in problem.groups
     }
-    return np.stack(margins), np.stack(moved) if moved else None, theta
+    return np.stack(margins), theta
 
 
 def replica_weights(

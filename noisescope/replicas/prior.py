@@ -68,19 +68,6 @@ class Problem:
         """K."""
         return int(self.incidence.shape[1 if self.by_response else 0])
 
-    def pair_margins(
-        self, variance: Mapping[str, float], numbers: Mapping[str, Float], u: Float
-    ) -> Float:
-        """Margins [N, Q] of other `numbers` [N, E_g] of these pairs' groups; u [E, Q] solves."""
-        first = 0
-        out = np.zeros((self.incidence.shape[0], u.shape[1]), np.float32)
-        for name, x in self.pairs.items():
-            if name in numbers:
-                scale = np.float32(np.sqrt(variance[name]))
-                out += scale * numbers[name] @ u[first : first + x.shape[1]]
-            first += x.shape[1]
-        return out
-
     def project(self, name: str, slopes: Float) -> Float:
         """Slopes [N, Q] -> [D_g, Q]: the transpose of a group's map at variance 1."""
         if name == IDENTITY:

@@ -57,7 +57,9 @@ def refitter(run: Run, table: pa.Table) -> Refit:
     from noisescope.replicas.groups import held_out_groups
     from noisescope.replicas.head import HeadConfig, fit_heads
     from noisescope.replicas.second_fits import second_fits
+    from noisescope.replicas.selected import with_answers
     from noisescope.replicas.sources import read_outside
+    from noisescope.scoring.pair_facts import read_facts
     from noisescope.scoring.triads import count_triads
 
     plan = run.plan()
@@ -85,6 +87,7 @@ def refitter(run: Run, table: pa.Table) -> Refit:
     keys = fold_keys(table)
     folds_by = evidence.get("folds_by", "pair")
     held_out = held_out_groups(table, folds_by).keys
+    facts = read_facts(run.pairs_path, plan.get("modality", "text"))
 
     def refit(flipped: Bool, start: Mapping[str, float] | None) -> Refitted:
         turned = outside.reversed(flipped)
@@ -95,20 +98,20 @@ def refitter(run: Run, table: pa.Table) -> Refit:
             other,
             keys,
             config,
-            numbers=turned.numbers,
-            applied=turned.applied,
+            numbers=turned.fitted,
             held_out=held_out,
             start=start,
         )
+        moved, shift, _ = with_answers(fit.margins, facts.flipped(flipped), turned.selected)
         margins = RunMargins(
             list(range(len(fit.margins))),
             [1],
-            fit.margins[:, None, :].astype(np.float32),
-            np.ones(fit.margins.shape, bool),
-            fit.shift,
+            moved[:, None, :].astype(np.float32),
+            np.ones(moved.shape, bool),
+            shift,
         )
         sides, where = (one, other), run.pairs_path
-        others = second_fits(table, features, sides, folds_by, config, fit, where, turned.numbers)
+        others = second_fits(table, features, sides, folds_by, config, fit, where, turned.fitted)
         training = {
             "contrasts": [contrast.to_json() for contrast in others],
             "triads": vars(count_triads(*sides)),

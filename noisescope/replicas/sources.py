@@ -426,22 +426,28 @@ def _write_numbers(path: Path, table: pa.Table, numbers: Mapping[str, Any]) -> N
 class Outside:
     """Groups of all sources: of responses [R, D_g], of pairs [N, E_g], and whose they are.
 
-    `applied` are numbers of pairs that were selected by their label (see `fit_heads`).
+    `selected` has the log odds [N] of judges that were asked about pairs because of their label,
+    and which pairs [N] were drawn at random: of these alone are their `numbers`.
     """
 
     features: Mapping[str, Float] = field(default_factory=dict)
     numbers: Mapping[str, Float] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    applied: Mapping[str, Float] = field(default_factory=dict)
+    selected: Mapping[str, tuple[NDArray[np.float64], NDArray[np.bool_]]] = field(
+        default_factory=dict
+    )
+
+    @property
+    def fitted(self) -> dict[str, Float]:
+        """The numbers that the replicas are fitted to (see `replicas.selected` for the others)."""
+        return {name: x for name, x in self.numbers.items() if name not in self.selected}
 
     def reversed(self, flipped: NDArray[np.bool_]) -> Outside:
         """The numbers of pairs under labels of which some are flipped, [N]."""
         sign = np.where(flipped, np.float32(-1), np.float32(1))[:, None]
-        turned = [
-            {name: values * sign for name, values in numbers.items()}
-            for numbers in (self.numbers, self.applied)
-        ]
-        return replace(self, numbers=turned[0], applied=turned[1])
+        numbers = {name: values * sign for name, values in self.numbers.items()}
+        selected = {name: (x * sign[:, 0], drawn) for name, (x, drawn) in self.selected.items()}
+        return replace(self, numbers=numbers, selected=selected)
 
 
 def read_outside(
@@ -451,7 +457,7 @@ def read_outside(
     features: dict[str, Float] = {}
     numbers: dict[str, Float] = {}
     groups: dict[str, tuple[str, ...]] = {}
-    applied: dict[str, Float] = {}
+    selected: dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]] = {}
     for one in evidence.get("sources", ()):
         name, made_by = str(one["source"]), str(one["fingerprint"])
         if one["level"] == "response":
@@ -461,11 +467,12 @@ def read_outside(
         else:
             read = _read_numbers(_path(run, made_by), made_by, table)
             if one.get("asked", {}).get("selected"):
-                applied[name] = _stacked({SELECTED: read[SELECTED]})
+                drawn = np.isfinite(read[DRAWN])
+                selected[name] = np.where(drawn, read[DRAWN], read[SELECTED]), drawn
             own = {name: _stacked({DRAWN: read[DRAWN]} if "asked" in one else read)}
             numbers |= own
         groups[name] = tuple(own)
-    return Outside(features, numbers, groups, applied)
+    return Outside(features, numbers, groups, selected)
 
 
 def _stacked(numbers: Mapping[str, NDArray[np.float64]]) -> Float:
