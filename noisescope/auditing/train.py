@@ -65,8 +65,8 @@ def train(
 
     `dataset` and `model` are those of the workspace if None; `reading` holds format, columns,
     pairs, split and limit. `weights` is a run, a file (pair_id, W, gamma), "none", or None: the
-    dataset's audit for adaptive objectives, no weights for the others. `weighting` (u, p_flip,
-    margin) turns a run's scores into weights. `settings` are fields of `TrainSettings`.
+    dataset's audit for adaptive objectives, no weights for the others. `weighting` (p_wrong,
+    p_flip, u, margin) turns a run's scores into weights. `settings` are fields of `TrainSettings`.
 
     Raises UsageError, DataError, ModelError, RunError or EvidenceError. A training that is
     interrupted continues from its last checkpoint when it is called again.
@@ -137,7 +137,7 @@ def _refuse_unused(
         unused, why = flags, f"--objective {settings.objective} trains without weights here"
     elif weights is not None and Path(weights).is_file():
         unused, why = flags, f"{weights} contains finished weights"
-    elif weighting in ("p_flip", "margin") or settings.weighting == "margin":
+    elif (weighting or settings.weighting) != "u":
         unused = [flag for flag in flags if flag != "--weighting"]
         why = f"--weighting {weighting or settings.weighting} has no such constant"
     else:
@@ -184,7 +184,7 @@ def _weights(
     if adaptive and found.even:
         reporter.note(
             "these weights hardly differ, so this is nearly plain dpo: u of the replicas is close "
-            "to 0 for every pair; --weighting p_flip and --online replicas do not depend on it"
+            "to 0 for every pair; --weighting p_wrong and --online replicas do not depend on it"
         )
     return found
 

@@ -157,7 +157,7 @@ def duration(seconds: float) -> str:
     """`0.4 s`, `35 s`, `4 min`, `2.5 h`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    if seconds < 100:
+    if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"

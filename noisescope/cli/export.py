@@ -14,7 +14,7 @@ import typer
 from noisescope.cli.console import print_json, print_lines, print_note
 from noisescope.cli.options import JsonOption, RunsDirOption
 from noisescope.errors import DataError, NoisescopeError, UsageError
-from noisescope.storage.printable import printable
+from noisescope.storage.printable import plural, printable
 
 if TYPE_CHECKING:
     from noisescope.datasets import Source
@@ -56,8 +56,11 @@ def export(
         typer.Option("--output", "-o", help="Output path.", show_default="exports/RUN-FORMAT"),
     ] = None,
     weight: Annotated[
-        str, typer.Option(help="weights, trl, hub: u (W and gamma of the paper), p_flip or margin.")
-    ] = "u",
+        str,
+        typer.Option(
+            help="weights, trl, hub: p_wrong, p_flip, u (W and gamma of the paper) or margin."
+        ),
+    ] = "p_wrong",
     drop_above: Annotated[
         float | None,
         typer.Option(
@@ -98,7 +101,7 @@ def export(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Exceed --most, or use scores that are no better than chance."
+            "--force", help="Exceed --most, or act on an audit that is too weak to change labels."
         ),
     ] = False,
     runs_dir: RunsDirOption = Path("runs"),
@@ -276,7 +279,7 @@ def _print(scores: RunScores, format: Format, out: Path, done: Mapping[str, Any]
         print(", ".join(f"{number:,} {action}" for action, number in counts.items()))
         lines["policy"] = done["policy"]
     else:
-        print(f"{done['pairs']:,} pairs")
+        print(plural(done["pairs"], "pair"))
     lines["output"] = str(out)
     if format is Format.hub:
         lines["uploaded"] = done["uploaded"] or "nothing: a dry run"

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from noisescope.cli.console import OUT, finite, json_text, print_lines, print_note, safe_block
+from noisescope.cli.console import (
+    OUT,
+    finite,
+    json_text,
+    print_lines,
+    print_note,
+    safe_block,
+    short,
+)
 from noisescope.cli.options import RunsDirOption
 from noisescope.errors import UsageError
-from noisescope.storage.printable import printable
+from noisescope.storage.printable import plural, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Rows shown on a terminal by default.
 SHOWN = 50
+#: Types of columns that are aligned to the right and never wrapped.
+NUMERIC = ("int64", "int32", "int16", "double", "float")
+#: Characters that a column of texts needs at least, if it has as many.
+TEXT = 20
+#: A first query.
+SUGGESTED = (
+    "SELECT rank, pair_id, p_wrong, annotator, left(prompt, 20) AS prompt "
+    "FROM scores JOIN pairs USING (pair_id) ORDER BY rank LIMIT 20"
+)
 
 
 class Format(StrEnum):
@@ -64,7 +82,7 @@ def query(
             OUT.print(line, markup=False, soft_wrap=True)
         where = Path() if isinstance(found, Place) else found.directory
         flag = run_flag(run, Path("runs") if found is place else runs_dir, where)
-        print_lines(next=f'noisescope query "SELECT * FROM scores ORDER BY rank LIMIT 20"{flag}')
+        print_lines(next=f'noisescope query "{SUGGESTED}"{flag}')
         return
     kind = Format.json if json else format
     if kind is Format.parquet and output is None:
@@ -97,7 +115,7 @@ def _write(table: pa.Table, kind: Format, output: Path | None) -> None:
         sys.stdout.write(safe_block(text) + "\n" if sys.stdout.isatty() else text)
     else:
         write_atomic(output, content)
-        print_note(f"{table.num_rows:,} rows in {output}")
+        print_note(f"{plural(table.num_rows, 'row')} in {output}")
 
 
 def _encode(table: pa.Table, kind: Format) -> bytes:
@@ -131,18 +149,50 @@ def _flat(table: pa.Table) -> pa.Table:
 
 
 def _print_table(table: pa.Table) -> None:
+    """Print the first rows; columns that do not fit are dropped from the middle, and counted."""
     from rich.table import Table
     from rich.text import Text
 
+    rows = [[_cell(value) for value in row.values()] for row in table.slice(0, SHOWN).to_pylist()]
+    names = [printable(name) for name in table.column_names]
+    width = OUT.console.width
+    numeric = [str(field.type) in NUMERIC for field in table.schema]
+    widths = [max(len(text) for text in column) for column in zip(names, *rows, strict=True)]
+    least = [
+        size if is_number else min(size, TEXT)
+        for size, is_number in zip(widths, numeric, strict=True)
+    ]
+    kept = fitting(least, width)
     shown = Table(header_style="bold")
-    for column in table.schema:
-        numeric = str(column.type) in ("int64", "int32", "int16", "double", "float")
-        shown.add_column(Text(printable(column.name)), justify="right" if numeric else "left")
-    for row in table.slice(0, SHOWN).to_pylist():
-        shown.add_row(*(Text(_cell(value)) for value in row.values()))
+    for at in kept:
+        justify: Literal["left", "right"] = "right" if numeric[at] else "left"
+        shown.add_column(Text(names[at]), justify=justify, no_wrap=numeric[at], overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(row[at]) for at in kept))
     OUT.print(shown)
+    dropped = [names[at] for at in range(len(names)) if at not in kept]
+    if dropped:
+        more = plural(len(dropped), "more column")
+        print_note(f"{more} ({short(', '.join(dropped), 60)}); --format csv gives all")
     if table.num_rows > SHOWN:
         print_note(f"{SHOWN} of {table.num_rows:,} rows; --format csv or --output FILE gives all")
+
+
+def fitting(widths: Sequence[int], total: int) -> list[int]:
+    """Columns of `widths` that fit into `total` characters, from both ends; at least the first.
+
+    A column takes three more characters for its border.
+    """
+    places = range(len(widths))
+    ends = [at for pair in zip(places, reversed(places), strict=True) for at in pair]
+    kept: list[int] = []
+    left = total - 1
+    for at in dict.fromkeys(ends):
+        left -= widths[at] + 3
+        if kept and left < 0:
+            break
+        kept.append(at)
+    return sorted(kept)
 
 
 def _cell(value: object) -> str:

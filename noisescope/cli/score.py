@@ -47,6 +47,10 @@ def score(
         Path | None,
         typer.Option(help="Directory for temporary files.", show_default="the run directory"),
     ] = None,
+    details: Annotated[
+        bool,
+        typer.Option("--details", help="Print accuracy, rates, AUROC, u and ten suspects."),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Score every pair: how likely is its label wrong, and how far can that be trusted?
@@ -95,11 +99,12 @@ def score(
             world=world,
         )
         terminal.note(f"done in {duration(time.monotonic() - began)}")
-        finish(done, terminal, json=json)
+        finish(done, terminal, json=json, details=details)
 
 
-def finish(done: Audit, terminal: Terminal, *, json: bool) -> None:
-    """Print the summary. Exits with 2 if the replicas are no better than chance."""
+def finish(done: Audit, terminal: Terminal, *, json: bool, details: bool = False) -> None:
+    """Print the summary, or all `details`. Exits with 2 if the replicas are at chance level."""
+    from noisescope.cli.details import print_details
     from noisescope.cli.summary import print_summary
     from noisescope.scoring.reviews import reviews_of
 
@@ -107,18 +112,18 @@ def finish(done: Audit, terminal: Terminal, *, json: bool) -> None:
         people = reviews_of(done.run)
         print_json(done.run.manifest()["summary"] | {"reviews": people and people.to_json()})
     else:
-        print_summary(done)
+        (print_details if details else print_summary)(done)
     if done.summary.chance:
         terminal.note("replicas are no better than chance: these scores carry no verdict")
         raise typer.Exit(2)
 
 
 def without_shard(arguments: Sequence[str]) -> list[str]:
-    """The command line of the whole audit: without --shard, and without --json."""
+    """The command line of the whole audit: without --shard, --json and --details."""
     words: list[str] = []
     skip = False
     for word in arguments:
-        if not skip and word != "--json" and not word.startswith("--shard="):
+        if not skip and word not in ("--json", "--details") and not word.startswith("--shard="):
             skip = word == "--shard"
             words += [] if skip else [word]
         else:

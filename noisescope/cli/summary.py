@@ -1,207 +1,217 @@
-"""The one screen an audit ends on: facts, how noisy, how far to trust it, the worst pairs."""
+"""Print the one screen that an audit ends on: how many labels are wrong, how sure, who, which."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Group
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from noisescope.auditing.audit import Audit
-from noisescope.cli.console import OUT, duration, print_lines, short
-from noisescope.scoring.reviews import reviews_of
-from noisescope.storage.printable import printable
+from noisescope.cli.console import OUT, duration, short
+from noisescope.scoring.reviews import RunReviews, reviews_of
+from noisescope.storage.printable import plural, printable
+from noisescope.storage.redact import masked
 
-#: Width of the longest histogram bar, in characters.
-BAR = 40
+#: Widest screen, the longest bar, and the left block, in characters.
+WIDEST, BAR, FIND = 100, 10, 36
+#: Annotators and pairs shown.
+PEOPLE, PAIRS = 4, 3
 
 
 def print_summary(audit: Audit) -> None:
-    """Print the result of `audit` on stdout."""
+    """Print the result of `audit` on stdout: 24 lines of 80 columns, where nothing is long."""
     manifest = audit.run.manifest()
     summary: dict[str, Any] = manifest["summary"]
-    OUT.print(
-        Panel(
-            Group(_facts(manifest), Text(), _findings(summary), Text(), _histogram(summary)),
-            title=Text(f"noisescope · {short(str(manifest['dataset']), 60)}", style="bold"),
-            box=box.ROUNDED,
-            padding=(1, 2),
-        )
-    )
-    if summary.get("sources"):
-        OUT.print(_sources(summary["sources"]))
-    OUT.print(_suspects(summary))
-    if (people := reviews_of(audit.run)) is not None:
-        OUT.print(Text("• ", style="bold green") + Text(printable(people.sentence())))
-    for note in summary["notes"]:
-        OUT.print(Text("• ", style="bold yellow") + Text(printable(note)))
-    print_lines(scores=str(audit.run.scores_path), next=_next(audit))
+    width = min(OUT.console.width, WIDEST)
+    people = reviews_of(audit.run)
+    directory = audit.run.directory
+    run = shlex.quote(directory.name if directory.parent == Path("runs") else str(directory))
+    _print(_heading(manifest), width)
+    OUT.print(Text())
+    _print(Text(answer(summary, people), style="bold"), width)
+    _print(_trust(summary["trust"]), width)
+    OUT.print(Text())
+    if summary["trust"]["acts"]:
+        _print_findings(summary, manifest, width)
+    else:
+        _print_helps(summary, manifest, run)
+    _print(Text(_remarks(summary)), width)
+    OUT.print(Text())
+    _print_next(summary, run, manifest)
 
 
-def _grid() -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(style="dim")
-    return table
+def _print(content: Any, width: int) -> None:
+    OUT.print(content, width=width)
 
 
-def _facts(manifest: Mapping[str, Any]) -> Table:
+def _heading(manifest: Mapping[str, Any]) -> Text:
+    """Dataset, pairs, annotators, judge and time, in one line."""
     facts = manifest["facts"]
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    source = f"{manifest['resolved']} ({manifest['adapter']}, {manifest['modality']})"
-    table.add_row("dataset", Text(printable(source)))
-    table.add_row("model", Text(printable(str(manifest["model"]))))
-    table.add_row("rows", Text(_rows(facts)))
-    seconds = duration(sum(manifest["timings"].values()))
-    evidence = manifest["evidence"]
-    kind = f"{evidence['replicas']} {evidence['kind']}"
-    kind += "" if evidence["kind"] == "adapters" else " replicas"
-    held = "held-out" if evidence.get("held_out", True) else "in-sample"
-    table.add_row("evidence", f"{kind}, {held} margins, {seconds}")
-    return table
+    pairs = plural(facts["pairs"], "pair")
+    rejected = [plural(count, reason) for reason, count in facts["rejected"].items() if count]
+    parts = [pairs + (f" (without {', '.join(rejected)})" if rejected else "")]
+    parts += [plural(facts["annotators"], "annotator")] if facts["annotators"] else []
+    parts += [f"judge: {short(Path(str(manifest['model'])).name, 30)}"]
+    parts += [duration(sum(manifest["timings"].values()))]
+    name = Text(short(str(manifest["dataset"]), 40), style="bold")
+    heading = name + Text(printable(" · " + " · ".join(parts)), style="dim")
+    heading.no_wrap = True
+    return heading
 
 
-def _rows(facts: Mapping[str, Any]) -> str:
-    parts = [f"{facts['pairs']:,} pairs of {facts['rows']:,} rows"]
-    parts += [f"{count:,} {reason}" for reason, count in facts["rejected"].items() if count]
-    parts += [
-        f"{facts[name]:,} {name}"
-        for name in ("duplicates", "contradictions", "annotators")
-        if facts[name]
-    ]
-    return " · ".join(parts)
+def answer(summary: Mapping[str, Any], people: RunReviews | None = None) -> str:
+    """How many labels are wrong, in one sentence: of a summary's JSON object, and of reviews."""
+    if people is not None and people.share() is not None:
+        return people.sentence()
+    share, pairs = summary["mislabelled_share"], summary["pairs"]
+    low, high = (_rounded(share[end] * pairs) for end in ("low", "high"))
+    percent = f"{share['low']:.0%} to {share['high']:.0%}"
+    if not summary["trust"]["acts"]:
+        return f"Cannot say how many labels are wrong: anything from {percent} fits."
+    if low == 0:
+        return f"Up to {plural(high, 'label')} may be wrong ({percent})."
+    return f"Between {low:,} and {plural(high, 'label')} are probably wrong ({percent})."
 
 
-def _findings(summary: Mapping[str, Any]) -> Table:
-    table = _grid()
-    low, high = summary["held_out_accuracy_interval"]
-    accuracy = f"{summary['held_out_accuracy']:.1%}"
-    table.add_row("held-out accuracy", accuracy, f"{low:.1%} to {high:.1%}; 50 % is chance")
-    table.add_row("flip rate", *_flip_rate(summary["flip_rate"]))
-    share = summary["mislabelled_share"]
-    table.add_row(
-        "mislabelled",
-        f"{share['low']:.0%} – {share['high']:.0%}",
-        "labels most people would not give: a bracket, close calls included",
-    )
-    table.add_row(
-        "expected AUROC",
-        _number(summary["expected_auroc"]),
-        f"of finding planted uniform flips, measured on itself; {ceiling(summary)}",
-    )
-    table.add_row(
-        "contested", f"{summary['contested_share']:.1%}", "pairs that the replicas cannot decide"
-    )
-    return table
+def _rounded(number: float) -> int:
+    """A number of labels with two significant digits."""
+    return int(float(f"{number:.1e}"))
 
 
-def _flip_rate(rate: Mapping[str, Any]) -> tuple[str, str]:
-    interval = f"{rate['low']:.1%} to {rate['high']:.1%} (90 %); labels wrong however easy the pair"
-    if not rate["identifiable"]:
-        return "not identifiable", f"at this size: anywhere from {interval}"
-    return f"{rate['estimate']:.1%}", interval
+def _trust(trust: Mapping[str, Any]) -> Text:
+    colour = "green" if trust["word"] == "good" else "yellow" if trust["acts"] else "red"
+    word = Text(trust["word"].upper(), style=f"bold {colour}")
+    return Text("How far to trust this: ") + word + Text(f". {printable(trust['sentence'])}")
+
+
+def _print_findings(summary: Mapping[str, Any], manifest: Mapping[str, Any], width: int) -> None:
+    """What checking the worst pairs finds, who stands out, and the worst pairs."""
+    left, right = _find(summary["find"]), _people(summary["annotators"], width - FIND - 3)
+    for one, two in zip_longest(left, right, fillvalue=Text()):
+        one.pad_right(FIND + 3 - len(one))
+        OUT.print(one + two, no_wrap=True, overflow="ellipsis")
+    for line in _worst(summary["suspects"][:PAIRS], manifest["modality"] == "image", width):
+        OUT.print(line, no_wrap=True, overflow="ellipsis")
+
+
+def _find(find: Sequence[Mapping[str, int]]) -> list[Text]:
+    """A line per number of pairs to check, with its range of wrong labels, `FIND` wide."""
+    lines = [Text(f"{'check the worst':<{FIND - 17}}find wrong labels", style="bold")]
+    for row in find:
+        share = (row["low"] + row["high"]) / 2 / row["pairs"]
+        bar = Text(f"{'█' * max(round(BAR * share), 1):<{BAR}}", style="red")
+        lines.append(
+            Text(f"{row['pairs']:>5,} pairs ") + bar + f" {row['low']:>5,} – {row['high']:<6,}"
+        )
+    return lines
+
+
+def _people(found: Mapping[str, Any] | None, width: int) -> list[Text]:
+    """Annotators or sources that stand out, a line each of `width`; the others in one line."""
+    if found is None:
+        return []
+    name = width - 32
+    lines = [Text(f"{found['kind']:<{name}} {'':15} {'flipped':<8} labels", style="bold")]
+    for one in found["worst"][:PEOPLE]:
+        rates = f"{100 * one['low']:.0f} – {one['high']:.0%}"
+        who = f"{short(one['name'], name):<{name}} {one['label']:<15} {rates:<8} "
+        lines.append(Text(who + f"{one['labels']:>6,}"))
+    more, others = len(found["worst"]) - PEOPLE, found["others"]
+    rest = [f"{more:,} more stand out"] if more > 0 else []
+    rest += [f"{others['count']:,} others: {others['flip_rate']:.0%} on average"]
+    return [*lines, Text("; ".join(rest), style="dim")]
+
+
+def _worst(rows: Sequence[Mapping[str, Any]], image: bool, width: int) -> list[Text]:
+    """The most suspicious pairs, two lines each: who and where, then both sides (text only)."""
+    lines = [Text("worst", style="bold")]
+    half = (width - 3) // 2
+    for index, row in enumerate(rows, 1):
+        ending = f":{row['row'] + 1:,}".replace(",", "")
+        file = short(row["source"], half - len(ending) - 14)
+        who = [short(row["annotator"], 10)] if row["annotator"] else []
+        where = " · ".join([*who, file + ending])
+        prompt = short(_last_turn(row["prompt"]), width - 5 - len(where))
+        gap = " " * (width - 3 - len(prompt) - len(where))
+        number = Text(f"{index:>2} ", style="bold")
+        lines.append(number + Text(prompt + gap) + Text(where, style="dim"))
+        if not image:
+            label, judge = (short(row[side], half - 8) for side in ("chosen", "rejected"))
+            sides = Text(f"   label: {label}", style="red")
+            sides.pad_right(half + 3 - len(sides))
+            lines.append(sides + Text(f"judge: {judge}", style="green"))
+    return lines
+
+
+def _last_turn(prompt: str) -> str:
+    """The prompt without the speaker that it begins with."""
+    return prompt.removeprefix("Human:").strip()
+
+
+def _print_helps(summary: Mapping[str, Any], manifest: Mapping[str, Any], run: str) -> None:
+    """What would make the audit strong enough, and what it is good for as it is."""
+    helps = [filled(help, manifest, run).partition(": ") for help in summary["trust"]["helps"]]
+    width = max((len(what) for what, _, _ in helps), default=0) + 3
+    for index, (what, _, how) in enumerate(helps):
+        label = Text(f"{'What helps' if index == 0 else '':12}", style="bold")
+        OUT.print(label + Text(printable(masked(f"{what:<{width}}{how}"))), soft_wrap=True)
+    weak = summary["trust"]["word"].startswith("too")
+    use = "choosing which pairs to review" if weak else "nothing yet"
+    note = " (export --format clean refuses; --force overrules)"
+    OUT.print(Text("Use it for  ", style="bold") + Text(use) + Text(note, style="dim"))
+
+
+def filled(help: str, manifest: Mapping[str, Any], run: str) -> str:
+    """A suggestion of `trust.helps` with the run's names in it."""
+    found = help.replace("DATASET", shlex.quote(str(manifest["resolved"])))
+    return found.replace("RUN", run)
+
+
+def _remarks(summary: Mapping[str, Any]) -> str:
+    """Pairs without a verdict, and how many notes there are."""
+    undecided = round(summary["contested_share"] * summary["pairs"])
+    texts = []
+    if undecided:
+        share = f"{summary['contested_share']:.0%}"
+        texts.append(f"The judge cannot decide {plural(undecided, 'pair')} ({share}).")
+    if notes := len(summary["notes"]):
+        texts.append(f"{plural(notes, 'note')} in --details.")
+    return " ".join(texts)
+
+
+def _print_next(summary: Mapping[str, Any], run: str, manifest: Mapping[str, Any]) -> None:
+    """What to type next, with a reason each; lines are not wrapped, so that they can be copied."""
+    rows = list(next_commands(summary, run, manifest))
+    width = max(len(command) for command, _ in rows) + 3
+    for index, (command, why) in enumerate(rows):
+        label = Text(f"{'next' if index == 0 else '':6}", style="bold")
+        text = Text(printable(masked(f"{command:{width}}")))
+        OUT.print(label + text + Text(why, style="dim"), soft_wrap=True)
+
+
+def next_commands(
+    summary: Mapping[str, Any], run: str, manifest: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Commands that fit the trust, and what each is for."""
+    if summary["trust"]["acts"]:
+        worst = next((row["pairs"] for row in summary["find"][2:]), 100)
+        yield f"noisescope review {run} --for fix --count {worst}", f"look at the worst {worst:,}"
+        yield f"noisescope report {run}", "a page to show others"
+    elif summary["trust"]["word"] != "cannot know":
+        yield f"noisescope review {run}", "judge 100 pairs yourself"
+    again = str(manifest["command"])
+    if not again.startswith("noisescope score"):
+        again = f"noisescope score {shlex.quote(str(manifest['resolved']))}"
+    yield f"{again} --details", "accuracy, flip rate, AUROC, u, W"
 
 
 def ceiling(result: Mapping[str, Any]) -> str:
     """What no detector exceeds, in words: of few pairs two estimates may stand the wrong way."""
     best, expected = result["bayes_auroc"], result["expected_auroc"]
     above = None not in (best, expected) and expected > best
-    why = f" (both are estimates from {result['pairs']:,} pairs)" if above else ""
-    return f"ceiling {_number(best)}{why}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _histogram(summary: Mapping[str, Any]) -> Table:
-    """Pairs per tenth of p_wrong, bars on a square-root scale so that small tails show."""
-    counts = summary["histogram"]["counts"]
-    edges = summary["histogram"]["edges"]
-    most = max(max(counts), 1)
-    table = Table.grid(padding=(0, 1))
-    table.add_column(justify="right", style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    for index, count in enumerate(counts):
-        width = round(BAR * (count / most) ** 0.5)
-        style = "red" if edges[index] >= 0.5 else "cyan"
-        label = f"{edges[index]:.1f}–{edges[index + 1]:.1f}"
-        name = f"p_wrong {label}" if index == 0 else label
-        table.add_row(name, Text("█" * width, style=style), f"{count:,}")
-    table.add_row("", Text("pairs; bars on a square-root scale", style="dim"), "")
-    return table
-
-
-def _sources(sources: Sequence[Mapping[str, Any]]) -> Table:
-    """What each source of evidence is worth, alone and added last."""
-    table = Table(
-        title="What each source added (held out)",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("source", overflow="fold")
-    for name in ("alone", "nats", "added last", "nats", "disagrees"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in sources:
-        differs = one["disagreement"]
-        table.add_row(
-            Text(printable(_shortened(one["source"]))),
-            f"{one['accuracy_alone']:.1%}",
-            f"{one['nats_alone']:.3f}",
-            f"{100 * one['accuracy_added']:+.1f} points",
-            f"{one['nats_added']:+.4f}",
-            "–" if differs is None else f"{differs:.1%}",
-        )
-    return table
-
-
-def _shortened(source: str) -> str:
-    """A source without the directories of its path."""
-    kind, _, name = source.partition(":")
-    return f"{kind}:{Path(name).name}" if name else kind
-
-
-def _suspects(summary: Mapping[str, Any]) -> Table:
-    """The worst pairs, three lines each, whatever the width of the terminal."""
-    table = Table(
-        title="Most suspicious pairs",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        expand=True,
-    )
-    table.add_column("p_wrong", justify="right", no_wrap=True, min_width=7)
-    table.add_column("u", justify="right", no_wrap=True, min_width=7)
-    table.add_column("", no_wrap=True, style="dim", min_width=8)
-    table.add_column("labelled pair", no_wrap=True, overflow="ellipsis", ratio=1)
-    for row in summary["suspects"]:
-        lines = (("prompt", "dim"), ("chosen", ""), ("rejected", ""))
-        text = Text("\n").join(Text(short(row[name], 240), style=style) for name, style in lines)
-        table.add_row(
-            f"{row['p_wrong']:.3f}",
-            "–" if row["u"] is None else f"{row['u']:.3g}",
-            "prompt\nchosen\nrejected",
-            text,
-        )
-    return table
-
-
-def _next(audit: Audit) -> str:
-    """What to type next."""
-    sql = "SELECT pair_id, p_wrong FROM scores WHERE p_wrong > 0.5 ORDER BY rank"
-    directory = audit.run.directory
-    found = "" if directory.parent == Path("runs") else f" --run {shlex.quote(str(directory))}"
-    image = audit.run.manifest().get("modality") == "image"  # a table of keys shows no picture
-    command = "noisescope show --rank 1" if image else f'noisescope query "{sql}"'
-    return command + found
+    why = f" (both are estimates from {plural(result['pairs'], 'pair')})" if above else ""
+    return f"ceiling {'–' if best is None else f'{best:.3f}'}{why}"

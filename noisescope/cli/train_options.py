@@ -47,9 +47,9 @@ class WeightOptions:
     weighting: Annotated[
         str | None,
         typer.Option(
-            help="How a run's scores become weights: u (the paper's W and Gamma), p_flip "
-            "(W = max(0, 1 - 2 p_flip)) or margin (for distilled-dpo).",
-            show_default="u; distilled-dpo margin",
+            help="How a run's scores become weights: p_wrong or p_flip (W = max(0, 1 - 2 p)), u "
+            "(the paper's W and Gamma) or margin (for distilled-dpo).",
+            show_default="p_wrong; adaptive-dpo and adaptive-ipo u; distilled-dpo margin",
             rich_help_panel=NOISE,
         ),
     ] = None

@@ -142,7 +142,7 @@ def export_hub(
     policy: CleanPolicy,
     *,
     source: Source | None = None,
-    scheme: str = "u",
+    scheme: str = "p_wrong",
 ) -> dict[str, int]:
     """Write the repository's directory; return the counts of keep, drop and flip.
 

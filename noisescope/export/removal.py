@@ -9,6 +9,7 @@ without `force`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import final
@@ -16,9 +17,10 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.errors import UsageError
+from noisescope.errors import EvidenceError, UsageError
 from noisescope.export.run_scores import RunScores
 from noisescope.scoring.reviews import read_verdicts
+from noisescope.storage.printable import plural
 
 Float = NDArray[np.float64]
 Actions = NDArray[np.int8]
@@ -136,10 +138,48 @@ def decide(scores: RunScores, policy: CleanPolicy) -> tuple[Actions, str]:
     """Return the action [N] of each pair, and the policy in words.
 
     What people judged comes before what the audit suspects. Raises UsageError as
-    `CleanPolicy.decide` does.
+    `CleanPolicy.decide` does, and EvidenceError if the audit is too weak for the policy.
     """
     judged = read_verdicts(scores.run)
-    return policy.decide(scores.columns, judged), in_words(policy, judged)
+    if policy.stated and not policy.force:
+        refuse_weak(scores)
+    actions = policy.decide(scores.columns, judged)
+    if policy.flips and not policy.force:
+        _refuse_harm(scores, actions, judged)
+    return actions, in_words(policy, judged)
+
+
+def refuse_weak(scores: RunScores) -> None:
+    """Raise EvidenceError unless the audit is strong enough to change labels (scoring/trust.py)."""
+    trust = scores.summary.get("trust")
+    if trust is None:
+        raise EvidenceError(
+            f"{scores.run.directory} was scored by an older version, which did not state how far "
+            "to trust it",
+            hint="Repeat the `noisescope score` command of this run, which takes seconds.",
+        )
+    if not trust["acts"]:
+        helps = "; ".join(trust["helps"])
+        helps = helps.replace("RUN", shlex.quote(str(scores.run.directory)))
+        helps = helps.replace("DATASET", shlex.quote(str(scores.manifest.get("resolved"))))
+        raise EvidenceError(
+            f"{scores.run.directory}: {trust['word']}. {trust['sentence']}",
+            hint=f"What would help: {helps}. --force changes labels all the same.",
+        )
+
+
+def _refuse_harm(scores: RunScores, actions: Actions, judged: Mapping[int, str]) -> None:
+    """Raise EvidenceError if most of the labels to be flipped unseen are expected to be right."""
+    flipped = actions == FLIP
+    flipped[list(judged)] = False
+    count, wrong = int(flipped.sum()), float(scores.columns["p_wrong"][flipped].sum())
+    if count and wrong < count / 2:
+        raise EvidenceError(
+            f"of the {plural(count, 'label')} to flip about {wrong:,.0f} are wrong: flipping them "
+            "would do more harm than good",
+            hint="--flip-above 0.5 flips only labels that are more likely wrong than right; "
+            "--force flips these all the same.",
+        )
 
 
 def in_words(policy: CleanPolicy, judged: Mapping[int, str]) -> str:

@@ -34,7 +34,7 @@ NUMBERS = ("weight", "gamma", "p_flip")
 
 
 def export_trl(
-    scores: RunScores, out: Path, policy: CleanPolicy | None = None, scheme: str = "u"
+    scores: RunScores, out: Path, policy: CleanPolicy | None = None, scheme: str = "p_wrong"
 ) -> dict[str, int]:
     """Write `out`: a .parquet file, or a directory for `datasets.load_from_disk`.
 

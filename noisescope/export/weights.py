@@ -1,7 +1,8 @@
 """Export pair_id, W, gamma, u and p_flip for any trainer that accepts example weights.
 
-    scheme "u"       W and Gamma of the Adaptive-DPO paper, as scores (2503.16921, Eq. 14-15)
+    scheme "p_wrong" W = max(0, 1 - 2 p_wrong), Gamma = 0: the default
     scheme "p_flip"  W = max(0, 1 - 2 p_flip), Gamma = 0
+    scheme "u"       W and Gamma of the Adaptive-DPO paper, as scores (2503.16921, Eq. 14-15)
     scheme "margin"  W = 1, Gamma = the calibrated held-out margin: for distilled-dpo only
 
 For a label that is wrong with probability p, the expected DPO gradient at l = 0 is 1 - 2p times
@@ -20,33 +21,43 @@ import numpy as np
 from noisescope.datasets.flip.plan import Float
 from noisescope.errors import UsageError
 from noisescope.export.run_scores import BATCH, RunScores
-from noisescope.scoring.weights import believed_margin
+from noisescope.scoring.weights import believed_margin, even
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import KEY, claim
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMES = ("u", "p_flip", "margin")
+SCHEMES = ("p_wrong", "p_flip", "u", "margin")
 COLUMNS = ("W", "gamma", "u", "p_flip")
 
 
 def weigh(columns: Mapping[str, Float], scheme: str) -> tuple[Float, Float]:
     """Compute W [N] and Gamma [N] of scores [N] by a scheme; 1 and 0 if a pair has no score.
 
-    Raises UsageError for an unknown scheme.
+    Raises UsageError for an unknown scheme, and for weights by u or p_flip that hardly differ.
     """
     if scheme == "u":
         weight, gamma = columns["W"], columns["gamma"]
-    elif scheme == "p_flip":
-        weight = np.maximum(0.0, 1.0 - 2.0 * columns["p_flip"])
+    elif scheme in ("p_wrong", "p_flip"):
+        weight = np.maximum(0.0, 1.0 - 2.0 * columns[scheme])
         gamma = np.zeros(len(weight))
     elif scheme == "margin":
         gamma = believed_margin(columns["margin"])
         weight = np.where(np.isnan(gamma), 0.0, 1.0)
     else:
         raise UsageError(f"--weight {scheme}: one of {', '.join(SCHEMES)}")
-    return np.nan_to_num(weight, nan=1.0), np.nan_to_num(gamma)
+    weight, gamma = np.nan_to_num(weight, nan=1.0), np.nan_to_num(gamma)
+    if scheme != SCHEMES[0] and even(weight, gamma):
+        raise _even(scheme, float(weight.mean()), "Use --weight p_wrong, the default.")
+    return weight, gamma
+
+
+def _even(scheme: str, weight: float, hint: str) -> UsageError:
+    return UsageError(
+        f"--weight {scheme}: all weights are {weight:.3g} to one in a hundred, and change nothing",
+        hint=hint,
+    )
 
 
 def facts_of(scores: RunScores, format: str, **more: Any) -> dict[str, Any]:
@@ -70,7 +81,7 @@ def metadata_of(facts: Mapping[str, Any]) -> dict[bytes, bytes]:
     return {KEY: json.dumps(facts, ensure_ascii=False).encode()}
 
 
-def export_weights(scores: RunScores, out: Path, scheme: str = "u") -> int:
+def export_weights(scores: RunScores, out: Path, scheme: str = "p_wrong") -> int:
     """Write one row per pair, in the dataset's order; return their number.
 
     Raises UsageError or RunError.
@@ -79,6 +90,8 @@ def export_weights(scores: RunScores, out: Path, scheme: str = "u") -> int:
 
     claim(out)
     weight, gamma = weigh(scores.columns, scheme)
+    if even(weight, gamma):
+        raise _even(scheme, float(weight.mean()), "No label looks wrong: train without weights.")
     columns = {**scores.columns, "W": weight, "gamma": gamma}
     fields = [pa.field("pair_id", pa.string(), nullable=False)]
     fields += [pa.field(name, pa.float64()) for name in COLUMNS]

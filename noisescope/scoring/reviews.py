@@ -42,6 +42,7 @@ from noisescope.scoring.review_estimate import (
     stratify,
 )
 from noisescope.scoring.scores import require_scores
+from noisescope.storage.printable import plural
 from noisescope.storage.reviews import (
     DROP,
     Answer,
@@ -276,20 +277,20 @@ class RunReviews:
 
     def sentence(self) -> str:
         """The reviews in one line, for summaries and pages."""
-        who = _plural(len(self.reviewers), "reviewer")
+        who = plural(len(self.reviewers), "reviewer")
         share = self.share()
         if share is None:
             wrong = sum(one.verdict == "wrong" for one in self.judged)
-            text = f"reviewed: {wrong:,} of {_plural(len(self.judged), 'judged pair')} are wrong"
+            text = f"reviewed: {wrong:,} of {plural(len(self.judged), 'judged pair')} are wrong"
             why = "no random sample" if not self.sampled else f"{self.sampled:,} of a random sample"
             return f"{text} ({who}; {why}: too little for a share of all labels)"
         agreeing = ""
         if self.shared:
             agreeing = f" who agree on {self.agreement:.0%}"
-            agreeing += f" of {_plural(self.shared, 'shared pair')}"
+            agreeing += f" of {plural(self.shared, 'shared pair')}"
         return (
             f"reviewed: {share.estimate:.1%} of labels are wrong (90 %: {100 * share.low:.1f} to "
-            f"{100 * share.high:.1f}, from {_plural(self.judgements, 'judgement')} by "
+            f"{100 * share.high:.1f}, from {plural(self.judgements, 'judgement')} by "
             f"{who}{agreeing})"
         )
 
@@ -321,10 +322,6 @@ class RunReviews:
                 if one is not None
             ]
         return found
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def votes_of(judged: Sequence[Judged]) -> Votes:

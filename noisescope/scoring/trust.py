@@ -105,7 +105,7 @@ def _unknowable(facts: TrustFacts) -> Trust | None:
     if facts.chance:
         sentence = (
             f"The judge agrees with {accuracy.estimate:.0%} of the labels it did not train on; a "
-            "coin with 50 %."
+            "coin with 50%."
         )
         direction = "a look at the labels' direction: noisescope show --rank 1"
         return Trust(word, sentence, (MODEL, PAIRS, direction))
@@ -187,7 +187,7 @@ def _sound(facts: TrustFacts) -> Trust:
 def _agrees(accuracy: Interval) -> str:
     return (
         f"The judge agrees with {accuracy.estimate:.0%} of the labels it did not train on "
-        f"({accuracy.low:.0%} to {accuracy.high:.0%}); a coin with 50 %."
+        f"({accuracy.low:.0%} to {accuracy.high:.0%}); a coin with 50%."
     )
 
 

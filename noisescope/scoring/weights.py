@@ -70,3 +70,9 @@ def believed_margin(margin: Float) -> Float:
     agrees. Raises EvidenceError for fewer than ten margins or when all are zero.
     """
     return fit_flip_rate(margin).gap(margin)
+
+
+def even(weight: Float, gamma: Float) -> bool:
+    """Whether W [N] and Gamma [N] are the same for all pairs, to one in a hundred."""
+    spread = max(float(np.ptp(part)) for part in (weight, gamma))
+    return spread < 0.01 * max(float(weight.max()), 1e-12)

@@ -38,3 +38,13 @@ def _safe(character: str) -> str:
         return character
     unsafe = unicodedata.category(character) in ("Cc", "Cf", "Cs") or character in _NONCHARACTERS
     return REPLACEMENT if unsafe else character
+
+
+#: Words after a number that have no plural of their own.
+_UNCOUNTED = ("unlabelled", "unreadable", "identical once cut")
+
+
+def plural(count: int, noun: str) -> str:
+    """Return `1 pair`, `25 ties`, `3 empty responses`."""
+    same = count == 1 or noun.endswith("s") or noun in _UNCOUNTED
+    return f"{count:,} {noun}{'' if same else 's'}"

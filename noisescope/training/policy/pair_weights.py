@@ -22,7 +22,7 @@ from noisescope.datasets.readers import read_table
 from noisescope.errors import DataError, RunError, UsageError, first_five
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.scoring.score import ScoreConfig
-from noisescope.scoring.weights import adaptive_weights, believed_margin
+from noisescope.scoring.weights import adaptive_weights, believed_margin, even
 from noisescope.storage.run import Run, finished_runs
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 Float = NDArray[np.float64]
 
-#: How a pair's scores become its weight: Adaptive-DPO's W and Gamma, max(0, 1 - 2 p_flip), or
-#: W = 1 and Gamma the audit's calibrated margin.
-SCHEMES = ("u", "p_flip", "margin")
+#: How a pair's scores become its weight: max(0, 1 - 2 p), Adaptive-DPO's W and Gamma, or W = 1 and
+#: Gamma the audit's calibrated margin.
+SCHEMES = ("p_wrong", "p_flip", "u", "margin")
 #: What a weights file may call W.
 WEIGHT_NAMES = ("W", "weight", "w")
 
@@ -43,7 +43,7 @@ class WeightRule:
     """How scores become weights. `rho` (Eq. 11), k1, k2 and c2 (Eq. 14-15) default to those
     of the run; if all are None, its W and Gamma are taken as they are."""
 
-    scheme: str = "u"
+    scheme: str = "p_wrong"
     k1: float | None = None
     k2: float | None = None
     c2: float | None = None
@@ -53,8 +53,8 @@ class WeightRule:
         if self.scheme not in SCHEMES:
             raise UsageError(
                 f"--weighting must be one of {', '.join(SCHEMES)}, not {self.scheme}",
-                hint="u is the paper's W and Gamma, p_flip is max(0, 1 - 2 p_flip), margin is for "
-                "--objective distilled-dpo.",
+                hint="p_wrong and p_flip are max(0, 1 - 2 p), u is the paper's W and Gamma, "
+                "margin is for --objective distilled-dpo.",
             )
         _ = self.over({})
 
@@ -87,8 +87,7 @@ class PairWeights:
     @property
     def even(self) -> bool:
         """Whether all pairs weigh the same, to one in a hundred."""
-        spread = [float(np.ptp(part)) for part in (self.weight, self.gamma)]
-        return max(spread) < 0.01 * max(float(self.weight.max()), 1e-12)
+        return even(self.weight, self.gamma)
 
     @property
     def fingerprint(self) -> str:
@@ -119,12 +118,12 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
     _check_dataset(str(run.directory), source_of(run), run.plan().get("dataset"), dataset)
     if not run.scores_path.is_file():
         raise RunError(f"{run.directory} has no scores", hint="Make them: noisescope score DATASET")
-    names = ["W", "gamma", "u", "u_released", "p_flip", "margin"]
+    names = ["W", "gamma", "u", "u_released", "p_wrong", "p_flip", "margin"]
     table = pq.read_table(run.scores_path, columns=["pair_id", *names])
     columns = {name: _numbers(table, name) for name in names}
-    if rule.scheme == "p_flip":
-        made = np.maximum(0.0, 1.0 - 2.0 * columns["p_flip"]), np.zeros(table.num_rows)
-        how = "W = max(0, 1 - 2 p_flip), Gamma = 0"
+    if rule.scheme in ("p_wrong", "p_flip"):
+        made = np.maximum(0.0, 1.0 - 2.0 * columns[rule.scheme]), np.zeros(table.num_rows)
+        how = f"W = max(0, 1 - 2 {rule.scheme}), Gamma = 0"
     elif rule.scheme == "margin":
         made = np.ones(table.num_rows), believed_margin(columns["margin"])
         how = "W = 1, Gamma = the held-out margin, calibrated"

@@ -110,7 +110,9 @@ class TrainSettings:
     @property
     def weighting(self) -> str:
         """The default of --weighting: how weights are computed from an audit's scores."""
-        return BELIEF if self.objective == DISTILLED else "u"
+        if self.objective == DISTILLED:
+            return BELIEF
+        return "u" if self.objective in ADAPTIVE else "p_wrong"
 
     def check_scheme(self, scheme: str) -> None:
         """Raise UsageError for weights of a scheme that the objective would misread."""
