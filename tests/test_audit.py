@@ -81,7 +81,16 @@ def test_scoring_again_makes_only_verdicts_again(
     run = place / str(summary["run"])
     before = contents(run)
     again = noisescope(
-        "score", str(SAMPLE), "--model", str(MODEL), "--limit", "800", "--k1", "4", cwd=place
+        "score",
+        str(SAMPLE),
+        "--model",
+        str(MODEL),
+        "--limit",
+        "800",
+        "--k1",
+        "4",
+        "--details",
+        cwd=place,
     )
     assert again.returncode == 0, again.stderr
     assert "only verdicts are made again" in again.stderr

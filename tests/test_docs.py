@@ -48,6 +48,8 @@ truth = "sample_data/pick-a-pic/truth.parquet"
 [train]
 steps = 2
 batch = 4
+[export]
+force = true
 [gate]
 max_flip_rate = 0.49
 max_growth = 0.9

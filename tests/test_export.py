@@ -6,6 +6,7 @@ import gzip
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from noisescope.datasets.adapters.schema import Schema
 from noisescope.datasets.flip.copy import plant
 from noisescope.datasets.flip.plan import FlipPlan
 from noisescope.datasets.rewrite import rewrite
-from noisescope.errors import DataError, RunError, UsageError
+from noisescope.errors import DataError, EvidenceError, RunError, UsageError
 from noisescope.export.clean import export_clean
 from noisescope.export.hub import check_repo, export_hub, push
 from noisescope.export.removal import DROP, FLIP, KEEP, CleanPolicy
@@ -160,9 +161,9 @@ def test_impossible_policies_are_refused(wrong: dict[str, float]) -> None:
 
 def test_weights_hold_the_scores_in_the_datasets_order(scored: RunScores, tmp_path: Path) -> None:
     out = tmp_path / "w.parquet"
-    assert export_weights(scored, out) == PAIRS
+    assert export_weights(scored, out, "u") == PAIRS
     table = pq.read_table(out)
-    assert table.column_names == ["pair_id", "W", "gamma", "u", "p_flip"]
+    assert table.column_names == ["pair_id", "W", "gamma", "u", "p_flip", "p_wrong"]
     pairs = pq.read_table(scored.run.pairs_path)
     assert table.column("pair_id").to_pylist() == pairs.column("pair_id").to_pylist()
     scores = {row["pair_id"]: row for row in pq.read_table(scored.run.scores_path).to_pylist()}
@@ -171,6 +172,58 @@ def test_weights_hold_the_scores_in_the_datasets_order(scored: RunScores, tmp_pa
     facts = json.loads(table.schema.metadata[KEY])
     assert facts["dataset_fingerprint"] == scored.manifest["dataset_fingerprint"]
     assert (facts["weight"], facts["beta"], facts["model"]) == ("u", 0.1, "tiny")
+
+
+def test_weights_are_by_default_one_minus_twice_p_wrong(scored: RunScores, tmp_path: Path) -> None:
+    out = tmp_path / "w.parquet"
+    export_weights(scored, out)
+    for row in pq.read_table(out).to_pylist():
+        assert row["W"] == pytest.approx(max(0.0, 1 - 2 * row["p_wrong"]))
+        assert row["gamma"] == 0
+
+
+def test_weights_that_are_all_the_same_are_refused(scored: RunScores, tmp_path: Path) -> None:
+    same = replace(
+        scored, columns={**scored.columns, "W": np.ones(PAIRS), "gamma": np.zeros(PAIRS)}
+    )
+    with pytest.raises(UsageError, match="all weights are 1 ") as error:
+        export_weights(same, tmp_path / "w.parquet", "u")
+    assert "--weight p_wrong" in str(error.value)
+    right = replace(scored, columns={**scored.columns, "p_wrong": np.full(PAIRS, 0.01)})
+    with pytest.raises(UsageError, match="No label looks wrong"):
+        export_weights(right, tmp_path / "w.parquet")
+    assert not (tmp_path / "w.parquet").exists()
+
+
+def test_a_weak_audit_changes_labels_only_by_force(scored: RunScores, tmp_path: Path) -> None:
+    trust = {"word": "too weak to change labels", "sentence": "A coin.", "acts": False}
+    trust["helps"] = ["more labels: noisescope review RUN"]
+    summary = {"summary": scored.summary | {"trust": trust}}
+    weak = replace(scored, manifest=scored.manifest | summary)
+    source = open_source(str(scored.manifest["resolved"]))
+    for policy in (CleanPolicy(), CleanPolicy(flip_above=0.9), CleanPolicy(drop_top=0.1)):
+        with pytest.raises(EvidenceError, match="too weak to change labels") as error:
+            export_clean(weak, source, policy, tmp_path / "out")
+        assert f"noisescope review {scored.run.directory}" in str(error.value)
+        assert "--force" in str(error.value)
+    with pytest.raises(EvidenceError, match="too weak"):
+        export_trl(weak, tmp_path / "t.parquet", CleanPolicy(flip_top=0.05))
+    assert export_trl(weak, tmp_path / "t.parquet")["keep"] == PAIRS
+    forced = export_clean(weak, source, CleanPolicy(drop_top=0.1, force=True), tmp_path / "out")
+    assert forced["drop"] == 12
+    older = {name: value for name, value in scored.summary.items() if name != "trust"}
+    unknown = replace(scored, manifest=scored.manifest | {"summary": older})
+    with pytest.raises(EvidenceError, match="older version"):
+        export_clean(unknown, source, CleanPolicy(), tmp_path / "other")
+
+
+def test_flips_of_labels_that_are_mostly_right_are_refused(
+    scored: RunScores, tmp_path: Path
+) -> None:
+    with pytest.raises(EvidenceError, match="more harm than good"):
+        export_trl(scored, tmp_path / "t.parquet", CleanPolicy(flip_top=0.9, most=1.0))
+    forced = CleanPolicy(flip_top=0.9, most=1.0, force=True)
+    assert export_trl(scored, tmp_path / "t.parquet", forced)["flip"] == 108
 
 
 def test_p_flip_weights_are_one_minus_twice_the_chance(scored: RunScores) -> None:

@@ -135,9 +135,12 @@ def test_an_audit_of_the_same_labels_is_found_and_weighs_the_pairs(place, datase
     np.testing.assert_array_equal(steep.weight, anew.weight)
     assert not np.allclose(steep.weight, found.weight)
     assert "u at rho 9" in steep.description
-    by_p = run_weights(run, dataset, WeightRule("p_flip"))
-    np.testing.assert_allclose(by_p.weight, np.maximum(0, 1 - 2 * scores["p_flip"].loc[order]))
-    assert not by_p.gamma.any()
+    for name in ("p_wrong", "p_flip"):
+        by_p = run_weights(run, dataset, WeightRule(name))
+        np.testing.assert_allclose(by_p.weight, np.maximum(0, 1 - 2 * scores[name].loc[order]))
+        assert not by_p.gamma.any()
+    weightings = {o: quick(o).weighting for o in ("dpo", "adaptive-dpo", "distilled-dpo")}
+    assert weightings == {"dpo": "p_wrong", "adaptive-dpo": "u", "distilled-dpo": "margin"}
     believed = run_weights(run, dataset, WeightRule("margin"))
     margins = scores["margin"].loc[order].to_numpy()
     np.testing.assert_array_equal(np.sign(believed.gamma), np.sign(margins))

@@ -121,7 +121,7 @@ def _people(found: Mapping[str, Any] | None, width: int) -> list[Text]:
         who = f"{short(one['name'], name):<{name}} {one['label']:<15} {rates:<8} "
         lines.append(Text(who + f"{one['labels']:>6,}"))
     more, others = len(found["worst"]) - PEOPLE, found["others"]
-    rest = [f"{more:,} more stand out"] if more > 0 else []
+    rest = [f"{more:,} more"] if more > 0 else []
     rest += [f"{others['count']:,} others: {others['flip_rate']:.0%} on average"]
     return [*lines, Text("; ".join(rest), style="dim")]
 
@@ -206,7 +206,7 @@ def next_commands(
     again = str(manifest["command"])
     if not again.startswith("noisescope score"):
         again = f"noisescope score {shlex.quote(str(manifest['resolved']))}"
-    yield f"{again} --details", "accuracy, flip rate, AUROC, u, W"
+    yield f"{again} --details", "accuracy, rates, AUROC, u"
 
 
 def ceiling(result: Mapping[str, Any]) -> str:

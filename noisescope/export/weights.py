@@ -1,4 +1,4 @@
-"""Export pair_id, W, gamma, u and p_flip for any trainer that accepts example weights.
+"""Export pair_id, W, gamma, u, p_flip and p_wrong for any trainer that accepts example weights.
 
     scheme "p_wrong" W = max(0, 1 - 2 p_wrong), Gamma = 0: the default
     scheme "p_flip"  W = max(0, 1 - 2 p_flip), Gamma = 0
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMES = ("p_wrong", "p_flip", "u", "margin")
-COLUMNS = ("W", "gamma", "u", "p_flip")
+COLUMNS = ("W", "gamma", "u", "p_flip", "p_wrong")
 
 
 def weigh(columns: Mapping[str, Float], scheme: str) -> tuple[Float, Float]:

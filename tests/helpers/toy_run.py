@@ -50,7 +50,8 @@ def scored_run(dataset: PreferenceDataset, directory: Path, *, good: bool = True
         steps=[1],
         held_out=np.ones((4, count), bool),
     )
-    summary = score_run(run.directory).to_json() | ({} if good else {"chance": True})
+    trust = {"word": "good", "sentence": "Trusted.", "helps": [], "acts": True}  # marks: "first"
+    summary = score_run(run.directory).to_json() | ({"trust": trust} if good else {"chance": True})
     stated = {"resolved": dataset.resolved, "adapter": dataset.adapter, "summary": summary}
     stated |= {"columns": dataset.columns, "pairs_of": dataset.pairs}
     run.write_manifest(plan.to_json() | stated | {"facts": dataset.facts.to_json()})

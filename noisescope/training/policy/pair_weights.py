@@ -43,7 +43,7 @@ class WeightRule:
     """How scores become weights. `rho` (Eq. 11), k1, k2 and c2 (Eq. 14-15) default to those
     of the run; if all are None, its W and Gamma are taken as they are."""
 
-    scheme: str = "p_wrong"
+    scheme: str = "u"
     k1: float | None = None
     k2: float | None = None
     c2: float | None = None
