@@ -482,10 +482,18 @@ def test_any_rows_can_leave_a_json_array(
 # TRL
 
 
+def test_a_flipped_label_weighs_as_much_as_it_was_wrong(scored: RunScores, tmp_path: Path) -> None:
+    out = tmp_path / "t.parquet"
+    assert export_trl(scored, out, CleanPolicy(flip_above=0.5))["flip"] > 10
+    for row in pq.read_table(out).to_pylist():
+        p = scored.columns["p_wrong"][scored.positions([row["pair_id"]])[0]]
+        assert row["weight"] == pytest.approx(abs(1 - 2 * p))
+
+
 def test_trl_standard_rows(scored: RunScores, tmp_path: Path) -> None:
     out = tmp_path / "t.parquet"
     policy = CleanPolicy(drop_top=0.1, flip_top=0.05)
-    counts = export_trl(scored, out, policy)
+    counts = export_trl(scored, out, policy, "u")
     assert counts == {"keep": 108, "drop": 6, "flip": 6}
     actions = actions_of(scored, policy)
     before = stated(load(tmp_path / "toy.jsonl"))

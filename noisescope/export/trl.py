@@ -69,6 +69,9 @@ def write_trl(
     weight, gamma = weigh(scores.columns, scheme)
     if scheme == "margin":  # a margin for the label's side changes sign with the label
         gamma = np.where(actions == FLIP, -gamma, gamma)
+    if scheme in ("p_wrong", "p_flip"):  # a flipped label is right where the old one was wrong
+        flipped = np.abs(1 - 2 * np.nan_to_num(scores.columns[scheme]))
+        weight = np.where(actions == FLIP, flipped, weight)
     numbers = {"weight": weight, "gamma": gamma, "p_flip": scores.columns["p_flip"]}
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
         for table in _tables(scores, actions, talks, schema, numbers):
