@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from helpers.gate_runs import made_pairs, made_run, margins_of, noisescope, pars
 from hypothesis import given
 from hypothesis import strategies as st
 
+from noisescope import audit
 from noisescope.datasets import load
 from noisescope.errors import RunError, UsageError
 from noisescope.gate.checks import CHECKS
@@ -188,12 +190,43 @@ def test_growth_looks_at_new_pairs_alone(tmp_path: Path) -> None:
     assert same.exit_code == 0
 
 
-def test_a_baseline_of_other_pairs_is_no_evidence(tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", made_pairs(300), margins_of(300, 0.0, 1))
     other = made_run(tmp_path / "other", made_pairs(300, 5000), margins_of(300, 0.0, 2))
-    verdict = check_gate(Subject(run, other), only(max_growth=0.05))
-    assert [result.status for result in verdict.results] == ["inconclusive"]
-    assert "too few old ones to compare with" in verdict.results[0].message
+    with pytest.raises(RunError, match="features are not in one"):
+        check_gate(Subject(run, other), only(max_growth=0.05))
+    plan = other.plan()
+    other.plan_path.write_text(json.dumps(plan | {"model_fingerprint": "1" * 20}))
+    with pytest.raises(RunError, match="another model"):
+        check_gate(Subject(run, other), only(max_growth=0.05))
+    other.plan_path.write_text(json.dumps(plan | {"evidence": plan["evidence"] | {"kind": "lora"}}))
+    with pytest.raises(RunError, match="not both have head replicas"):
+        check_gate(Subject(run, other), only(max_growth=0.05))
+
+
+@pytest.mark.slow
+def test_a_delivery_of_other_pairs_is_compared_in_one_fit(tmp_path: Path) -> None:
+    with gzip.open(ROOT / "sample_data" / "hh-rlhf" / "train.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, 900)]
+    rng = np.random.default_rng(0)
+    sloppy = [
+        row | {"chosen": row["rejected"], "rejected": row["chosen"]} if rng.random() < 0.4 else row
+        for row in rows[600:]
+    ]
+    weeks = {"week1": rows[:600], "week2": rows[600:], "week3": sloppy}
+    runs = {}
+    for name, content in weeks.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in content))
+        model = ROOT / "sample_data" / "models" / "tiny-lm"
+        runs[name] = audit(path, model=model, runs_directory=tmp_path / "runs").run
+    found = {}
+    for name in ("week2", "week3"):
+        verdict = check_gate(Subject(runs[name], runs["week1"]), only(max_growth=0.05))
+        (found[name],) = verdict.results
+        assert "compared with 600 pairs of week1" in found[name].message
+    assert found["week3"].status == "fail", found["week3"].message
+    assert found["week2"].status != "fail", found["week2"].message
 
 
 @pytest.mark.slow
@@ -276,14 +309,14 @@ def test_too_few_pairs_are_inconclusive_with_the_number_needed(tmp_path: Path) -
         meaning: replace(verdict, inconclusive=meaning).exit_code
         for meaning in ("error", "pass", "fail")
     }
-    assert codes == {"error": 2, "pass": 0, "fail": 1}
+    assert codes == {"error": 3, "pass": 0, "fail": 1}
 
 
 def test_replicas_at_chance_give_no_verdict(tmp_path: Path) -> None:
     margins = np.random.default_rng(0).normal(0, 1, 400)
     run = made_run(tmp_path, made_pairs(400), margins)
     verdict = check_gate(Subject(run), Policy())
-    assert verdict.exit_code == 2
+    assert verdict.exit_code == 3
     told = {result.check: result for result in verdict.of("inconclusive")}
     assert set(told) == {"flip_rate", "reliability"}
     assert "no better than chance" in told["flip_rate"].message
@@ -484,7 +517,7 @@ def test_a_dataset_is_audited_first_with_what_is_cached(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert f"ignored: the cached features {stale.name}" in first.stderr
-    assert first.returncode == 2, first.stderr
+    assert first.returncode == 3, first.stderr
     assert "the audit cannot tell how many" in " ".join(first.stdout.split())
     assert second.returncode == 0, second.stderr
     content = parsed(second)

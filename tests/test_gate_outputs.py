@@ -224,11 +224,11 @@ class Tags(HTMLParser):
 def test_markdown_shows_hostile_text_as_it_is() -> None:
     text = markdown(EVERY)
     reader = Tags()
-    reader.feed(text)
+    reader.feed(re.sub("`[^`\n]*`", "", text))  # nothing in a code span is markup
     assert reader.tags == []
     table = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in table[:6]} == {5}
-    assert "@you" not in text
+    assert {re.sub(r"\\\|", "", line).count("|") for line in table[:6]} == {5}
+    assert "@you" not in re.sub("`[^`\n]*`", "", text)
     assert html.unescape(escaped(HOSTILE)) == one_line(HOSTILE)
 
 
@@ -276,7 +276,7 @@ def test_the_step_summary_is_cut_by_lines_at_one_mebibyte(tmp_path: Path) -> Non
     write_summary(verdict_of("fail", rows=rows), path)
     content = path.read_bytes()
     assert SUMMARY_BYTES - 2000 < len(content) <= SUMMARY_BYTES
-    kept = content.decode().count("| pairs&#46;jsonl&#58;")
+    kept = content.decode().count("| `pairs.jsonl:")
     assert f"and {4000 - kept:,} more lines" in content.decode()
     write_summary(verdict_of("fail", rows=rows), path)
     assert path.read_bytes().startswith(content)

@@ -33,6 +33,7 @@ from noisescope.cli.options import (
     SplitOption,
 )
 from noisescope.gate.policy import CHOICES, KEYS, RANGES
+from noisescope.gate.verdict import INCONCLUSIVE
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def print_verdict(verdict: Verdict) -> None:
     table.add_column("verdict", no_wrap=True)
     table.add_column("allowed", justify="right", no_wrap=True)
     table.add_column("found", overflow="fold")
-    for result in verdict.results:
+    for result in verdict.ordered:
         status = Text(result.status, style=STYLES[result.status])
         table.add_row(Text(printable(result.check)), status, allowed(result), Text(_found(result)))
     OUT.print(table)
@@ -66,8 +67,8 @@ def print_verdict(verdict: Verdict) -> None:
         print_lines(next=_next(verdict))
     style = STYLES["fail" if verdict.exit_code else "pass"]
     OUT.print(Text(printable(verdict.summary), style=style), soft_wrap=True)
-    if verdict.exit_code == 2:
-        ERR.print("inconclusive is exit 2; --inconclusive pass or fail decides otherwise")
+    if verdict.exit_code == INCONCLUSIVE:
+        ERR.print(f"inconclusive is exit {INCONCLUSIVE}; --inconclusive pass or fail changes that")
 
 
 def _next(verdict: Verdict) -> str:
@@ -129,7 +130,7 @@ def gate(
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="Finished run to compare with; pairs that it has count as old."),
+        typer.Option(help="Finished run to compare with, of the same or of other files."),
     ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="TOML file of settings, in addition to noisescope.toml.")
@@ -185,7 +186,7 @@ def gate(
     device: DeviceOption = "auto",
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
-    """Check a dataset against a policy. Exit code: 0 passed, 1 failed, 2 inconclusive or error.
+    """Check a dataset against a policy. Exit code: 0 passed, 1 failed, 2 error, 3 inconclusive.
 
     Settings come from the gate section of noisescope.toml or a policy file; flags override them.
     `off` switches a check off. docs/gate.md gives the defaults and the reason for each.

@@ -26,13 +26,20 @@ from noisescope.errors import RunError
 from noisescope.gate.verdict import Result, Row, Verdict
 from noisescope.storage.printable import one_line
 
-#: Characters with a meaning in Markdown, HTML, or GitHub's automatic links and mentions.
-_MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+\-!|~&@:/.\"'$^=]")
+#: Characters with a meaning in Markdown, HTML, or GitHub's automatic links and mentions; those of
+#: plain prose and numbers stay as they are, for mail and chat, which know no entities.
+_MARKUP = re.compile(r"[\\`*_\[\]<>#|~&@$]|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def escaped(text: str) -> str:
     """Escape markup characters as numeric entities, for Markdown and HTML."""
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", one_line(text))
+
+
+def code(text: str) -> str:
+    """A Markdown code span in a table: nothing in it is markup, a link or a mention."""
+    plain = one_line(text).replace("`", "'").replace("|", "\\|").strip()
+    return f"`{plain}`" if plain else ""
 
 
 def command_data(text: str) -> str:
@@ -54,25 +61,24 @@ def markdown(verdict: Verdict, limit: int | None = None) -> str:
     lines = [
         f"## noisescope {escaped(verdict.summary)}",
         "",
-        f"{verdict.pairs:,} pairs of {escaped(verdict.dataset)}"
-        + (f", against {escaped(verdict.baseline)}" if verdict.baseline else ""),
+        f"{verdict.pairs:,} pairs of {code(verdict.dataset)}"
+        + (f", against {code(verdict.baseline)}" if verdict.baseline else ""),
         "",
         "| | check | allowed | found |",
         "|---|---|---|---|",
-        *(_line(result) for result in verdict.results),
+        *(_line(result) for result in verdict.ordered),
     ]
-    for result in verdict.results:
+    for result in verdict.ordered:
         if result.rows:
             lines += [
                 "",
-                f"### {escaped(result.check)}",
+                f"### {code(result.check)}",
                 "",
                 "| row, from 0 | pair | |",
                 "|---|---|---|",
             ]
             lines += [
-                f"| {escaped(f'{row.source}:{row.row}')} | {escaped(row.pair_id)} "
-                f"| {escaped(row.detail)} |"
+                f"| {code(f'{row.source}:{row.row}')} | {code(row.pair_id)} | {code(row.detail)} |"
                 for row in result.rows
             ]
     return _cut(lines, limit)
@@ -82,7 +88,7 @@ def _line(result: Result) -> str:
     allowed = "" if result.threshold is None else f"{result.threshold:g}"
     more = f"; about {result.pairs_needed:,} pairs are needed" if result.pairs_needed else ""
     found = escaped(result.message) + more
-    return f"| {_SIGNS[result.status]} | {escaped(result.check)} | {allowed} | {found} |"
+    return f"| {_SIGNS[result.status]} | {code(result.check)} | {allowed} | {found} |"
 
 
 def _cut(lines: list[str], limit: int | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from noisescope.scoring.pair_facts import PairFacts, read_facts
 from noisescope.scoring.reviews import RunReviews, reviews_of
 from noisescope.scoring.scores import require_scores
 from noisescope.storage.run import Run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Array = NDArray[Any]
 
@@ -43,6 +46,11 @@ _HELD_OUT = "SELECT bool_or(held_out) FROM read_parquet($parts)"
 _NEW = """
 SELECT (content_id, chosen < rejected) NOT IN (
          SELECT (content_id, chosen < rejected) FROM read_parquet($old)) AS is_new
+FROM read_parquet($pairs, file_row_number = true)
+ORDER BY file_row_number
+"""
+_GONE = """
+SELECT content_id NOT IN (SELECT content_id FROM read_parquet($new)) AS is_gone
 FROM read_parquet($pairs, file_row_number = true)
 ORDER BY file_row_number
 """
@@ -212,6 +220,17 @@ class Subject:
             return resolved.as_posix()
         inside = resolved / source
         return inside.as_posix() if inside.is_file() else source
+
+
+def pairs_without(run: Run, other: Run) -> pa.Table:
+    """The pairs of `run` whose content is not in `other`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _connection() as connection:
+        paths = {"pairs": str(run.pairs_path), "new": str(other.pairs_path)}
+        rows = connection.execute(_GONE, paths).fetchall()
+    return pq.read_table(run.pairs_path).filter(pa.array([row[0] for row in rows], pa.bool_()))
 
 
 def _connection() -> Any:

@@ -56,8 +56,8 @@ def length_bias(subject: Subject, policy: Policy) -> Result | None:
     return Result(
         "length_bias",
         status,
-        f"choosing the {side} response predicts labels with AUROC {found.value:.3f} "
-        f"({found.low:.3f} to {found.high:.3f})",
+        f"the {side} response guesses {found.value:.1%} of labels "
+        f"({found.low:.1%} to {found.high:.1%}; AUROC)",
         found.value,
         found.low,
         found.high,

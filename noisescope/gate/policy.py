@@ -84,14 +84,14 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "max_near_duplicates": (0, 0.99, "Share of distinct prompts that are similar to another."),
     "max_faults": (0, 0.99, "Share of rows without a usable preference, except ties."),
     "max_encoding_faults": (0, 0.99, "Share of pairs with broken characters."),
-    "max_growth": (0, 0.99, "Flip rate of pairs not in --baseline minus that of the others."),
+    "max_growth": (0, 0.99, "Flip rate of pairs not in --baseline minus that of its pairs."),
     "detect": (0.01, 0.5, "Smallest excess over a threshold that the data must be able to show."),
 }
 CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "flip_rate_bound": (("lower", "upper"), "Which bound of its interval is compared."),
     "mislabelled_bound": (("lower", "upper"), "Which end of its bracket is compared."),
     "evidence": (("audit", "review"), "What max_wrong_share rests on: the audit, or people."),
-    "inconclusive": (("error", "pass", "fail"), "Exit code of an inconclusive gate: 2, 0, 1."),
+    "inconclusive": (("error", "pass", "fail"), "Exit code of an inconclusive gate: 3, 0, 1."),
 }
 #: Settings that cannot be switched off.
 NEEDED = ("suspect_p", "detect", *CHOICES)

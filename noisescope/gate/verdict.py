@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
 Status = Literal["pass", "fail", "inconclusive", "skipped"]
+ORDER: tuple[Status, ...] = ("fail", "inconclusive", "pass", "skipped")
+#: Exit code of an inconclusive gate; 2 is for errors.
+INCONCLUSIVE = 3
 #: Level of every one-sided test: a 90 % interval leaves 5 % on each side.
 CONFIDENCE = 0.95
 #: A larger number of needed pairs is not reported.
@@ -117,13 +120,18 @@ class Verdict:
         return [result for result in self.results if result.status == status]
 
     @property
+    def ordered(self) -> list[Result]:
+        """The results as they are shown: failed ones first, skipped ones last."""
+        return [result for status in ORDER for result in self.of(status)]
+
+    @property
     def exit_code(self) -> int:
         """1 if any check failed, else by the policy if any is inconclusive, else 0."""
         if self.of("fail"):
             return 1
         if not self.of("inconclusive"):
             return 0
-        return {"pass": 0, "fail": 1}.get(self.inconclusive, 2)
+        return {"pass": 0, "fail": 1}.get(self.inconclusive, INCONCLUSIVE)
 
     @property
     def word(self) -> str:
