@@ -7,7 +7,7 @@ SmolLM2-135M is the model. 20 seeded resamples of 6,000 pairs (and of 3,000 with
 as they are and once with ten points of labels flipped, each through the default gate. Then the
 command `noisescope gate`: on 98 % of the pairs of some topics with nothing cached, and on all of
 them afterwards; --quick takes about 3,000 pairs, else all 12,792. Features are kept in the user's
-cache folder for the first part alone.
+cache folder for the first part alone. Before that, `growth` between deliveries of the sample.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,15 @@ import pyarrow.parquet as pq
 from benchmarks.data import truth, with_sides_swapped
 from benchmarks.harness import Options, Report, main
 from benchmarks.models import cache, smollm2
+from benchmarks.planted_noise import reversed_labels, right
+from benchmarks.trust import HELD_OUT, fit, sample_labels
 from noisescope.auditing.audit import audit
 from noisescope.datasets import load
 from noisescope.gate.evaluate import check_gate
+from noisescope.gate.growth import difference
 from noisescope.gate.input import Subject
 from noisescope.gate.policy import Policy
-from noisescope.gate.verdict import Verdict
+from noisescope.gate.verdict import Verdict, compare_threshold
 from noisescope.models import Policy as Judge
 from noisescope.models.load import load_policy
 from noisescope.pairs import Facts, PreferenceDataset, dataset_fingerprint
@@ -45,6 +49,9 @@ FLIPPED = 0.1
 #: Share of pairs that the pull request adds.
 ADDED = 0.02
 QUICK_PAIRS = 3000
+#: Pairs of a delivery, and by how much the worse one is worse.
+DELIVERY, WORSE = 1500, 0.15
+MAX_GROWTH = 0.05
 
 
 def gold(options: Options) -> PreferenceDataset:
@@ -159,10 +166,40 @@ def incremental(options: Options, report: Report, model: str, pairs: int) -> Non
     report.at_most(f"gate after {added:,} new pairs, share of the full audit", share, 0.1)
 
 
+def deliveries(report: Report) -> None:
+    """Count alarms and misses of `growth` between two deliveries of 1,500 pairs of the sample.
+
+    The second is as good as the first, or 15 points of its labels more are wrong.
+    """
+    labels = sample_labels()
+    count: dict[tuple[float, str], int] = {}
+    start: dict[str, Mapping[str, float]] = {}
+    for more in (0.0, WORSE):
+        for seed in range(RESAMPLES):
+            rng = np.random.default_rng([11, seed, round(100 * more)])
+            drawn = rng.permutation(len(labels.chosen))[: 2 * DELIVERY]
+            new = np.arange(len(drawn)) >= DELIVERY
+            share = more / (1 - 2 * labels.wrong.mean())  # a flip puts a wrong label right
+            flipped = np.zeros(len(labels.chosen), bool)
+            flipped[drawn[new]] = rng.random(DELIVERY) < share
+            noisy = reversed_labels(right(labels), labels.wrong ^ flipped)
+            columns = ("chosen", "rejected", "prompts", "annotators", "wrong")
+            both = replace(noisy, **{name: getattr(noisy, name)[drawn] for name in columns})
+            margins = fit(both, HELD_OUT, start).margins.mean(axis=0, dtype=np.float64)
+            found = difference(margins[new], margins[~new])
+            status, _ = compare_threshold(found, MAX_GROWTH, "lower", Policy.detect)
+            count[more, status] = count.get((more, status), 0) + 1
+    rows = [{"points worse": 100 * m, "growth": s, "of 20": n} for (m, s), n in count.items()]
+    report.tables["growth between two deliveries of 1,500 pairs"] = rows
+    report.at_least("equal deliveries that pass, of 20", count.get((0.0, "pass"), 0), 19)
+    report.at_least("worse deliveries that fail, of 20", count.get((WORSE, "fail"), 0), 19)
+
+
 def run(options: Options) -> Report:
-    """Run both parts."""
+    """Run all parts."""
     report = Report("Gates: alarms, and the cost of new pairs")
     model = options.model or str(smollm2())
+    deliveries(report)
     alarms(options, report, model, [6000] if options.quick else [6000, 3000])
     incremental(options, report, model, QUICK_PAIRS if options.quick else 20_000)
     return report
