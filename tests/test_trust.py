@@ -99,6 +99,9 @@ def simulated(
     return gap * np.where(flipped, -honest, honest), flipped, who
 
 
+RATES = np.array([0.75, 0.4, *[0.04] * 8])
+
+
 def test_numbers_to_check_double_up_to_a_fifth_of_the_pairs() -> None:
     assert check_counts(4000) == (100, 200, 400, 800)
     assert check_counts(1000) == (25, 50, 100, 200)
@@ -120,6 +123,18 @@ def test_ranges_contain_the_flips_that_were_planted() -> None:
         assert all(0 <= f.low <= f.high <= f.pairs for f in finds)
         assert finds[1].low > 40, "a range that begins at 0 would be right and of no use"
     assert np.mean(inside) >= 0.85
+
+
+def test_the_judge_may_be_right_about_every_pair_unless_a_model_beats_that(tmp_path: Path) -> None:
+    """Clear flips fit no reading but "all labels that the judge disagrees with are wrong"."""
+    rng = np.random.default_rng(0)
+    gap = np.abs(rng.normal(0, 3, 2000)) + 1
+    margins = np.where(rng.random(2000) < 0.1, -gap, gap)
+    (found,) = expected_finds(fit_noise(margins), margins, (100,))
+    assert found.high == 100
+    margins, _, who = simulated(2000, 3, RATES)
+    (found,) = expected_finds(fit_noise(margins, PairFacts(annotators=who)), margins, (400,))
+    assert found.high < (margins < 0).sum()
 
 
 def test_pairs_without_a_margin_are_never_checked() -> None:
@@ -146,9 +161,6 @@ def run_of(tmp_path: Path, who: np.ndarray, *, sources: bool = False) -> Run:
     return Run(tmp_path)
 
 
-RATES = np.array([0.75, 0.4, *[0.04] * 8])
-
-
 @pytest.mark.parametrize("sources", [False, True])
 def test_careless_and_contrarian_annotators_stand_out(tmp_path: Path, sources: bool) -> None:
     margins, _, who = simulated(2000, 3, RATES)
@@ -169,11 +181,11 @@ def test_careless_and_contrarian_annotators_stand_out(tmp_path: Path, sources: b
 
 def test_nobody_stands_out_where_all_err_alike(tmp_path: Path) -> None:
     named = 0
-    for seed in range(20):
+    for seed in range(10):
         margins, _, who = simulated(1000, seed)
         noise = fit_noise(margins, PairFacts(annotators=who))
         named += find_standouts(run_of(tmp_path, who), noise, margins) is not None
-    assert named <= 2
+    assert named <= 1
 
 
 def test_a_pair_whose_rates_move_keeps_their_order() -> None:

@@ -7,8 +7,9 @@ The low end counts flips alone, at the low end of the flip rate's interval; the 
 counts close calls (`p_mislabelled`), at the high end. Annotators' own rates move with the rate, in
 log odds. Both ends then widen by the sampling error of a count, sum_i p_i (1 - p_i) with the
 likelihood's overdispersion. One flip rate for all pairs counts too unless another model beats it
-clearly. Reviewers' judgements of a random sample replace all this for counts that contain enough
-of them.
+clearly; if "every label that the judge disagrees with is wrong" fits as well, the high end counts
+all of those. Reviewers' judgements of a random sample replace all this for counts that contain
+enough of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from scipy.special import expit, logit, ndtri
 
 from noisescope.scoring.flip_rate import MASS, OVERDISPERSION
 from noisescope.scoring.metrics import Interval
-from noisescope.scoring.noise_models import DECISIVE, Noise
+from noisescope.scoring.noise_models import DECISIVE, TOLERANCE, Noise
 
 if TYPE_CHECKING:
     from noisescope.scoring.reviews import RunReviews
@@ -74,10 +75,11 @@ def expected_finds(
     order = np.lexsort((margins, -p_wrong))[: max(counts, default=0)]
     order = order[np.isfinite(p_wrong[order])]
     ends = [_ends(low, high) for low, high in _readings(noise, margins[order], order)]
+    disagree = np.cumsum(margins[order] < 0) if _may_be_right(noise) else np.zeros(len(order))
     finds = []
     for count in (count for count in counts if count <= len(order)):
         low = min(found[0][count - 1] for found in ends)
-        high = max(found[1][count - 1] for found in ends)
+        high = max(disagree[count - 1], *(found[1][count - 1] for found in ends))
         reviewed = _reviewed(people, float(p_wrong[order[count - 1]]))
         if reviewed is not None:
             low, high = count * reviewed.low, count * reviewed.high
@@ -100,6 +102,13 @@ def _readings(
                      (rate.low, rate.high))  # fmt: skip
         flips, close = single.flipped(margins, *low), single.p_mislabelled(margins, *high)
         yield np.minimum(flips, close), np.maximum(flips, close)
+
+
+def _may_be_right(noise: Noise) -> bool:
+    """Whether the judge may be right about every pair: `disagreement` fits nearly best."""
+    gains = {model.name: model.gain for model in noise.models}
+    behind = max(gains.values()) - gains["disagreement"]
+    return behind <= max(TOLERANCE * noise.single.pairs / 1000, DECISIVE)
 
 
 def _moved(rates: Float, estimate: float, end: float) -> Float:
