@@ -41,7 +41,7 @@ def print_summary(audit: Audit) -> None:
         _print_helps(summary, manifest, run)
     _print(Text(_remarks(summary)), width)
     OUT.print(Text())
-    _print_next(summary, run, manifest)
+    _print_next(summary, run, manifest, width)
 
 
 def _print(content: Any, width: int) -> None:
@@ -183,14 +183,18 @@ def _remarks(summary: Mapping[str, Any]) -> str:
     return " ".join(texts)
 
 
-def _print_next(summary: Mapping[str, Any], run: str, manifest: Mapping[str, Any]) -> None:
-    """What to type next, with a reason each; lines are not wrapped, so that they can be copied."""
+def _print_next(
+    summary: Mapping[str, Any], run: str, manifest: Mapping[str, Any], width: int
+) -> None:
+    """What to type next, with a reason where there is room; commands are never wrapped."""
     rows = list(next_commands(summary, run, manifest))
-    width = max(len(command) for command, _ in rows) + 3
+    longest = max(len(command) for command, _ in rows) + 3
+    room = width - longest - 6
     for index, (command, why) in enumerate(rows):
         label = Text(f"{'next' if index == 0 else '':6}", style="bold")
-        text = Text(printable(masked(f"{command:{width}}")))
-        OUT.print(label + text + Text(why, style="dim"), soft_wrap=True)
+        reason = Text(why if len(why) <= room else "", style="dim")
+        text = Text(printable(masked(f"{command:{longest}}" if reason else command)))
+        OUT.print(label + text + reason, soft_wrap=True)
 
 
 def next_commands(
@@ -199,14 +203,14 @@ def next_commands(
     """Commands that fit the trust, and what each is for."""
     if summary["trust"]["acts"]:
         worst = next((row["pairs"] for row in summary["find"][2:]), 100)
-        yield f"noisescope review {run} --for fix --count {worst}", f"look at the worst {worst:,}"
-        yield f"noisescope report {run}", "a page to show others"
+        yield f"noisescope review {run} --for fix --count {worst}", "look at these"
+        yield f"noisescope report {run}", "a page"
     elif summary["trust"]["word"] != "cannot know":
         yield f"noisescope review {run}", "judge 100 pairs yourself"
     again = str(manifest["command"])
     if not again.startswith("noisescope score"):
         again = f"noisescope score {shlex.quote(str(manifest['resolved']))}"
-    yield f"{again} --details", "accuracy, rates, AUROC, u"
+    yield f"{again} --details", "statistics"
 
 
 def ceiling(result: Mapping[str, Any]) -> str:
