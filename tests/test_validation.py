@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from noisescope.auditing.audit import audit
-from noisescope.auditing.validation import Labels, Planned, validate, validate_truth
+from noisescope.auditing.validation import Labels, Planned, facts_of, validate, validate_truth
 from noisescope.datasets.flip.ground_truth import read_truth
 from noisescope.datasets.flip.kinds import KINDS
 from noisescope.datasets.flip.plan import FlipPlan
@@ -247,6 +247,14 @@ def test_labels_are_corrected_by_gold_before_errors_are_planted(run: Run, tmp_pa
     pq.write_table(pa.table({"pair_id": table["pair_id"][:300], "mislabelled": wrong[:300]}), path)
     with pytest.raises(UsageError, match="knows 300 of 400 pairs"):
         Labels.of(run, path)
+
+
+def test_copies_of_a_pair_count_once_until_one_of_them_is_flipped() -> None:
+    texts = [("q", "yes", "no"), ("q", "Yes ", "no"), ("other", "yes", "no")]
+    pairs = [Pair(*each, pair_id=str(at)) for at, each in enumerate(texts)]
+    swapped = [Pair(*texts[0][::2], texts[0][1], pair_id="0"), *pairs[1:]]
+    weights = [facts_of(to_table(each), "text").weights for each in (pairs, swapped)]
+    assert [found.tolist() for found in weights if found is not None] == [[0.5, 0.5, 1], [1, 1, 1]]
 
 
 def test_the_command_prints_claims_beside_the_truth(

@@ -32,7 +32,8 @@ SELECT hash(prompt) AS prompt, hash(prompt, chosen) AS chosen, hash(prompt, reje
        hash({_SQUEEZED.format("prompt")},
             least({_SQUEEZED.format("chosen")}, {_SQUEEZED.format("rejected")}),
             greatest({_SQUEEZED.format("chosen")}, {_SQUEEZED.format("rejected")}),
-            coalesce(annotator, (chosen < rejected)::VARCHAR)) AS copy,
+            coalesce(annotator, ({_SQUEEZED.format("chosen")}
+                                 < {_SQUEEZED.format("rejected")})::VARCHAR)) AS copy,
        CASE WHEN annotator IS NULL THEN NULL ELSE hash(annotator) END AS annotator,
        hash({{source}}) AS source,
        CASE WHEN {{group}} IS NULL THEN NULL ELSE hash({{group}}) END AS "group",
