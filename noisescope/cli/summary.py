@@ -161,7 +161,7 @@ def _print_helps(summary: Mapping[str, Any], manifest: Mapping[str, Any], run: s
         OUT.print(label + Text(printable(masked(f"{what:<{width}}{how}"))), soft_wrap=True)
     weak = summary["trust"]["word"].startswith("too")
     use = "choosing which pairs to review" if weak else "nothing yet"
-    note = " (export --format clean refuses; --force overrules)"
+    note = " (export refuses; --force overrules)"
     OUT.print(Text("Use it for  ", style="bold") + Text(use) + Text(note, style="dim"))
 
 

@@ -166,7 +166,9 @@ def _weak(facts: TrustFacts) -> Trust | None:
     helps = [MODEL, EVIDENCE, REVIEWS]
     if expected.estimate >= WEAK:  # only the interval is too wide
         helps.insert(1, PAIRS)
-    return Trust(word, f"{_agrees(accuracy)} {_suspects(expected)}", tuple(helps))
+    times = max(round(10 * expected.low), 5)
+    sentence = f"{_agrees(accuracy)} Shown a wrong and a right label, the judge may suspect the "
+    return Trust(word, f"{sentence}wrong one only {times} times in 10.", tuple(helps))
 
 
 def _sound(facts: TrustFacts) -> Trust:
