@@ -18,13 +18,13 @@ from noisescope.models.causal_lm import CausalLMPolicy
 from noisescope.models.forward import (
     GROUPS,
     NEAR,
-    check_model,
     measure,
     response_logps,
     token_surprise,
 )
 from noisescope.models.rendering import fold_turns
 from noisescope.models.tokenize import Encoder
+from noisescope.models.verify import verify
 from noisescope.pairs import Message, response_key
 
 TOKENIZER = tiny_tokenizer()
@@ -54,11 +54,11 @@ def model(request: pytest.FixtureRequest) -> Any:
 @settings(max_examples=6, deadline=None)
 @given(chosen=st.lists(st.sampled_from(ITEMS), min_size=1, max_size=12, unique=True))
 @pytest.mark.parametrize("name", sorted(MODELS))
-@pytest.mark.parametrize("shared", [True, False])
-def test_features_do_not_depend_on_batch_mates(name: str, shared: bool, chosen: list[Item]) -> None:
+@pytest.mark.parametrize("rows", ["packed", "padded", "alone"])
+def test_features_do_not_depend_on_batch_mates(name: str, rows: Any, chosen: list[Item]) -> None:
     judged = policy(MODELS[name])
-    assert judged.shares_prompts
-    judged.shares_prompts = shared
+    assert judged.rows == "packed"
+    judged.rows = rows
     together = judged.features(chosen)
     for row, one in enumerate(chosen):
         for group, values in judged.features([one]).items():
@@ -145,13 +145,13 @@ def test_a_sliding_window_is_respected() -> None:
     config = tiny_llama().config.to_dict() | {"sliding_window": 8, "model_type": "mistral"}
     model = MistralForCausalLM(MistralConfig(**config)).eval()
     judged = policy(model)
-    assert not judged.shares_prompts
+    assert judged.rows == "padded"
     found = judged.features(ITEMS)["final_last"]
     for row, encoded in enumerate(judged.encode(ITEMS)):
         with torch.inference_mode():
             states = model.model(input_ids=torch.tensor([encoded.tokens])).last_hidden_state
         np.testing.assert_allclose(found[row], states[0, -1].numpy(), rtol=1e-4, atol=1e-4)
-    assert policy(model, max_length=16).shares_prompts is False
+    assert policy(model, max_length=16).rows == "padded"
 
 
 def test_bfloat16_stays_close() -> None:
@@ -173,7 +173,7 @@ def test_a_model_that_cannot_pack_is_noticed() -> None:
             return plain(self, **inputs)
 
     model.model.__class__ = Recurrent
-    assert not check_model(model)
+    assert verify(model, 64) == "padded"
 
 
 def test_an_unknown_head_is_refused() -> None:
@@ -189,7 +189,7 @@ def test_an_unknown_head_is_refused() -> None:
 
     model.__class__ = Odd
     with pytest.raises(ModelError, match="does not support"):
-        check_model(model)
+        verify(model, 64)
 
 
 def test_useful_flops_by_hand() -> None:

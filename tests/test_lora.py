@@ -368,10 +368,6 @@ def test_another_datasets_state_is_refused(tmp_path: Path):
 def test_impossible_settings_are_all_named():
     with pytest.raises(UsageError, match=r"--replicas.*--lora-r.*--beta.*--schedule"):
         LoraConfig(replicas=0, rank=0, beta=0.0, schedule="step")
-    windowed = TinyPolicy(tiny_llama())
-    windowed.shares_prompts = False
-    with pytest.raises(ModelError, match="attention of its own"), scores_of(windowed, [Path()]):
-        pass
     with pytest.raises(ModelError, match="has down_proj, gate_proj"):
         linear_names(tiny_llama(), 0, ["c_attn"])
 
@@ -391,7 +387,15 @@ def test_chunked_head_against_log_softmax():
 
 def test_a_model_that_rescales_its_logits_is_refused():
     model = tiny_llama()
-    model.lm_head.register_forward_hook(lambda _module, _args, output: output * 3)
-    with pytest.raises(ModelError, match="rescales its logits"):
+    plain = type(model).forward
+
+    class Odd(type(model)):
+        def forward(self, *args, **inputs):
+            out = plain(self, *args, **inputs)
+            out.logits = out.logits**3
+            return out
+
+    model.__class__ = Odd
+    with pytest.raises(ModelError, match="does not support"):
         SplitModel(model, 0)
     attach_adapters(tiny_llama(), 1, 2, 3).detach()

@@ -58,7 +58,7 @@ def test_a_directory_loads(saved: Path) -> None:
     assert policy.identity.revision is None
     assert policy.encoder.max_length == 256
     assert policy.encoder.template
-    assert policy.shares_prompts
+    assert policy.rows == "packed"
     assert set(policy.features(ITEMS)) == set(policy.groups)
 
 
@@ -129,8 +129,9 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "only pickled weights": _pickle_only,
     "broken or cut short": _cut_short,
     "cut short": lambda model: (model / "model.safetensors").write_bytes(b"abc"),
-    "run code of its own": lambda model: edit(model / "config.json", auto_map={"a": "b.C"}),
-    "code of its own": lambda model: edit(model / "tokenizer_config.json", auto_map={"a": "b.C"}),
+    "run code of its own": lambda model: edit(
+        model / "config.json", auto_map={"AutoModelForCausalLM": "b.C"}, model_type="unheard"
+    ),
     "not understood": lambda model: edit(model / "config.json", model_type="unheard"),
     "not a causal language model": lambda model: edit(
         model / "config.json", architectures=["BertForMaskedLM"]
@@ -142,6 +143,17 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "has no tokenizer": _no_tokenizer,
     "tokenizer does not load": lambda model: (model / "tokenizer.json").write_text("{}"),
 }
+
+
+def test_code_of_a_checkpoint_is_not_run_where_transformers_has_the_class(
+    saved: Path, copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy / "own.py").write_text("raise AssertionError('this code ran')")
+    edit(copy / "config.json", auto_map={"AutoModelForCausalLM": "own.C", "AutoConfig": "own.D"})
+    edit(copy / "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.T", None]})
+    found, expected = load(copy).features(ITEMS), load(saved).features(ITEMS)
+    assert all(np.array_equal(found[name], values) for name, values in expected.items())
+    assert "code of its own" in caplog.text
 
 
 @pytest.mark.parametrize("message", FAULTS)

@@ -100,7 +100,7 @@ class RandomPolicy:
 
     model: PreTrainedModel
     identity: ModelIdentity
-    shares_prompts: bool = True
+    rows: str = "packed"
 
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
         """Return ids of prompt and response."""

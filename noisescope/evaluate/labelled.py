@@ -138,8 +138,8 @@ def log_probabilities(
     with torch.inference_mode():
         for batch in policy.batches([items[index] for index in used]):
             trace = run_batch(policy.model, batch)
-            own = trace.own.double().cpu()
-            total[used[batch.items]] = (own @ trace.logps.double().cpu()).numpy()
+            own = trace.own.cpu().double()
+            total[used[batch.items]] = (own @ trace.logps.cpu().double()).numpy()
             sizes[used[batch.items]] = own.sum(1).long().numpy()
             done += len(batch.items)
             progress(float(done), float(len(used)), None)

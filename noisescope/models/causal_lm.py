@@ -20,20 +20,21 @@ from numpy.typing import NDArray
 
 from noisescope.errors import UsageError
 from noisescope.models import Item, ModelIdentity
+from noisescope.models.anatomy import setting
 from noisescope.models.forward import (
     FEATURES_VERSION,
     GROUPS,
     Batch,
     Dimensions,
-    check_model,
+    mask_type,
     measure,
     run_batch,
-    setting,
     to_batch,
 )
 from noisescope.models.memory import Limit, OomRetry
-from noisescope.models.packing import Corpus, corpus_of, pack, stack
+from noisescope.models.packing import Corpus, corpus_of, pack
 from noisescope.models.tokenize import Encoded, Encoder
+from noisescope.models.verify import verify
 from noisescope.pairs import Modality
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ class CausalLMPolicy:
         self.identity = identity
         self.groups = tuple(groups)
         self.limit = Limit()
-        # A packed row has one mask for every layer, so no layer may see less than a whole item.
-        window = setting(model, "sliding_window") or encoder.max_length
-        self.shares_prompts = check_model(model) and window >= encoder.max_length
+        self.rows = verify(model, encoder.max_length)
 
     @property
     def tokenizer(self) -> Any:
@@ -107,15 +106,23 @@ class CausalLMPolicy:
     def open_encodings(self, directory: Path) -> None:
         """Nothing: text needs no inputs computed ahead."""
 
-    def cut_notes(self, items: Sequence[Item], encoded: Sequence[Encoded]) -> list[str]:
-        """How many prompts and responses lost tokens to max_length, if any did."""
+    def notes(self, items: Sequence[Item], encoded: Sequence[Encoded]) -> list[str]:
+        """What is unusual in how texts are read: rows of one text, responses that do not end, and
+        how many prompts and responses lost tokens to max_length."""
+        name = self.identity.id
+        found: list[str] = []
+        if self.rows != "packed":
+            found.append(f"{name} is slower: a prompt is read again for each of its responses")
+        if not self.encoder.template and not self.tokenizer.eos_token:
+            found.append(f"{name} has no end token: its responses never end")
         cut = truncation(items, encoded)
         if not cut["tokens"]:
-            return []
+            return found
         return [
+            *found,
             f"cut to --max-length {self.encoder.max_length}: {cut['prompts']:,} of "
             f"{cut['distinct']:,} prompts (in their oldest turns) and {cut['responses']:,} of "
-            f"{len(encoded):,} responses (at their end), {cut['tokens']:,} tokens"
+            f"{len(encoded):,} responses (at their end), {cut['tokens']:,} tokens",
         ]
 
     def flops(self, items: Sequence[Item]) -> float:
@@ -127,7 +134,7 @@ class CausalLMPolicy:
         """
         corpus = self._corpus(items)
         prompt_of_each = corpus.prompt_sizes[corpus.prompt_of]
-        prompts = corpus.prompt_sizes if self.shares_prompts else prompt_of_each
+        prompts = corpus.prompt_sizes if self.rows == "packed" else prompt_of_each
         answers = corpus.response_sizes
         pairs = _triangle(prompts).sum() + (_triangle(answers) + prompt_of_each * answers).sum()
         tokens = prompts.sum() + answers.sum()
@@ -175,22 +182,21 @@ class CausalLMPolicy:
     def _batches(self, corpus: Corpus) -> Iterator[list[int]]:
         """Items of each batch."""
         budget = BATCH_TOKENS.get(self.device.type, 4096)
-        return (_by_prompt if self.shares_prompts else _by_length)(corpus, budget)
+        return (_by_prompt if corpus.shared else _by_length)(corpus, budget)
 
     def _batch(self, corpus: Corpus, part: Sequence[int]) -> Batch:
         """Tensors of some items."""
-        if self.shares_prompts:
-            row = ROW_TOKENS.get(self.device.type, 1024)
-            return to_batch(corpus, pack(corpus, part, row), self.device, self.dtype)
-        packed, _ = stack([pack(corpus, [item], 1) for item in part])
-        return to_batch(corpus, packed, self.device, None)
+        row = ROW_TOKENS.get(self.device.type, 1024)
+        kind = mask_type(self.model, self.dtype)
+        return to_batch(corpus, pack(corpus, part, row), self.device, kind)
 
     @cached_property
     def _dimensions(self) -> Dimensions:
         return measure(self.model)
 
     def _corpus(self, items: Sequence[Item]) -> Corpus:
-        return corpus_of([(item.prompt, item.response) for item in self.encode(items)])
+        encoded = [(item.prompt, item.response) for item in self.encode(items)]
+        return corpus_of(encoded, self.rows)
 
 
 def load_causal_lm(
@@ -264,7 +270,7 @@ def _by_prompt(corpus: Corpus, budget: int) -> Iterator[list[int]]:
     """Items in order of their prompts, in parts of at most `budget` tokens (or one item)."""
     part: list[int] = []
     used, before = 0, -1
-    for item in np.argsort(corpus.prompt_of, kind="stable").tolist():
+    for item in corpus.order.tolist():
         prompt = int(corpus.prompt_of[item])
         lead, own = int(corpus.prompt_sizes[prompt]), int(corpus.response_sizes[item])
         cost = own + (lead if prompt != before else 0)
@@ -279,9 +285,9 @@ def _by_prompt(corpus: Corpus, budget: int) -> Iterator[list[int]]:
 
 def _by_length(corpus: Corpus, budget: int) -> Iterator[list[int]]:
     """Items by length, in parts that stay within `budget` tokens when padded (or one item)."""
-    sizes = corpus.prompt_sizes[corpus.prompt_of] + corpus.response_sizes
+    sizes = corpus.work
     part: list[int] = []
-    for item in np.argsort(sizes, kind="stable").tolist():
+    for item in corpus.order.tolist():
         if part and (len(part) + 1) * sizes[item] > budget:
             yield part
             part = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -210,13 +211,7 @@ def _download(name: str) -> Checkpoint:
 
 def check_files(found: Checkpoint) -> None:
     """Raise ModelError unless the directory holds a config, safe whole weights and a tokenizer."""
-    config = _read_config(found)
-    settings = _read_json(found.directory / "tokenizer_config.json", default={})
-    if "auto_map" in config or "auto_map" in settings:
-        raise ModelError(
-            f"{found.name} wants to run code of its own (auto_map): refused",
-            hint="Use a model whose architecture transformers itself has.",
-        )
+    _check_code(found, _read_config(found))
     _check_weights(found)
     names = {path.name for path in found.directory.iterdir()}
     if not names.intersection(TOKENIZER_FILES) and not any(n.endswith(".model") for n in names):
@@ -224,6 +219,28 @@ def check_files(found: Checkpoint) -> None:
             f"{found.name} has no tokenizer ({', '.join(TOKENIZER_FILES)} or *.model)",
             hint="Copy the tokenizer files of the model it was made from.",
         )
+
+
+def _check_code(found: Checkpoint, config: Mapping[str, Any]) -> None:
+    """Note code that a checkpoint brings and that is not run, or raise ModelError if transformers
+    has no class of its own to run instead."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    settings = _read_json(found.directory / "tokenizer_config.json", default={})
+    if "auto_map" not in config and "auto_map" not in settings:
+        return
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING_NAMES:
+        raise ModelError(
+            f"{found.name} needs to run code of its own (auto_map), which is refused: transformers "
+            f"has no {kind}",
+            hint="Use a model whose architecture transformers itself has.",
+        )
+    logging.getLogger("noisescope").warning(
+        "%s brings code of its own (auto_map), which is not run: transformers' %s is used instead",
+        found.name,
+        kind,
+    )
 
 
 def _read_config(found: Checkpoint) -> dict[str, Any]:
@@ -292,22 +309,26 @@ def load_model(
     found: Checkpoint, device: torch.device, dtype: torch.dtype, placement: Placement | None = None
 ) -> tuple[Any, Any]:
     """(transformers model in evaluation mode, tokenizer). Raises ModelError and UsageError."""
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     from noisescope.models.placement import Placement
 
     placement = placement or Placement()
-    _check_causal(found)
+    loader = _loader(found)
     source: dict[str, Any] = {} if found.gguf is None else {"gguf_file": found.gguf}
     tokenizer = _load_tokenizer(found, source)
     if found.gguf is None:
         source["use_safetensors"] = True
     placed = placement.arguments(found, device, dtype)
     try:
-        model, notes = AutoModelForCausalLM.from_pretrained(
-            found.directory, dtype=dtype, output_loading_info=True, **source, **placed
+        model, notes = loader.from_pretrained(
+            found.directory,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **source,
+            **placed,
         )
     except Exception as error:  # transformers raises many kinds; all mean "does not load"
         raise ModelError(
@@ -360,27 +381,35 @@ def _check_vocabulary(found: Checkpoint, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _check_causal(found: Checkpoint) -> None:
-    """Raise ModelError unless the config names a causal language model transformers knows."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def _loader(found: Checkpoint) -> Any:
+    """The transformers class that loads a checkpoint: causal language models, or models of images
+    and text, which are read without images.
+
+    Raises ModelError unless the config names one that transformers knows.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto as auto
 
     if found.gguf is not None:
-        return
+        return AutoModelForCausalLM
     try:
-        config = AutoConfig.from_pretrained(found.directory)
+        config = AutoConfig.from_pretrained(found.directory, trust_remote_code=False)
     except Exception as error:  # unknown model types, malformed fields, ...
         raise ModelError(
             f"{found.name}: config.json is not understood: {first_line(error)}",
             hint="A newer transformers may know this architecture.",
         ) from error
-    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     named = config.architectures or []
-    if config.is_encoder_decoder or (named and not known.intersection(named)):
-        raise ModelError(
-            f"{found.name} is not a causal language model ({', '.join(named) or 'unnamed'})",
-            hint="Name a decoder-only model, such as HuggingFaceTB/SmolLM2-135M-Instruct.",
-        )
+    causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not config.is_encoder_decoder:
+        if set(causal.values()).intersection(named) or not named:
+            return AutoModelForCausalLM
+        if set(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()).intersection(named):
+            return AutoModelForImageTextToText
+    raise ModelError(
+        f"{found.name} is not a causal language model ({', '.join(named) or 'unnamed'})",
+        hint="Name a decoder-only model, such as HuggingFaceTB/SmolLM2-135M-Instruct.",
+    )
 
 
 def _load_tokenizer(found: Checkpoint, source: dict[str, Any]) -> Any:
@@ -388,7 +417,7 @@ def _load_tokenizer(found: Checkpoint, source: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(found.directory, **source)
+        return AutoTokenizer.from_pretrained(found.directory, trust_remote_code=False, **source)
     except Exception as error:  # one of many kinds, by tokenizer family
         raise ModelError(
             f"{found.name}: the tokenizer does not load: {first_line(error)}",

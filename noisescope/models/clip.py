@@ -74,7 +74,7 @@ class Clip:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.found.directory)
+        return AutoTokenizer.from_pretrained(self.found.directory, trust_remote_code=False)
 
     @cached_property
     def preparation(self) -> tuple[int, tuple[float, ...], tuple[float, ...]]:

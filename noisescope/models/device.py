@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -40,9 +39,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @cache
-def matmul_rate(
-    device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
-) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a square matrix product, measured once (< 0.5 s).
 
     The best of several products, so that other work on the machine counts little; a small one
@@ -54,14 +51,14 @@ def matmul_rate(
     for side in (256, SIDE):
         left = torch.ones(side, side, device=device, dtype=dtype)
         left @ left
-        best, began, repeats = float("inf"), clock(), 0
-        while clock() - began < (0.1 if repeats >= FEWEST else 0.4):
+        best, began, repeats = float("inf"), time.perf_counter(), 0
+        while time.perf_counter() - began < (0.1 if repeats >= FEWEST else 0.4):
             repeats += 1
             _wait(device)
-            start = clock()
+            start = time.perf_counter()
             left @ left
             _wait(device)
-            best = min(best, clock() - start)
+            best = min(best, time.perf_counter() - start)
         rate = 2 * side**3 / max(best, 1e-9)
         if rate < 2e9:
             break
@@ -69,18 +66,19 @@ def matmul_rate(
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is the fastest of bfloat16 and float32 here; else the type named.
+    """`auto` is bfloat16 where the hardware multiplies it (CUDA GPUs, CPUs with AMX), else float32.
 
-    bfloat16 must win by a quarter, because it is less exact. On a CPU the time of this process is
-    compared, not wall time: on a busy machine the same command must choose the same type again.
+    Nothing is timed: all processes of a launch, and the same command tomorrow, choose the same.
     """
     import torch
 
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name == "auto":
-        clock = time.process_time if device.type == "cpu" else time.perf_counter
-        fast, exact = (matmul_rate(device, kinds[kind], clock) for kind in ("bfloat16", "float32"))
-        return torch.bfloat16 if fast > 1.25 * exact else torch.float32
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
     if name not in kinds:
         raise UsageError(f"--dtype {name} is unknown", hint=f"One of: auto, {', '.join(kinds)}.")
     return kinds[name]
@@ -101,15 +99,29 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
 
 
-def single_process_accelerator() -> Accelerator:
-    """An accelerator for a training of this process alone, even within a launch of several."""
+def single_process_accelerator(dtype: torch.dtype | None = None) -> Accelerator:
+    """An accelerator for a training of this process alone, even within a launch of several.
+
+    With `dtype` float16 it scales the loss, on a GPU: small gradients would be 0 otherwise. Raises
+    UsageError elsewhere.
+    """
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import patch_environment
+    from accelerate.utils import AutocastKwargs, patch_environment
 
     sizes = ("world_size", "pmi_size", "ompi_comm_world_size", "mv2_comm_world_size")
+    scaled = dtype == torch.float16
+    if scaled and not torch.cuda.is_available():
+        raise UsageError(
+            "--dtype float16 needs loss scaling in training, and that needs a CUDA GPU",
+            hint="Use --dtype bfloat16 or float32.",
+        )
     with patch_environment(local_rank=-1, **dict.fromkeys(sizes, 1)):
-        return Accelerator(cpu=not torch.cuda.is_available())
+        return Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="fp16" if scaled else None,
+            kwargs_handlers=[AutocastKwargs(enabled=False)],  # the model itself computes in 16 bits
+        )
 
 
 def own_device(device: str) -> str:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from noisescope.errors import ModelError, first_line
 from noisescope.models import Item, ModelIdentity
+from noisescope.models.anatomy import setting
 from noisescope.models.checkpoint import find_converted, fingerprint
-from noisescope.models.forward import setting
 from noisescope.models.memory import Limit
 from noisescope.models.text_batches import Text, batched_rows, flops_a_token
 from noisescope.pairs import Modality
@@ -103,9 +103,13 @@ def load_encoder(name: str, *, device: str = "auto") -> Encoder:
     found, where = find_converted(name, CONVERT.format(name)), pick_device(device)
     try:
         model, notes = AutoModel.from_pretrained(
-            found.directory, use_safetensors=True, output_loading_info=True, dtype="auto"
+            found.directory,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype="auto",
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(found.directory)
+        tokenizer = AutoTokenizer.from_pretrained(found.directory, trust_remote_code=False)
     except Exception as error:  # of many kinds; all mean "does not load"
         raise ModelError(f"{name} does not load: {first_line(error)}", hint=None) from error
     missing = sorted(key for key in notes["missing_keys"] if "pooler" not in key)

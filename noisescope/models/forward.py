@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.errors import ModelError
-from noisescope.models.packing import Corpus, Packed, corpus_of, pack, stack
+from noisescope.models.anatomy import (
+    anatomy,
+    head_states,
+    hooked,
+    padded,
+    setting,
+    states_of,
+)
+from noisescope.models.packing import Corpus, Packed
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +116,8 @@ def run_batch(model: Any, batch: Batch) -> Trace:
     """One forward pass over a batch."""
     import torch
 
-    layers = [layer_at(model, depth) for depth in DEPTHS.values()]
+    blocks = anatomy(model).blocks
+    layers = [blocks[max(0, round(depth * len(blocks)) - 1)] for depth in DEPTHS.values()]
     final, inner = hidden_states(model, batch, layers)
     logps, entropies = token_surprise(model, final[batch.sources], batch.targets)
     states = zip((*DEPTHS, "final"), (*inner, final), strict=True)
@@ -149,6 +157,7 @@ class Batch:
     places: torch.Tensor
     owners: torch.Tensor
     items: Int
+    runs: Sequence[tuple[slice, int]]
 
 
 def response_logps(model: Any, batch: Batch) -> torch.Tensor:
@@ -166,25 +175,25 @@ def hidden_states(
     """Flat states [B T, D] of the normed last layer, and of each of `layers`; no others kept."""
     import torch
 
-    kept: dict[torch.nn.Module, torch.Tensor] = {}
+    kept: dict[torch.nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def keep(layer: torch.nn.Module, _inputs: object, output: Any) -> None:
-        states = output if isinstance(output, torch.Tensor) else output[0]
-        kept[layer] = states.flatten(0, 1)
+        states = states_of(output)
+        assert isinstance(states, torch.Tensor)
+        kept[layer].append(states)
 
-    hooks = [layer.register_forward_hook(keep) for layer in set(layers)]
-    # A model that shares no prompts may not know these arguments.
-    extra = {} if batch.mask is None else {"position_ids": batch.positions}
-    try:
-        output = model.base_model(
-            input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, **extra
-        )
-    finally:
-        for hook in hooks:
-            hook.remove()
-    states = [output.last_hidden_state.flatten(0, 1), *(kept[layer] for layer in layers)]
-    final, *inner = (one.to(batch.ids.device) for one in states)  # layers may be spread over GPUs
-    return final, inner
+    with hooked(dict.fromkeys(layers, keep)):
+        last = head_states(model, batch.runs, input_ids=batch.ids, **row_inputs(batch))
+    inner = [padded(kept[layer][-len(batch.runs) :]) for layer in layers]
+    final, *others = (one.flatten(0, 1).to(batch.ids.device) for one in (last, *inner))
+    return final, others  # layers may be spread over GPUs
+
+
+def row_inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    """Mask and positions of packed rows; plain rows need neither, and some models know neither."""
+    if batch.mask is None:
+        return {}
+    return {"attention_mask": batch.mask, "position_ids": batch.positions}
 
 
 def token_logps(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -224,35 +233,20 @@ def _logits(
     model: Any, states: torch.Tensor, targets: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(float32 logits [k, V], targets [k]) of a few positions at a time."""
-    head = model.get_output_embeddings()
-    scale = logit_scaling(model)
-    chunk = max(1, LOGITS.get(states.device.type, 1 << 24) // head.weight.shape[0])
+    parts = anatomy(model)
+    chunk = logits_at_once(model, states.device)
     for begin in range(0, len(targets), chunk):
         part = slice(begin, begin + chunk)
-        yield scale(head(states[part]).to(states.device).float()), targets[part]
+        yield parts.scale(parts.head(states[part]).to(states.device).float()), targets[part]
 
 
-def setting(model: Any, name: str) -> Any:
-    """A field of the language model's config under its usual name; None if it has none."""
-    config = model.config.get_text_config()
-    return config.to_dict().get(config.attribute_map.get(name, name))
+def logits_at_once(model: Any, device: torch.device) -> int:
+    """Response positions whose logits exist at a time."""
+    return max(1, LOGITS.get(device.type, 1 << 24) // anatomy(model).vocabulary)
 
 
-def logit_scaling(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The scaling that an architecture applies to its logits: Cohere, Granite, Gemma 2."""
-    import torch
-
-    factor = (setting(model, "logit_scale") or 1.0) / (setting(model, "logits_scaling") or 1.0)
-    cap = setting(model, "final_logit_softcapping")
-    if cap:
-        return lambda logits: cap * torch.tanh(logits / cap)
-    return (lambda logits: logits * factor) if factor != 1.0 else (lambda logits: logits)
-
-
-def to_batch(
-    corpus: Corpus, packed: Packed, device: torch.device, mask_type: torch.dtype | None
-) -> Batch:
-    """Tensors of packed rows; without a `mask_type`, rows hold one item each and need no mask."""
+def to_batch(corpus: Corpus, packed: Packed, device: torch.device, kind: torch.dtype) -> Batch:
+    """Tensors of packed rows and their mask (`mask_of`)."""
     import torch
 
     flat = packed.slots.ravel()
@@ -263,11 +257,6 @@ def to_batch(
         starts, np.diff(starts, append=len(packed.owners))
     )
     places = at[corpus.response_starts[packed.items[packed.owners]] + offsets]
-    mask = None
-    if mask_type is not None:
-        seen = torch.from_numpy(packed.mask).to(device)[:, None]
-        mask = torch.zeros(seen.shape, dtype=mask_type, device=device)
-        mask = mask.masked_fill(~seen, torch.finfo(mask_type).min)
 
     def tensor(array: Int) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -275,13 +264,37 @@ def to_batch(
     return Batch(
         tensor(packed.ids),
         tensor(packed.positions),
-        mask,
+        mask_of(packed, device, kind),
         tensor(packed.sources),
         tensor(packed.targets),
         tensor(places),
         tensor(packed.owners),
         packed.items,
+        packed.runs,
     )
+
+
+def mask_of(packed: Packed, device: torch.device, kind: torch.dtype) -> torch.Tensor | None:
+    """Attention mask [R, 1, T, T] of a `mask_type`, None for plain rows: True where a token may
+    look, or what is added to attention scores."""
+    import torch
+
+    if packed.mask is None:
+        return None
+    seen = torch.from_numpy(packed.mask).to(device)[:, None]
+    if kind == torch.bool:
+        return seen
+    mask = torch.zeros(seen.shape, dtype=kind, device=device)
+    return mask.masked_fill(~seen, torch.finfo(kind).min)
+
+
+def mask_type(model: Any, dtype: torch.dtype) -> torch.dtype:
+    """Type of the masks of a model that computes in `dtype`: torch's own attention takes booleans,
+    whatever autocast makes of the scores."""
+    import torch
+
+    own = model.config.get_text_config()._attn_implementation
+    return torch.bool if own == "sdpa" else dtype
 
 
 @final
@@ -298,59 +311,14 @@ def measure(model: Any) -> Dimensions:
     """Dimensions of a transformers causal model, from its modules and config."""
     import torch
 
-    weights = sum(weight.numel() for weight in model.base_model.parameters())
-    embeddings = sum(
-        module.weight.numel()
-        for module in model.base_model.modules()
-        if isinstance(module, torch.nn.Embedding)
-    )
-    head = model.get_output_embeddings().weight.numel()
+    head = model.get_output_embeddings()
+    tables = [one for one in model.modules() if isinstance(one, torch.nn.Embedding)]
+    outside = {id(weight) for one in (*tables, head) for weight in one.parameters()}
+    body = sum(weight.numel() for weight in model.parameters() if id(weight) not in outside)
+    width = setting(model, "hidden_size") or 0
     heads = setting(model, "num_attention_heads") or 0
-    width = heads * (setting(model, "head_dim") or setting(model, "hidden_size") // max(heads, 1))
-    return Dimensions(weights - embeddings, setting(model, "num_hidden_layers") * width, head)
-
-
-def layer_at(model: Any, depth: float) -> torch.nn.Module:
-    """The layer after which `depth` of all layers have run. Raises ModelError without layers."""
-    import torch
-
-    count = setting(model, "num_hidden_layers")
-    for module in model.base_model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            layer: torch.nn.Module = module[max(0, round(depth * count) - 1)]
-            return layer
-    raise ModelError(
-        f"{type(model).__name__} does not keep its {count} layers in one list",
-        hint="Please report the architecture; use another model meanwhile.",
-    )
-
-
-def check_model(model: Any) -> bool:
-    """Whether packed rows read as separate ones do, tried on one small prompt with two responses.
-
-    Raises ModelError if even a plain row's log-probabilities differ from the model's own: its head
-    then does something noisescope does not support.
-    """
-    import torch
-
-    tolerance = 2e-3 if model.dtype == torch.float32 else 0.15
-    size = int(model.get_output_embeddings().weight.shape[0])
-    token = [(7 * i * i + 3 * i + 1) % size for i in range(12)]
-    corpus = corpus_of([(token[:4], token[4:7]), (token[:4], token[7:12])])
-    rows, _ = stack([pack(corpus, [item], 1) for item in (0, 1)])
-    with torch.inference_mode():
-        plain = to_batch(corpus, rows, model.device, None)
-        logits = model(input_ids=plain.ids, use_cache=False).logits.flatten(0, 1)
-        own = logits[plain.sources].float().log_softmax(1)
-        truth = own.gather(1, plain.targets[:, None])[:, 0]
-        if float((response_logps(model, plain) - truth).abs().max()) > tolerance:
-            raise ModelError(
-                f"{type(model).__name__} changes its logits in a way noisescope does not support",
-                hint="Please report the architecture; use another model meanwhile.",
-            )
-        try:
-            packed = to_batch(corpus, pack(corpus, [0, 1], 16), model.device, model.dtype)
-            found = response_logps(model, packed)
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            return False
-    return bool((found - truth).abs().max() <= tolerance)
+    if isinstance(heads, int) and heads:  # a list: they differ by layer, as wide as the states
+        width = heads * (setting(model, "head_dim") or width // heads)
+    blocks = len(anatomy(model).blocks)
+    own = sum(weight.numel() for weight in head.parameters())
+    return Dimensions(body, blocks * width, own)

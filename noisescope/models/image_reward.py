@@ -122,7 +122,7 @@ def _load(found: Checkpoint, device: str) -> tuple[Any, list[tuple[Tensor, Tenso
         config.vision_config.image_size = round(patches**0.5) * patch
         blip = BlipForImageTextRetrieval(config)
         notes = blip.load_state_dict(own, strict=False)
-        tokenizer = AutoTokenizer.from_pretrained(found.directory)
+        tokenizer = AutoTokenizer.from_pretrained(found.directory, trust_remote_code=False)
     except Exception as error:  # of many kinds; all mean "does not load"
         reason = first_line(error)
         raise ModelError(f"{found.name} does not load: {reason}", hint=CONVERT) from error

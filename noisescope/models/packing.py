@@ -2,7 +2,8 @@
 
 A block is one prompt and some of its responses, a row some blocks; a response token sees its
 own prompt and its own earlier tokens, nothing else, so packing changes no value. Rows are filled
-by first fit, longest block first: little padding, no wasted prompt.
+by first fit, longest block first: little padding, no wasted prompt. Models whose attention does
+not allow that get a row for each text, run together with padding or alone (`Corpus.rows`).
 
     packed = pack(corpus, items, capacity=256)
     packed.ids        # [R, T] token ids
@@ -14,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int = NDArray[np.int64]
 PADDING = -1
+#: How texts are run: several in a row with their prompt once, a row each, or a forward each.
+Rows = Literal["packed", "padded", "alone"]
 
 
 @final
@@ -31,6 +34,12 @@ class Corpus:
     prompts: tuple[tuple[int, ...], ...]
     responses: tuple[tuple[int, ...], ...]
     prompt_of: Int  # [I]
+    rows: Rows = "packed"
+
+    @property
+    def shared(self) -> bool:
+        """Whether responses share a row, and their prompt in it."""
+        return self.rows == "packed"
 
     @cached_property
     def response_sizes(self) -> Int:
@@ -54,18 +63,35 @@ class Corpus:
         starts: Int = (self.prompt_starts[-1] + sums).astype(np.int64)
         return starts
 
+    @cached_property
+    def work(self) -> Int:
+        """Tokens that each item adds to a forward, [I]: its prompt too if it is not shared."""
+        if self.shared:
+            return self.response_sizes
+        whole: Int = self.response_sizes + self.prompt_sizes[self.prompt_of]
+        return whole
+
+    @cached_property
+    def order(self) -> Int:
+        """Items ordered so that neighbours are cheap together: of one prompt, or of one length."""
+        key = self.prompt_of if self.shared else self.work
+        found: Int = np.argsort(key, kind="stable")
+        return found
+
     @property
     def slots(self) -> int:
         """Size of the flat store."""
         return int(self.response_starts[-1])
 
 
-def corpus_of(encoded: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Corpus:
+def corpus_of(
+    encoded: Sequence[tuple[Sequence[int], Sequence[int]]], rows: Rows = "packed"
+) -> Corpus:
     """Corpus of (prompt ids, response ids), one an item; equal prompts are stored once."""
     index: dict[tuple[int, ...], int] = {}
     prompt_of = [index.setdefault(tuple(prompt), len(index)) for prompt, _ in encoded]
     responses = tuple(tuple(response) for _, response in encoded)
-    return Corpus(tuple(index), responses, np.array(prompt_of, np.int64))
+    return Corpus(tuple(index), responses, np.array(prompt_of, np.int64), rows)
 
 
 @final
@@ -76,11 +102,20 @@ class Packed:
     ids: Int  # [R, T]
     positions: Int  # [R, T]
     slots: Int  # [R, T]
-    mask: NDArray[np.bool_]  # [R, T, T], True where the row's token may look
+    mask: NDArray[np.bool_] | None  # [R, T, T], True where the row's token may look; None: causal
     sources: Int  # [n] flat index into R * T of the state that predicts a token
     targets: Int  # [n] the token
     owners: Int  # [n] index into `items`
     items: Int  # [k] items of the corpus, as requested
+    alone: bool = False  # whether each row needs a forward of its own
+
+    @property
+    def runs(self) -> list[tuple[slice, int]]:
+        """(rows, tokens) of each forward."""
+        if not self.alone:
+            return [(slice(None), self.ids.shape[1])]
+        widths = (self.slots != PADDING).sum(1).tolist()
+        return [(slice(row, row + 1), width) for row, width in enumerate(widths)]
 
     @property
     def tokens(self) -> int:
@@ -96,7 +131,8 @@ def _blocks(corpus: Corpus, items: Int, capacity: int) -> list[tuple[int, list[i
     for place in order.tolist():
         prompt = int(corpus.prompt_of[items[place]])
         size = int(corpus.response_sizes[items[place]])
-        if not blocks or blocks[-1][0] != prompt or used + size > capacity:
+        full = not corpus.shared or used + size > capacity
+        if not blocks or blocks[-1][0] != prompt or full:
             blocks.append((prompt, []))
             used = int(corpus.prompt_sizes[prompt])
         blocks[-1][1].append(place)
@@ -127,7 +163,8 @@ def pack(corpus: Corpus, items: Sequence[int] | Int, capacity: int) -> Packed:
         int(corpus.prompt_sizes[prompt] + corpus.response_sizes[requested[places]].sum())
         for prompt, places in blocks
     ]
-    rows = _rows(sizes, max([capacity, *sizes]))
+    capacity = max([capacity, *sizes])
+    rows = _rows(sizes, capacity) if corpus.shared else [[block] for block in range(len(blocks))]
     width = max(sum(sizes[b] for b in row) for row in rows)
     shape = (len(rows), width)
     ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -161,8 +198,12 @@ def pack(corpus: Corpus, items: Sequence[int] | Int, capacity: int) -> Packed:
                 targets.append(ids[r, here])
                 owners.append(np.full(size, place, np.int64))
                 at, name = at + size, name + 1
-    seen = (segment[:, :, None] == segment[:, None, :]) | (root[:, :, None] == segment[:, None, :])
-    mask = np.tril(np.ones((width, width), bool)) & seen
+    mask = None
+    if corpus.shared:
+        own = segment[:, :, None] == segment[:, None, :]
+        mask = np.tril(np.ones((width, width), bool)) & (
+            own | (root[:, :, None] == segment[:, None, :])
+        )
     return Packed(
         ids,
         positions,
@@ -172,11 +213,12 @@ def pack(corpus: Corpus, items: Sequence[int] | Int, capacity: int) -> Packed:
         np.concatenate(targets),
         np.concatenate(owners),
         requested,
+        corpus.rows == "alone",
     )
 
 
 def stack(parts: Sequence[Packed]) -> tuple[Packed, tuple[int, ...]]:
-    """One Packed of several (one a replica), padded to the widest; and the rows of each."""
+    """One Packed of several of a corpus (one a replica), padded to the widest; the rows of each."""
     width = max(part.ids.shape[1] for part in parts)
     rows = tuple(part.ids.shape[0] for part in parts)
 
@@ -187,10 +229,11 @@ def stack(parts: Sequence[Packed]) -> tuple[Packed, tuple[int, ...]]:
     row = item = 0
     for part in parts:
         own = part.ids.shape[1]
-        mask = np.zeros((part.ids.shape[0], width, width), bool)
-        mask[:, :own, :own] = part.mask
-        mask[:, range(own, width), range(own, width)] = True
-        masks.append(mask)
+        if part.mask is not None:
+            mask = np.zeros((part.ids.shape[0], width, width), bool)
+            mask[:, :own, :own] = part.mask
+            mask[:, range(own, width), range(own, width)] = True
+            masks.append(mask)
         sources.append((part.sources // own + row) * width + part.sources % own)
         owners.append(part.owners + item)
         row, item = row + part.ids.shape[0], item + len(part.items)
@@ -199,11 +242,12 @@ def stack(parts: Sequence[Packed]) -> tuple[Packed, tuple[int, ...]]:
             np.concatenate([wide(part.ids, 0) for part in parts]),
             np.concatenate([wide(part.positions, 0) for part in parts]),
             np.concatenate([wide(part.slots, PADDING) for part in parts]),
-            np.concatenate(masks),
+            np.concatenate(masks) if masks else None,
             np.concatenate(sources),
             np.concatenate([part.targets for part in parts]),
             np.concatenate(owners),
             np.concatenate([part.items for part in parts]),
+            parts[0].alone,
         ),
         rows,
     )

@@ -52,8 +52,8 @@ def judged_by(
         same = {row: why for row, (w, r) in enumerate(rows) if _alike(found[w], found[r])}
     kept = _without(dataset, refused, same)
     known = {place: one for place, one in enumerate(found) if isinstance(one, Encoded)}
-    cut = policy.cut_notes([items[place] for place in known], list(known.values()))
-    notes = (*kept.facts.notes, *cut)
+    own = policy.notes([items[place] for place in known], list(known.values()))
+    notes = (*kept.facts.notes, *own)
     return replace(kept, facts=replace(kept.facts, notes=notes, judged_by=mark))
 
 

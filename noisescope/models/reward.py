@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from noisescope.errors import ModelError, first_line
 from noisescope.models import Item, ModelIdentity
+from noisescope.models.anatomy import setting
 from noisescope.models.checkpoint import Checkpoint, find_converted, fingerprint
-from noisescope.models.forward import setting
 from noisescope.models.memory import Limit
 from noisescope.models.rendering import finished
 from noisescope.models.text_batches import Text, batched_rows, flops_a_token
@@ -121,9 +121,15 @@ def load_classifier(found: Checkpoint, device: str) -> tuple[Any, Any]:
     where = pick_device(device)
     try:
         model, notes = AutoModelForSequenceClassification.from_pretrained(
-            found.directory, use_safetensors=True, output_loading_info=True, dtype="auto"
+            found.directory,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype="auto",
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(found.directory, truncation_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(
+            found.directory, truncation_side="left", trust_remote_code=False
+        )
     except Exception as error:  # of many kinds; all mean "does not load"
         raise ModelError(f"{found.name} does not load: {first_line(error)}", hint=None) from error
     if missing := sorted(notes["missing_keys"]):

@@ -66,8 +66,8 @@ class AdapterScores:
             "responses", lambda place: f"response {items[place].key}", self.limit
         )
         found = np.empty((len(items), 1 + self.adapters.replicas), np.float32)
-        order = np.lexsort((np.arange(len(items)), corpus.prompt_of))
-        done = np.cumsum(corpus.response_sizes[order]) - corpus.response_sizes[order]
+        order = corpus.order
+        done = np.cumsum(corpus.work[order]) - corpus.work[order]
         with torch.inference_mode():
             for batch in np.split(order, np.flatnonzero(np.diff(done // FORWARD_TOKENS)) + 1):
                 for mine, rows in retry.run(lambda part: self._rows(corpus, part), batch.tolist()):
@@ -80,12 +80,9 @@ class AdapterScores:
         entering, last = self.split.reference_pass(packed)
         columns = [self.split.item_logps(packed, last)]
         for replica in range(self.adapters.replicas):
-            self.adapters.placement.segments = ((replica, 0, len(packed.ids)),)
-            try:
-                last = self.split.top(packed, entering if self.split.first else None)
-                columns.append(self.split.item_logps(packed, last))
-            finally:
-                self.adapters.placement.segments = ()
+            with self.adapters.placement.of(((replica, 0, len(packed.ids)),)):
+                last = self.split.top(packed, entering)
+            columns.append(self.split.item_logps(packed, last))
         rows: Array = np.stack([column.cpu().numpy() for column in columns], 1)
         return rows
 
@@ -98,10 +95,10 @@ def scores_of(policy: TextPolicy, directories: Sequence[Path]) -> Iterator[Adapt
     """
     from noisescope.training.lora.split_model import SplitModel
 
-    encoded_corpus(policy, [])
     adapters = attach_peft(policy.model, directories)
     try:
-        yield AdapterScores(policy, adapters, SplitModel(policy.model, adapters.first))
+        split = SplitModel(policy.model, adapters.first, rows=policy.rows)
+        yield AdapterScores(policy, adapters, split)
     finally:
         adapters.detach()
 

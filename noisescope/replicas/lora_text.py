@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from noisescope.errors import ModelError
 from noisescope.models import Item, ModelIdentity
-from noisescope.models.packing import Corpus, corpus_of
+from noisescope.models.anatomy import anatomy
+from noisescope.models.packing import Corpus, Rows, corpus_of
 from noisescope.progress import Progress
 from noisescope.replicas.checkpoints import LoraSummary, checkpoint_steps
 from noisescope.replicas.config import LoraConfig
@@ -57,27 +58,26 @@ class TextPolicy(Protocol):
     def model(self) -> PreTrainedModel: ...
 
     @property
-    def shares_prompts(self) -> bool:
-        """Whether the model's attention supports rows in which responses share a prompt."""
+    def rows(self) -> Rows:
+        """How its texts are run."""
 
     def encode(self, items: Sequence[Item]) -> Sequence[Encoded]:
         """Prompt and response ids of each item, both non-empty."""
 
 
 def encoded_corpus(policy: TextPolicy, items: Sequence[Item]) -> Corpus:
-    """Token ids of `items`, prompts stored once; ModelError for a model that cannot pack them."""
-    if not policy.shares_prompts:
-        raise ModelError(
-            f"{policy.identity.id} has attention of its own kind, unknown to LoRA replicas",
-            hint="Use --kind head.",
-        )
+    """Token ids of `items`, prompts stored once, to be run as the model allows.
+
+    Raises ModelError for a model on several devices.
+    """
     places = set(vars(policy.model).get("hf_device_map", {}).values())
     if len(places) > 1:
         raise ModelError(
             f"{policy.identity.id} is spread over {len(places)} devices, LoRA replicas need one",
             hint="Leave --device-map out, or use --kind head.",
         )
-    return corpus_of([(item.prompt, item.response) for item in policy.encode(items)])
+    encoded = [(item.prompt, item.response) for item in policy.encode(items)]
+    return corpus_of(encoded, policy.rows)
 
 
 def train_lora(
@@ -121,7 +121,7 @@ def train_lora(
         )
         if estimate is not None:
             due = checkpoint_steps(plan.steps, config.checkpoints)
-            depth = policy.model.config.num_hidden_layers
+            depth = len(anatomy(policy.model).blocks)
             estimate(lora_cost(learner, size, depth, plan.steps, due))
         kept = activations_directory or run_directory / "trunk"
         activations.fill(kept, identity.fingerprint, data.items, report)
@@ -159,7 +159,7 @@ def fill_activations(
 
 def first_adapted(model: PreTrainedModel, config: LoraConfig) -> int:
     """The lowest block that has adapters."""
-    depth: int = model.config.num_hidden_layers
+    depth = len(anatomy(model).blocks)
     return 0 if config.top_layers is None else max(0, depth - config.top_layers)
 
 

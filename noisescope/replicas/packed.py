@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.models.memory import Limit, OomRetry
-from noisescope.models.packing import Corpus, Packed, pack, stack
+from noisescope.models.packing import Corpus, Packed, pack
 from noisescope.replicas.config import LoraConfig
 from noisescope.training.batch_order import Stream
 from noisescope.training.loop import MicroBatch, PairBatch, Piece
@@ -81,7 +81,7 @@ class PackedReplicas:
                 mine = np.array_split(pairs, self.config.accumulation)[accumulated]
                 if not len(mine):
                     continue
-                size = int(self.corpus.response_sizes[self.items_of(mine)].sum())
+                size = int(self.corpus.work[self.items_of(mine)].sum())
                 if not groups or size > room or (accumulated and groups[-1][0].replica == m):
                     groups.append([])
                     room = self.config.tokens
@@ -108,19 +108,11 @@ class PackedReplicas:
             )
             yield Piece(PairValues(ratio[chosen] - ratio[rejected]), part.share)
 
-    def _forward(self, packs: list[Packed], replicas: list[int]) -> Tensor:
+    def _forward(self, packs: Sequence[Packed], replicas: Sequence[int]) -> Tensor:
         """log pi_m(response) of every packed item, one pack a replica, concatenated."""
-        packed, rows = stack(packs)
-        ends = np.cumsum(rows).tolist()
-        self.adapters.placement.segments = tuple(
-            (m, end - count, end) for m, count, end in zip(replicas, rows, ends, strict=True)
-        )
-        try:
-            split = self.activations.split
-            return split.item_logps(packed, split.top(packed, self.activations.states(packed)))
-        finally:
-            if not self.config.checkpointing:
-                self.adapters.placement.segments = ()
+        from noisescope.training.lora.split_model import adapted_logps
+
+        return adapted_logps(self.activations, self.adapters, packs, replicas)
 
     def logps(self, report: Report | None = None) -> Tensor:
         """log pi_m(response | prompt) of every item under every replica: [M, I]."""

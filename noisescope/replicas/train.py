@@ -147,7 +147,7 @@ def train_replicas(
             DPO(beta=learner.config.beta),
             plan,
             directory,
-            accelerator=single_process_accelerator(),
+            accelerator=single_process_accelerator(learner.adapters.model.dtype),
             after_step=writer,
             retry=retry,
         )

@@ -24,6 +24,7 @@ from noisescope.errors import RunError
 from noisescope.models import Item
 from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.packing import PADDING, Corpus, Packed, pack
+from noisescope.models.verify import LEAST
 from noisescope.pairs import digest
 from noisescope.storage.files import read_sealed, write_sealed
 from noisescope.training.lora.split_model import SplitModel
@@ -44,7 +45,14 @@ class Activations:
     def __init__(
         self, model: PreTrainedModel, first: int, corpus: Corpus, *, checkpointing: bool = False
     ) -> None:
-        self.split = SplitModel(model, first, checkpointing=checkpointing)
+        sizes = corpus.prompt_sizes[corpus.prompt_of] + corpus.response_sizes
+        self.split = SplitModel(
+            model,
+            first,
+            checkpointing=checkpointing,
+            rows=corpus.rows,
+            longest=int(sizes.max(initial=LEAST)),
+        )
         self.corpus = corpus
         self.reference = torch.zeros(len(corpus.responses))
         self._where = np.zeros((corpus.slots, 2), np.int32)  # part, row of each slot
@@ -52,10 +60,9 @@ class Activations:
         self._limit = Limit()
 
     def plan(self, tokens: int) -> list[Int]:
-        """All items in groups of about `tokens` response tokens, prompts kept together."""
-        corpus = self.corpus
-        order = np.lexsort((np.arange(len(corpus.responses)), corpus.prompt_of))
-        sizes = corpus.response_sizes[order]
+        """All items in groups of about `tokens` tokens (`Corpus.work`), in `Corpus.order`."""
+        order = self.corpus.order
+        sizes = self.corpus.work[order]
         groups = (np.cumsum(sizes) - sizes) // tokens
         return [order[groups == g] for g in np.unique(groups)]
 
@@ -73,7 +80,7 @@ class Activations:
         """
         plan = self.plan(PART_TOKENS)[share[0] :: share[1]]
         for done, group in enumerate(plan):
-            name = digest(fingerprint, str(self.split.first), *(items[i].key for i in group))
+            name = digest(fingerprint, str(self.split.cut), *(items[i].key for i in group))
             path = directory / f"{name}.safetensors"
             if path.exists() and not self._read(path, group):
                 logging.getLogger("noisescope").warning("%s is damaged: computing it again", path)
@@ -101,13 +108,13 @@ class Activations:
         row_of[slots] = np.arange(len(slots))
         states: Tensor | None = None
         reference = torch.zeros(len(group))
-        sizes = self.corpus.response_sizes[group]
+        sizes = self.corpus.work[group]
         batches = (np.cumsum(sizes) - sizes) // FORWARD_TOKENS
         retry: OomRetry[int] = OomRetry(
             "responses", lambda place: f"response {items[group[place]].key}", self._limit
         )
 
-        def forward(places: Sequence[int]) -> tuple[Packed, Tensor, Tensor]:
+        def forward(places: Sequence[int]) -> tuple[Packed, Tensor | None, Tensor]:
             packed = pack(self.corpus, group[np.asarray(places)], ROW_TOKENS)
             entering, last = self.split.reference_pass(packed)
             return packed, entering, self.split.item_logps(packed, last).cpu()
@@ -117,7 +124,7 @@ class Activations:
                 members = np.flatnonzero(batches == b).tolist()
                 for places, (packed, entering, logps) in retry.run(forward, members):
                     reference[places] = logps
-                    if not self.split.first:
+                    if entering is None:
                         continue
                     if states is None:
                         states = torch.empty(len(slots), entering.shape[-1], dtype=entering.dtype)
@@ -134,7 +141,7 @@ class Activations:
         except RunError:
             return False
         self.reference[torch.from_numpy(group)] = held["reference"]
-        if self.split.first:
+        if self.split.cut:
             slots = self._slots(group)
             self._where[slots, 0] = len(self._parts)
             self._where[slots, 1] = np.arange(len(slots))
@@ -142,9 +149,9 @@ class Activations:
         return True
 
     def states(self, packed: Packed) -> Tensor | None:
-        """States entering the first adapted block, [R, T, D], zero at padding; None if it is the
-        first block of all."""
-        if not self.split.first:
+        """States entering the first adapted block, [R, T, D], zero at padding; None if they are not
+        stored."""
+        if not self.split.cut:
             return None
         flat = packed.slots.ravel()
         width = self._parts[0].shape[1]

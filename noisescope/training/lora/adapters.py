@@ -7,18 +7,28 @@ are in memory once. Without a placement the layer is the base model's own.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 
 from noisescope.errors import ModelError
+from noisescope.models.anatomy import anatomy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+#: Share of 3-dimensional weights that small convolutions have; experts have more.
+CONVOLUTIONS = 0.1
+
+Segments = tuple[tuple[int, int, int], ...]
 
 
 @final
@@ -29,7 +39,16 @@ class Placement:
     Shared by all adapted layers of a model; empty means adapters off.
     """
 
-    segments: tuple[tuple[int, int, int], ...] = ()
+    segments: Segments = ()
+
+    @contextmanager
+    def of(self, segments: Segments) -> Iterator[None]:
+        """Run with these segments."""
+        before, self.segments = self.segments, segments
+        try:
+            yield
+        finally:
+            self.segments = before
 
 
 class _PackedLora(torch.autograd.Function):
@@ -72,71 +91,123 @@ class _PackedLora(torch.autograd.Function):
         return dx, None, None, da, db, None, None
 
 
+def is_dense(layer: nn.Module) -> bool:
+    """Whether a layer is x W' + b of ordinary weights: not quantised, no forward of its own."""
+    from transformers.pytorch_utils import Conv1D
+
+    return type(layer) in (nn.Linear, Conv1D) and type(layer.weight) is nn.Parameter
+
+
 @final
 class PackedLinear(nn.Module):
-    """A frozen linear layer (or GPT-2's Conv1D) with one low-rank adapter a replica."""
+    """A frozen linear layer (or GPT-2's Conv1D) with one low-rank adapter a replica.
+
+    Rows of several replicas need an input [R, T, I]; a single replica takes any [..., I]. A layer
+    that is quantised or has a forward of its own runs that, as in peft, with the adapter beside.
+    """
 
     def __init__(self, base: nn.Module, replicas: int, rank: int, placement: Placement) -> None:
         super().__init__()
         self.base = base
         self.placement = placement
-        transposed = not isinstance(base, nn.Linear)  # Conv1D keeps [in, out]
-        weight: Tensor = base.weight  # type: ignore[assignment]
-        self.outputs, self.inputs = weight.shape[::-1] if transposed else weight.shape
-        self.transposed = transposed
-        self.a = nn.Parameter(torch.zeros(replicas, rank, self.inputs, device=weight.device))
-        self.b = nn.Parameter(torch.zeros(replicas, self.outputs, rank, device=weight.device))
+        self.inputs, self.outputs = layer_shape(base)
+        self.dense = is_dense(base)
+        self.transposed = self.dense and not isinstance(base, nn.Linear)  # Conv1D keeps [in, out]
+        device = next(chain(base.parameters(), base.buffers())).device
+        self.a = nn.Parameter(torch.zeros(replicas, rank, self.inputs, device=device))
+        self.b = nn.Parameter(torch.zeros(replicas, self.outputs, rank, device=device))
         self.scales: tuple[float, ...] = (1.0,) * replicas
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for models that ask a layer for its number type."""
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        bias: Tensor | None = self.base.bias  # type: ignore[assignment]
+        return bias
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, T, I] -> [R, T, O]."""
-        if not self.placement.segments:
+        segments = self.placement.segments
+        if not segments:
             result: Tensor = self.base(x)
             return result
-        weight: Tensor = self.base.weight  # type: ignore[assignment]
-        bias: Tensor | None = self.base.bias  # type: ignore[assignment]
+        if len(segments) == 1:  # whatever the layer is given, all of it is this replica's
+            segments = ((segments[0][0], 0, len(x)),)
+        plain = x.ndim == 3 and self.dense and x.dtype == self.weight.dtype
+        if not plain or torch.is_autocast_enabled(x.device.type):
+            return torch.cat([self._one(x[first:end], m) for m, first, end in segments])
         adapted: Tensor = _PackedLora.apply(  # type: ignore[no-untyped-call]
             x,
-            weight.T if self.transposed else weight,
-            bias,
+            self.weight.T if self.transposed else self.weight,
+            self.bias,
             self.a,
             self.b,
             self.scales,
-            self.placement.segments,
+            segments,
         )
         return adapted
 
+    def _one(self, x: Tensor, m: int) -> Tensor:
+        """[..., I] -> [..., O] under adapter `m`, in the number types that peft uses."""
+        y: Tensor = self.base(x)
+        low = nn.functional.linear(x.to(self.a.dtype), self.a[m])
+        added = nn.functional.linear(low, self.b[m].to(low.dtype)) * self.scales[m]
+        return y + added.to(y.dtype)
 
-def block_list(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's transformer blocks; raises ModelError unless there is one stack of them."""
-    depth = model.config.num_hidden_layers
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if len(lists) != 1:
-        raise ModelError(
-            f"{type(model).__name__} has {len(lists)} stacks of {depth} blocks; one is needed",
-            hint="Use --kind head, which needs no adapters.",
-        )
-    return lists[0]
+
+def layer_shape(layer: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a linear layer, also of one whose weights are stored in other shapes."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(layer, Conv1D):
+        return int(layer.nx), int(layer.nf)
+    return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
+
+
+def linear_layers(model: PreTrainedModel, first: int) -> dict[str, nn.Module]:
+    """Linear layers of blocks `first`.. by full name: torch's, GPT-2's, and quantised ones.
+
+    Those that return more than a tensor (some routers of mixtures of experts) are no such layer.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    parts = anatomy(model)
+    found: dict[str, nn.Module] = {}
+    known: set[nn.Module] = set()  # blocks may share layers
+    for i, block in enumerate(parts.blocks):
+        for name, module in block.named_modules(prefix=f"{parts.name}.{i}"):
+            quantised = {"in_features", "out_features"} <= vars(module).keys()
+            router = "Router" in type(module).__name__
+            linear = quantised or isinstance(module, nn.Linear | Conv1D)
+            if i >= first and linear and not router and module not in known:
+                found[name] = module
+                known.add(module)
+    return found
+
+
+def expert_share(model: PreTrainedModel) -> float:
+    """Share of the blocks' weights in tensors [experts, O, I], which are no linear layers."""
+    weights = [weight for block in anatomy(model).blocks for weight in block.parameters()]
+    experts = sum(weight.numel() for weight in weights if weight.ndim == 3)
+    share = experts / max(1, sum(weight.numel() for weight in weights))
+    return share if share > CONVOLUTIONS else 0.0
 
 
 def linear_names(model: PreTrainedModel, first: int, targets: Sequence[str]) -> list[str]:
     """Full names of the linear layers in blocks `first`.. whose last part is in `targets`
     (all of them when empty). Raises ModelError if a target names no layer."""
-    from transformers.pytorch_utils import Conv1D
-
-    prefix = next(name for name, m in model.named_modules() if m is block_list(model))
-    found = [
-        name
-        for name, module in model.named_modules()
-        if name.startswith(prefix + ".")
-        and isinstance(module, nn.Linear | Conv1D)
-        and int(name[len(prefix) + 1 :].split(".")[0]) >= first
-    ]
+    found = list(linear_layers(model, first))
     ends = {name.rsplit(".", 1)[-1] for name in found}
     unknown = sorted(set(targets) - ends)
     if unknown or not found:
         raise ModelError(
-            f"--targets {', '.join(unknown) or 'all'}: no such linear layer in {prefix}",
+            f"--targets {', '.join(unknown) or 'all'}: no such linear layer in "
+            f"{anatomy(model).name}",
             hint=f"This model has {', '.join(sorted(ends)) or 'none'}.",
         )
     return [name for name in found if not targets or name.rsplit(".", 1)[-1] in targets]
@@ -153,6 +224,7 @@ class Adapters:
     first: int  # first adapted block
     placement: Placement = field(default_factory=Placement)
     layers: dict[str, PackedLinear] = field(default_factory=dict)
+    together: bool = True  # whether rows of several replicas may share a forward
 
     def attach(self, names: Sequence[str]) -> None:
         """Wrap the named layers in place."""
@@ -163,11 +235,10 @@ class Adapters:
             self.model.set_submodule(name, layer)
             self.layers[name] = layer
 
-    def detach(self) -> None:
-        """Give the model its own layers back."""
-        for name, layer in self.layers.items():
-            self.model.set_submodule(name, layer.base)
-        self.layers.clear()
+    def detach(self, names: Sequence[str] = ()) -> None:
+        """Give the model its own layers back: the named ones, or all."""
+        for name in names or list(self.layers):
+            self.model.set_submodule(name, self.layers.pop(name).base)
 
     def initialise(self, seeds: Sequence[int], alpha: float) -> None:
         """A ~ Kaiming uniform as PEFT draws it, from each replica's own seed; B = 0."""
@@ -208,9 +279,25 @@ class Adapters:
 def attach_adapters(
     model: PreTrainedModel, replicas: int, rank: int, first: int, targets: Sequence[str] = ()
 ) -> Adapters:
-    """Freeze `model` and adapt the targeted layers of blocks `first`.. for `replicas`."""
+    """Freeze `model` and adapt the targeted layers of blocks `first`.. for `replicas`.
+
+    Raises ModelError if the adapters would not do what merged ones do (`check_adapters`).
+    """
+    from noisescope.training.lora.check import check_adapters
+
     model.requires_grad_(False)
     model.eval()
+    if (share := expert_share(model)) > 0:
+        logging.getLogger("noisescope").warning(
+            "%s: experts, %.0f %% of the blocks' weights, are not adapted, the other layers are",
+            type(model).__name__,
+            100 * share,
+        )
     adapters = Adapters(model, replicas, rank, first)
     adapters.attach(linear_names(model, first, targets))
+    try:
+        check_adapters(adapters)
+    except ModelError:
+        adapters.detach()
+        raise
     return adapters

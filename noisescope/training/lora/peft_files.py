@@ -246,11 +246,13 @@ def attach_peft(model: PreTrainedModel, directories: Sequence[Path]) -> Adapters
     """
     import torch
 
-    from noisescope.training.lora.adapters import Adapters, block_list, linear_names
+    from noisescope.models.anatomy import anatomy
+    from noisescope.training.lora.adapters import Adapters, linear_names
+    from noisescope.training.lora.check import check_adapters
 
     read = [read_peft(directory) for directory in directories]
     names = sorted({name for one in read for name in one.layers})
-    prefix = next(name for name, m in model.named_modules() if m is block_list(model)) + "."
+    prefix = anatomy(model).name + "."
     known = set(linear_names(model, 0, ()))
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -265,6 +267,7 @@ def attach_peft(model: PreTrainedModel, directories: Sequence[Path]) -> Adapters
     adapters = Adapters(model, len(read), rank, first)
     adapters.attach(names)
     try:
+        check_adapters(adapters)
         for m, one in enumerate(read):
             for name, (a, b) in one.layers.items():
                 layer = adapters.layers[name]

@@ -65,7 +65,7 @@ class Reliability:
         import torch
 
         where = torch.from_numpy(np.asarray(pairs))
-        self._fresh[0, where] = posterior.detach().double().cpu()
+        self._fresh[0, where] = posterior.detach().cpu().double()
         self._fresh[1, where] = 1
 
     def forget(self) -> None:
@@ -145,7 +145,7 @@ class Online:
         """W and Gamma [B] of l [K, B], without gradient."""
         import torch
 
-        found = logratios.double().cpu()
+        found = logratios.cpu().double()
         self._fresh[:-1] += found.square().sum(1)
         self._fresh[-1] += found.shape[1]
         made = adaptive_weights(self.u(found.numpy()), self.config.weights)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from noisescope.errors import ModelError
-from noisescope.models.packing import Corpus, Packed, corpus_of, pack, stack
+from noisescope.models.anatomy import anatomy
+from noisescope.models.packing import Corpus, Packed, corpus_of, pack
 from noisescope.training.pair_data import PairData
 from noisescope.training.policy import Int, PairLogps, TrainablePolicy
 from noisescope.training.policy.models import AdaptedModel, WholeModel, publish
@@ -58,9 +58,10 @@ class TextSpace:
 
     @cached_property
     def work(self) -> Int:
-        """Tokens of each pair, its prompt counted once, [N]."""
+        """Tokens of each pair, its prompt counted once if it is shared, [N]."""
         sizes = self.corpus.response_sizes
         prompts = self.corpus.prompt_sizes[self.corpus.prompt_of[self.data.chosen]]
+        prompts = prompts * (1 if self.corpus.shared else 2)
         total: Int = prompts + sizes[self.data.chosen] + sizes[self.data.rejected]
         return total
 
@@ -92,17 +93,9 @@ class TextSpace:
 
 
 def alike(policy: CausalLMPolicy, data: PairData) -> tuple[Corpus, Int]:
-    """The corpus of all items, and the pairs whose two sides are the same after truncation.
-
-    Raises ModelError if the model's attention does not support packed rows.
-    """
-    if not policy.shares_prompts:
-        raise ModelError(
-            f"{policy.identity.id} has attention of its own kind, which training does not support",
-            hint="Choose a model with ordinary causal attention, or lower --max-length to its "
-            "sliding window.",
-        )
-    corpus = corpus_of([(item.prompt, item.response) for item in policy.encode(data.items)])
+    """The corpus of all items, and the pairs whose two sides are the same after truncation."""
+    encoded = [(item.prompt, item.response) for item in policy.encode(data.items)]
+    corpus = corpus_of(encoded, policy.rows)
     sides = zip(data.chosen.tolist(), data.rejected.tolist(), strict=True)
     same = [n for n, (w, r) in enumerate(sides) if corpus.responses[w] == corpus.responses[r]]
     return corpus, np.array(same, np.int64)
@@ -126,18 +119,11 @@ class TextAdapters(AdaptedModel[TextSpace]):
 
     def _forward(self, packed: Packed, replicas: Sequence[int]) -> Tensor:
         """log pi of every packed item under the given adapters, [K, items]."""
-        split, count = self.space.activations.split, len(replicas)
-        whole, rows = stack([packed] * count)
-        ends = np.cumsum(rows).tolist()
-        self.adapters.placement.segments = tuple(
-            (m, end - size, end) for m, size, end in zip(replicas, rows, ends, strict=True)
-        )
-        try:
-            last = split.top(whole, self.space.activations.states(whole))
-            return split.item_logps(whole, last).view(count, -1)
-        finally:
-            if not split.checkpointing:  # recomputed blocks need it again in the backward pass
-                self.adapters.placement.segments = ()
+        from noisescope.training.lora.split_model import adapted_logps
+
+        count = len(replicas)
+        activations = self.space.activations
+        return adapted_logps(activations, self.adapters, [packed] * count, replicas).view(count, -1)
 
     def save(self, directory: Path) -> list[str]:
         from noisescope.training.lora.peft_files import save_peft
@@ -159,39 +145,14 @@ class WholeText(WholeModel[TextSpace]):
         self, pairs: Int, draw: int, trained: Sequence[int] = (0,), watched: Sequence[int] = ()
     ) -> PairLogps:
         packed = self.space.packed(pairs)
-        states = self.space.activations.split.top(packed, None).flatten(0, 1)
-        return self.space.pair_logps(pairs, packed, item_logps(self.model, packed, states)[None])
+        split = self.space.activations.split
+        logps = split.item_logps(packed, split.top(packed, None))
+        return self.space.pair_logps(pairs, packed, logps[None])
 
     def save(self, directory: Path) -> list[str]:
         """A transformers directory with its tokenizer."""
         savers = self.model.save_pretrained, self.space.policy.tokenizer.save_pretrained
         return publish(directory, *savers)
-
-
-def item_logps(model: Any, packed: Packed, states: Tensor) -> Tensor:
-    """log pi of each packed item, [items], with gradient to the head too; states [R T, D].
-
-    Logits are computed again in the backward pass, so one chunk of them exists at a time.
-    """
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
-    from noisescope.models.forward import LOGITS, token_logps
-
-    device = states.device
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    chunk = max(1, LOGITS.get(device.type, 1 << 24) // vocabulary)
-    targets = torch.from_numpy(packed.targets).to(device)
-    sources = torch.from_numpy(packed.sources).to(device)
-    parts = []
-    for start in range(0, len(targets), chunk):
-        part = slice(start, start + chunk)
-        at = states[sources[part]]
-        parts.append(checkpoint(token_logps, model, at, targets[part], use_reentrant=False))
-    total = torch.zeros(len(packed.items), device=device)
-    owners = torch.from_numpy(packed.owners).to(device)
-    summed: Tensor = total.index_add(0, owners, torch.cat(parts))
-    return summed
 
 
 def build(
@@ -245,7 +206,7 @@ def text_space(
     the states below the adapted blocks if only the top `layers` are adapted."""
     from noisescope.training.lora.activations import Activations
 
-    depth = policy.model.config.num_hidden_layers
+    depth = len(anatomy(policy.model).blocks)
     first = 0 if layers is None else max(0, depth - layers)
     activations = Activations(policy.model, first, corpus, checkpointing=checkpointing)
     activations.fill(directory, policy.identity.fingerprint, data.items, report)
