@@ -89,6 +89,17 @@ def test_texts_reach_past_what_a_configuration_names() -> None:
     assert probe_length(model, 256) < 100
 
 
+def test_an_untrained_encoder_is_refused() -> None:
+    """Small first weights change little, but what they change is not rounding."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=128, num_hidden_layers=2, **sizes)
+    with pytest.raises(ModelError, match="not causal"):
+        verify(BertLMHeadModel(config).eval(), 64)
+
+
 def test_a_window_wider_than_every_text_allows_packing() -> None:
     model = tiny_family("mistral")
     model.config.sliding_window = 500

@@ -118,9 +118,13 @@ def load_image_encoder(name: str, images: ImageStore, *, device: str = "auto") -
     found, where = find_converted(name, CONVERT.format(name)), pick_device(device)
     try:
         model, notes = AutoModel.from_pretrained(
-            found.directory, use_safetensors=True, output_loading_info=True, dtype="auto"
+            found.directory,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype="auto",
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(found.directory)
+        tokenizer = AutoTokenizer.from_pretrained(found.directory, trust_remote_code=False)
     except Exception as error:  # of many kinds; all mean "does not load"
         raise ModelError(f"{name} does not load: {first_line(error)}", hint=None) from error
     towers = getattr(model.config, "text_config", None), getattr(model, "vision_model", None)
@@ -132,7 +136,9 @@ def load_image_encoder(name: str, images: ImageStore, *, device: str = "auto") -
             hint="Give a model such as google/siglip-base-patch16-224.",
         )
     try:
-        prepare = AutoImageProcessor.from_pretrained(found.directory, backend="pil")
+        prepare = AutoImageProcessor.from_pretrained(
+            found.directory, backend="pil", trust_remote_code=False
+        )
     except Exception as error:  # of many kinds; all mean "does not load"
         raise ModelError(
             f"{name} has no image processor that loads: {first_line(error)}",

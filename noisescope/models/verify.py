@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Largest difference of a token's log-probability, nats; of weights that are quantised.
 TOLERANCE, QUANTISED = 1e-3, 5e-2
+#: The same as a share of what other words at the beginning change: untrained models change little.
+CONTEXT, ROUNDING = 1e-2, 1e-6
 #: Tokens of the longest text where the configuration names nothing, and beyond what it names.
 LEAST, BEYOND = 48, 16
 #: Parts of the names of settings that are a number of tokens.
@@ -85,10 +87,9 @@ def verify(model: Any, longest: int) -> Rows:
     import torch
 
     length = probe_length(model, longest)
-    near = QUANTISED if quantised(model) else TOLERANCE
     name = type(model).__name__
     with torch.no_grad(), float32(model):
-        _check_causal(model, probe_tokens(model, length), near)
+        near = _tolerance(model, probe_tokens(model, length))
         truth = plain_logps(model, probe_corpus(model, length, "alone"))
         ways: tuple[Rows, ...] = ("packed", "padded", "alone")
         for rows in ways:
@@ -98,19 +99,28 @@ def verify(model: Any, longest: int) -> Rows:
     raise ModelError(f"{name} changes its logits in a way noisescope does not support", hint=REPORT)
 
 
-def _check_causal(model: Any, ids: Tensor, near: float) -> None:
-    """Raise ModelError if another last token changes what is predicted before it."""
-    other = ids.clone()
-    other[0, -1] = ids[0, 0]
-    ours, theirs = (
+def _tolerance(model: Any, ids: Tensor) -> float:
+    """Largest difference that counts as rounding.
+
+    Raises ModelError if another last token changes what is predicted before it.
+    """
+    first, last = ids.clone(), ids.clone()
+    first[0, :4] = ids[0, 4:8]
+    last[0, -1] = ids[0, 0]
+    own, other, ahead = (
         model(input_ids=text, use_cache=False).logits[0, :-1].float().log_softmax(1)
-        for text in (ids, other)
+        for text in (ids, first, last)
     )
-    if not bool(((ours - theirs).abs() <= near).all()):
+    if quantised(model):
+        near = QUANTISED
+    else:
+        near = min(TOLERANCE, max(ROUNDING, CONTEXT * float((own - other)[4:].abs().max())))
+    if not bool(((own - ahead).abs() <= near).all()):
         raise ModelError(
             f"{type(model).__name__} is not causal: it looks at later tokens",
             hint="Name a decoder-only model, such as HuggingFaceTB/SmolLM2-135M-Instruct.",
         )
+    return near
 
 
 def _logps(model: Any, length: int, rows: Rows) -> Tensor | None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+#: Names that peft gives to tensors of experts: adapters on linear layers of the same names, such as
+#: shared experts, would not be loaded by it.
+EXPERTS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 #: Share of 3-dimensional weights that small convolutions have; experts have more.
 CONVOLUTIONS = 0.1
 
@@ -172,17 +175,19 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
 def linear_layers(model: PreTrainedModel, first: int) -> dict[str, nn.Module]:
     """Linear layers of blocks `first`.. by full name: torch's, GPT-2's, and quantised ones.
 
-    Those that return more than a tensor (some routers of mixtures of experts) are no such layer.
+    Those that return more than a tensor (some routers of mixtures of experts) are no such layer; of
+    mixtures, `EXPERTS` are left as they are.
     """
     from transformers.pytorch_utils import Conv1D
 
     parts = anatomy(model)
+    skipped = EXPERTS if expert_share(model) else frozenset()
     found: dict[str, nn.Module] = {}
     known: set[nn.Module] = set()  # blocks may share layers
     for i, block in enumerate(parts.blocks):
         for name, module in block.named_modules(prefix=f"{parts.name}.{i}"):
             quantised = {"in_features", "out_features"} <= vars(module).keys()
-            router = "Router" in type(module).__name__
+            router = "Router" in type(module).__name__ or name.rpartition(".")[2] in skipped
             linear = quantised or isinstance(module, nn.Linear | Conv1D)
             if i >= first and linear and not router and module not in known:
                 found[name] = module
@@ -289,7 +294,7 @@ def attach_adapters(
     model.eval()
     if (share := expert_share(model)) > 0:
         logging.getLogger("noisescope").warning(
-            "%s: experts, %.0f %% of the blocks' weights, are not adapted, the other layers are",
+            "%s: experts, %.0f %% of the blocks' weights, are not adapted, attention is",
             type(model).__name__,
             100 * share,
         )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from noisescope.training.lora.adapters import Adapters, Placement
 
 #: Largest difference of a cut run's last states, of the largest state.
-CUT = 1e-4
+CUT = 1e-5
 #: Tokens of the longest text, if it is not given.
 LONGEST = 1024
 ROWS, COLUMNS = 1024, 4096  # response tokens x vocabulary entries whose logits exist at a time
