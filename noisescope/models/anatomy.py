@@ -254,10 +254,14 @@ def float32(
 ) -> Iterator[None]:
     """Run `model` in float32: a block's weights are converted just before it and put back after.
 
-    `change` may replace a converted weight. Quantised weights stay as they are.
+    `change` may replace a converted weight. Quantised models run as they are, and so do those whose
+    weights are loaded when they are needed.
     """
     import torch
 
+    if quantised(model):
+        yield
+        return
     blocks = list(blocks or anatomy(model).blocks)
     inside = {id(weight) for block in blocks for weight in _tensors(block)}
     held: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -305,5 +309,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def quantised(model: Any) -> bool:
-    """Whether the weights of a model are quantised."""
+    """Whether the weights of a model are quantised, or not in memory."""
+    if any(weight.is_meta for weight in model.parameters()):
+        return True
     return model.config.to_dict().get("quantization_config") is not None
