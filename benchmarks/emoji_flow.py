@@ -4,7 +4,7 @@
 
 A PixArtSigmaPipeline whose scheduler samples a flow (x_t = (1 - t) z + t eps, target eps - z):
 the autoencoder of the bundled tiny-sd as it is, a T5 encoder and a DiT of four blocks from random.
-Pairs (800 of them), flips and heads are those of `benchmarks.images`.
+Pairs (400 of them), flips and heads are those of `benchmarks.images`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from noisescope.scoring.metrics import auroc
 
 WIDTH, HEADS, BLOCKS = 96, 6, 4
 TOKENS = 32
-PAIRS = 800
+PAIRS = 400
 STEPS, BATCH, PEAK = 1_000, 16, 2e-3
 SHIFT = 1.0
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx2
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from helpers.tiny_diffusion import CAPTIONS, items, pairs_table, pictures
 from helpers.tiny_transformers import SCHEDULES, transformer_pipeline
+from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, inject_adapter_in_model
 
 from noisescope.datasets.images import StoredImages, decode
@@ -235,6 +239,25 @@ def test_log_ratio_and_gradient_equal_a_plain_step(
     ours.detach()
 
 
+def edited(folder: Path, target: Path, **index: object) -> Path:
+    """The small files of a pipeline with other entries in its index."""
+    own = json.loads((folder / "model_index.json").read_text())
+    (target / "scheduler").mkdir()
+    (target / "model_index.json").write_text(json.dumps(own | index))
+    (target / "scheduler" / "scheduler_config.json").write_text("{}")
+    return target
+
+
+def test_a_flow_with_a_sampler_of_ddpm_is_refused(folder: Path, tmp_path: Path) -> None:
+    if folder.name == "pixart":
+        pytest.skip("PixArt's own models are sampled as DDPM's")
+    for role in json.loads((folder / "model_index.json").read_text()):
+        (tmp_path / role).mkdir() if (folder / role).is_dir() and role != "scheduler" else None
+    edited(folder, tmp_path, scheduler=["diffusers", "DDIMScheduler"])
+    with pytest.raises(ModelError, match="is a flow, and its scheduler, DDIMScheduler, samples no"):
+        find_pipeline(str(tmp_path))
+
+
 def test_other_classes_and_sizes_are_refused(folder: Path, tmp_path: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     (tmp_path / "model_index.json").write_text(
@@ -247,3 +270,42 @@ def test_other_classes_and_sizes_are_refused(folder: Path, tmp_path: Path) -> No
     if folder.name == "sd3":
         with pytest.raises(UsageError, match=r"--image-size 36: .* takes 32 at most"):
             DiffusionPolicy.load(str(folder), IMAGES, device="cpu", image_size=36)
+
+
+class Hub:
+    """The small files of a repository, and what is asked of it."""
+
+    def __init__(self, folder: Path, error: Exception | None = None, size: int = 0) -> None:
+        self.folder, self.error, self.size, self.asked = folder, error, size, list[str]()
+
+    def file(self, name: str, file: str) -> str:
+        self.asked.append(file)
+        if self.error is not None:
+            raise self.error
+        return str(self.folder / file)
+
+    def snapshot(self, name: str, *, dry_run: bool = False, **patterns: object) -> object:
+        self.asked.append("sizes" if dry_run else "weights")
+        return [SimpleNamespace(file_size=self.size, will_download=True)] if dry_run else "nowhere"
+
+
+def refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.file)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot)
+    with pytest.raises(ModelError) as caught:
+        find_pipeline("somebody/something")
+    return f"{caught.value.message} {caught.value.hint}"
+
+
+def test_class_licence_and_size_come_before_a_download(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(edited(folder, tmp_path, _class_name="SanaPipeline"))
+    assert "SanaPipeline is not supported" in refused(hub, monkeypatch)
+    assert hub.asked == ["model_index.json"]
+    answer = httpx2.Response(403, request=httpx2.Request("GET", "https://huggingface.co"))
+    gated = Hub(folder, GatedRepoError("gated", response=answer))
+    assert "hf auth login" in refused(gated, monkeypatch)
+    large = Hub(folder, size=10**18)
+    assert "GB to download" in refused(large, monkeypatch)
+    assert large.asked == ["model_index.json", "scheduler/scheduler_config.json", "sizes"]

@@ -40,7 +40,7 @@ class Family:
     `packing` is the side of the square of latent positions in one input of the denoiser, `guidance`
     the default when generating, `settings` what the pipeline's class takes beside its parts and
     `calling` what it takes when it generates; `loads_lora` is whether diffusers loads LoRA weights
-    into it.
+    into it, `flow_only` whether all its models are flows.
     """
 
     pipeline: str
@@ -54,6 +54,7 @@ class Family:
     optional: tuple[str, ...] = ()
     packing: int = 1
     loads_lora: bool = True
+    flow_only: bool = False
     density: Density = "uniform"
     caption_work: int = 512
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -240,6 +241,7 @@ FAMILIES: dict[str, Family] = {
             forward=_forward_sd3,
             guidance=7.0,
             density="logit_normal",
+            flow_only=True,
         ),
         Family(
             "FluxPipeline",
@@ -256,6 +258,7 @@ FAMILIES: dict[str, Family] = {
             forward=_forward_flux,
             upper=("transformer_blocks", "single_transformer_blocks"),
             packing=2,
+            flow_only=True,
             guidance=GUIDANCE,
         ),
         Family(
@@ -270,6 +273,7 @@ FAMILIES: dict[str, Family] = {
             encode=_encode_qwen,
             forward=_forward_qwen,
             packing=2,
+            flow_only=True,
             guidance=4.0,
         ),
         *(

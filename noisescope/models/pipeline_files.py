@@ -176,9 +176,15 @@ def _check_scheduler(name: str, path: Path, index: dict[str, Any], family: Famil
         raise ModelError(f"{name}: scheduler is missing", hint=DOWNLOAD_HINT)
     config = read_object(path / "scheduler" / "scheduler_config.json", "")
     try:
-        schedule_of(index["scheduler"][1], config, tokens=None if family.lower else 1)
+        schedule = schedule_of(index["scheduler"][1], config, tokens=None if family.lower else 1)
     except ModelError as error:
         raise ModelError(f"{name}: {error.message}", hint=error.hint) from error
+    if family.flow_only and schedule.kind != "flow":
+        raise ModelError(
+            f"{name}: a {family.pipeline} is a flow, and its scheduler, {index['scheduler'][1]}, "
+            "samples none",
+            hint="Set its scheduler to FlowMatchEulerDiscreteScheduler as the model was published.",
+        )
 
 
 def _check(name: str, path: Path, revision: str | None, prefer_half: bool) -> Found:

@@ -33,8 +33,7 @@ class Schedule:
     """What a denoiser sees and predicts at each of T steps, from the least noise to the most.
 
     input = signal z + noise eps, target = to_latent z + to_noise eps, each a table [T]; `times` [T]
-    are the steps in the model's own units. Training draws steps by `density`. `matched`: `share`
-    finds a step by its noise, not by its number.
+    are the steps in the model's own units. Training draws steps by `density`.
     """
 
     signal: Tensor
@@ -42,8 +41,8 @@ class Schedule:
     to_latent: Tensor
     to_noise: Tensor
     times: Tensor
+    kind: Literal["ddpm", "edm", "flow"] = "ddpm"
     density: Density = "uniform"
-    matched: bool = False
 
     @property
     def steps(self) -> int:
@@ -69,10 +68,10 @@ class Schedule:
     def at(self, share: float) -> int:
         """The step at a share (0 to below 1) of the schedule.
 
-        If `matched`, the step with the noise-to-signal ratio that Stable Diffusion's schedule has
+        Of EDM and flow the step with the noise-to-signal ratio that Stable Diffusion's schedule has
         at that share: what a share was chosen for does not depend on how steps are spaced.
         """
-        if not self.matched:
+        if self.kind == "ddpm":
             return int(share * self.steps)
         import torch
         from diffusers import DDPMScheduler
@@ -185,7 +184,7 @@ def _edm(name: str, made: Any) -> Schedule:
     total = (sigma**2 + data**2).sqrt()
     sign = {"epsilon": 1.0, "v_prediction": -1.0}[made.config["prediction_type"]]  # of c_out
     to_latent, to_noise = sign * sigma / (data * total), -sign * data / total
-    return Schedule(1 / total, sigma / total, to_latent, to_noise, times, matched=True)
+    return Schedule(1 / total, sigma / total, to_latent, to_noise, times, "edm")
 
 
 def _flow(name: str, config: Mapping[str, Any], density: Density, tokens: int | None) -> Schedule:
@@ -213,4 +212,4 @@ def _flow(name: str, config: Mapping[str, Any], density: Density, tokens: int | 
     times = made.timesteps.flip(0)
     sigma = made.sigmas[: len(times)].flip(0)
     ones = torch.ones_like(sigma)
-    return Schedule(1 - sigma, sigma, -ones, ones, times, density, matched=True)
+    return Schedule(1 - sigma, sigma, -ones, ones, times, "flow", density)
