@@ -8,7 +8,9 @@ time: a simulated judge who is right about 65, 75 and 85 % of the pairs, indepen
 the same 75 % judge reversed; random numbers; and a reward model, fitted to right labels of the
 other half of the prompts and judged on this half. Folds hold out whole prompts. AUROC of p_wrong
 for the planted errors, and the share of them among as many first pairs as there are; ukp-convarg
-gold, or with --quick the sample.
+gold, or with --quick the sample. Not with --quick: hh-harmless with 20 % uniform flips, its own
+errors counting as right, and a public embedding model (all-MiniLM-L6-v2, from a package) on
+ukp-convarg.
 
 The judges are also asked through `judge:` and a server on this machine, about a tenth of the pairs
 (`auditing.asking.choose`): the share of the gain of all answers that this reaches.
@@ -17,7 +19,7 @@ The judges are also asked through `judge:` and a server on this machine, about a
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.detect import HH_LENGTH, prepare
 from benchmarks.harness import Options, Report, main, stopwatch
+from benchmarks.models import minilm, smollm2
 from benchmarks.planted_noise import Labels, plant, right
 from benchmarks.trust import sample_labels, ukp_labels
 from noisescope.auditing.asking import choose
+from noisescope.datasets import load
+from noisescope.models import Item
+from noisescope.models.causal_lm import load_causal_lm
 from noisescope.models.chat import Endpoint
+from noisescope.models.embed import load_encoder
+from noisescope.models.items import distinct_items
 from noisescope.progress import Silent
 from noisescope.replicas.answers import LOG_PROBABILITIES, Answers
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
@@ -46,6 +55,8 @@ ACCURACIES = (0.65, 0.75, 0.85)
 CONFIG = HeadConfig(replicas=2, search_steps=8, identity=False)
 #: Targets: noise -> least AUROC with a judge of 75 % and of 85 %.
 TARGETS = {"response": (0.89, 0.94), "uniform": (0.945, 0.97)}
+#: The same for hh-harmless with uniform flips.
+HARMLESS = (0.83, 0.93)
 #: AUROC that a useless source may cost.
 LOSS = 0.003
 #: Share of the pairs that a judge with a budget is asked about, and least share of the gain.
@@ -79,7 +90,60 @@ def run(options: Options) -> Report:
             report.at_least(f"{kind}: share of the gain, {name}, a tenth", part, GAIN)
         half = list(rewarded(clean, labels))
         report.tables[f"{kind} noise, half of the prompts"] = half
+        if not options.quick:
+            report.tables[f"{kind} noise, embedding model"] = list(embedded(labels, items(options)))
+    if not options.quick:
+        flipped(harmless(options), options.seed, report)
     return report
+
+
+def flipped(clean: Labels, seed: int, report: Report) -> None:
+    """hh-harmless with 20 % uniform flips: simulated judges, and a reward model of one half."""
+    labels = plant(clean, "uniform", NOISE["uniform"], seed)
+    rows = list(judged(labels, seed))
+    report.tables["hh-harmless, uniform noise, all pairs"] = rows
+    found = {row["evidence"]: row["AUROC"] for row in rows}
+    for accuracy, bound in zip((0.75, 0.85), HARMLESS, strict=True):
+        name = f"judge of {accuracy:.0%}"
+        report.at_least(f"hh-harmless: with a {name}", found[f"+ {name}"], bound)
+    report.tables["hh-harmless, uniform noise, half of the prompts"] = list(rewarded(clean, labels))
+
+
+def harmless(options: Options) -> Labels:
+    """hh-harmless with its labels as they are."""
+    policy = load_causal_lm(options.model or str(smollm2()), max_length=HH_LENGTH)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = options.data / "hh-harmless" / "test.jsonl.gz"
+        material, _ = prepare(path, policy, Path(scratch))
+    prompts = material.dataset.table.column("prompt").to_pylist()
+    codes = np.unique(prompts, return_inverse=True)[1].astype(np.int64)
+    none = np.zeros(len(codes), np.int64)
+    responses = len(next(iter(material.features.values())))
+    return Labels(
+        "hh-harmless",
+        material.features,
+        material.chosen,
+        material.rejected,
+        codes,
+        none,
+        np.zeros(responses),
+        none.astype(bool),
+    )
+
+
+def items(options: Options) -> list[Item]:
+    """The distinct responses of ukp-convarg, in the order of its features."""
+    return distinct_items(load(options.data / "ukp-convarg" / "natural.parquet").table)[0]
+
+
+def embedded(labels: Labels, responses: Sequence[Item]) -> Iterator[dict[str, Any]]:
+    """The model alone, the embedding model alone, and both."""
+    found = load_encoder(str(minilm())).features(responses)
+    own = {f"embed {name}": values for name, values in found.items()}
+    yield audited(labels, {}, "model alone", None)[1]
+    yield audited(replace(labels, features=own), {}, "embedding model alone", None)[1]
+    both = replace(labels, features={**labels.features, **own})
+    yield audited(both, {}, "+ embedding model", None)[1]
 
 
 def judged(labels: Labels, seed: int) -> Iterator[dict[str, Any]]:

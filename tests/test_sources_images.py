@@ -152,6 +152,12 @@ def test_an_unknown_scorer_lists_the_known_ones() -> None:
     assert "pickscore" in str(caught.value.hint)
 
 
+def test_a_scorer_that_the_hub_does_not_give_is_no_matter_of_the_model() -> None:
+    with pytest.raises(ModelError) as caught:
+        load_image_scores("pickscore=nobody/nothing-of-this-name", Pictures())
+    assert caught.value.hint == "Give a local directory in its place."
+
+
 @pytest.mark.parametrize(
     ("source", "modality", "instead"),
     [

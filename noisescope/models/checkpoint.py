@@ -168,7 +168,8 @@ def find_converted(name: str, convert: str, tokenizer_hint: str | None = None) -
     except ModelError as error:
         is_pickle = "pickled" in error.message or "holds no weights" in error.message
         needs_tokenizer = tokenizer_hint is not None and "no tokenizer" in error.message
-        hint = convert if is_pickle else tokenizer_hint if needs_tokenizer else error.hint
+        own = "Give a local directory in its place." if error.hint == OFFLINE_HINT else error.hint
+        hint = convert if is_pickle else tokenizer_hint if needs_tokenizer else own
         raise ModelError(error.message, hint=hint) from error
 
 
