@@ -28,6 +28,7 @@ from noisescope.scoring.detectors import (
     variance_over,
 )
 from noisescope.scoring.margins import write_margins
+from noisescope.scoring.opinions import OPINIONS, second_opinions
 
 logratios = arrays(
     np.float64,
@@ -39,7 +40,9 @@ logratios = arrays(
 def evidence(replicas: int = 4, steps: int = 3, pairs: int = 200, seed: int = 0) -> Evidence:
     rng = np.random.default_rng(seed)
     margins = rng.normal(0.8, 1.5, pairs) + rng.normal(0, 0.4, (replicas, steps, pairs))
-    return Evidence(margins, np.ones((replicas, pairs), bool), beta=0.5, rho=2.0)
+    opinions = {name: rng.normal(size=pairs) for name in OPINIONS}
+    held = np.ones((replicas, pairs), bool)
+    return Evidence(margins, held, beta=0.5, rho=2.0, opinions=opinions)
 
 
 def test_worked_example() -> None:
@@ -135,7 +138,9 @@ def test_higher_is_more_suspicious(name: str) -> None:
     margins[:, :, 1] = -margins[:, :, 0]
     lengths = np.tile([[9.0], [5.0]], 200)
     lengths[:, 0] = [5.0, 9.0]
-    score = detector.score(Evidence(margins, np.ones((4, 200), bool), lengths=lengths))
+    opinions = {name: np.r_[-1.0, np.ones(199)] for name in OPINIONS}
+    held = np.ones((4, 200), bool)
+    score = detector.score(Evidence(margins, held, lengths=lengths, opinions=opinions))
     assert score[0] > score[1]
 
 
@@ -145,6 +150,20 @@ def test_length_needs_lengths_and_follows_the_labels() -> None:
     shorter_wins = np.array([[1.0, 2.0, 9.0], [5.0, 6.0, 3.0]])
     few = Evidence(np.ones((2, 1, 3)), np.ones((2, 3), bool), lengths=shorter_wins)
     assert DETECTORS["length"].score(few).argmax() == 2
+
+
+def test_second_opinions_by_hand() -> None:
+    """Mean log-probabilities -1, -3, -2 of three responses, -1.5, -2, -4 under a second model."""
+    own, other = np.zeros((3, 9), np.float32), np.zeros((3, 9), np.float32)
+    own[:, 2], other[:, 2] = [-1, -3, -2], [-1.5, -2, -4]
+    sides = np.array([0, 1]), np.array([1, 2])
+    found = second_opinions({"statistics": own, "lm:big statistics": other}, *sides)
+    assert_allclose(found["nll_gap"], [2, -1])
+    assert_allclose(found["cdr"], [(-0.5) - 1, 1 - (-2)])
+    assert list(second_opinions({"statistics": own, "reward:x statistics": other}, *sides)) == [
+        "nll_gap"
+    ]
+    assert second_opinions({"error_statistics": own}, *sides) == {}
 
 
 def test_available_says_what_the_evidence_allows() -> None:

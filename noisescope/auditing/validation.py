@@ -31,6 +31,7 @@ from noisescope.scoring.claims import Own
 from noisescope.scoring.detection import Judged, scorecard
 from noisescope.scoring.detectors import RHO, Evidence
 from noisescope.scoring.margins import RunMargins, read_margins
+from noisescope.scoring.opinions import read_opinions
 from noisescope.scoring.pair_facts import PairFacts, read_facts
 from noisescope.scoring.score import ScoreConfig, judge, read_averages
 from noisescope.scoring.scores import COLUMNS
@@ -274,6 +275,7 @@ def _judge(
     lengths = None
     if modality == "text":
         lengths = _lengths(seen)[:, keep]
+    opinions = read_opinions(run, labels.table.column("pair_id").to_pylist())
     evidence = Evidence(
         found.margins[:, :, keep].astype(np.float64),
         found.counted[:, keep],
@@ -284,6 +286,7 @@ def _judge(
         flip_rate=noise.single,
         released=columns["u_released"][keep],
         wrong=columns["p_wrong"][keep],
+        opinions={k: np.where(swapped, -v, v)[keep] for k, v in opinions.items()},
     )
     kept = {name: values[keep] for name, values in columns.items()}
     groupings = [codes[keep] for codes in facts_of_pairs.groupings]

@@ -365,6 +365,7 @@ class HeadWork(Responses):
         from noisescope.replicas.source_fits import MODEL, Evidence, what_each_added
         from noisescope.replicas.sources import read_outside
         from noisescope.scoring.margins import write_margins, write_shift
+        from noisescope.scoring.opinions import second_opinions, write_opinions
         from noisescope.scoring.pair_facts import read_facts
         from noisescope.scoring.triads import count_triads
 
@@ -388,6 +389,7 @@ class HeadWork(Responses):
         keys = fold_keys(table)
         groups_of = {MODEL: tuple(features), **outside.groups}
         features |= outside.features
+        write_opinions(self.run, table, second_opinions(features, chosen, rejected))
         fit = fit_heads(
             features,
             chosen,

@@ -5,8 +5,8 @@ w = re_po_posterior(sigmoid(margins), annotators)    # 1 - w is its score of a w
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
@@ -33,7 +33,7 @@ class Evidence:
     `margins` [M, T, N] (NaN: not judged), `held_out` [M, N] (replica never trained on the pair),
     `lengths` [2, N] of chosen and rejected, `annotators` [N] codes 0.. (-1 unknown). `flip_rate`
     is fitted from held-out margins when left out. `released` [N]: u_released of averaged copies.
-    `wrong` [N]: p_wrong under the chosen noise model.
+    `wrong` [N]: p_wrong under the chosen noise model. `opinions` [N]: see `opinions`.
     """
 
     margins: Float
@@ -45,6 +45,7 @@ class Evidence:
     flip_rate: FlipRate | None = None
     released: Float | None = None
     wrong: Float | None = None
+    opinions: Mapping[str, Float] = field(default_factory=dict)
 
     @property
     def last(self) -> Float:
@@ -216,13 +217,24 @@ def _p_wrong(evidence: Evidence) -> Float:
     return evidence.fitted().p_wrong(mean_over(evidence.held_out_margins))
 
 
+def _nll_gap(evidence: Evidence) -> Float:
+    """NLL a token of chosen - rejected under the audited model (near PerpCorrect's PPLDiff)."""
+    return -evidence.opinions["nll_gap"]
+
+
+def _cdr(evidence: Evidence) -> Float:
+    """Density ratio a token of a second model over the audited one, negated (2411.02481)."""
+    return -evidence.opinions["cdr"]
+
+
 @final
 @dataclass(frozen=True)
 class Detector:
     """A score [N] of `Evidence`, higher = more suspicious, and what it needs to be computed.
 
     `needs` holds any of: "held_out", "replicas" (two or more), "checkpoints" (two or more),
-    "lengths". `axis` is what a high score means: a "wrong" label or a "contested" pair.
+    "lengths", or the name of an opinion. `axis` is what a high score means: a "wrong" label or a
+    "contested" pair.
     """
 
     score: Callable[[Evidence], Float]
@@ -278,6 +290,10 @@ DETECTORS: dict[str, Detector] = {
         _cartography_correctness, "data map: rarely judged right", _needs("checkpoints")
     ),
     "aum": Detector(_aum, "minus the area under the margin", _needs("checkpoints")),
+    "nll_gap": Detector(
+        _nll_gap, "the model alone: NLL a token, chosen - rejected", _needs("nll_gap")
+    ),
+    "cdr": Detector(_cdr, "two models alone: their density ratio a token", _needs("cdr")),
     "length": Detector(_length, "length alone, in the labels' own direction", _needs("lengths")),
 }
 
@@ -289,8 +305,8 @@ def available(evidence: Evidence) -> dict[str, Detector]:
         "replicas": bool((np.isfinite(evidence.last).sum(axis=0) > 1).all()),
         "checkpoints": evidence.margins.shape[1] > 1,
         "lengths": evidence.lengths is not None,
-    }
-    return {k: d for k, d in DETECTORS.items() if all(have[need] for need in d.needs)}
+    } | {name: bool(np.isfinite(values).all()) for name, values in evidence.opinions.items()}
+    return {k: d for k, d in DETECTORS.items() if all(have.get(need) for need in d.needs)}
 
 
 EM_STEPS = 200

@@ -28,6 +28,7 @@ CHECKSUMS = "checksums"
 PATTERNS = {
     "pairs": ("pairs.parquet",),
     "scores": ("scores.parquet",),
+    "opinions": ("opinions.parquet",),
     "margins": ("margins/part-*.parquet", "margins/shift.parquet"),
     "averages": ("averages/part-*.parquet",),
     "replicas": tuple(

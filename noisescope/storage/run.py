@@ -133,6 +133,10 @@ class Run:
         return self.directory / "scores.parquet"
 
     @property
+    def opinions_path(self) -> Path:
+        return self.directory / "opinions.parquet"
+
+    @property
     def replicas_directory(self) -> Path:
         return self.directory / "replicas"
 
@@ -148,7 +152,7 @@ class Run:
 
     @property
     def evidence_complete(self) -> bool:
-        """Whether every file of margins that the manifest names exists."""
+        """Whether every file of evidence that the manifest names exists."""
         if not self.complete:
             return False
         named = self.evidence_manifest().get("evidence_files")
@@ -157,10 +161,11 @@ class Run:
         return bool(named) and all((self.directory / str(name)).is_file() for name in named)
 
     def evidence_files(self) -> list[str]:
-        """Files of margins, relative to the directory, in order."""
+        """Files of margins and opinions, relative to the directory, in order."""
         found = [
             *self.margin_parts(),
             *self.margins_directory.glob("shift.parquet"),
+            *self.directory.glob(self.opinions_path.name),
             *sorted(self.averages_directory.glob("part-*.parquet")),
         ]
         return [path.relative_to(self.directory).as_posix() for path in found]

@@ -111,6 +111,7 @@ def tables(run: Run) -> dict[str, list[Path]]:
         "pairs": [run.pairs_path],
         "margins": run.margin_parts(),
         "scores": [run.scores_path],
+        "opinions": [run.opinions_path],
         "flips": [run.directory / "flips.parquet"],
     }
     existing = {name: [p for p in paths if p.is_file()] for name, paths in candidates.items()}
@@ -124,7 +125,7 @@ def stored_tables(place: Place) -> dict[str, list[Place]]:
             f"{place} is not a finished run (it has no manifest.json)",
             hint="Name the run's own directory, such as s3://bucket/runs/hh-rlhf-1a2b3c4d.",
         )
-    names = ("pairs", "scores", "flips")
+    names = ("pairs", "scores", "opinions", "flips")
     found = {name: [place / f"{name}.parquet"] for name in names}
     found = {name: paths for name, paths in found.items() if paths[0].is_file()}
     parts = [path for path in (place / "margins").files() if MARGINS.fullmatch(path.name)]
