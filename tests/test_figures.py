@@ -30,8 +30,7 @@ LOSSES = np.array([[0.7, 0.6], [0.7, 0.5]])
 DRAWINGS: dict[str, Callable[[], Picture]] = {
     "flips-by-u": lambda: bars.flips_by_u(U, WRONG),
     "flips-by-decile": lambda: bars.flips_by_decile(P_FLIP, WRONG),
-    "roc": lambda: curves.roc({"p_flip": P_FLIP, "u": U}, WRONG, 0.9),
-    "precision-recall": lambda: curves.precision_recall({"p_flip": P_FLIP}, WRONG, 0.9),
+    "precision-recall": lambda: curves.precision_recall({"p_flip": P_FLIP}, WRONG),
     "reliability": lambda: curves.reliability(P_FLIP, WRONG),
     "data-map": lambda: scatter.data_map(1 - 3 * P_FLIP, U, WRONG),
     "annotators": lambda: dots.annotators(TABLE),
@@ -85,9 +84,27 @@ def test_roc_of_a_perfect_score_is_the_corner() -> None:
     assert np.trapezoid(true, false) == pytest.approx(1.0)
 
 
-def test_the_ceiling_curve_has_the_ceiling_for_its_area() -> None:
-    false, true = curves._ceiling_curve(0.83)
-    assert np.trapezoid(true, false) == pytest.approx(0.83, abs=0.005)
+@pytest.mark.parametrize("what", ["flipped", "wrong"])
+def test_figures_name_the_truth_that_they_are_about(what: str) -> None:
+    other = {"flipped": "wrong", "wrong": "flipped"}[what]
+    for picture in (
+        bars.flips_by_decile(P_FLIP, WRONG, "p_wrong", what),
+        curves.reliability(P_FLIP, WRONG, "p_wrong", what),
+        curves.precision_recall({"p_wrong": P_FLIP}, WRONG, what),
+        dots.detectors(FOUND, 0.9, what),
+    ):
+        axes = picture.figure.axes[0]
+        words = [picture.title, picture.alt, axes.get_xlabel(), axes.get_ylabel()]
+        assert what in " ".join(words)
+        assert other not in re.sub("p_wrong|p_flip|planted flips", "", " ".join(words))
+
+
+def test_detectors_of_one_ranking_are_drawn_once() -> None:
+    same = dict.fromkeys(("loss", "p_wrong", "mean"), Interval(0.9, 0.88, 0.92))
+    picture = dots.detectors(FOUND | same, None)
+    rows = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
+    assert rows == ["p_wrong and 2 alike", "p_flip", "u"]
+    assert "loss = mean = p_wrong 0.900" in picture.alt
 
 
 def test_flagged_and_unflagged_bars_differ_in_grey() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from noisescope.report.contents import Contents
     from noisescope.storage.run import Run
 
-#: Pairs printed; the page shows a hundred.
+#: Pairs printed.
 SHOWN = 10
 WIDTH = 600
 
@@ -83,7 +83,7 @@ def _annotators(contents: Contents) -> RenderableType:
     for name in ("annotator", "labels", "flip rate", "90 % interval", ""):
         table.add_column(name, justify="left" if name in ("annotator", "") else "right")
     for row in contents.annotators[:SHOWN]:
-        remark = "contrarian" if row.contrarian else "careless" if row.careless else ""
+        remark = "votes backwards" if row.contrarian else "careless" if row.careless else ""
         cells = (f"{row.labels:,}", f"{row.flip_rate:.1%}", f"{row.low:.1%} to {row.high:.1%}")
         table.add_row(Text(printable(row.name)), *cells, Text(remark, style="red"))
     return table
@@ -112,7 +112,7 @@ def report(
     found = find_run(run, runs_dir)
     print_note(f"run: {printable(str(found.directory))}")
     if terminal:
-        print_report(gather(found), OUT.console)
+        print_report(gather(found, worst=SHOWN), OUT.console)
         return
     contents = gather(found)
     path = output or found.directory / "report.html"

@@ -1,9 +1,9 @@
 """Draw bar charts: the share of wrong labels in groups of pairs, and the spread of p_wrong.
 
-    picture = flips_by_decile(p_flip, flipped)
+    picture = flips_by_decile(p_wrong, wrong, "p_wrong", "wrong")
     picture.encode("svg")
 
-Scores are higher = more suspicious; `flipped` [N] is the truth.
+Scores are higher = more suspicious; `flipped` [N] is the truth, `what` its name.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Bool = NDArray[np.bool_]
 CAPTIONS = {
     "flips-by-u": "The paper’s Figure 3 on this dataset. If bars rise to the right, u finds wrong "
     "labels; the dashed line is the share in a random selection.",
-    "flips-by-decile": "The same for p_flip, in ten groups of equal size. Hatched bars have "
-    "more wrong labels than a random selection.",
+    "flips-by-decile": "Ten groups of equal size, from the least to the most suspicious. Hatched "
+    "bars have more wrong labels than a random selection.",
     "p-wrong": "Most pairs should be on the left. Hatched bars are pairs whose label is more "
     "likely wrong than right.",
 }
@@ -73,24 +73,33 @@ def _readable(width: float) -> tuple[float, str]:
     return 10.0**power, f", in units of 10{digits}"
 
 
-def flips_by_decile(p_flip: Float, flipped: Bool) -> Picture:
-    """Share of flipped pairs per tenth of the ranking by p_flip: Fig. 3's twin."""
-    groups = deciles(p_flip, flipped)
+def flips_by_decile(
+    score: Float, flipped: Bool, name: str = "p_flip", what: str = "flipped"
+) -> Picture:
+    """Draw the share of wrong labels per tenth of the ranking by a score: Fig. 3's twin."""
+    groups = deciles(score, flipped)
     labels = ["lowest", *(str(index) for index in range(2, 10)), "highest"]
     return _shares(
         "flips-by-decile",
-        "Share of flipped pairs by tenth of p_flip",
-        "tenth of the pairs, in the order of p_flip",
+        f"Share of {what} labels by tenth of {name}",
+        f"tenth of the pairs, in the order of {name}",
         labels,
         groups,
         float(flipped.mean()),
+        what,
     )
 
 
 def _shares(
-    name: str, title: str, axis: str, labels: Sequence[str], groups: Sequence[Bool], base: float
+    name: str,
+    title: str,
+    axis: str,
+    labels: Sequence[str],
+    groups: Sequence[Bool],
+    base: float,
+    what: str = "flipped",
 ) -> Picture:
-    """Draw the share that is flipped in each group, with 90% intervals and the base rate."""
+    """Draw the share that is wrong in each group, with 90% intervals and the base rate."""
     figure, (axes,) = canvas(title)
     shares = [share(float(group.sum()), len(group)) if len(group) else None for group in groups]
     top = max((s.high for s in shares if s), default=1.0)
@@ -122,7 +131,7 @@ def _shares(
     base_line(axes, base)
     counted = [f"{label}\n{len(group):,}" for label, group in zip(labels, groups, strict=True)]
     axes.set_xticks(range(len(labels)), counted)
-    axes.set(xlabel=f"{axis} (below: pairs)", ylabel="flipped share", ylim=(0, top * 1.16 or 1.0))
+    axes.set(xlabel=f"{axis} (below: pairs)", ylabel=f"{what} share", ylim=(0, top * 1.16 or 1.0))
     percent(axes)
     listed = "; ".join(
         f"{' '.join(label.split())}: {found.estimate:.0%} of {len(group):,}"

@@ -23,7 +23,7 @@ from noisescope.report.style import Picture
 from noisescope.scoring.annotators import Annotator, coded, coded_table
 from noisescope.scoring.flip_rate import fit_flip_rate
 from noisescope.scoring.metrics import Interval
-from noisescope.scoring.reviews import RunReviews, reviews_of
+from noisescope.scoring.reviews import RunReviews, read_latest, reviews_of
 from noisescope.scoring.scores import require_scores
 from noisescope.storage.run import Run
 
@@ -45,8 +45,14 @@ NEEDED = (
     "facts",
     "summary",
 )
-#: Pairs shown on the page.
-WORST = 100
+#: Most pairs on the page.
+MOST = 10_000
+#: Lower ends of the groups of p_wrong, and their names.
+BINS = ((0.9, "0.9 and more"), (0.5, "0.5 to 0.9"), (0.1, "0.1 to 0.5"), (0.0, "below 0.1"))
+#: Most figures on the page.
+FIGURES = 6
+#: Most names of a facet.
+NAMES = 200
 #: Upper ends of the length groups, in characters.
 LENGTHS = (100, 200, 400, 800, 1600, 3200)
 
@@ -57,7 +63,8 @@ class Contents:
     """The content of a report.
 
     `pairs` are rows of scores and pairs, worst first; `known` of a row describes the truth about
-    its label, `reviewed` the reviewers' judgement; both may be None.
+    its label, `reviewed` the reviewers' judgement; both may be None. `facets` count all pairs of
+    the run by annotator, source, group of p_wrong and issue.
     """
 
     run: Run
@@ -67,6 +74,7 @@ class Contents:
     pictures: Sequence[Picture]
     known: Known | None
     reviews: RunReviews | None
+    facets: Mapping[str, Mapping[str, int]]
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -74,8 +82,11 @@ class Contents:
         return summary
 
 
-def gather(run: Run, *, worst: int = WORST) -> Contents:
-    """Collect the content of a report. Raises RunError for an unfinished or damaged run."""
+def gather(run: Run, *, worst: int = MOST) -> Contents:
+    """Collect the content of a report with the `worst` pairs.
+
+    Raises RunError for an unfinished or damaged run.
+    """
     from noisescope.storage.sql import query
 
     manifest = run.manifest()
@@ -94,12 +105,12 @@ def gather(run: Run, *, worst: int = WORST) -> Contents:
     )
     pairs = query(
         run,
-        "SELECT s.*, prompt, turns, chosen, rejected, annotator FROM scores s "
+        "SELECT s.*, prompt, turns, chosen, rejected, annotator, source, row FROM scores s "
         f"JOIN pairs USING (pair_id) WHERE rank <= {worst:d} ORDER BY rank",
     ).to_pylist()
     truth = known_labels(run, [pair["pair_id"] for pair in pairs])
     people = reviews_of(run)
-    judged = people.verdicts() if people is not None else {}
+    judged = {one.pair_id: one.verdict for one in read_latest(run)}
     pairs = [
         pair | {"known": truth.get(pair["pair_id"]), "reviewed": judged.get(pair["pair_id"])}
         for pair in pairs
@@ -111,10 +122,36 @@ def gather(run: Run, *, worst: int = WORST) -> Contents:
         manifest,
         pairs,
         table,
-        list(draw(run, manifest, facts, table, known)),
+        list(draw(run, manifest, facts, table, known))[:FIGURES],
         known,
         people,
+        _facets(run),
     )
+
+
+def _facets(run: Run) -> dict[str, dict[str, int]]:
+    """Count all pairs by value, the most frequent first; facets of one value are not made."""
+    from noisescope.storage.sql import query
+
+    p = np.nan_to_num(column(query(run, "SELECT p_wrong FROM scores"), "p_wrong"), nan=-1.0)
+    tops = [2.0, *(least for least, _ in BINS)]
+    inside = [int(((p >= low) & (p < high)).sum()) for high, low in pairwise(tops)]
+    found = {"p_wrong": {text: n for (_, text), n in zip(BINS, inside, strict=True)}}
+    for name in ("annotator", "source", *(n for n in ("issue",) if n in _score_columns(run))):
+        rows = query(
+            run,
+            f"SELECT {name} AS name, count(*) AS pairs FROM scores JOIN pairs USING (pair_id) "
+            f"WHERE {name} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {NAMES}",
+        ).to_pylist()
+        if len(rows) > 1:
+            found[name] = {str(row["name"]): row["pairs"] for row in rows}
+    return found
+
+
+def _score_columns(run: Run) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(run.scores_path).names)
 
 
 def _annotators(facts: pa.Table) -> list[Annotator]:
@@ -132,11 +169,11 @@ def draw(
     table: Sequence[Annotator],
     known: Known | None,
 ) -> Sequence[Picture]:
-    """Draw every figure that this run supports."""
-    pictures = [bars.p_wrong_histogram(column(facts, "p_wrong"))]
+    """Draw the figures that this run supports, the most telling first."""
     if known is not None:
-        pictures += _of_known(known)
+        pictures = _of_known(known)
     else:
+        pictures = [bars.p_wrong_histogram(column(facts, "p_wrong"))]
         spread = np.sqrt(column(facts, "stability"))
         pictures.append(scatter.data_map(column(facts, "margin"), spread))
     if table:
@@ -152,17 +189,21 @@ def _of_known(known: Known) -> list[Picture]:
     columns, wrong = known.columns, known.wrong
     scores = {name: columns[name] for name in DRAWN if name in columns}
     scores = {name: score for name, score in scores.items() if np.isfinite(score).all()}
-    pictures = [bars.flips_by_u(columns["u"], wrong)] if "u" in scores else []
-    pictures += [
-        bars.flips_by_decile(columns["p_flip"], wrong),
-        dots.detectors(known.detectors, known.ceiling),
-        curves.reliability(columns["p_flip"], wrong),
-        curves.roc(scores, wrong, known.ceiling),
-        curves.precision_recall(scores, wrong, known.ceiling),
+    ranked = known.score
+    return [
+        bars.flips_by_decile(columns[ranked], wrong, ranked, known.what),
+        curves.reliability(columns[ranked], wrong, ranked, known.what),
+        dots.detectors(known.detectors, known.ceiling, known.what),
+        curves.precision_recall(_distinct(scores), wrong, known.what),
     ]
-    if "stability" in scores:
-        pictures.append(scatter.data_map(columns["margin"], np.sqrt(columns["stability"]), wrong))
-    return pictures
+
+
+def _distinct(scores: Mapping[str, Float]) -> dict[str, Float]:
+    """Scores by name, those that rank the pairs alike once, under all their names."""
+    same: dict[bytes, list[str]] = {}
+    for name, score in scores.items():
+        same.setdefault(np.argsort(score, kind="stable").tobytes(), []).append(name)
+    return {", ".join(names): scores[names[0]] for names in same.values()}
 
 
 def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
@@ -185,7 +226,7 @@ def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
                 name = f"from {low:,}" if np.isinf(high) else f"{low:,} to {high:,}"
                 rates[f"{name} ({int(inside.sum()):,})"] = mean_interval(p_wrong[inside])
         if len(rates) > 1:
-            title = "Expected wrong labels by length of the longer response, in characters"
+            title = "Expected wrong labels by characters of the longer response"
             pictures.append(dots.groups("by-length", title, rates, base))
     return pictures
 

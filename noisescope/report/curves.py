@@ -1,9 +1,9 @@
-"""Draw curves: ROC, precision and recall, calibration, held-out loss.
+"""Draw curves: precision and recall, calibration, held-out loss.
 
-    picture = roc({"p_flip": p_flip, "u": u}, flipped, ceiling=0.91)
+    picture = precision_recall({"p_wrong": p_wrong, "u": u}, wrong, "wrong")
     picture.encode("svg")
 
-Scores are higher = more suspicious; `flipped` [N] is the truth.
+Scores are higher = more suspicious; `flipped` [N] is the truth, `what` its name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from noisescope.report.style import (
     INK,
     ORANGE,
     PAPER,
-    RULE,
     SERIES,
     SKY,
     Picture,
@@ -37,11 +36,9 @@ Bool = NDArray[np.bool_]
 
 #: How to read each figure.
 CAPTIONS = {
-    "roc": "Pairs flagged from the most suspicious on: wrong labels found (up) against right "
-    "labels flagged by mistake (right). The shaded corner is beyond the estimated ceiling.",
     "precision-recall": "The share of flagged pairs that are really wrong, as more of the wrong "
     "ones are found. The dashed line is a random selection.",
-    "reliability": "On the diagonal, a p_flip of 60% is right six times in ten. Below: the number "
+    "reliability": "On the diagonal, a value of 60% is right six times in ten. Below: the number "
     "of pairs.",
     "learning-curves": "Loss on pairs that a replica did not train on. If it rises, the replica "
     "memorises its training pairs.",
@@ -49,41 +46,6 @@ CAPTIONS = {
 
 #: Points of a curve; more would only make the file larger.
 CURVE = 400
-
-
-def roc(scores: Mapping[str, Float], flipped: Bool, ceiling: float | None = None) -> Picture:
-    """Draw ROC curves of several detectors, and the binormal curve of the Bayes ceiling."""
-    title = "Flipped pairs found against false alarms (ROC)"
-    figure, (axes,) = canvas(title, height=4.6)
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (1, 2)), label="chance 0.500")
-    areas = []
-    for (name, score), (colour, dashes, _) in zip(scores.items(), SERIES, strict=False):
-        false, true = _operating_points(score, flipped)
-        area = float(np.trapezoid(true, false))
-        every = thin(len(false), CURVE)
-        axes.plot(
-            np.append(false[every], 1), np.append(true[every], 1),
-            color=colour, linestyle=dashes, label=f"{name} {area:.3f}",
-        )  # fmt: skip
-        areas.append(f"{name} {area:.3f}")
-    if ceiling is not None:
-        false, true = _ceiling_curve(ceiling)
-        axes.plot(false, true, color=INK, linewidth=1.2, label=f"Bayes ceiling {ceiling:.3f}")
-        axes.fill_between(false, true, 1, color=RULE, zorder=0, linewidth=0)
-        areas.append(f"Bayes ceiling {ceiling:.3f}")
-    axes.set(
-        xlabel="false alarms (sound pairs flagged)",
-        ylabel="flipped pairs found",
-        xlim=(0, 1),
-        ylim=(0, 1.005),
-    )
-    axes.set_aspect("equal")
-    percent(axes)
-    percent(axes, x=True)
-    legend(axes, title="AUROC", loc="lower right")
-    return Picture(
-        "roc", title, CAPTIONS["roc"], f"ROC curves; area under each: {', '.join(areas)}.", figure
-    )
 
 
 def _operating_points(score: Float, flipped: Bool) -> tuple[Float, Float]:
@@ -98,19 +60,9 @@ def _operating_points(score: Float, flipped: Bool) -> tuple[Float, Float]:
     )
 
 
-def _ceiling_curve(auroc: float) -> tuple[Float, Float]:
-    """Equal-variance binormal ROC curve: TPR = Phi(Phi^-1(FPR) + sqrt 2 Phi^-1(AUROC))."""
-    from scipy.special import ndtr, ndtri
-
-    false = np.linspace(0, 1, 301) ** 3  # dense where the curve is steep
-    return false, np.asarray(ndtr(ndtri(false) + np.sqrt(2) * ndtri(auroc)))
-
-
-def precision_recall(
-    scores: Mapping[str, Float], flipped: Bool, ceiling: float | None = None
-) -> Picture:
-    """Draw precision against recall of several detectors, the base rate and the ceiling."""
-    title = "Share of flagged pairs that are flipped, as more are found"
+def precision_recall(scores: Mapping[str, Float], flipped: Bool, what: str = "flipped") -> Picture:
+    """Draw precision against recall of several detectors, and the base rate."""
+    title = f"Share of flagged labels that are {what}, as more are found"
     figure, (axes,) = canvas(title)
     base = float(flipped.mean())
     areas = []
@@ -125,14 +77,8 @@ def precision_recall(
             color=colour, linestyle=dashes, label=f"{name} {area:.3f}",
         )  # fmt: skip
         areas.append(f"{name} {area:.3f}")
-    if ceiling is not None:
-        false, true = _ceiling_curve(ceiling)
-        axes.plot(
-            true[1:], _precision(false, true, base)[1:],
-            color=INK, linewidth=1.2, label="Bayes ceiling",
-        )  # fmt: skip
     base_line(axes, base)
-    axes.set(xlabel="share of all flipped pairs found", ylabel="share flipped among flagged")
+    axes.set(xlabel=f"share of all {what} labels found", ylabel=f"share {what} among flagged")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     percent(axes)
     percent(axes, x=True)
@@ -152,10 +98,10 @@ def _precision(false: Float, true: Float, base: float) -> Float:
     return np.where(found + alarms > 0, found / np.maximum(found + alarms, 1e-300), 1.0)
 
 
-def reliability(p_flip: Float, flipped: Bool) -> Picture:
+def reliability(p: Float, flipped: Bool, name: str = "p_flip", what: str = "flipped") -> Picture:
     """Draw observed against predicted shares in 15 bins of equal mass, with counts below."""
-    found = calibration(p_flip, flipped)
-    title = f"Calibration of p_flip (ECE {found.ece:.3f}, Brier {found.brier:.3f})"
+    found = calibration(p, flipped)
+    title = f"Calibration of {name} (ECE {found.ece:.3f}, Brier {found.brier:.3f})"
     figure, (axes, below) = canvas(title, rows=2, height=4.8, ratios=(4, 1))
     bins = [share(o * n, int(n)) for o, n in zip(found.observed, found.count, strict=True)]
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (5, 3)), label="calibrated")
@@ -163,12 +109,10 @@ def reliability(p_flip: Float, flipped: Bool) -> Picture:
     for predicted, interval in zip(found.predicted, bins, strict=True):
         whisker(axes, float(predicted), interval)
     top = min(1.0, 1.1 * max(float(found.predicted.max()), max(b.high for b in bins)))
-    axes.set(ylabel="really flipped", ylim=(0, top))
+    axes.set(ylabel=f"really {what}", ylim=(0, top))
     legend(axes, loc="upper left")
-    below.hist(
-        p_flip, bins=np.linspace(0, 1, 51).tolist(), color=SKY, edgecolor=PAPER, linewidth=0.4
-    )
-    below.set(xlabel="p_flip", ylabel="pairs", xlim=(0, top), yscale="log")
+    below.hist(p, bins=np.linspace(0, 1, 51).tolist(), color=SKY, edgecolor=PAPER, linewidth=0.4)
+    below.set(xlabel=name, ylabel="pairs", xlim=(0, top), yscale="log")
     percent(axes)
     bins_text = "; ".join(
         f"{p:.0%} predicted, {o:.0%} true"

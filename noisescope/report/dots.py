@@ -28,6 +28,7 @@ from noisescope.report.style import (
     thin,
 )
 from noisescope.scoring.metrics import Interval
+from noisescope.scoring.standouts import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
 
 #: How to read each figure.
 CAPTIONS = {
-    "detectors": "90% intervals; 0.5 is chance. “stability”, “std” and “variability” measure "
-    "contested pairs rather than wrong labels.",
+    "detectors": "90% intervals; 0.5 is chance. Detectors with the same result share a row. "
+    "The line is an estimate of the best that is possible for flips planted at random; labels "
+    "that are wrong for other reasons may be easier to find, or harder. “stability”, “std” and "
+    "“variability” measure contested pairs rather than wrong labels.",
     "annotators": "Estimates with 90% intervals, labels in brackets; annotators with few labels "
     "are shrunk toward the crowd. Diamonds are flagged.",
     "by-source": "Mean p_wrong of each file’s pairs.",
@@ -60,26 +63,43 @@ class Dot:
     marked: bool = False
 
 
-def detectors(found: Mapping[str, Interval], ceiling: float | None) -> Picture:
+def detectors(
+    found: Mapping[str, Interval], ceiling: float | None, what: str = "flipped"
+) -> Picture:
     """Draw the AUROC of every detector with 90% intervals, best first, and the ceiling."""
-    title = "How well each detector finds the flipped pairs"
-    ranked = sorted(found.items(), key=lambda item: -item[1].estimate)
-    rows = [Dot(name, rate, f"{rate.estimate:.3f}", name == "p_wrong") for name, rate in ranked]
+    title = f"How well each detector finds the {what} labels"
+    alike: dict[tuple[float, float, float], list[str]] = {}
+    for name, rate in sorted(found.items(), key=lambda item: (-item[1].estimate, item[0])):
+        shown = round(rate.estimate, 3), round(rate.low, 2), round(rate.high, 2)
+        alike.setdefault(shown, []).append(name)
+    rows = [
+        Dot(_together(names), found[names[0]], f"{shown[0]:.3f}", "p_wrong" in names)
+        for shown, names in alike.items()
+    ]
     figure, axes = _dots(title, rows)
     axes.axvline(0.5, color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
     if ceiling is not None:
         axes.axvline(ceiling, color=INK, linewidth=1.2)
         axes.annotate(
-            f"Bayes ceiling {ceiling:.3f} ", (ceiling, len(rows) - 0.55), ha="right", fontsize=7.5
+            f"estimated best for planted flips {ceiling:.3f} ",
+            (ceiling, len(rows) - 0.55),
+            ha="right",
+            fontsize=7.5,
         )
     low = min([row.rate.low for row in rows] + [0.5])
     right = max([row.rate.high for row in rows] + [ceiling or 0])
     axes.set(ylim=(len(rows) - 0.3, -0.6), xlabel="AUROC (dotted: chance)")
     axes.set_xlim(low - 0.02, min(1.06, right + 0.07))
-    listed = ", ".join(f"{row.name} {row.remark}" for row in rows)
+    listed = ", ".join(f"{' = '.join(names)} {shown[0]:.3f}" for shown, names in alike.items())
     return Picture(
         "detectors", title, CAPTIONS["detectors"], f"Dot plot of AUROC: {listed}.", figure
     )
+
+
+def _together(names: Sequence[str]) -> str:
+    """One name for detectors with the same result."""
+    first = next((name for name in ("p_wrong", "p_flip") if name in names), names[0])
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} alike"
 
 
 def annotators(table: Sequence[Annotator]) -> Picture:
@@ -88,14 +108,14 @@ def annotators(table: Sequence[Annotator]) -> Picture:
         Dot(
             f"{_name(row.name)} ({row.labels:,})",
             Interval(row.flip_rate, row.low, row.high),
-            "contrarian" if row.contrarian else "careless" if row.careless else "",
+            label(row) if row.contrarian or row.careless else "",
             row.contrarian or row.careless,
         )
         for row in table[:MOST_ROWS]
     ]
     more = f", the least reliable {len(rows)} of {len(table):,}" if len(table) > len(rows) else ""
     title = f"Flip rate of each annotator{more}"
-    return _rates("annotators", title, rows, _mean_rate(table))
+    return _rates("annotators", title, rows, _mean_rate(table), "flip rate")
 
 
 def _mean_rate(table: Sequence[Annotator]) -> float:
@@ -106,7 +126,8 @@ def _mean_rate(table: Sequence[Annotator]) -> float:
 def groups(name: str, title: str, rates: Mapping[str, Interval], base: float) -> Picture:
     """Draw the expected share of wrong labels in each group of pairs, with 90% intervals."""
     shown = list(rates.items())[:MOST_ROWS]
-    return _rates(name, title, [Dot(_name(key), rate) for key, rate in shown], base)
+    rows = [Dot(_name(key), rate) for key, rate in shown]
+    return _rates(name, title, rows, base, "expected share of wrong labels")
 
 
 def _name(text: str) -> str:
@@ -117,10 +138,10 @@ def _name(text: str) -> str:
     return line if len(line) <= 28 else line[:27] + "…"
 
 
-def _rates(name: str, title: str, rows: Sequence[Dot], base: float) -> Picture:
+def _rates(name: str, title: str, rows: Sequence[Dot], base: float, axis: str) -> Picture:
     figure, axes = _dots(title, rows)
     axes.axvline(base, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=1)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"flip rate (dashed: all together {base:.1%})")
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"{axis} (dashed: all together {base:.1%})")
     right = max([row.rate.high for row in rows] + [base])
     axes.set_xlim(0, min(1.12, right * 1.22 + 0.02))
     percent(axes, x=True, decimals=0 if right > 0.06 else 1)

@@ -40,13 +40,22 @@ REMARKS = {
 @final
 @dataclass(frozen=True)
 class Known:
-    """Scores [N] of pairs with known truth, and a description of its origin."""
+    """Scores [N] of pairs with known truth, and a description of its origin.
+
+    `what` is the truth: flipped for planted flips, wrong for a file that lists wrong labels.
+    """
 
     columns: Mapping[str, Float]
     wrong: Bool
     description: str
     detectors: Mapping[str, Interval]
     ceiling: float | None
+    what: str = "flipped"
+
+    @property
+    def score(self) -> str:
+        """The probability that is about this truth."""
+        return "p_wrong" if self.what == "wrong" and "p_wrong" in self.columns else "p_flip"
 
 
 def column(table: pa.Table, name: str) -> Float:
@@ -74,7 +83,13 @@ def read_known(run: Run) -> Known | None:
         description=result["said"],
         detectors=found,
         ceiling=result["bayes_auroc"],
+        what="flipped" if _planted(result["plantings"][0].get("truth")) else "wrong",
     )
+
+
+def _planted(truth: str | None) -> bool:
+    """Whether the truth is planted flips: those of `validate` itself or of `flip`."""
+    return truth is None or Path(truth).name == "flips.parquet"
 
 
 def known_labels(run: Run, pair_ids: Sequence[str]) -> dict[str, str]:

@@ -8,13 +8,14 @@ our own style and script.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from noisescope.errors import DataError
 from noisescope.report.contents import Contents
+from noisescope.report.listing import listing
+from noisescope.report.overview import overview
 from noisescope.report.style import Picture, dark
 from noisescope.report.template import content_policy, data_uri, render, resource
 from noisescope.storage.printable import printable
@@ -22,21 +23,23 @@ from noisescope.storage.printable import printable
 if TYPE_CHECKING:
     from noisescope.pairs import ImageStore
 
-#: Characters of a text that are shown; pairs.parquet has the rest.
-LONGEST = 4000
-THUMBNAIL = 320
+PACKAGE = "noisescope.report"
 
 
 def page(contents: Contents, images: ImageStore | None = None) -> str:
     """Render the page. `images` provides the images of image pairs, shown as thumbnails."""
-    css, script = (resource("noisescope.report", name) for name in ("report.css", "report.js"))
+    from markupsafe import Markup
+
+    css = resource(PACKAGE, "report.css") + resource(PACKAGE, "list.css")
+    script = "".join(resource(PACKAGE, name) for name in ("words.js", "decisions.js", "list.js"))
     manifest, summary = contents.manifest, contents.summary
-    pairs = [_pair(pair, manifest, images) for pair in contents.pairs]
     return render(
-        "noisescope.report",
+        PACKAGE,
         "report.html.jinja",
         css=css,
         script=script,
+        data=Markup(listing(contents, images)),
+        shown=overview(contents),
         policy=content_policy(css, script),
         dataset=printable(str(manifest["dataset"])),
         model=printable(PurePath(manifest["model"]).name),
@@ -50,9 +53,7 @@ def page(contents: Contents, images: ImageStore | None = None) -> str:
         reviewed="" if contents.reviews is None else printable(contents.reviews.sentence()),
         figures=[_figure(picture) for picture in contents.pictures],
         figures_lead=_figures_lead(contents),
-        pairs=pairs,
-        names=sorted({pair["annotator"] for pair in pairs if pair["annotator"]}),
-        annotators=contents.annotators,
+        annotators=[replace(row, name=printable(row.name)) for row in contents.annotators],
         sources=[row | {"source": printable(row["source"])} for row in summary.get("sources", ())],
         commands=commands(contents),
         provenance=provenance(contents),
@@ -118,59 +119,6 @@ def provenance(contents: Contents) -> dict[str, str]:
         "versions": ", ".join(f"{k} {v}" for k, v in manifest.get("versions", {}).items()),
     }
     return {name: printable(str(value)).strip() for name, value in rows.items()}
-
-
-def _pair(
-    pair: Mapping[str, Any], manifest: Mapping[str, Any], images: ImageStore | None
-) -> dict[str, Any]:
-    """Convert a row of scores and pairs for the template."""
-    turns = pair["turns"] or []
-    earlier, prompt = "", pair["prompt"]
-    if len(turns) > 1:
-        from noisescope.datasets.conversations import SPEAKERS
-
-        lines = [f"{SPEAKERS.get(t['role'], t['role'])}: {t['content']}" for t in turns]
-        earlier, prompt = "\n\n".join(lines[:-1]), lines[-1]
-    is_image = manifest.get("modality") == "image"
-    sides = {
-        side: _image(pair[side], images) if is_image else _text(pair[side])
-        for side in ("chosen", "rejected")
-    }
-    names = ("rank", "pair_id", "p_wrong", "u", "margin", "contested", "annotator")
-    values = {name: pair[name] for name in names}
-    for name in ("pair_id", "annotator"):
-        values[name] = values[name] and printable(values[name])
-    return (
-        values
-        | sides
-        | {
-            "prompt": _text(prompt),
-            "earlier": _text(earlier),
-            "known": pair["known"],
-            "reviewed": pair["reviewed"],
-        }
-    )
-
-
-def _text(text: str) -> dict[str, Any]:
-    shown = printable(text[:LONGEST], lines=True).strip("\n")
-    return {"image": "", "shown": shown, "cut": max(0, len(text) - LONGEST)}
-
-
-def _image(key: str, images: ImageStore | None) -> dict[str, Any]:
-    """Return a thumbnail as a data URI, or the reason why there is none."""
-    if images is None:
-        return _text(f"image {key}")
-    from noisescope.datasets.images import decode
-
-    try:
-        image = decode(images.get(key))
-    except DataError as error:
-        return _text(error.message)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    sink = io.BytesIO()
-    image.save(sink, "JPEG", quality=82)
-    return {"image": data_uri("image/jpeg", sink.getvalue()), "shown": "", "cut": 0}
 
 
 def _figure(picture: Picture) -> dict[str, Any]:

@@ -370,13 +370,16 @@ def read_verdicts(run: Run) -> dict[int, str]:
     """wrong, right, drop or undecided by the place in `Population.keys` of each pair that somebody
     judged or decided about.
     """
+    return {one.place: one.verdict for one in read_latest(run)}
+
+
+def read_latest(run: Run) -> list[Judged]:
+    """Pairs with each reviewer's latest answer or decision, without those that all skipped."""
     if not has_reviews(run):
-        return {}
+        return []
     log = read_reviews(run)
     judged = read_judged(run, replace(log, answers=log.latest), read_population(run))
-    return {
-        one.place: one.verdict for one in judged if any(a.answer != "skip" for a in one.answers)
-    }
+    return [one for one in judged if any(answer.answer != "skip" for answer in one.answers)]
 
 
 def join(judged: Sequence[Judged], log: Log, population: Population, p: Float) -> RunReviews:
