@@ -364,7 +364,8 @@
   };
 
   buildFilters();
-  form.addEventListener("input", filter);
+  form.elements.words.addEventListener("input", filter);
+  form.addEventListener("change", (event) => event.target.matches("select") && filter());
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(filter));
   document.addEventListener("keydown", onKey);

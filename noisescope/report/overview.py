@@ -26,7 +26,8 @@ LEFT, TOP, RIGHT, BOTTOM = 46, 12, 388, 172
 def overview(contents: Contents) -> dict[str, Any]:
     """What the first screen shows, for the template."""
     summary = contents.summary
-    finds = list(summary.get("find") or ())
+    unknown = summary["chance"] or _word(summary) == "cannot know"
+    finds = [] if unknown else list(summary.get("find") or ())
     trust = summary.get("trust")
     dots = DOTS.get(_word(summary), 0)
     check = _worth_checking(finds)
@@ -39,7 +40,8 @@ def overview(contents: Contents) -> dict[str, Any]:
         "check": check,
         "time": check and _duration(check["pairs"] * SECONDS),
         "seconds": SECONDS,
-        "who": _who(summary.get("annotators")),
+        "unknown": unknown,
+        "who": None if unknown else _who(summary.get("annotators")),
         "undecided": f"{summary['contested_share']:.1%}",
     }  # fmt: skip
 
