@@ -87,7 +87,7 @@ def test_facets_count_and_filter_all_pairs(opened):
     assert all("by <b>ann-3</b>" in head.text and "part-1.jsonl:" in head.text for head in shown)
     opened.find_element("id", "f-words").send_keys("Question 399")
     assert line(opened) == "No pair matches."
-    opened.find_element("css selector", "#filters button").click()
+    opened.find_element("css selector", "#filters button").send_keys(" ")
     wait(lambda: "of 400 that match" in line(opened))
     opened.find_element("id", "f-words").send_keys("Question 399")
     assert "of 1 that match" in line(opened)
@@ -95,7 +95,7 @@ def test_facets_count_and_filter_all_pairs(opened):
 
 def test_pages_and_links_reach_every_pair(opened):
     ids = [pair["id"] for pair in packed_in(opened.page_source)["pairs"]]
-    (previous, next_) = opened.find_elements("css selector", "#pages button")
+    previous, next_ = opened.find_elements("css selector", "#pages button")
     assert not previous.is_enabled()
     opened.execute_script("arguments[0].click()", next_)
     assert line(opened).startswith("Pairs 21 to 40 of 400")
@@ -169,7 +169,7 @@ def test_thirty_decisions_by_keyboard_correct_the_dataset(browser, tmp_path, mon
     browser.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
     )
-    browser.find_element("css selector", "[data-download=decisions]").click()
+    browser.execute_script("document.querySelector('[data-download=decisions]').click()")
     wait((tmp_path / "decisions.csv").exists)
     with (tmp_path / "decisions.csv").open(newline="", encoding="utf-8") as stream:
         written = list(csv.DictReader(stream))
@@ -195,7 +195,7 @@ def test_thirty_decisions_by_keyboard_correct_the_dataset(browser, tmp_path, mon
             lines[place[name]] = b""
     assert (tmp_path / "exports" / "toy-1-applied" / "toy.jsonl").read_bytes() == b"".join(lines)
 
-    browser.find_element("css selector", ".above [data-download=list]").click()
+    browser.execute_script("document.querySelector('.above [data-download=list]').click()")
     wait((tmp_path / "suspects.csv").exists)
     with (tmp_path / "suspects.csv").open(newline="", encoding="utf-8") as stream:
         listed = list(csv.DictReader(stream))

@@ -22,7 +22,8 @@
 
   const bin = (pair) => String(data.bins.findIndex(([least]) => (pair.p ?? -1) >= least));
   const tests = {
-    words: (pair, value) => value.toLowerCase().split(/\s+/).every((word) => words(pair).includes(word)),
+    words: (pair, value) => pair.id === value ||
+      value.toLowerCase().split(/\s+/).every((word) => words(pair).includes(word)),
     worst: (pair, value) => pair.rank <= Number(value),
     p: (pair, value) => bin(pair) === value,
     annotator: (pair, value) => pair.annotator === value,
@@ -33,8 +34,8 @@
     known: (pair, value) => (pair.known || "none") === value,
   };
   const words = (pair) => {
-    pair.words ??= ["id", "earlier", "prompt", "chosen", "rejected"]
-      .map((name) => (pair[name] && pair[name].text) || pair[name] || "").join("\n").toLowerCase();
+    pair.words ??= ["earlier", "prompt", "chosen", "rejected"]
+      .map((name) => (pair[name] && pair[name].text) || "").join("\n").toLowerCase();
     return pair.words;
   };
   const here = (test) => data.pairs.reduce((sum, pair) => sum + test(pair), 0);
