@@ -30,7 +30,7 @@ WINNERS = {1.0: "policy", 0.5: "tie", 0.0: "against"}
 
 def page(done: Evaluation, command: str = "") -> str:
     """Render the page."""
-    css = resource("noisescope.report", "report.css")
+    css = "".join(resource("noisescope.report", name) for name in ("report.css", "list.css"))
     css += resource("noisescope.evaluate", "page.css")
     modality = done.plan.policy.modality
     rows = list(zip(*done.verdicts, strict=True)) if done.verdicts else [()] * len(done.comparisons)
