@@ -3,7 +3,8 @@
     noisescope score pairs.jsonl --model ./model       # the command line
 
     result = noisescope.audit("pairs.jsonl", model="./model")   # the same from Python
-    result.summary.flip_rate.estimate, result.scores, result.to_pandas()
+    result.answer, result.suspects(20), result.annotators, result.to_pandas()
+    noisescope.explain_run(result.run).sentences
 
 Importing this package loads neither torch nor any other heavy library.
 """
@@ -22,9 +23,15 @@ from noisescope.errors import (
 )
 
 if TYPE_CHECKING:
-    from noisescope.auditing.api import Audited, audit, fine_tune, flip, query, validate
+    from noisescope.auditing.api import audit, fine_tune, flip, query, validate
+    from noisescope.auditing.audited import Audited
     from noisescope.auditing.train import train
+    from noisescope.export.clean import export_clean
+    from noisescope.export.run_scores import find_run_scores
+    from noisescope.export.weights import export_weights
+    from noisescope.gate.evaluate import check_gate
     from noisescope.replicas.gather import EvidenceConfig
+    from noisescope.report.explain import explain_run
     from noisescope.scoring.score import ScoreConfig
 
 __version__ = "0.1.0"
@@ -41,6 +48,11 @@ __all__ = [
     "UsageError",
     "__version__",
     "audit",
+    "check_gate",
+    "explain_run",
+    "export_clean",
+    "export_weights",
+    "find_run_scores",
     "fine_tune",
     "flip",
     "query",
@@ -50,9 +62,14 @@ __all__ = [
 
 #: Public names that are loaded on first use, and their modules.
 _LATER = {
-    "Audited": "noisescope.auditing.api",
+    "Audited": "noisescope.auditing.audited",
     **dict.fromkeys(("audit", "fine_tune", "flip", "query", "validate"), "noisescope.auditing.api"),
     "train": "noisescope.auditing.train",
+    "check_gate": "noisescope.gate.evaluate",
+    "explain_run": "noisescope.report.explain",
+    "export_clean": "noisescope.export.clean",
+    "export_weights": "noisescope.export.weights",
+    "find_run_scores": "noisescope.export.run_scores",
     "EvidenceConfig": "noisescope.replicas.gather",
     "ScoreConfig": "noisescope.scoring.score",
 }

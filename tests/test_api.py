@@ -150,6 +150,42 @@ def test_what_is_no_table_is_refused_with_a_way_out() -> None:
         noisescope.audit(pd.DataFrame(ROWS), "model", split="train")
 
 
+def test_a_list_of_dicts_is_a_dataset() -> None:
+    assert load_table(ROWS).table["prompt"].to_pylist() == [row["prompt"] for row in ROWS]
+    late = [row if n < 12 else row | {"annotator": f"ann-{n % 3}"} for n, row in enumerate(ROWS)]
+    assert load_table(late).table["annotator"].to_pylist()[10:14] == [None, None, "ann-0", "ann-1"]
+    with pytest.raises(noisescope.DataError, match="does not turn into an Arrow table"):
+        load_table([*ROWS, ROWS[0] | {"prompt": 7}])
+
+
+def test_a_wrong_argument_is_named_with_its_place(model: Path) -> None:
+    with pytest.raises(noisescope.UsageError, match="no argument 'replicas'") as caught:
+        noisescope.audit(ROWS, model, replicas=4)
+    assert "EvidenceConfig(replicas=...)" in str(caught.value.hint)
+    with pytest.raises(noisescope.UsageError, match="no argument 'modle'"):
+        noisescope.audit(ROWS, modle="x")
+
+
+def test_a_notebook_shows_the_answer_and_hostile_text_inert(model: Path, tmp_path: Path) -> None:
+    rows = [row | {"chosen": f"<script>{row['chosen']}", "annotator": "<b>x"} for row in ROWS]
+    result = noisescope.audit(rows, model, evidence=EVIDENCE, runs_directory=tmp_path)
+    shown = result._repr_html_()
+    assert result.answer in shown
+    assert "<script>" not in shown
+    assert "<b>x" not in shown
+    assert repr(result).startswith("<Audited 24 pairs, ")
+    worst = result.suspects(3)
+    assert worst["rank"].to_pylist() == [1, 2, 3]
+    assert set(result.table.column_names) == set(worst.column_names)
+    assert result.annotators["name"].to_pylist() == ["<b>x"]
+    assert noisescope.explain_run(result.run).pairs == 24
+
+
+def test_every_public_name_loads() -> None:
+    for name in noisescope.__all__:
+        assert getattr(noisescope, name) is not None
+
+
 def test_audit_stays_the_function_and_loads_nothing_before_the_call() -> None:
     code = (
         "import sys, noisescope\n"

@@ -12,11 +12,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
+from noisescope.auditing.audited import Audited
 from noisescope.errors import UsageError
 from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter, Silent
@@ -24,7 +23,6 @@ from noisescope.progress import Reporter, Silent
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
-    import polars as pl
     import pyarrow as pa
 
     from noisescope.auditing.audit import FineTuned
@@ -33,73 +31,19 @@ if TYPE_CHECKING:
     from noisescope.models import Policy
     from noisescope.replicas.gather import EvidenceConfig
     from noisescope.scoring.score import ScoreConfig
-    from noisescope.scoring.summary import Summary
     from noisescope.storage.run import Run
-
-
-@final
-@dataclass(frozen=True)
-class Audited:
-    """A finished audit of N pairs: its `summary`, and its files in `run`."""
-
-    run: Run
-    summary: Summary
-
-    @cached_property
-    def pairs(self) -> pa.Table:
-        """[N] rows in the dataset's order: pair_id, prompt, turns, chosen, rejected, annotator...
-
-        Sides of image pairs are content keys.
-        """
-        import pyarrow.parquet as pq
-
-        return pq.read_table(self.run.pairs_path)
-
-    @cached_property
-    def scores(self) -> pa.Table:
-        """[N] rows in the dataset's order: pair_id, p_flip, u, W, gamma, rank...
-
-        Columns, units and directions: docs/output.md. Rank 1 is the most suspicious pair.
-        """
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
-
-        scores = pq.read_table(self.run.scores_path)
-        return scores.take(pc.index_in(self.pairs["pair_id"], scores["pair_id"]))
-
-    @cached_property
-    def table(self) -> pa.Table:
-        """[N] rows, the columns of `pairs` and then those of `scores`."""
-        joined = self.pairs
-        for name in self.scores.column_names:
-            if name not in joined.column_names:
-                joined = joined.append_column(name, self.scores[name])
-        return joined
-
-    def to_pandas(self) -> pd.DataFrame:
-        """`table` as a pandas frame [N]."""
-        return self.table.to_pandas()
-
-    def to_polars(self) -> pl.DataFrame:
-        """`table` as a polars frame [N]. Raises UsageError if polars is not installed."""
-        try:
-            import polars
-        except ModuleNotFoundError as error:
-            raise UsageError(
-                "to_polars: polars is not installed", hint="pip install polars"
-            ) from error
-        return polars.DataFrame(self.table)
-
-    def to_dataset(self) -> datasets.Dataset:
-        """`table` as a Hugging Face dataset [N]."""
-        from datasets import Dataset
-
-        return Dataset(self.table)
 
 
 def audit(
     dataset: (
-        str | Path | PreferenceDataset | ArrowStream | datasets.Dataset | pd.DataFrame | None
+        str
+        | Path
+        | PreferenceDataset
+        | ArrowStream
+        | datasets.Dataset
+        | pd.DataFrame
+        | list[dict[str, Any]]
+        | None
     ) = None,
     model: str | Path | Policy | None = None,
     *,
@@ -119,10 +63,10 @@ def audit(
     """Audit the pairs of `dataset` with `model`; a finished run of the same plan is reused.
 
     `dataset` is a path, glob, workspace or Hub name; a table of pandas, polars, Arrow or
-    `datasets`, whose run is named `name`; or a result of `datasets.load`. `model` is a directory,
-    GGUF file or Hub name, or a loaded Policy. None is the workspace's. `format`, `columns` (role
-    to column), `pairs_of` (ranked answers: all, best, adjacent), `split` and `limit` select what
-    is read; `settings` go to the model: device, dtype, max_length, image_size, draws. `evidence`
+    `datasets`, or a list of dicts, whose run is named `name`; or a result of `datasets.load`.
+    `model` is a directory, GGUF file or Hub name, or a loaded Policy. None is the workspace's.
+    `format`, `columns` (role to column), `pairs_of` (ranked answers: all, best, adjacent), `split`
+    and `limit` select what is read; `settings` go to the model (`MODEL_SETTINGS`). `evidence`
     holds the settings of the replicas, `score` rho, k1, k2 and c2.
 
     If the replicas are no better than chance, `summary.chance` is true and the scores carry no
@@ -131,6 +75,7 @@ def audit(
     from noisescope.auditing.audit import audit as run_audit
     from noisescope.replicas.gather import EvidenceConfig
 
+    _check_settings(settings)
     evidence, reporter = evidence or EvidenceConfig(), reporter or Silent()
     reading: dict[str, Any] = {"format": format, "columns": columns, "pairs": pairs_of}
     reading |= {"split": split, "limit": limit}
@@ -262,6 +207,38 @@ def query(
     if isinstance(run, Run):
         return run_query(run, sql)
     return run_query(find_run(None if run is None else str(run), Path(runs_directory)), sql)
+
+
+#: Settings of a model, of all modalities.
+MODEL_SETTINGS = (
+    "chat_template",
+    "device",
+    "device_map",
+    "draws",
+    "dtype",
+    "groups",
+    "image_size",
+    "max_length",
+    "quantize",
+)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise UsageError for an argument that `audit` does not have; name its place, if any."""
+    from dataclasses import fields
+
+    from noisescope.replicas.gather import EvidenceConfig
+    from noisescope.scoring.score import ScoreConfig
+
+    homes = {"evidence": EvidenceConfig, "score": ScoreConfig}
+    for name in settings:
+        if name in MODEL_SETTINGS:
+            continue
+        hint = f"Settings of a model are {', '.join(MODEL_SETTINGS)}."
+        for argument, kind in homes.items():
+            if name in {field.name for field in fields(kind)}:
+                hint = f"Pass {argument}=noisescope.{kind.__name__}({name}=...)."
+        raise UsageError(f"audit has no argument {name!r}", hint=hint)
 
 
 def _policy(

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from noisescope.auditing.audit import Audit
 from noisescope.cli.console import OUT, duration, short
-from noisescope.scoring.reviews import RunReviews, reviews_of
+from noisescope.scoring.answer import answer
+from noisescope.scoring.reviews import reviews_of
 from noisescope.storage.printable import plural, printable
 from noisescope.storage.redact import masked
 
@@ -61,25 +62,6 @@ def _heading(manifest: Mapping[str, Any]) -> Text:
     heading = name + Text(printable(" · " + " · ".join(parts)), style="dim")
     heading.no_wrap = True
     return heading
-
-
-def answer(summary: Mapping[str, Any], people: RunReviews | None = None) -> str:
-    """How many labels are wrong, in one sentence: of a summary's JSON object, and of reviews."""
-    if people is not None and people.share() is not None:
-        return people.sentence()
-    share, pairs = summary["mislabelled_share"], summary["pairs"]
-    low, high = (_rounded(share[end] * pairs) for end in ("low", "high"))
-    percent = f"{share['low']:.0%} to {share['high']:.0%}"
-    if not summary["trust"]["acts"]:
-        return f"Cannot say how many labels are wrong: anything from {percent} fits."
-    if low == 0:
-        return f"Up to {plural(high, 'label')} may be wrong ({percent})."
-    return f"Between {low:,} and {plural(high, 'label')} are probably wrong ({percent})."
-
-
-def _rounded(number: float) -> int:
-    """A number of labels with two significant digits."""
-    return int(float(f"{number:.1e}"))
 
 
 def _trust(trust: Mapping[str, Any]) -> Text:

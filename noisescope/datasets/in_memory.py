@@ -1,4 +1,4 @@
-"""Datasets that are in memory already: pandas, polars, Arrow, `datasets`.
+"""Datasets that are in memory already: pandas, polars, Arrow, `datasets`, a list of dicts.
 
     dataset = load_table(frame, name="my-pairs")
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from noisescope.datasets.columnar_files import BATCH_ROWS, decoded_rows
 from noisescope.datasets.load import read_source
@@ -61,16 +61,26 @@ def as_table(frame: object) -> pa.Table:
             return frame.with_format("arrow")[:]
         if isinstance(frame, ArrowStream):
             return pa.table(frame)
+        if isinstance(frame, list) and all(isinstance(row, dict) for row in frame):
+            return pa.Table.from_pylist(frame, pa.schema(_columns(frame)))
     except (pa.ArrowException, TypeError) as error:
         reason = first_line(error)
         raise DataError(
             f"the {type(frame).__name__} does not turn into an Arrow table: {reason}",
             hint="Give each column values of one type.",
         ) from error
-    hint = "Give a path, a name, or a table of pandas, polars, Arrow or datasets."
+    hint = "Give a path, a name, a table of pandas, polars, Arrow or datasets, or a list of dicts."
     if datasets and isinstance(frame, datasets.DatasetDict):
         hint = f"Choose a split, such as dataset[{next(iter(frame), 'train')!r}]."
     raise UsageError(f"a {type(frame).__name__} is no dataset", hint=hint)
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, pa.DataType]]:
+    """Name and type of every key of any row: `from_pylist` alone takes those of the first."""
+    import pyarrow as pa
+
+    names = list(dict.fromkeys(str(key) for row in rows for key in row))
+    return [(name, pa.array([row.get(name) for row in rows]).type) for name in names]
 
 
 def _rows(table: pa.Table, name: str, columns: Collection[str] | None) -> Iterator[Row]:
