@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from benchmarks.detect import HH_LENGTH, prepare
 from benchmarks.harness import Options, Report, main, stopwatch
@@ -102,11 +103,28 @@ def flipped(clean: Labels, seed: int, report: Report) -> None:
     labels = plant(clean, "uniform", NOISE["uniform"], seed)
     rows = list(judged(labels, seed))
     report.tables["hh-harmless, uniform noise, all pairs"] = rows
-    found = {row["evidence"]: row["AUROC"] for row in rows}
+    rng = np.random.default_rng([seed, 78])
     for accuracy, bound in zip((0.75, 0.85), HARMLESS, strict=True):
-        name = f"judge of {accuracy:.0%}"
-        report.at_least(f"hh-harmless: with a {name}", found[f"+ {name}"], bound)
+        name, values = f"graded judge of {accuracy:.0%}", graded(labels.wrong, accuracy, rng)
+        column = {"outside": values[:, None].astype(np.float32)}
+        row = audited(labels, column, f"+ {name}", None)[1]
+        rows.append(row | {"source alone": float(auroc(-values, labels.wrong))})
+        report.at_least(f"hh-harmless: with a {name}", row["AUROC"], bound)
     report.tables["hh-harmless, uniform noise, half of the prompts"] = list(rewarded(clean, labels))
+
+
+def graded(
+    wrong: NDArray[np.bool_], accuracy: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Log odds [N] of a judge who is as sure as it is right: N(mu, 2 mu) for the truth.
+
+    It is right with probability Phi(sqrt(mu / 2)) and finds errors with AUROC Phi(sqrt(mu)).
+    """
+    mu = 2 * float(ndtri(accuracy)) ** 2
+    odds: NDArray[np.float64] = np.where(wrong, -mu, mu) + np.sqrt(2 * mu) * rng.normal(
+        size=len(wrong)
+    )
+    return odds
 
 
 def harmless(options: Options) -> Labels:
