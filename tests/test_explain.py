@@ -18,6 +18,7 @@ from noisescope.report.image_traits import compare_images
 from noisescope.scoring.explain import Labels, explain
 from noisescope.scoring.noise_models import fit_noise
 from noisescope.scoring.traits import TRAITS, Trait, compare_sides, near_identical
+from noisescope.storage.sql import query
 
 LENGTH = Trait("length", "the longer response")
 
@@ -179,3 +180,15 @@ def test_images_are_compared_by_brightness_and_size() -> None:
     )
     assert found["brightness"] == [1, -1, 0]
     assert found["pixels"] == [0, 0, 1]
+
+
+def test_the_issue_of_each_pair_is_a_column(tmp_path: Path) -> None:
+    margins = margins_of(400, 0.1, 6)
+    margins[:40] = 0.0
+    run = made_run(tmp_path, made_pairs(400), margins)
+    rows = query(run, "SELECT issue, p_wrong, contested FROM scores").to_pylist()
+    assert {row["issue"] for row in rows} == {None, "wrong label", "undecided"}
+    for row in rows:
+        wrong, undecided = row["p_wrong"] >= 0.5, row["contested"] >= 0.8
+        expected = "wrong label" if wrong else "undecided" if undecided else None
+        assert row["issue"] == expected

@@ -29,7 +29,7 @@ from noisescope.gate.verdict import Estimate, Result, Row, Status, compare_thres
 from noisescope.scoring.clusters import share_interval
 from noisescope.scoring.flip_rate import FlipRate
 from noisescope.scoring.metrics import Interval
-from noisescope.scoring.summary import CONTESTED
+from noisescope.scoring.scores import CONTESTED
 
 Check = Callable[[Subject, Policy], Result | None]
 

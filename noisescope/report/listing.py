@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, final
 from noisescope.errors import DataError
 from noisescope.report.contents import BINS, Contents
 from noisescope.report.template import data_uri
-from noisescope.scoring.summary import CONTESTED
+from noisescope.scoring.scores import CONTESTED
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:

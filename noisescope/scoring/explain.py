@@ -32,6 +32,7 @@ from noisescope.scoring.annotators import Annotator, coded_table
 from noisescope.scoring.clusters import widest
 from noisescope.scoring.metrics import MASS, Interval
 from noisescope.scoring.noise_models import Noise
+from noisescope.scoring.scores import SUSPICIOUS
 from noisescope.scoring.traits import Trait
 
 Float = NDArray[np.float64]
@@ -44,8 +45,6 @@ LEVEL = 0.05
 LEAST: Mapping[Kind, float] = {"group": 0.03, "excess": 0.03, "follows": 0.1}
 #: Fewest pairs behind a finding.
 FEWEST = 20
-#: A pair is suspicious from this p_wrong on.
-SUSPICIOUS = 0.5
 
 
 @final

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Float = NDArray[np.float64]
 
-#: Columns of scores.parquet after pair_id, in order; all float64 but rank.
+#: Columns of scores.parquet after pair_id, in order; all float64. `rank` and `issue` follow.
 COLUMNS = (
     "confidence",
     "stability",
@@ -42,6 +42,10 @@ COLUMNS = (
     "gamma",
 )
 
+#: A label is an issue from this p_wrong on, and undecided from this `contested` on, which is
+#: where p is between 0.4 and 0.6: 2 min(p, 1 - p) >= 0.8.
+SUSPICIOUS, CONTESTED = 0.5, 0.8
+
 
 def schema() -> pa.Schema:
     """Columns of scores.parquet."""
@@ -53,8 +57,22 @@ def schema() -> pa.Schema:
             pa.field("pair_id", pa.string(), nullable=False),
             *numbers,
             pa.field("rank", pa.int64(), nullable=False),
+            pa.field("issue", pa.string()),
         ]
     )
+
+
+def issues(columns: Mapping[str, Float]) -> pa.Array:
+    """What is wrong with each label [n]: "not judged", "wrong label", "undecided", or null."""
+    import pyarrow as pa
+
+    found = {
+        "not judged": np.isnan(columns["p_wrong"]),
+        "wrong label": columns["p_wrong"] >= SUSPICIOUS,
+        "undecided": columns["contested"] >= CONTESTED,
+    }
+    names = np.select(list(found.values()), list(found), default="")
+    return pa.array(names, pa.string(), mask=names == "")
 
 
 def require_scores(run: Run) -> None:
@@ -124,7 +142,7 @@ def _unsorted(
         for ids, (block, columns) in zip(named, blocks, strict=True):
             names = ids.column(0).combine_chunks()
             arrays = [names, *(pa.array(columns[name]) for name in COLUMNS), pa.array(rank[block])]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema())
+            yield pa.RecordBatch.from_arrays([*arrays, issues(columns)], schema=schema())
 
 
 def in_blocks(batches: Iterable[pa.RecordBatch], size: int = BLOCK) -> Iterator[pa.Table]:
@@ -147,6 +165,8 @@ def _with_nulls(table: pa.Table) -> pa.Table:
     import pyarrow as pa
 
     # whole arrays: pages end where chunks do, and the file's bytes are to depend on nothing else
-    names, rank = (table.column(name).combine_chunks() for name in ("pair_id", "rank"))
+    names, rank, issue = (
+        table.column(name).combine_chunks() for name in ("pair_id", "rank", "issue")
+    )
     numbers = [pa.array(table.column(name).to_numpy(), from_pandas=True) for name in COLUMNS]
-    return pa.Table.from_arrays([names, *numbers, rank], schema=schema())
+    return pa.Table.from_arrays([names, *numbers, rank, issue], schema=schema())

@@ -38,6 +38,7 @@ from noisescope.scoring.metrics import (
 )
 from noisescope.scoring.noise_models import Noise, NoiseModel
 from noisescope.scoring.pair_facts import PairFacts
+from noisescope.scoring.scores import CONTESTED
 from noisescope.scoring.sources import SourceReport, source_notes
 from noisescope.scoring.standouts import Standouts
 from noisescope.scoring.triads import Triads
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 Float = NDArray[np.float64]
 
-#: A pair counts as contested where p is between 0.4 and 0.6: 2 min(p, 1 - p) >= 0.8.
-CONTESTED = 0.8
 TENTHS = np.linspace(0, 1, 11)
 
 
