@@ -189,7 +189,7 @@ def test_the_page_states_the_review(scored):
     html = page(gather(scored.run))
     assert "Reviewed: " in html
     assert "60 judgements by 1 reviewer" in html
-    assert "reviewed: wrong" in html
+    assert '"reviewed":"wrong"' in html
 
 
 def _complete(run):
