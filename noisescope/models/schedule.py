@@ -192,7 +192,6 @@ def _flow(name: str, config: Mapping[str, Any], density: Density, tokens: int | 
     import numpy as np
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     _require(name, config, "invert_sigmas", (None, False))
     own = {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal"}
@@ -205,8 +204,10 @@ def _flow(name: str, config: Mapping[str, Any], density: Density, tokens: int | 
                 f"scheduler: {name} with use_dynamic_shifting goes with a transformer, not a UNet",
                 hint="Set shift and use_dynamic_shifting false as the UNet was trained.",
             )
-        keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-        mu = calculate_shift(tokens, *(made.config[key] for key in keys))
+        scale = made.config
+        least, most = scale.base_image_seq_len, scale.max_image_seq_len
+        slope = (scale.max_shift - scale.base_shift) / (most - least)
+        mu = scale.base_shift + slope * (tokens - least)  # as the pipelines' calculate_shift
         steps = made.config.num_train_timesteps
         made.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     times = made.timesteps.flip(0)
