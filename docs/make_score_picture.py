@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from noisescope.auditing.audit import Audit
 from noisescope.cli.console import OUT
 from noisescope.cli.summary import print_summary
 from noisescope.storage.run import Run
@@ -22,7 +21,7 @@ def main(run: Path) -> None:
     """Render the summary of a finished run, 80 columns wide."""
     console = Console(record=True, width=80, file=io.StringIO(), highlight=False)
     OUT.__dict__["console"] = console
-    print_summary(Audit(Run(run), None))  # type: ignore[arg-type]
+    print_summary(Run(run))
     picture = Path(__file__).parent / "images" / "score.svg"
     drawn = console.export_svg(title="noisescope score hh-rlhf")
     drawn = re.sub(r"@font-face {.*?}", "", drawn, flags=re.DOTALL)  # no font from the network

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from helpers.toy_run import rows, scored_run, write_lines
 
-from noisescope.auditing.audit import Audit
 from noisescope.cli.console import OUT, duration
 from noisescope.cli.query import fitting
 from noisescope.cli.summary import answer, print_summary
@@ -64,7 +63,7 @@ def screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Scre
         monkeypatch.setattr(OUT.console, "width", width)
         content = manifest | {"summary": manifest["summary"] | summary}
         monkeypatch.setattr(Run, "manifest", lambda self: json.loads(json.dumps(content)))
-        print_summary(Audit(run, None))  # type: ignore[arg-type]
+        print_summary(run)
         return str(capsys.readouterr().out)
 
     return printed

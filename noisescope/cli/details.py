@@ -13,19 +13,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from noisescope.auditing.audit import Audit
 from noisescope.cli.console import OUT, duration, print_lines, short
-from noisescope.cli.summary import ceiling
-from noisescope.scoring.reviews import reviews_of
+from noisescope.cli.summary import ceiling, reviews_of
 from noisescope.storage.printable import plural, printable
+from noisescope.storage.run import Run
 
 #: Width of the longest histogram bar, in characters.
 BAR = 40
 
 
-def print_details(audit: Audit) -> None:
-    """Print the statistics of `audit` on stdout."""
-    manifest = audit.run.manifest()
+def print_details(run: Run) -> None:
+    """Print the statistics of a run on stdout."""
+    manifest = run.manifest()
     summary: dict[str, Any] = manifest["summary"]
     OUT.print(
         Panel(
@@ -39,11 +38,11 @@ def print_details(audit: Audit) -> None:
         OUT.print(_sources(summary["sources"]))
     OUT.print(_noise(summary["noise_models"], summary["noise_model"]))
     OUT.print(_suspects(summary))
-    if (people := reviews_of(audit.run)) is not None:
+    if (people := reviews_of(run)) is not None:
         OUT.print(Text("• ", style="bold green") + Text(printable(people.sentence())))
     for note in summary["notes"]:
         OUT.print(Text("• ", style="bold yellow") + Text(printable(note)))
-    print_lines(scores=str(audit.run.scores_path), next=_next(audit))
+    print_lines(scores=str(run.scores_path), next=_next(run))
 
 
 def _grid() -> Table:
@@ -211,11 +210,11 @@ def _suspects(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _next(audit: Audit) -> str:
+def _next(run: Run) -> str:
     """What to type next."""
     sql = "SELECT pair_id, p_wrong FROM scores WHERE p_wrong > 0.5 ORDER BY rank"
-    directory = audit.run.directory
+    directory = run.directory
     found = "" if directory.parent == Path("runs") else f" --run {shlex.quote(str(directory))}"
-    image = audit.run.manifest().get("modality") == "image"  # a table of keys shows no picture
+    image = run.manifest().get("modality") == "image"  # a table of keys shows no picture
     command = "noisescope show --rank 1" if image else f'noisescope query "{sql}"'
     return command + found

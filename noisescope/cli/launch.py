@@ -5,15 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope.cli.console import Terminal
-from noisescope.cli.options import EvidenceOptions, SourceOptions
+from noisescope.cli.options import ConstantOptions, EvidenceOptions, SourceOptions
 
 if TYPE_CHECKING:
     from noisescope.auditing.ranks import World
+    from noisescope.auditing.repeat import Repeat
     from noisescope.models import Policy
     from noisescope.pairs import PreferenceDataset
     from noisescope.replicas.gather import EvidenceConfig
@@ -58,6 +59,24 @@ def read_inputs(
     return pairs, policy, config
 
 
+def typed_before(
+    source: SourceOptions,
+    evidence: EvidenceOptions,
+    constants: ConstantOptions,
+    dataset: str | None,
+) -> Repeat | None:
+    """The same command as it may have been typed before; None if it must be computed."""
+    from noisescope.auditing.repeat import Repeat
+    from noisescope.models.device import launched
+    from noisescope.storage.workspace import default_dataset, find_workspace
+
+    if launched() or evidence.evidence or evidence.from_adapters:
+        return None
+    options = asdict(source) | asdict(evidence) | asdict(constants)
+    named = default_dataset(dataset, find_workspace())
+    return Repeat.of(named, source.model, options, source.runs_dir)
+
+
 def audited(
     dataset: str | None, typed: Mapping[str, Any], runs_dir: Path, terminal: Terminal
 ) -> Run:
@@ -65,8 +84,6 @@ def audited(
 
     `typed` are options of `score` by name; those that are None are left to [score].
     """
-    from noisescope.auditing.audit import audit
-    from noisescope.cli.options import EvidenceOptions, SourceOptions
     from noisescope.storage.workspace import find_workspace
 
     workspace = find_workspace()
@@ -76,18 +93,30 @@ def audited(
     if "from_adapters" in stated:
         stated["from_adapters"] = [Path(path) for path in stated["from_adapters"]]
     source = SourceOptions(**_of_group(SourceOptions, stated))
-    config = EvidenceOptions(**_of_group(EvidenceOptions, stated)).config()
+    evidence = EvidenceOptions(**_of_group(EvidenceOptions, stated))
+    constants = ConstantOptions(**_of_group(ConstantOptions, stated))
+    before = typed_before(source, evidence, constants, dataset)
+    if before and (run := before.reuse()):
+        return run
+    from noisescope.auditing.audit import audit
+    from noisescope.scoring.score import ScoreConfig
+
+    config = evidence.config()
     pairs, judge = source.read(dataset, terminal, lambda pairs: config.check(pairs.modality))
     for remark in other_caches(runs_dir, judge.identity.fingerprint):
         terminal.note(remark)
-    return audit(
+    run = audit(
         pairs,
         judge,
         evidence=config,
+        score=ScoreConfig(**vars(constants)),
         runs_directory=runs_dir,
         command=shlex.join(["noisescope", *sys.argv[1:]]),
         reporter=terminal,
     ).run
+    if before:
+        before.keep(run, pairs.modality)
+    return run
 
 
 def _of_group(group: type[Any], stated: Mapping[str, Any]) -> dict[str, Any]:

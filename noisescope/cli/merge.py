@@ -50,4 +50,4 @@ def merge(
         reporter=terminal,
     )
     terminal.note(f"done in {duration(time.monotonic() - began)}")
-    finish(done, terminal, json=json)
+    finish(done.run, terminal, json=json)

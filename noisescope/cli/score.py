@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisescope.cli.console import OUT, Terminal, duration, print_json
-from noisescope.cli.launch import read_inputs
+from noisescope.cli.launch import read_inputs, typed_before
 from noisescope.cli.options import (
     ConstantOptions,
     DatasetArgument,
@@ -26,8 +26,8 @@ from noisescope.storage.printable import printable
 from noisescope.storage.sql import Spill
 
 if TYPE_CHECKING:
-    from noisescope.auditing.audit import Audit
     from noisescope.auditing.shards import ShardDone
+    from noisescope.storage.run import Run
 
 
 @spread
@@ -59,16 +59,22 @@ def score(
 
     Example: noisescope score hh-rlhf --model models/SmolLM2-135M-Instruct
     """
-    from noisescope.auditing.audit import audit
     from noisescope.auditing.ranks import joined
-    from noisescope.auditing.shards import compute_shard
     from noisescope.replicas.partition import Share
-    from noisescope.scoring.score import ScoreConfig
 
-    scoring = ScoreConfig(**vars(constants), spill=Spill(memory, spill_dir))
     share = None if shard is None else Share.parse(shard)
     terminal = Terminal(quiet=json)
     began = time.monotonic()
+    before = None if shard else typed_before(source, evidence, constants, dataset)
+    if before and (run := before.reuse()):
+        terminal.note(f"{run.directory} has the result: nothing has changed since")
+        finish(run, terminal, json=json, details=details)
+        return
+    from noisescope.auditing.audit import audit
+    from noisescope.auditing.shards import compute_shard
+    from noisescope.scoring.score import ScoreConfig
+
+    scoring = ScoreConfig(**vars(constants), spill=Spill(memory, spill_dir))
     command = shlex.join(["noisescope", *without_shard(sys.argv[1:])])
     with joined() as world:
         pairs, policy, config = read_inputs(source, evidence, dataset, terminal, world, share)
@@ -98,22 +104,24 @@ def score(
             reporter=terminal,
             world=world,
         )
+        if before:
+            before.keep(done.run, pairs.modality)
         terminal.note(f"done in {duration(time.monotonic() - began)}")
-        finish(done, terminal, json=json, details=details)
+        finish(done.run, terminal, json=json, details=details)
 
 
-def finish(done: Audit, terminal: Terminal, *, json: bool, details: bool = False) -> None:
+def finish(run: Run, terminal: Terminal, *, json: bool, details: bool = False) -> None:
     """Print the summary, or all `details`. Exits with 2 if the replicas are at chance level."""
     from noisescope.cli.details import print_details
-    from noisescope.cli.summary import print_summary
-    from noisescope.scoring.reviews import reviews_of
+    from noisescope.cli.summary import print_summary, reviews_of
 
+    summary = run.manifest()["summary"]
     if json:
-        people = reviews_of(done.run)
-        print_json(done.run.manifest()["summary"] | {"reviews": people and people.to_json()})
+        people = reviews_of(run)
+        print_json(summary | {"reviews": people and people.to_json()})
     else:
-        (print_details if details else print_summary)(done)
-    if done.summary.chance:
+        (print_details if details else print_summary)(run)
+    if summary["chance"]:
         terminal.note("replicas are no better than chance: these scores carry no verdict")
         raise typer.Exit(2)
 

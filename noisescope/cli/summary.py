@@ -6,16 +6,19 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from noisescope.auditing.audit import Audit
 from noisescope.cli.console import OUT, duration, short
 from noisescope.scoring.answer import answer
-from noisescope.scoring.reviews import reviews_of
 from noisescope.storage.printable import plural, printable
 from noisescope.storage.redact import masked
+from noisescope.storage.reviews import has_reviews
+from noisescope.storage.run import Run
+
+if TYPE_CHECKING:
+    from noisescope.scoring.reviews import RunReviews
 
 #: Widest screen, the longest bar, and the left block, in characters.
 WIDEST, BAR, FIND = 100, 10, 36
@@ -23,13 +26,22 @@ WIDEST, BAR, FIND = 100, 10, 36
 PEOPLE, PAIRS = 4, 3
 
 
-def print_summary(audit: Audit) -> None:
-    """Print the result of `audit` on stdout: 24 lines of 80 columns, where nothing is long."""
-    manifest = audit.run.manifest()
+def reviews_of(run: Run) -> RunReviews | None:
+    """People's judgements of a run; scipy is imported only where there are any."""
+    if not has_reviews(run):
+        return None
+    from noisescope.scoring import reviews
+
+    return reviews.reviews_of(run)
+
+
+def print_summary(audited: Run) -> None:
+    """Print the result of a run on stdout: 24 lines of 80 columns, where nothing is long."""
+    manifest = audited.manifest()
     summary: dict[str, Any] = manifest["summary"]
     width = min(OUT.console.width, WIDEST)
-    people = reviews_of(audit.run)
-    directory = audit.run.directory
+    people = reviews_of(audited)
+    directory = audited.directory
     run = shlex.quote(directory.name if directory.parent == Path("runs") else str(directory))
     _print(_heading(manifest), width)
     OUT.print(Text())

@@ -1,0 +1,156 @@
+"""Recognise an audit that is finished and of which no input has changed since.
+
+    before = Repeat.of("pairs.jsonl", model, options, Path("runs"))
+    if before and (run := before.reuse()): ...         # its result, in a fraction of a second
+    before.keep(run)                                   # after an audit
+
+An input is anything that decides a number: the options, noisescope.toml, the code of this package
+and the versions of its libraries, the files of dataset and model (inode, size and times, taken
+before they are read) and people's judgements. `<runs>/.cache/finished/<key>.json` records them with
+the digest of the run's manifest. Whatever comes from the Hub or another service has no such record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, final
+
+from noisescope.errors import NoisescopeError, RunError
+from noisescope.pairs import Modality, digest
+from noisescope.storage.checksums import file_digest, file_version
+from noisescope.storage.files import write_atomic
+from noisescope.storage.reviews import FILE as REVIEWS
+from noisescope.storage.run import Plan, Run, find_run, finished_runs, open_run, versions
+from noisescope.storage.workspace import FILE_NAME, default_model, find_workspace, resolve
+
+#: Most files of a folder that are looked at; larger ones have no record.
+MOST_FILES = 10_000
+#: A model that names a base model elsewhere.
+_ADAPTER = "adapter_config.json"
+
+
+@final
+@dataclass(frozen=True)
+class Repeat:
+    """One audit as it was typed: `inputs` is the digest of its files by modality."""
+
+    key: str
+    inputs: Mapping[str, str]
+    runs_directory: Path
+
+    @classmethod
+    def of(
+        cls, dataset: str, model: str | None, options: Mapping[str, Any], runs_directory: Path
+    ) -> Repeat | None:
+        """The audit of `dataset` by `model` (None: the workspace's) with all `options`; None if
+        files of this machine do not decide its result.
+        """
+        from noisescope.datasets import open_source
+        from noisescope.models.load import packaged_model
+
+        workspace = find_workspace()
+        try:
+            if resolve(dataset, workspace).kind == "hub":
+                return None
+            source = open_source(dataset, split=options.get("split"), workspace=workspace)
+            files = [*source.files, *_existing((source.root or Path()) / "README.md")]
+            if workspace:
+                files.append(workspace.root / FILE_NAME)
+            inputs: dict[str, str] = {}
+            modalities: tuple[Modality, ...] = ("text", "image")
+            for modality in modalities:
+                named = default_model(model, modality, workspace) or packaged_model(modality)
+                judge = _model_files(Path(named)) if named else None
+                shown = _below(source.root, runs_directory) if modality == "image" else []
+                if judge and shown is not None:
+                    inputs[modality] = _stamp([*files, *judge, *shown])
+            stated = json.dumps(dict(options), sort_keys=True, default=str)
+            key = digest(dataset, str(Path.cwd()), stated, json.dumps(versions()), _code())
+        except (NoisescopeError, OSError):
+            return None
+        return cls(key, inputs, runs_directory) if inputs else None
+
+    @property
+    def path(self) -> Path:
+        """Where the record is."""
+        return self.runs_directory / ".cache" / "finished" / f"{self.key}.json"
+
+    def reuse(self) -> Run | None:
+        """The finished run, as the latest of its directory; None if it must be made."""
+        try:
+            record = json.loads(self.path.read_text("utf-8"))
+            run, modality = Run(Path(record["run"])), record["modality"]
+            same = record["inputs"] == self.inputs[modality] and record["result"] == _result(run)
+            if not (same and run.scores_path.is_file() and run.evidence_complete):
+                return None
+            find_run(str(run.directory), self.runs_directory)
+            if finished_runs(run.directory.parent)[-1].directory.name != run.directory.name:
+                plan = Plan.from_json(run.plan())
+                with open_run(self.runs_directory, plan, run.directory):
+                    run.write_manifest(run.manifest())
+                self.keep(run, modality)
+        except (OSError, ValueError, LookupError, TypeError, RunError):
+            return None
+        return run
+
+    def keep(self, run: Run, modality: str) -> None:
+        """Record that `run` is the result."""
+        if modality in self.inputs:
+            record = {"run": str(run.directory), "modality": modality, "result": _result(run)}
+            record |= {"inputs": self.inputs[modality]}
+            write_atomic(self.path, json.dumps(record) + "\n")
+
+
+def _result(run: Run) -> str:
+    """Digest of a run's manifest and of all judgements in and beside it."""
+    here = run.directory.resolve()
+    reviews = dict.fromkeys([*_existing(here / REVIEWS), *sorted(here.parent.glob(f"*/{REVIEWS}"))])
+    return digest(*map(file_digest, [run.manifest_path, *reviews]))
+
+
+def _existing(path: Path) -> list[Path]:
+    return [path] if path.is_file() else []
+
+
+def _model_files(model: Path) -> list[Path] | None:
+    """The files of a local model; None for any other."""
+    if model.is_file():
+        return [model]
+    found = _below(model, None) if model.is_dir() else None
+    return None if found is None or any(path.name == _ADAPTER for path in found) else found
+
+
+def _below(folder: Path | None, but: Path | None) -> list[Path] | None:
+    """All files below `folder`, without hidden ones and those below `but`; None if too many."""
+    found: list[Path] = []
+    for path in _walk(folder or Path(), but and but.resolve()):
+        found.append(path)
+        if len(found) > MOST_FILES:
+            return None
+    return found
+
+
+def _walk(folder: Path, but: Path | None) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder):
+        at = Path(here)
+        folders[:] = sorted(
+            name for name in folders if name[0] != "." and (at / name).resolve() != but
+        )
+        yield from (at / name for name in sorted(names) if name[0] != ".")
+
+
+def _stamp(paths: Sequence[Path]) -> str:
+    """Digest of the names and versions of files. Raises OSError."""
+    return digest(*(f"{path.resolve()} {file_version(path)}" for path in paths))
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """The version of this package's code: a change to it may change any number."""
+    here = Path(__file__).parents[1]
+    return _stamp(sorted(path for path in here.rglob("*.py")))
