@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from noisescope.gate.evaluate import check_gate
     from noisescope.replicas.gather import EvidenceConfig
     from noisescope.report.explain import explain_run
+    from noisescope.report.html import write_report
     from noisescope.scoring.score import ScoreConfig
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __all__ = [
     "query",
     "train",
     "validate",
+    "write_report",
 ]
 
 #: Public names that are loaded on first use, and their modules.
@@ -67,6 +69,7 @@ _LATER = {
     "train": "noisescope.auditing.train",
     "check_gate": "noisescope.gate.evaluate",
     "explain_run": "noisescope.report.explain",
+    "write_report": "noisescope.report.html",
     "export_clean": "noisescope.export.clean",
     "export_weights": "noisescope.export.weights",
     "find_run_scores": "noisescope.export.run_scores",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from helpers.gate_runs import made_pairs, made_run, margins_of, noisescope, pars
 from PIL import Image
 
 from noisescope.report.explain import explain_run
+from noisescope.report.html import in_common, write_report
 from noisescope.report.image_traits import compare_images
 from noisescope.scoring.explain import Labels, explain
 from noisescope.scoring.noise_models import fit_noise
@@ -192,3 +194,27 @@ def test_the_issue_of_each_pair_is_a_column(tmp_path: Path) -> None:
         wrong, undecided = row["p_wrong"] >= 0.5, row["contested"] >= 0.8
         expected = "wrong label" if wrong else "undecided" if undecided else None
         assert row["issue"] == expected
+
+
+def test_at_chance_only_what_labels_follow_is_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    margins = rng.normal(size=600)
+    margins[np.arange(600) % 5 == 2] = -np.abs(margins[np.arange(600) % 5 == 2])
+    run = made_run(tmp_path, made_pairs(600), margins)
+    assert run.manifest()["summary"]["chance"]
+    assert {finding.kind for finding in explain_run(run).findings} <= {"follows"}
+
+
+def test_the_page_has_the_sentences_but_no_annotator_twice(tmp_path: Path) -> None:
+    margins = margins_of(1000, 0.05, 5)
+    margins[900:] *= -1
+    run = made_run(tmp_path, made_pairs(1000), margins)
+    more = {"adapter": "triples", "command": "noisescope score", "finished": "", "timings": {}}
+    run.write_manifest(run.manifest() | more)
+    path, figures = write_report(run)
+    (common,) = re.findall(r'<div class="who" id="common">(.*?)</div>', path.read_text(), re.DOTALL)
+    assert "rows 901 to 1,000" in common
+    assert figures
+    found = explain_run(run)
+    named = replace(found.findings[0], trait="annotator", sentence="Labels of annotator x")
+    assert in_common(replace(found, findings=[named])) == {"suspicious": [], "all": []}

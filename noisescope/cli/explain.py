@@ -46,6 +46,7 @@ def explain(
 
 def print_explanation(explanation: Explanation) -> None:
     """Print give-aways, what goes with wrong labels, and what all labels follow."""
+    from rich.padding import Padding
     from rich.text import Text
 
     if explanation.looked_at < explanation.pairs:
@@ -61,7 +62,7 @@ def print_explanation(explanation: Explanation) -> None:
         if sentences:
             OUT.print(Text(title, style="bold"))
         for sentence in sentences[:SHOWN]:
-            OUT.print(Text("  • " + printable(sentence)))
+            OUT.print(Padding(Text("• " + printable(sentence)), (0, 0, 0, 2)))
         if len(sentences) > SHOWN:
             OUT.print(Text(f"  {len(sentences) - SHOWN:,} more: --json", style="dim"))
     if not explanation.sentences:

@@ -104,9 +104,8 @@ def report(
 
     Example: noisescope report --terminal
     """
-    from noisescope.report.contents import gather, write_figures
-    from noisescope.report.html import page
-    from noisescope.storage.files import write_atomic
+    from noisescope.report.contents import gather
+    from noisescope.report.html import write_report
     from noisescope.storage.run import find_run
 
     found = find_run(run, runs_dir)
@@ -114,10 +113,7 @@ def report(
     if terminal:
         print_report(gather(found, worst=SHOWN), OUT.console)
         return
-    contents = gather(found)
-    path = output or found.directory / "report.html"
-    write_atomic(path, page(contents, images_of(found)))
-    figures = write_figures(contents.pictures, found.directory / "figures")
+    path, figures = write_report(found, output, images_of(found))
     if json:
         print_json({"report": str(path), "figures": [str(figure) for figure in figures]})
     else:
@@ -125,7 +121,7 @@ def report(
         print_lines(
             report=str(path),
             figures=str(found.directory / "figures"),
-            next=f"noisescope export {run_again} --format review",
+            next=f"noisescope apply decisions.csv {run_again}   after deciding on the page",
         )
 
 

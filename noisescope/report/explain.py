@@ -75,6 +75,7 @@ def explain_run(run: Run, images: ImageStore | None = None) -> Explanation:
     from noisescope.storage.sql import query
 
     require_scores(run)
+    chance = run.manifest()["summary"]["chance"]  # margins then explain nothing
     text = run.manifest().get("modality") != "image"
     rows = query(
         run,
@@ -104,7 +105,7 @@ def explain_run(run: Run, images: ImageStore | None = None) -> Explanation:
         len(margins),
         len(some),
         tuple(run_notes(run)) if text else (),
-        tuple(explain(labels, noise)),
+        tuple(f for f in explain(labels, noise) if f.kind == "follows" or not chance),
     )
 
 

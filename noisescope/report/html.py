@@ -1,6 +1,6 @@
 """Render the report as one HTML file that loads nothing: style, script and images are inside.
 
-    write_atomic(path, page(gather(run)))
+    path, figures = write_report(run)
 
 Dataset text is untrusted: the template escapes it, and the content security policy allows only
 our own style and script.
@@ -10,20 +10,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from noisescope.report.contents import Contents
+from noisescope.report.contents import Contents, gather, write_figures
+from noisescope.report.explain import Explanation, explain_run
 from noisescope.report.listing import listing
 from noisescope.report.overview import overview
 from noisescope.report.style import Picture, dark
 from noisescope.report.template import content_policy, data_uri, render, resource
+from noisescope.storage.files import write_atomic
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     from noisescope.pairs import ImageStore
+    from noisescope.storage.run import Run
 
 PACKAGE = "noisescope.report"
+#: Most sentences on what labels have in common.
+SENTENCES = 6
+
+
+def write_report(
+    run: Run, output: Path | None = None, images: ImageStore | None = None
+) -> tuple[Path, list[Path]]:
+    """Write a run's page (report.html in it if None) and its figures; return their paths.
+
+    Raises RunError for an unfinished or damaged run.
+    """
+    contents = gather(run)
+    path = output or run.directory / "report.html"
+    write_atomic(path, page(contents, images))
+    return path, write_figures(contents.pictures, run.directory / "figures")
 
 
 def page(contents: Contents, images: ImageStore | None = None) -> str:
@@ -40,6 +58,7 @@ def page(contents: Contents, images: ImageStore | None = None) -> str:
         script=script,
         data=Markup(listing(contents, images)),
         shown=overview(contents),
+        common=in_common(explain_run(contents.run, images)),
         policy=content_policy(css, script),
         dataset=printable(str(manifest["dataset"])),
         model=printable(PurePath(manifest["model"]).name),
@@ -59,6 +78,15 @@ def page(contents: Contents, images: ImageStore | None = None) -> str:
         provenance=provenance(contents),
         version=manifest.get("versions", {}).get("noisescope", ""),
     )
+
+
+def in_common(explanation: Explanation) -> dict[str, list[str]]:
+    """Sentences about suspicious labels and about all; those who stand out have their own place."""
+    found = [f for f in explanation.findings if f.trait not in ("annotator", "source")]
+    return {
+        "suspicious": [printable(f.sentence) for f in found if f.kind != "follows"][:SENTENCES],
+        "all": [printable(f.sentence) for f in found if f.kind == "follows"][:SENTENCES],
+    }
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
