@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from noisescope.errors import RunError
 from noisescope.models import Item, ModelIdentity
-from noisescope.models.features import compute_features, estimate_seconds, uncached
+from noisescope.models.features import compute_features, uncached
 from noisescope.pairs import digest, response_key
 from noisescope.storage import cache as parts
 from noisescope.storage.cache import Rows, compute_missing, plan_chunks
@@ -211,10 +211,6 @@ def test_an_unwritable_cache_is_said(tmp_path: Path) -> None:
 
 def test_no_items_no_features(tmp_path: Path) -> None:
     assert compute_features(Counting(), [], tmp_path, Notes()) == {}
-
-
-def test_estimate_by_hand() -> None:
-    assert estimate_seconds(Counting(), ITEMS, 1e10) == pytest.approx(300e9 / (0.6 * 1e10))
 
 
 @settings(max_examples=30, deadline=None)

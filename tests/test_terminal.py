@@ -30,6 +30,7 @@ from noisescope.evaluate.comparison import (
     by_score,
 )
 from noisescope.evaluate.results import summarise_verdicts
+from noisescope.progress import Pace, advance, inside
 from noisescope.storage.printable import printable
 
 
@@ -64,8 +65,8 @@ def test_a_log_gets_a_line_at_most_every_ten_seconds(
         advance(40, 100, None)
         advance(100, 100, None)
     assert capsys.readouterr().err.splitlines() == [
+        "features: 20%, about 32 s left",
         "a batch was halved",
-        "features: 30%, 38 s left",
     ]
 
 
@@ -146,3 +147,22 @@ def test_the_module_is_the_command() -> None:
     words = [sys.executable, "-m", "noisescope", "--version"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("noisescope ")
+
+
+def test_the_time_left_is_a_mean_over_the_whole_stage() -> None:
+    pace = Pace()
+    assert pace.left(0, 100, 0.0) is None
+    assert pace.left(10, 100, 5.0) is None  # how long the first took is not known
+    assert pace.left(20, 100, 10.0) == pytest.approx(40.0)
+    assert pace.left(20, 100, 70.0) == pytest.approx(520.0)  # a minute without news
+    assert pace.left(100, 100, 80.0) is None
+    assert pace.left(10, 50, 90.0) is None  # another stage begins
+    assert pace.left(20, 50, 91.0) == pytest.approx(3.0)
+
+
+def test_a_chunk_shows_progress_before_it_ends() -> None:
+    shares: list[float] = []
+    with inside(shares.append):
+        advance(0.5)
+    advance(1.0)
+    assert shares == [0.5]

@@ -275,7 +275,8 @@ def read_dataset(
         workspace = find_workspace()
         target = default_dataset(None if dataset is None else str(dataset), workspace)
         reporter.note(resolve(target, workspace).description)
-        found = load(target, workspace=workspace, **reading)
+        with reporter.stage("reading pairs"):
+            found = load(target, workspace=workspace, **reading)
         reporter.note(f"{len(found):,} {found.modality} pairs, format {found.adapter}")
         for note in reading_notes(found):
             reporter.note(note)

@@ -371,7 +371,8 @@ def score_margins(
     if tuned.reused:
         reporter.note(f"evidence of {run.directory} is complete: only verdicts are made again")
     began = time.perf_counter()
-    summary = score_run(run.directory, score)
+    with reporter.stage("verdicts"):
+        summary = score_run(run.directory, score)
     summary = replace(summary, notes=(*summary.notes, *origin.facts.get("notes", ())))
     watch.time("verdicts", began)
     before = run.evidence_manifest()

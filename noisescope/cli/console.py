@@ -17,6 +17,8 @@ from functools import cached_property
 from types import FrameType
 from typing import TYPE_CHECKING, Any, final
 
+from noisescope.progress import Pace
+from noisescope.progress import duration as duration
 from noisescope.storage.printable import one_line, printable
 from noisescope.storage.redact import masked
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from noisescope.progress import Progress
 
+#: Seconds before the first line on the time left in a log, and between further ones.
+FIRST, BETWEEN = 3, 10
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -153,17 +157,6 @@ def finite(value: Any) -> Any:
     return value
 
 
-def duration(seconds: float) -> str:
-    """`0.4 s`, `35 s`, `4 min`, `2.5 h`."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 @final
 class Terminal:
     """Shows an audit's stages on stderr: a bar with ETA on a terminal, sparse lines elsewhere."""
@@ -188,49 +181,50 @@ class Terminal:
             yield self._lines(label)
 
     def _lines(self, label: str) -> Progress:
-        """Progress for logs: a line at most every ten seconds, with the time left."""
-        began = last = time.monotonic()
-        before = 0.0
+        """Progress for logs: the time left after FIRST seconds, then every BETWEEN."""
+        last, between, pace = time.monotonic(), FIRST, Pace()
 
         def advance(done_work: float, total_work: float, note: str | None) -> None:
-            nonlocal began, last, before
+            nonlocal last, between
             check()
             now = time.monotonic()
             if note:
                 self.note(note)
-            if before == 0 < done_work:
-                began, before = now, done_work  # a continued run begins beyond zero
-            if now - last >= 10 and before < done_work < total_work:
-                last = now
-                left = (now - began) * (total_work - done_work) / (done_work - before)
-                self.note(f"{label}: {done_work / total_work:.0%}, {duration(left)} left")
+            left = pace.left(done_work, total_work, now)
+            if now - last >= between and left is not None:
+                last, between = now, BETWEEN
+                self.note(f"{label}: {done_work / total_work:.0%}, about {duration(left)} left")
 
         return advance
 
 
 @contextmanager
 def _bar(label: str) -> Iterator[Progress]:
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    """A bar with the time left; without a number of steps, one that only moves."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[share]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
     )
+    pace = Pace()
     with Progress(*columns, console=ERR.console, transient=True) as progress:
-        task = progress.add_task(label, total=None)
+        task = progress.add_task(label, total=None, share="", left="")
 
         def advance(done_work: float, total_work: float, note: str | None) -> None:
             check()
-            progress.update(task, completed=done_work, total=total_work)
+            left = pace.left(done_work, total_work, time.monotonic())
+            progress.update(
+                task,
+                completed=done_work,
+                total=total_work,
+                share=f"{done_work / total_work:.0%}" if total_work else "",
+                left="" if left is None else f"about {duration(left)} left",
+            )
             if note:
                 progress.console.print(Text(printable(note)))
 

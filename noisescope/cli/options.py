@@ -193,17 +193,18 @@ class SourceOptions:
         named = default_model(self.model, pairs.modality, find_workspace())
         if named is None and (named := packaged_model(pairs.modality)):
             terminal.note("no --model: taking the model of an installed package")
-        policy = load_policy(
-            named,
-            pairs,
-            max_length=self.max_length,
-            chat_template=self.chat_template,
-            device=own_device(self.device),
-            dtype=self.dtype,
-            device_map=self.device_map,
-            quantize=self.quantize,
-            **{name: value for name, value in pictures.items() if value is not None},
-        )
+        with terminal.stage("loading the model"):
+            policy = load_policy(
+                named,
+                pairs,
+                max_length=self.max_length,
+                chat_template=self.chat_template,
+                device=own_device(self.device),
+                dtype=self.dtype,
+                device_map=self.device_map,
+                quantize=self.quantize,
+                **{name: value for name, value in pictures.items() if value is not None},
+            )
         terminal.note(f"model: {policy.identity.id}")
         return pairs, policy
 

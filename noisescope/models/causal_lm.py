@@ -36,6 +36,7 @@ from noisescope.models.packing import Corpus, corpus_of, pack
 from noisescope.models.tokenize import Encoded, Encoder
 from noisescope.models.verify import verify
 from noisescope.pairs import Modality
+from noisescope.progress import advance
 
 if TYPE_CHECKING:
     import torch
@@ -164,10 +165,14 @@ class CausalLMPolicy:
         retry = OomRetry("responses", name_of, self.limit)
         rows: dict[str, list[Float]] = {name: [] for name in self.groups}
         order: list[int] = []
+        lengths = [len(response) for response in corpus.responses]
+        done, work = 0, max(sum(lengths), 1)
         with torch.inference_mode():
             for batch in self._batches(corpus):
                 for part, found in retry.run(rows_of, batch):
                     order += part
+                    done += sum(lengths[item] for item in part)
+                    advance(done / work)
                     for name in self.groups:
                         rows[name].append(found[name])
         back = np.argsort(np.array(order, np.int64))

@@ -37,6 +37,7 @@ from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.pipeline import Pipeline, load_pipeline
 from noisescope.models.pipeline_files import find_pipeline
 from noisescope.pairs import ImageStore, Modality, digest
+from noisescope.progress import advance
 
 if TYPE_CHECKING:
     import torch
@@ -181,6 +182,7 @@ class DiffusionPolicy:
                 for _, found in retry.run(self._measured, items[start : start + batch]):
                     for name, value in found.items():
                         rows.setdefault(name, []).append(value)
+                advance(min(start + batch, len(items)) / len(items))
         return {name: np.concatenate(parts) for name, parts in rows.items()}
 
     def latents(self, keys: Sequence[str]) -> tuple[Tensor, list[Framing]]:

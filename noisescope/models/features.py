@@ -22,8 +22,6 @@ from noisescope.progress import Progress as Progress
 from noisescope.storage.cache import Chunk, compute_missing, gather, missing, scan
 
 Float = NDArray[np.float32]
-#: Share of the machine's matrix product rate that a feature pass reaches, for estimates.
-EFFICIENCY = 0.6
 
 
 def compute_features(
@@ -66,8 +64,3 @@ def uncached(policy: Policy, items: Sequence[Item], cache_directory: Path) -> li
     """The distinct items that `compute_features` would have to compute."""
     model = policy.identity.fingerprint
     return missing(items, scan(cache_directory / model, model)[0])
-
-
-def estimate_seconds(policy: Policy, items: Sequence[Item], rate: float) -> float:
-    """Seconds a feature pass over `items` should take at `rate`, FLOP/s of matrix products."""
-    return policy.flops(items) / (EFFICIENCY * rate)

@@ -21,7 +21,7 @@ from noisescope.errors import UsageError
 from noisescope.models import Item, Policy
 from noisescope.models.items import distinct_items, fold_keys
 from noisescope.pairs import Modality
-from noisescope.progress import Reporter, Stopwatch
+from noisescope.progress import Reporter, Stopwatch, counted
 from noisescope.replicas.config import FLAGS
 from noisescope.replicas.partition import WHOLE, Share, boundaries, shard_of
 from noisescope.storage.cache import copy_chunks, missing, scan
@@ -341,7 +341,7 @@ class HeadWork(Responses):
         cache, items = cache_directory(self.run), [self.items[unit] for unit in units]
         todo = uncached(by.policy, items, cache)
         encodings = kept_encodings(by.policy, self.run)
-        by.reporter.note(_estimate(by.policy, todo, len(items)))
+        by.reporter.note(_work(len(todo), len(items)))
         if encodings is not None and todo:
             with by.reporter.stage("latents of images, embeddings of captions") as progress:
                 encodings.keep(todo, progress)
@@ -385,20 +385,23 @@ class HeadWork(Responses):
         groups = held_out_groups(table, folds_by)
         if groups.remark:
             reporter.note(groups.remark)
-        reporter.note(f"fitting {config.replicas} replicas x {config.folds} folds")
+        label = f"fitting {config.replicas} replicas x {config.folds} folds"
+        reporter.note(label)
         keys = fold_keys(table)
         groups_of = {MODEL: tuple(features), **outside.groups}
         features |= outside.features
         write_opinions(self.run, table, second_opinions(features, chosen, rejected))
-        fit = fit_heads(
-            features,
-            chosen,
-            rejected,
-            keys,
-            config,
-            numbers=outside.fitted,
-            held_out=groups.keys,
-        )
+        with reporter.stage(label) as progress:
+            fit = fit_heads(
+                features,
+                chosen,
+                rejected,
+                keys,
+                config,
+                numbers=outside.fitted,
+                held_out=groups.keys,
+                progress=counted(progress, config.search_steps + config.replicas),
+            )
         facts_of_pairs = read_facts(self.run.pairs_path, self.plan.modality)
         margins, shift, weights = with_answers(fit.margins, facts_of_pairs, outside.selected)
         write_shift(self.run.margins_directory, table.column("pair_id"), shift)
@@ -410,17 +413,17 @@ class HeadWork(Responses):
             held_out=np.ones(fit.margins.shape, bool),
         )
         sides = (chosen, rejected)
-        others = second_fits(
-            table, features, sides, folds_by, config, fit, self.run.pairs_path, outside.fitted
-        )
+        with reporter.stage("second fits, other pairs held out"):
+            others = second_fits(
+                table, features, sides, folds_by, config, fit, self.run.pairs_path, outside.fitted
+            )
         reports = []
         if outside.groups:
             reporter.note(f"fitting with and without each of {len(groups_of)} sources")
             whole = Evidence(features, outside.numbers, sides, keys, groups.keys, config)
-            reports = [
-                replace(one, weight=weights.get(one.source, one.weight))
-                for one in what_each_added(whole, groups_of)
-            ]
+            with reporter.stage("fitting with and without each source"):
+                added = what_each_added(whole, groups_of)
+            reports = [replace(one, weight=weights.get(one.source, one.weight)) for one in added]
         watch.time("replicas", began)
         return {
             "pooled": fit.pooled,
@@ -433,19 +436,11 @@ class HeadWork(Responses):
         }
 
 
-def _estimate(policy: Policy, todo: list[Item], distinct: int) -> str:
-    """Estimate the seconds of the feature pass from its FLOPs and a timed matrix product."""
-    from noisescope.models.device import matmul_rate
-    from noisescope.models.features import estimate_seconds
-
+def _work(todo: int, distinct: int) -> str:
+    """How much of the feature pass is to be computed; its time is known once it runs."""
     if not todo:
         return f"features of all {distinct:,} distinct responses are cached"
-    flops, rate = policy.flops(todo), matmul_rate(policy.device, policy.dtype)
-    seconds = estimate_seconds(policy, todo, rate)
-    return (
-        f"estimate: {len(todo):,} of {distinct:,} distinct responses to compute, "
-        f"{flops / 1e12:.3g} TFLOP at {rate / 1e9:,.0f} GFLOP/s, about {seconds:,.0f} s"
-    )
+    return f"{todo:,} of {distinct:,} distinct responses to compute"
 
 
 def kept_encodings(policy: Policy, run: Run) -> Encodings | None:

@@ -13,7 +13,7 @@ from noisescope.errors import RunError
 from noisescope.models import Policy
 from noisescope.models.items import distinct_items
 from noisescope.pairs import Modality
-from noisescope.progress import Reporter, Stopwatch
+from noisescope.progress import Reporter, Stopwatch, duration
 from noisescope.replicas.gather import (
     Division,
     EvidenceConfig,
@@ -270,6 +270,5 @@ def describe_cost(cost: LoraCost, policy: Policy) -> str:
     }
     parts = ", ".join(f"{name} {work / cost.total:.0%}" for name, work in shares.items())
     return (
-        f"estimate: {cost.steps:,} steps, {cost.total / 1e12:.3g} TFLOP ({parts}) at "
-        f"{EFFICIENCY * rate / 1e9:,.0f} GFLOP/s, about {cost.total / EFFICIENCY / rate:,.0f} s"
+        f"{cost.steps:,} steps, at first guess {duration(cost.total / EFFICIENCY / rate)} ({parts})"
     )

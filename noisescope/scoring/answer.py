@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from noisescope.scoring.reviews import RunReviews
 from noisescope.storage.printable import plural
+
+if TYPE_CHECKING:
+    from noisescope.scoring.reviews import RunReviews
 
 
 def answer(summary: Mapping[str, Any], people: RunReviews | None = None) -> str:

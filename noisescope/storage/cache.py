@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from noisescope.errors import RunError
 from noisescope.pairs import Item, digest
-from noisescope.progress import Progress
+from noisescope.progress import Progress, inside
 from noisescope.storage.checksums import FileVersion, file_version
 from noisescope.storage.files import write_atomic
 from noisescope.storage.remote import Place
@@ -93,12 +93,19 @@ def compute_missing(
         progress(0.0, total, f"{path.name} in the {what} cache is {fault}: computing it again")
         if fault == DAMAGED and open_chunk(path) == DAMAGED:  # still so
             path.unlink(missing_ok=True)
+    progress(done, total, None)
     for planned in plan_chunks(todo, sizes):
+
+        def within(share: float, done: float = done, work: float = planned.work) -> None:
+            progress(done + share * work, total, None)
+
         keys = tuple(item.key for item in planned.items)
         path = directory / f"{digest(*keys)}.safetensors"
         chunk = matching(open_chunk(path), made_by) if path.is_file() else DAMAGED
         if not isinstance(chunk, Chunk):
-            write_atomic(path, serialise(keys, source.features(planned.items), made_by))
+            with inside(within):
+                groups = source.features(planned.items)
+            write_atomic(path, serialise(keys, groups, made_by))
             chunk = Chunk(path, keys, made_by)
         chunks.append(chunk)
         done += planned.work
