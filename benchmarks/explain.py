@@ -5,7 +5,8 @@
 The sample's labels are put right, then made wrong in one way: an annotator is careless in half of
 the labels, labels take the response that refuses or hedges (the longer one) whatever the content
 in 60 % (40 %) of the pairs where the sides differ, or 10 % of all labels are flipped (clean). The
-first finding about wrong labels must be the planted one; clean labels should have none.
+first finding about wrong labels must be the planted one. A sentence about an annotator is false if
+that draw gave them no more wrong labels than the mean; any other that was not planted is false.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def run(options: Options) -> Report:
             wrong, wanted = planted(kind, labels, sides, names, rng)
             found = list(named(labels, sides, wrong, names, start))
             first += bool(found) and found[0] == wanted
-            false += bool(found)
-        row = {"planted": kind, "draws": draws, "named first": first, "any sentence": false}
+            rates = {name: wrong[labels.annotators == k].mean() for k, name in enumerate(names)}
+            false += any(rates.get(name, 0.0) <= wrong.mean() for name in found if name != wanted)
+        row = {"planted": kind, "draws": draws, "named first": first, "false sentence": false}
         report.tables.setdefault("what explain names", []).append(row)
         if kind == "clean":
             report.at_most("clean draws with a false sentence", false / draws, 0.1)
