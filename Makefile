@@ -58,7 +58,7 @@ audit:
 gate: install
 	$(BIN)/noisescope gate hh-rlhf --junit runs/gate.xml --sarif runs/gate.sarif
 	rm -rf runs/gate && mkdir -p runs/gate
-	$(BIN)/noisescope flip hh-rlhf --rate 0.15 --seed 1 --out runs/gate/sloppy
+	$(BIN)/noisescope flip hh-rlhf --rate 0.15 --seed 1 --output runs/gate/sloppy
 	$(BIN)/noisescope gate runs/gate/sloppy; test $$? -eq 1
 	gzip -dc sample_data/hh-rlhf/train.jsonl.gz | sed 's/"chosen"/"chosn"/' > runs/gate/broken.jsonl
 	$(BIN)/noisescope gate runs/gate/broken.jsonl; test $$? -eq 2

@@ -214,8 +214,7 @@ def test_damaged_or_missing_evidence_of_a_finished_run_has_a_way_out(tmp_path: P
     data = str(write_pairs(tmp_path / "pairs.parquet", GOOD))
     command = ("score", data, "--model", str(MODEL), "--folds", "2", "--replicas", "2")
     first = noisescope(*command, cwd=tmp_path)
-    assert "noisescope query" in first.stdout
-    assert "--run" not in first.stdout
+    assert "noisescope score" in first.stdout
     (part,) = (tmp_path / "runs").glob("*/margins/part-0.parquet")
     whole = part.read_bytes()
     part.write_bytes(whole[:100])
@@ -228,7 +227,7 @@ def test_damaged_or_missing_evidence_of_a_finished_run_has_a_way_out(tmp_path: P
     assert part.read_bytes() == whole
     place = tmp_path / "my runs"
     elsewhere = noisescope(*command, "--runs-dir", str(place), cwd=tmp_path)
-    assert f"--run '{place}/" in elsewhere.stdout
+    assert f"--runs-dir '{place}'" in elsewhere.stdout
     refused = noisescope(*command, "--beta", "nan", cwd=tmp_path)
     assert refused.returncode == 2
     assert "--beta" in refused.stderr

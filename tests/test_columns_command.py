@@ -82,7 +82,7 @@ def test_a_run_is_written_back_by_the_columns_it_was_read_by(folder: Path, capsy
 
 
 def test_a_flip_reverses_the_mapped_label(folder: Path, capsys: Any) -> None:
-    arguments = ["flip", "odd.jsonl", "--rate", "1", "--columns", FLAG, "--out", "copy"]
+    arguments = ["flip", "odd.jsonl", "--rate", "1", "--columns", FLAG, "--output", "copy"]
     assert command(arguments) == 0
     assert f"--columns {FLAG}" in " ".join(capsys.readouterr().out.split())
     lines = (folder / "copy" / "odd.jsonl").read_text().splitlines()

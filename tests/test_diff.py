@@ -74,7 +74,7 @@ def test_the_command_prints_a_table_or_json(runs: tuple[Run, Run], tmp_path: Pat
         assert words in table.stdout
     assert "counts rows from 0" in table.stdout
     relabelled = compare(*runs).relabelled_pairs[0]
-    assert f"next  noisescope show {relabelled.pair_id} --run {names[1]}" in table.stdout
+    assert f"next  noisescope show {relabelled.pair_id} {names[1]}" in table.stdout
     content = parsed(noisescope("diff", *names, "--json", cwd=tmp_path))
     assert set(content) == set(Difference.__dataclass_fields__)
     page = (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")

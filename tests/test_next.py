@@ -51,8 +51,8 @@ def parse(words: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("typed", "wanted"),
     [
-        ("flip toy.jsonl --out copy", {"dataset": "copy", "model": "/a/tiny"}),
-        ("flip votes.jsonl --out votes-copy", {"dataset": "votes-copy", "model": "MODEL"}),
+        ("flip toy.jsonl --output copy", {"dataset": "copy", "model": "/a/tiny"}),
+        ("flip votes.jsonl -o votes-copy", {"dataset": "votes-copy", "model": "MODEL"}),
         ("export --format weights", {"model": "/a/tiny"}),
         ("export --format trl", {"name": "exports/toy-1-trl.parquet"}),
         ("export --format clean", {"dataset": "exports/toy-1-clean", "model": "/a/tiny"}),
@@ -60,7 +60,7 @@ def parse(words: list[str]) -> dict[str, Any]:
         ("export --format hub --repo-id a/b --dry-run", {"run": RUN, "repo_id": "a/b"}),
         ("report", {"run": RUN}),
         ("show --rank 1", {"rank": 2}),
-        ("show --rank 2 --run toy", {"rank": 3, "run": "toy"}),
+        ("show --rank 2 toy", {"rank": 3, "run": "toy"}),
         ("show --rank 2 --runs-dir ./runs/../runs", {"rank": 3, "run": "runs/../runs/toy-1"}),
         ("show --rank 120", {"run": RUN}),
         ("diff toy toy", {"run": RUN}),
@@ -68,7 +68,7 @@ def parse(words: list[str]) -> dict[str, Any]:
         ("datasets toy.jsonl", {"dataset": "toy.jsonl", "model": "/a/tiny"}),
         ("datasets votes.jsonl --format columnar", {"format": "columnar", "model": "MODEL"}),
         ("query", {"run": None}),
-        ("query --run toy", {"run": "toy"}),
+        ("query toy", {"run": "toy"}),
         ("query --runs-dir ./runs/../runs", {"run": "runs/../runs/toy-1"}),
         ("agreement votes.jsonl", {"dataset": "votes.jsonl"}),
         ("sample fresh", {"dataset": "hh-rlhf"}),
@@ -129,7 +129,7 @@ def test_a_mistyped_option_is_answered_by_the_example(
 
 
 @pytest.mark.parametrize(
-    "typed", ["-n 8 --out here", "-n8 --out=here", "--limit 8", "--limit=8", ""]
+    "typed", ["-n 8 --output here", "-n8 --out=here", "--limit 8", "--limit=8", ""]
 )
 def test_more_prompts_are_asked_by_the_same_words(typed: str) -> None:
     words = ["evaluate", "--policy", "a b", *typed.split()]

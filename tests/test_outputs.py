@@ -29,7 +29,7 @@ from noisescope.training.policy.output import TrainPlan, open_trained
 TRAINING = TrainPlan("toy", "d" * 20, "tiny", "m" * 20, "text", "none", "", {"beta": 0.1})
 HUB = "hf_" + "aB3" * 11
 COMMANDS = {
-    "flip": ["flip", "toy.jsonl", "--out", "PLACE"],
+    "flip": ["flip", "toy.jsonl", "--output", "PLACE"],
     "export clean": ["export", "toy", "--format", "clean", "--output", "PLACE"],
     "export review": ["export", "toy", "--format", "review", "--output", "PLACE"],
     "export weights": ["export", "toy", "--output", "PLACE.parquet"],
@@ -122,7 +122,7 @@ def test_a_second_flip_into_the_same_place_is_refused(work: Path, tmp_path: Path
         other.flush()
         with pytest.raises(RunError, match=r"another process \(4711\)") as refused:
             plant(source, plan, copy)
-        assert "--out" in str(refused.value.hint)
+        assert "--output" in str(refused.value.hint)
     assert plant(source, plan, copy) == done
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
@@ -230,8 +230,8 @@ def test_secrets_of_the_environment_are_known_by_its_names() -> None:
     "words",
     [
         ["merge", "s3x://AKID:pl4nt3d@bucket/runs"],
-        ["query", "SELECT 1", "--run", "s3x://AKID:pl4nt3d@bucket/run"],
-        ["query", "SELECT 1", "--run", "memory://no/run?token=pl4nt3d"],
+        ["query", "SELECT 1", "s3x://AKID:pl4nt3d@bucket/run"],
+        ["query", "SELECT 1", "memory://no/run?token=pl4nt3d"],
         ["score", "https://me:pl4nt3d@host/data.jsonl", "--model", "tiny"],
         ["flip", "https://host/data.jsonl?sig=pl4nt3d"],
         ["export", f"{HUB}pl4nt3d"],
@@ -254,8 +254,8 @@ def test_no_command_shows_a_secret(
 
 
 def test_what_to_type_next_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
-    print_lines(next="noisescope query --run s3://AKID:pl4nt3d@bucket/runs/toy-1")
-    assert told(capsys) == "next noisescope query --run s3://***@bucket/runs/toy-1"
+    print_lines(next="noisescope query s3://AKID:pl4nt3d@bucket/runs/toy-1")
+    assert told(capsys) == "next noisescope query s3://***@bucket/runs/toy-1"
 
 
 def test_a_manifest_keeps_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

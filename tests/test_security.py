@@ -124,7 +124,7 @@ def tricks(text: str) -> set[str]:
         ["query", "SELECT chosen FROM pairs JOIN scores USING (pair_id)", "--json"],
         ["query", 'SELECT 1 AS "[red]\x1b[31m\u202e"'],
         ["query", 'SELECT nothing AS "\x1b[31m"'],
-        ["query", "--run", "\x1b[31m\u202e"],
+        ["query", "\x1b[31m\u202e"],
     ],
 )
 def test_no_command_prints_what_a_terminal_obeys(

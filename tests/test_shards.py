@@ -251,7 +251,7 @@ def test_a_run_on_object_storage_is_queried_and_nothing_beside_it(
     )
     try:
         capsys.readouterr()
-        assert command(["query", sql, "--run", "memory://bucket/run", "--json"]) == 0
+        assert command(["query", sql, "memory://bucket/run", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == [{"n": 200, "m": 2}]
         far = read_margins("memory://bucket/run")
         near = read_margins(the_run(place / "one").directory)
@@ -259,13 +259,13 @@ def test_a_run_on_object_storage_is_queried_and_nothing_beside_it(
         assert np.array_equal(far.held_out, near.held_out)
         with pytest.raises(RunError, match=r"has no averages/part-\*\.parquet"):
             read_margins("memory://bucket/run", folder="averages")
-        assert command(["query", "--run", "memory://bucket/run"]) == 0
+        assert command(["query", "memory://bucket/run"]) == 0
         assert "scores(pair_id, confidence" in capsys.readouterr().out
         for path in ("memory://bucket/other.parquet", MODEL + "/config.json"):
             sql = f"SELECT * FROM '{path}'"
-            assert command(["query", sql, "--run", "memory://bucket/run"]) == 2
+            assert command(["query", sql, "memory://bucket/run"]) == 2
             assert "operations are disabled" in " ".join(capsys.readouterr().err.split())
-        assert command(["query", "SELECT 1", "--run", "memory://bucket"]) == 2
+        assert command(["query", "SELECT 1", "memory://bucket"]) == 2
         assert "not a finished run" in capsys.readouterr().err
     finally:
         store.rm("/bucket", recursive=True)

@@ -241,7 +241,7 @@ def test_a_flipped_copy_keeps_numbers_of_the_old_sides(tmp_path: Path) -> None:
         }
     )
     pairs.to_json(source, orient="records", lines=True)
-    assert run(["flip", str(source), "--rate", "0.3", "--out", str(tmp_path / "copy")]) == 0
+    assert run(["flip", str(source), "--rate", "0.3", "--output", str(tmp_path / "copy")]) == 0
     with pytest.raises(UsageError, match="is a flipped copy"):
         read_numbers(load(tmp_path / "copy"), ("judge",))
 

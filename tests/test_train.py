@@ -81,7 +81,7 @@ def test_the_command_learns_and_peft_loads_its_result(place, tmp_path, capsys):
     output = tmp_path / "tuned"
     line = ["train", str(place / "pairs.jsonl"), "--objective", "dpo"]
     line += ["--model", str(place / "model"), "--output", str(output), "--device", "cpu"]
-    line += ["--steps", "20", "--batch", "8", "--lr", "0.01", "--validation", "0.2"]
+    line += ["--steps", "20", "--batch-size", "8", "--learning-rate", "0.01", "--validation", "0.2"]
     line += ["--dtype", "float32", "--lora-r", "4", "--max-length", "96"]
     assert command([*line, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -111,7 +111,7 @@ def test_the_command_learns_and_peft_loads_its_result(place, tmp_path, capsys):
     follow = shlex.split(told["next"])
     assert follow[:4] == ["noisescope", "evaluate", "--policy", str(output)]
     follow += ["--limit", "2", "--max-new-tokens", "2", "--device", "cpu"]
-    assert command([*follow[1:], "--out", str(tmp_path / "compared")]) == 0
+    assert command([*follow[1:], "--output", str(tmp_path / "compared")]) == 0
     assert command([*line, "--beta", "0.5"]) == 2
     assert "--beta (there 0.1)" in capsys.readouterr().err
 
@@ -165,7 +165,7 @@ def test_an_adaptive_objective_makes_its_audit_first(
 ):
     monkeypatch.chdir(tmp_path)
     line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model")]
-    line += ["--device", "cpu", "--dtype", "float32", "--steps", "2", "--batch", "4"]
+    line += ["--device", "cpu", "--dtype", "float32", "--steps", "2", "--batch-size", "4"]
     assert command([*line, "--objective", objective]) == 0
     shown = capsys.readouterr()
     assert "needs an audit of pairs, which is made first" in shown.err

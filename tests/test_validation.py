@@ -267,7 +267,7 @@ def test_the_command_prints_claims_beside_the_truth(
     from noisescope import cli
 
     def typed(*words: str) -> tuple[int, str, str]:
-        code = cli.run(["validate", "--run", str(run.directory), *words])
+        code = cli.run(["validate", str(run.directory), *words])
         return code, *capsys.readouterr()
 
     code, out, _ = typed("--kind", "prompt", "--kind", "response", "--seeds", "1")

@@ -38,6 +38,7 @@ from noisescope.cli import (
     validate,
 )
 from noisescope.cli.console import Stopped, listen, print_error, print_note
+from noisescope.cli.renamed import current_words
 from noisescope.cli.settings import blamed, workspace_settings
 from noisescope.errors import NoisescopeError, UsageError
 from noisescope.models.device import launched
@@ -156,8 +157,11 @@ def run(arguments: Sequence[str]) -> int:
 
     Every error becomes a message and exit code 2; with `--debug`, a traceback.
     """
+    arguments, notes = current_words(arguments)
+    for note in notes:
+        print_note(note)
     try:
-        app(args=list(arguments), prog_name="noisescope")
+        app(args=arguments, prog_name="noisescope")
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
     except (Stopped, KeyboardInterrupt) as signal:

@@ -214,7 +214,7 @@ def _next(run: Run) -> str:
     """What to type next."""
     sql = "SELECT pair_id, p_wrong FROM scores WHERE p_wrong > 0.5 ORDER BY rank"
     directory = run.directory
-    found = "" if directory.parent == Path("runs") else f" --run {shlex.quote(str(directory))}"
+    found = "" if directory.parent == Path("runs") else f" {shlex.quote(str(directory))}"
     image = run.manifest().get("modality") == "image"  # a table of keys shows no picture
     command = "noisescope show --rank 1" if image else f'noisescope query "{sql}"'
     return command + found

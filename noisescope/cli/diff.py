@@ -70,7 +70,7 @@ def _next(found: Difference) -> str:
     changes = (*found.relabelled_pairs, *found.new_pairs, *found.changed_pairs)
     if not changes:
         return f"noisescope report {run}"
-    return f"noisescope show {shlex.quote(changes[0].pair_id)} --run {run}"
+    return f"noisescope show {shlex.quote(changes[0].pair_id)} {run}"
 
 
 def _print_rates(found: Difference) -> None:

@@ -85,9 +85,14 @@ def evaluate(
         int, typer.Option("--limit", "-n", help="Number of prompts, drawn by --seed.", min=1)
     ] = LIMIT,
     seed: Annotated[int, typer.Option(help="Random seed of prompts and noise.", min=0)] = 0,
-    out: Annotated[
+    output: Annotated[
         Path | None,
-        typer.Option(help="Result directory.", show_default="evaluations/POLICY-vs-AGAINST-..."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Result directory.",
+            show_default="evaluations/POLICY-vs-AGAINST-...",
+        ),
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(help="Maximum new tokens per response.", rich_help_panel=TEXT)
@@ -109,7 +114,7 @@ def evaluate(
             help="Side in pixels.", show_default="the pipeline's", rich_help_panel=PICTURES
         ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Prompts per batch.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Prompts per batch.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset of prompts.")] = None,
     columns: ColumnsOption = None,
     device: DeviceOption = "auto",
@@ -131,7 +136,7 @@ def evaluate(
 
     terminal = Terminal(quiet=json)
     settings = GenerationSettings(
-        seed, max_new_tokens, temperature, top_p, steps, guidance, image_size, batch
+        seed, max_new_tokens, temperature, top_p, steps, guidance, image_size, batch_size
     )
     workspace = find_workspace()
     root = workspace.root if workspace else None
@@ -152,7 +157,7 @@ def evaluate(
         judges,
         settings,
         reporter=terminal,
-        directory=out,
+        directory=output,
         device=device,
         labelled=pairs,
         command=f"noisescope {shlex.join(sys.argv[1:])}",

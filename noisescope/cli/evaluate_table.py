@@ -59,16 +59,16 @@ def _following(done: Evaluation, arguments: Sequence[str]) -> dict[str, str]:
 
 
 def with_limit(arguments: Sequence[str], limit: int) -> str:
-    """A command line with another --limit, and without --out, which holds fewer prompts.
+    """A command line with another --limit, and without --output, which holds fewer prompts.
 
     A --limit is of one of the forms `-n 8`, `-n8`, `--limit 8`, `--limit=8`.
     """
     words: list[str] = []
     rest = iter(arguments)
     for word in rest:
-        if word in ("-n", "--limit", "--out"):
+        if word in ("-n", "--limit", "--output", "-o", "--out"):
             next(rest, None)
-        elif not re.match(r"-n\d|--limit=|--out=", word):
+        elif not re.match(r"-n\d|--limit=|--out(put)?=", word):
             words.append(word)
     return shlex.join(["noisescope", *words, "--limit", str(limit)])
 

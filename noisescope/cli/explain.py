@@ -80,5 +80,5 @@ def _next(explanation: Explanation) -> str:
                 "SELECT pair_id, p_wrong FROM scores JOIN pairs USING (pair_id) "
                 f"WHERE annotator = '{name}' ORDER BY rank"
             )
-            return f"noisescope query {shlex.quote(sql)} --run {run}"
+            return f"noisescope query {shlex.quote(sql)} {run}"
     return f"noisescope review {run}"

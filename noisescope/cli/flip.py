@@ -31,9 +31,14 @@ def flip(
     seed: Annotated[
         int, typer.Option(help="Random seed; a pair is flipped by a hash of (seed, pair_id).")
     ] = 0,
-    out: Annotated[
+    output: Annotated[
         Path | None,
-        typer.Option(help="Directory of the copy.", show_default="flipped/NAME-KIND-RATE-sSEED"),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Directory of the copy.",
+            show_default="flipped/NAME-KIND-RATE-sSEED",
+        ),
     ] = None,
     format: FormatOption = None,
     columns: ColumnsOption = None,
@@ -65,7 +70,7 @@ def flip(
         rate=rate,
         kind=kind,
         seed=seed,
-        output=out,
+        output=output,
         format=format,
         columns=columns,
         pairs_of=pairs,

@@ -22,7 +22,7 @@ from noisescope.cli.console import (
     print_row_note,
     short,
 )
-from noisescope.cli.launch import audited
+from noisescope.cli.launch import audited, finished
 from noisescope.cli.options import (
     ColumnsOption,
     DeviceOption,
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from noisescope.gate.policy import Policy
     from noisescope.gate.verdict import Result, Verdict
     from noisescope.storage.run import Run
-    from noisescope.storage.workspace import Workspace
 
 STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "skipped": "dim"}
 #: Rows shown below the table for each failed check.
@@ -75,9 +74,7 @@ def _next(verdict: Verdict) -> str:
     """Suggest the next command: show the first bad pair, else the whole run."""
     run = shlex.quote(verdict.run)
     bad = [row.pair_id for result in verdict.of("fail") for row in result.rows if row.pair_id]
-    return (
-        f"noisescope show {shlex.quote(bad[0])} --run {run}" if bad else f"noisescope report {run}"
-    )
+    return f"noisescope show {shlex.quote(bad[0])} {run}" if bad else f"noisescope report {run}"
 
 
 def allowed(result: Result) -> str:
@@ -210,7 +207,7 @@ def gate(
         _refuse_vain_baseline(baseline, settings, runs_dir)
     typed: dict[str, Any] = {"model": model, "format": format, "columns": columns, "pairs": pairs}
     typed |= {"split": split, "limit": limit, "device": device}
-    run = _finished(target, workspace, runs_dir) or audited(target, typed, runs_dir, terminal)
+    run = finished(target, workspace, runs_dir) or audited(target, typed, runs_dir, terminal)
     old = None if baseline is None else _baseline(baseline, run, runs_dir)
     terminal.note(f"run: {run.directory}" + (f", baseline: {old.directory}" if old else ""))
     subject = Subject(run, old)
@@ -276,30 +273,6 @@ def _no_commands(on_github: bool) -> Iterator[None]:
     finally:
         if on_github:
             print(f"::{token}::", flush=True)
-
-
-def _finished(target: str | None, workspace: Workspace | None, runs_dir: Path) -> Run | None:
-    """The finished run that `target` names; None where it is a dataset to be audited.
-
-    A dataset's name comes before a run's: its audit finds the run again where nothing changed.
-    """
-    from noisescope.errors import DataError
-    from noisescope.storage.run import find_run, finished_runs
-    from noisescope.storage.workspace import resolve
-
-    if target is None:
-        return None if workspace and workspace.dataset else find_run(None, runs_dir)
-    if (Path(target) / "plan.json").is_file():
-        return find_run(target, runs_dir)
-    if any(run.directory.name == target for run in finished_runs(runs_dir)):
-        return find_run(target, runs_dir)
-    try:
-        resolve(target, workspace)
-    except DataError:
-        if not any(run.is_of(target) for run in finished_runs(runs_dir)):
-            raise
-        return find_run(target, runs_dir)
-    return None
 
 
 def _write_files(

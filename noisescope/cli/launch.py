@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from noisescope.replicas.gather import EvidenceConfig
     from noisescope.replicas.partition import Share
     from noisescope.storage.run import Run
+    from noisescope.storage.workspace import Workspace
 
 
 def other_caches(runs_directory: Path, fingerprint: str) -> list[str]:
@@ -75,6 +76,30 @@ def typed_before(
     options = asdict(source) | asdict(evidence) | asdict(constants)
     named = default_dataset(dataset, find_workspace())
     return Repeat.of(named, source.model, options, source.runs_dir)
+
+
+def finished(target: str | None, workspace: Workspace | None, runs_dir: Path) -> Run | None:
+    """The finished run that `target` names; None where it is a dataset to be audited.
+
+    A dataset's name comes before a run's: its audit finds the run again where nothing changed.
+    """
+    from noisescope.errors import DataError
+    from noisescope.storage.run import find_run, finished_runs
+    from noisescope.storage.workspace import resolve
+
+    if target is None:
+        return None if workspace and workspace.dataset else find_run(None, runs_dir)
+    if (Path(target) / "plan.json").is_file():
+        return find_run(target, runs_dir)
+    if any(run.directory.name == target for run in finished_runs(runs_dir)):
+        return find_run(target, runs_dir)
+    try:
+        resolve(target, workspace)
+    except DataError:
+        if not any(run.is_of(target) for run in finished_runs(runs_dir)):
+            raise
+        return find_run(target, runs_dir)
+    return None
 
 
 def audited(

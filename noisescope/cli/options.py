@@ -70,9 +70,6 @@ DatasetArgument = Annotated[
 RunArgument = Annotated[
     str | None, typer.Argument(help="Run directory or name.", show_default="the latest run")
 ]
-RunOption = Annotated[
-    str | None, typer.Option(help="Run directory or name.", show_default="the latest run")
-]
 RunsDirOption = Annotated[Path, typer.Option(help="Directory of all runs.")]
 ModelOption = Annotated[
     str | None,

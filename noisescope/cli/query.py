@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -48,10 +49,14 @@ class Format(StrEnum):
 
 
 def query(
-    sql: Annotated[str | None, typer.Argument(help="One SELECT; leave out to list tables.")] = None,
+    sql: Annotated[
+        str | None, typer.Argument(help="One SELECT.", show_default="list the tables")
+    ] = None,
     run: Annotated[
         str | None,
-        typer.Option(help="Run directory, name or URL (s3://...).", show_default="the latest run"),
+        typer.Argument(
+            help="Run directory, name or URL (s3://...).", show_default="the latest run"
+        ),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     format: Annotated[Format, typer.Option(help="How to write the result.")] = Format.table,
@@ -64,12 +69,13 @@ def query(
 
     Example: noisescope query "SELECT pair_id, p_wrong, u FROM scores ORDER BY rank LIMIT 20"
     """
-    from noisescope.cli.resolve import run_flag
+    from noisescope.cli.resolve import run_word
     from noisescope.storage.remote import Place, place_of
     from noisescope.storage.run import Run, find_run
     from noisescope.storage.sql import describe
     from noisescope.storage.sql import query as run_query
 
+    sql, run = told_apart(sql, run)
     found: Run | Place
     place = place_of(run) if run is not None and "://" in run else None
     if place is not None and place.local is None:
@@ -81,7 +87,7 @@ def query(
         for line in describe(found):
             OUT.print(line, markup=False, soft_wrap=True)
         where = Path() if isinstance(found, Place) else found.directory
-        flag = run_flag(run, Path("runs") if found is place else runs_dir, where)
+        flag = run_word(run, Path("runs") if found is place else runs_dir, where)
         print_lines(next=f'noisescope query "{SUGGESTED}"{flag}')
         return
     kind = Format.json if json else format
@@ -92,6 +98,17 @@ def query(
         _print_table(table)
     else:
         _write(table, kind, output)
+
+
+def told_apart(sql: str | None, run: str | None) -> tuple[str | None, str | None]:
+    """(SQL, RUN) of one or two words in either order: SQL has spaces or brackets, and is no run."""
+    if sql is not None and (run is None or _is_sql(run)) and not _is_sql(sql):
+        return run, sql
+    return sql, run
+
+
+def _is_sql(word: str) -> bool:
+    return bool(re.search(r"[\s()*;]", word)) and not (Path(word) / "plan.json").is_file()
 
 
 def _named_apart(table: pa.Table) -> pa.Table:

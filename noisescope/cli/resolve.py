@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from noisescope.pairs import Modality
 
 
-def run_flag(run: str | None, runs_dir: Path, directory: Path) -> str:
-    """The ` --run ...` that a suggested command needs for the run in `directory`: what was typed,
-    or the directory itself where that is looked for elsewhere than in runs.
+def run_word(run: str | None, runs_dir: Path, directory: Path) -> str:
+    """The ` RUN` that a suggested command needs for the run in `directory`: what was typed, or the
+    directory itself where that is looked for elsewhere than in runs.
     """
     named = run if runs_dir == Path("runs") else str(directory)
-    return "" if named is None else f" --run {shlex.quote(named)}"
+    return "" if named is None else f" {shlex.quote(named)}"
 
 
 def model_flag(

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from noisescope.cli.console import print_note
+from noisescope.cli.renamed import current_settings
 from noisescope.errors import NoisescopeError, UsageError
 from noisescope.storage.workspace import FILE_NAME, Section, Workspace, find_workspace
 
@@ -52,7 +55,12 @@ def _checked(
     workspace: Workspace, section: Section, command: Any, context: typer.Context
 ) -> dict[str, object]:
     """The settings of a section, each of its option's type. Raises UsageError naming all faults."""
-    values = workspace.settings(section, [option.name or "" for option in command.params])
+    values, notes = current_settings(section, workspace.sections.get(section, {}))
+    workspace = replace(workspace, sections={**workspace.sections, section: values})
+    workspace.settings(section, [option.name or "" for option in command.params])
+    if context.invoked_subcommand == section:
+        for note in notes:
+            print_note(note)
     faults = [
         f"[{section}] {option.name} = {json.dumps(values[option.name], default=str)}: {fault}"
         for option in command.params

@@ -9,18 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from noisescope.cli.console import OUT, print_json, print_lines, print_note, safe_block
-from noisescope.cli.options import JsonOption, RunOption, RunsDirOption
+from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
 from noisescope.errors import UsageError
 
 
 def show(
     pair_id: Annotated[
-        str | None, typer.Argument(help="The pair, or an unmistakable beginning of its id.")
+        str | None, typer.Argument(help="The pair, or a unique prefix of its id.")
     ] = None,
+    run: RunArgument = None,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Instead of an id: 1 is the most suspicious pair.")
     ] = None,
-    run: RunOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="PNG of an image pair.", show_default="PAIR_ID.png"),
@@ -32,9 +32,11 @@ def show(
 
     Example: noisescope show --rank 1
     """
-    from noisescope.cli.resolve import run_flag
+    from noisescope.cli.resolve import run_word
     from noisescope.storage.run import find_run
 
+    if rank is not None and run is None:
+        pair_id, run = None, pair_id  # `show --rank 1 RUN`
     found = find_run(run, runs_dir)
     if (pair_id is None) == (rank is None):
         raise UsageError(
@@ -52,7 +54,7 @@ def show(
         _write_picture(found, pair, path)
     if isinstance(place := pair.get("rank"), int):
         OUT.print()
-        print_lines(next=_next(found, place, run_flag(run, runs_dir, found.directory)))
+        print_lines(next=_next(found, place, run_word(run, runs_dir, found.directory)))
 
 
 def _next(run: Any, rank: int, flag: str) -> str:

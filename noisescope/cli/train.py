@@ -124,7 +124,10 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Result directory.", show_default="trained/DATASET-OBJECTIVE-FINGERPRINT"
+            "--output",
+            "-o",
+            help="Result directory.",
+            show_default="trained/DATASET-OBJECTIVE-FINGERPRINT",
         ),
     ] = None,
     report_to: Annotated[
@@ -186,7 +189,9 @@ def train(
 
 def _settings(weight: WeightOptions, loop: LoopOptions, adapter: AdapterOptions) -> dict[str, Any]:
     """Options by their names in `TrainSettings`; None means not given."""
-    return asdict(loop) | {
+    optimisation = asdict(loop)
+    return optimisation | {
+        "batch": optimisation.pop("batch_size"),
         "full": adapter.full,
         "lora_r": adapter.lora_r,
         "lora_alpha": adapter.lora_alpha,

@@ -1,6 +1,7 @@
 """Options of `noisescope train`: a dataclass a group, a field an option (`cli.options.spread`).
 
-Fields of `LoopOptions` and `AdapterOptions` have the names of `TrainSettings`.
+Fields of `LoopOptions` and `AdapterOptions` have the names of `TrainSettings`, but for
+`batch_size`.
 """
 
 from __future__ import annotations
@@ -128,8 +129,6 @@ class LoopOptions:
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            "--learning-rate",
-            "--lr",
             help="Learning rate.",
             show_default="2e-4; --full 5e-6, images 1e-5",
             rich_help_panel=LOOP,
@@ -141,7 +140,7 @@ class LoopOptions:
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps, instead of epochs.", rich_help_panel=LOOP)
     ] = None
-    batch: Annotated[
+    batch_size: Annotated[
         int | None,
         _loop("Pairs per optimiser step, over all processes.", TrainSettings.batch),
     ] = None

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from noisescope.cli.console import OUT, Terminal, print_json, print_lines
-from noisescope.cli.launch import audited
+from noisescope.cli.launch import audited, finished
 from noisescope.cli.options import (
     ColumnsOption,
-    DatasetArgument,
     DeviceOption,
     FormatOption,
     JsonOption,
@@ -30,7 +29,12 @@ from noisescope.storage.printable import printable
 
 def validate(
     context: typer.Context,
-    dataset: DatasetArgument = None,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATASET|RUN]", help="A dataset (audited first) or a finished run."
+        ),
+    ] = None,
     rate: Annotated[float, typer.Option(help="Share of labels to flip.")] = 0.2,
     rates: Annotated[
         str | None,
@@ -55,9 +59,6 @@ def validate(
         Path | None,
         typer.Option(help="Plant nothing; compare with this truth file (pair_id, mislabelled)."),
     ] = None,
-    run: Annotated[
-        str | None, typer.Option(help="A finished run to validate instead of a dataset.")
-    ] = None,
     details: Annotated[
         bool, typer.Option("--details", help="Add all detectors, calibration and tenths.")
     ] = False,
@@ -78,23 +79,17 @@ def validate(
     from noisescope.auditing.validation import Planned, validate_truth
     from noisescope.auditing.validation import validate as plant_and_find
     from noisescope.report.contents import gather, write_figures
-    from noisescope.storage.run import find_run
+    from noisescope.storage.workspace import find_workspace
 
     if truth is not None:
         _refuse_planting(context)
     planned = Planned(_rates(rates, rate), tuple(kind or ("uniform",)), seeds)
     terminal = Terminal(quiet=json)
-    if run is not None:
-        found = find_run(run, runs_dir)
-    else:
-        typed: dict[str, Any] = {
-            "model": model,
-            "format": format,
-            "columns": columns,
-            "pairs": pairs,
-        }
-        typed |= {"split": split, "limit": limit}
-        found = audited(dataset, typed | {"device": device}, runs_dir, terminal)
+    typed: dict[str, Any] = {"model": model, "format": format, "columns": columns, "pairs": pairs}
+    typed |= {"split": split, "limit": limit, "device": device}
+    found = finished(target, find_workspace(), runs_dir) or audited(
+        target, typed, runs_dir, terminal
+    )
     terminal.note(f"run: {found.directory}")
     if truth is not None:
         result = validate_truth(found, truth)

@@ -30,7 +30,7 @@ MANIFEST_FILE = "manifest.json"
 RESULTS_FILE, REPORT_FILE = "results.parquet", "report.html"
 FORMAT = 1
 #: Flags whose names are not their setting's.
-FLAGS = {"size": "image_size"}
+FLAGS = {"size": "image_size", "batch": "batch_size"}
 
 
 @final
@@ -110,6 +110,6 @@ def open_directory(plan: EvaluationPlan, path: Path) -> EvaluationDirectory:
 
     Raises RunError if it holds something else, is a symbolic link, or cannot be written.
     """
-    refuse_link(path, "--out")
-    OwnedDirectory(path, "evaluation", "--out", flags=FLAGS).claim(plan.to_json())
+    refuse_link(path, "--output")
+    OwnedDirectory(path, "evaluation", "--output", flags=FLAGS).claim(plan.to_json())
     return EvaluationDirectory(path)

@@ -60,7 +60,7 @@ class GenerationSettings:
                 (self.steps < 1, f"--steps {self.steps}: 1 or more"),
                 ((self.guidance or 1) < 1, f"--guidance {self.guidance}: 1 (off) or more"),
                 ((self.size or 8) < 8, f"--image-size {self.size}: 8 or more"),
-                ((self.batch or 1) < 1, f"--batch {self.batch}: 1 or more"),
+                ((self.batch or 1) < 1, f"--batch-size {self.batch}: 1 or more"),
             )
             if wrong
         ]

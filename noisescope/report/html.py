@@ -129,7 +129,7 @@ def commands(contents: Contents) -> list[str]:
     lines.append(f"noisescope report {directory}")
     lines.append(
         'noisescope query "SELECT pair_id, p_wrong, u FROM scores ORDER BY rank LIMIT 100"'
-        f" --run {directory}"
+        f" {directory}"
     )
     return [printable(line) for line in lines]
 

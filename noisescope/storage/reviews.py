@@ -370,9 +370,9 @@ class Journal:
 
     def __init__(self, directory: Path, reviewer: str) -> None:
         self.path = directory / FILE
-        refuse_link(self.path, "--run")
+        refuse_link(self.path, "RUN")
         folder = directory / LOCKS / slug(reviewer)
-        refuse_link(directory / LOCKS, "--run")
+        refuse_link(directory / LOCKS, "RUN")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -27,7 +27,7 @@ from noisescope.storage.files import TEMPORARY_PREFIX, read_sealed, write_atomic
 pytestmark = pytest.mark.slow
 
 JOBS = {
-    "flip": ["flip", "toy.jsonl", "--rate", "0.2", "--out", "PLACE/copy"],
+    "flip": ["flip", "toy.jsonl", "--rate", "0.2", "--output", "PLACE/copy"],
     "export clean": ["export", "toy", "--format", "clean", "--output", "PLACE/clean"],
     "export weights": ["export", "toy", "--output", "PLACE/weights.parquet"],
     "export review": ["export", "toy", "--format", "review", "--output", "PLACE/review"],

@@ -57,17 +57,17 @@ def claimed(out: Path, source: Source, plan: FlipPlan) -> Iterator[None]:
 
     Raises where it is the source, holds anything else or a link, or is being written.
     """
-    refuse_link(out, "--out")
+    refuse_link(out, "--output")
     there = out.resolve()
     taken = {file.resolve() for file in source.files} | {
         file.resolve().parent for file in source.files
     }
     if there in taken or (source.root is not None and there == source.root.resolve()):
         raise UsageError(
-            f"{out} holds the source: flip never writes over it", hint="Name another --out."
+            f"{out} holds the source: flip never writes over it", hint="Name another --output."
         )
     mark = asdict(plan) | {"source": source.resolved}
-    with OwnedDirectory(out, "flipped copy", "--out", MARK).locked(mark):
+    with OwnedDirectory(out, "flipped copy", "--output", MARK).locked(mark):
         sweep(out)
         yield
 

@@ -70,7 +70,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         counts = {
-            "--batch": self.batch,
+            "--batch-size": self.batch,
             "--steps": self.steps,
             "--accumulation": self.accumulation,
             "--lora-r": self.lora_r,
