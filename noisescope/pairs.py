@@ -128,7 +128,10 @@ def response_key(prompt: str, response: str) -> str:
 @final
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A row without a usable preference: its place, the reason, and what was found."""
+    """A row without a usable preference: its place, the reason, and what was found.
+
+    `row` counts from 0, its text from 1, as editors do.
+    """
 
     source: str
     row: int
@@ -137,7 +140,7 @@ class Fault:
 
     def __str__(self) -> str:
         what = f"{self.reason}: {self.detail}" if self.detail else self.reason
-        return f"{self.source}:{self.row} ({what})"
+        return f"{self.source}:{self.row + 1} ({what})"
 
 
 @final

@@ -51,9 +51,9 @@ def test_bad_lines_are_counted_with_their_place(tmp_path: Path) -> None:
     ]
     shown = [str(fault) for fault in facts.examples]
     assert len(shown) == 5
-    assert shown[0].startswith("a.jsonl:10 (unreadable: not valid JSON")
-    assert shown[1] == "a.jsonl:11 (unreadable: not valid UTF-8)"
-    assert shown[3] == "a.jsonl:13 (unreadable: not valid Unicode text)"
+    assert shown[0].startswith("a.jsonl:11 (unreadable: not valid JSON")
+    assert shown[1] == "a.jsonl:12 (unreadable: not valid UTF-8)"
+    assert shown[3] == "a.jsonl:14 (unreadable: not valid Unicode text)"
 
 
 def test_bad_csv_rows(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_parquet_with_broken_text_and_nested_types(tmp_path: Path) -> None:
     dataset = load(tmp_path / "a.parquet")
     assert dataset.facts.pairs == 10
     assert [str(fault) for fault in dataset.facts.examples] == [
-        "a.parquet:4 (unreadable: not valid UTF-8)"
+        "a.parquet:5 (unreadable: not valid UTF-8)"
     ]
     assert dataset.table["annotator"].to_pylist()[:2] == ["0", "1"]
 
@@ -112,7 +112,7 @@ def test_no_usable_pair_says_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of its 15 rows .*\(5 tie, 10 empty response\)"):
         load(tmp_path / "bad.jsonl", format="columnar_label")
     (tmp_path / "garbage.jsonl").write_bytes(b"not json\n" * 7)
-    with pytest.raises(DataError, match=r"none of its 7 rows can be decoded: garbage\.jsonl:0"):
+    with pytest.raises(DataError, match=r"none of its 7 rows can be decoded: garbage\.jsonl:1"):
         load(tmp_path / "garbage.jsonl")
     numbers = [{"prompt": 1, "chosen": 2, "rejected": 3}] * 12
     (tmp_path / "numbers.jsonl").write_bytes(lines(numbers))

@@ -542,5 +542,5 @@ def test_labelled_pairs_that_a_model_cannot_tell_apart_are_left_out(
     dataset = load(str(path))
     found = labelled_accuracy(mine, base_of(mine), dataset, device="cpu", reporter=reporter)
     assert found.pairs == 11
-    assert sum("1 pair is set aside, first pairs.jsonl:3" in note for note in reporter.notes) == 2
+    assert sum("1 pair is set aside, first pairs.jsonl:4" in note for note in reporter.notes) == 2
     assert sum("cut to --max-length 256" in note for note in reporter.notes) == 2

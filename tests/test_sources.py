@@ -224,7 +224,7 @@ def test_one_column_is_a_number_of_chosen_against_rejected(tmp_path: Path) -> No
     np.testing.assert_array_equal(found, [np.nan if n == 3 else n - 5.5 for n in range(12)])
     with pytest.raises(DataError, match="has no column jugde"):
         read_numbers(load(path), ("jugde",))
-    with pytest.raises(DataError, match=r"pairs.csv:0: "):
+    with pytest.raises(DataError, match=r"pairs.csv:1: "):
         read_numbers(load(path), ("chosen",))
 
 

@@ -104,13 +104,6 @@ def print_lines(**lines: str) -> None:
         OUT.print(line, soft_wrap=True)
 
 
-def print_row_note() -> None:
-    """How rows are counted, below a list of them."""
-    from rich.text import Text
-
-    OUT.print(Text("\nFILE:ROW counts rows from 0: row 0 is line 1 of JSON lines", style="dim"))
-
-
 def print_note(text: str) -> None:
     """One line of chatter on stderr."""
     from rich.text import Text

@@ -176,7 +176,7 @@ def _facts(dataset: PreferenceDataset, limit: int) -> Table:
         lines += [("not used", ", ".join(facts.unused_columns))]
     lines += [("rows read", f"{facts.rows:,}{more}"), ("pairs", f"{facts.pairs:,}")]
     lines += [(f"  {reason}", f"{count:,}") for reason, count in facts.rejected.items() if count]
-    titles = ["  rows, from 0", *[""] * len(facts.examples)]
+    titles = ["  the first", *[""] * len(facts.examples)]
     lines += [(title, str(fault)) for title, fault in zip(titles, facts.examples, strict=False)]
     if facts.labels:
         counts = ", ".join(f"{text or '(blank)'}: {n:,}" for text, n in facts.labels.items())

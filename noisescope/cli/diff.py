@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli.console import OUT, print_json, print_lines, print_note, print_row_note, short
+from noisescope.cli.console import OUT, print_json, print_lines, print_note, short
 from noisescope.cli.options import JsonOption, RunsDirOption
 from noisescope.storage.printable import printable
 
@@ -56,8 +56,6 @@ def print_difference(found: Difference) -> None:
     for title, (count, changes) in counts.items():
         OUT.print(f"\n[bold]{count:,} {title}[/bold]")
         _print_changes(changes)
-    if any(changes for _, changes in counts.values()):
-        print_row_note()
     for title, groups in (("source", found.sources), ("annotator", found.annotators)):
         if groups:
             _print_groups(title, groups)
@@ -106,7 +104,7 @@ def _print_changes(changes: Sequence[Change]) -> None:
 
     for change in changes[:SHOWN]:
         sides = [p for p in (change.p_flip_a, change.p_flip_b) if p is not None]
-        place = f"  {short(change.source, 60)}:{change.row}  "
+        place = f"  {short(change.source, 60)}:{change.row + 1}  "
         chances = " → ".join(f"{p:.2f}" for p in sides)
         text = Text(place, style="dim") + Text(f"p_flip {chances}  {short(change.prompt, 160)}")
         OUT.print(text, no_wrap=True, overflow="ellipsis")

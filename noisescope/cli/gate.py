@@ -19,7 +19,6 @@ from noisescope.cli.console import (
     Terminal,
     print_json,
     print_lines,
-    print_row_note,
     short,
 )
 from noisescope.cli.launch import audited, finished
@@ -97,11 +96,9 @@ def _print_rows(results: Sequence[Result]) -> None:
     for result in results:
         OUT.print(Text(f"\n{printable(result.check)}", style="bold"))
         for row in result.rows[:SHOWN]:
-            place = f"  {short(row.source, 60)}:{row.row}  " if row.source else "  "
+            place = f"  {short(row.source, 60)}:{row.row + 1}  " if row.source else "  "
             text = Text(place, style="dim") + Text(short(row.detail, 200))
             OUT.print(text, no_wrap=True, overflow="ellipsis")
-    if any(row.source for result in results for row in result.rows[:SHOWN]):
-        print_row_note()
 
 
 def _number(name: str) -> Any:

@@ -110,7 +110,7 @@ def _print(pair: dict[str, Any]) -> None:
     """Facts in one line, then prompt, chosen, rejected, each in full."""
     from rich.text import Text
 
-    facts = [f"pair {pair['pair_id']}", f"{pair['source']} row {pair['row']} (from 0)"]
+    facts = [f"pair {pair['pair_id']}", f"{pair['source']} row {pair['row'] + 1}"]
     names = ("p_wrong", "p_flip", "p_mislabelled", "margin", "u", "contested", "rank")
     facts += [f"{name} {pair[name]:.4g}" for name in names if pair.get(name) is not None]
     facts += [f"annotator {pair['annotator']}"] if pair["annotator"] else []

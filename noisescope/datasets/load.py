@@ -193,7 +193,7 @@ def _ahead(rows: Iterable[Row], name: str, limit: int | None = None) -> list[Row
     if not ahead:
         raise DataError(f"{name}: holds no rows", hint=NO_ROWS)
     if not decoded:
-        first = "; ".join(f"{row.source}:{row.number} ({row.trouble})" for row in ahead[:5])
+        first = "; ".join(f"{row.source}:{row.number + 1} ({row.trouble})" for row in ahead[:5])
         hint = "A .jsonl file holds one UTF-8 JSON object a line: check the file's ending."
         if counts := re.fullmatch(r"(\d+) fields under (\d+) columns", ahead[0].trouble):
             file = shlex.quote(ahead[0].source)

@@ -61,7 +61,7 @@ def read_numbers(dataset: PreferenceDataset, columns: tuple[str, ...]) -> Float:
             values = [number(row.values, column) for column in columns]
         except RowFault as fault:
             raise DataError(
-                f"{option}: {row.source}:{row.number}: {fault.detail}",
+                f"{option}: {row.source}:{row.number + 1}: {fault.detail}",
                 hint="A column of evidence has a number in each row, or is empty.",
             ) from fault
         known = [value for value in values if value is not None]

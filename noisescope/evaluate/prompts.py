@@ -106,7 +106,7 @@ def _alone(path: Path) -> list[Prompt] | None:
     bad = [number for number, row in enumerate(rows) if not _readable(row.get(ALONE))]
     if bad:
         raise DataError(
-            f"{path}: {len(bad):,} rows have no readable prompt, first row {bad[0]}",
+            f"{path}: {len(bad):,} rows have no readable prompt, first row {bad[0] + 1}",
             hint="A prompt is a text, or a list of messages with role and content.",
         )
     return [_of_value(row[ALONE]) for row in rows]

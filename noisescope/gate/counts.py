@@ -123,11 +123,11 @@ def score_conflicts(subject: Subject, policy: Policy) -> Result | None:
 
 
 def _placed(example: str) -> tuple[str, int, str]:
-    """Parse an example of the form `source:row (reason)`."""
+    """Parse an example of the form `source:row (reason)`, whose row counts from 1."""
     place, _, detail = example.partition(" (")
     source, _, row = place.rpartition(":")
     known = source and row.isdigit()
-    return (source, int(row), detail.rstrip(")")) if known else ("", 0, example)
+    return (source, max(int(row) - 1, 0), detail.rstrip(")")) if known else ("", 0, example)
 
 
 def duplicates(subject: Subject, policy: Policy) -> Result | None:

@@ -74,11 +74,11 @@ def markdown(verdict: Verdict, limit: int | None = None) -> str:
                 "",
                 f"### {code(result.check)}",
                 "",
-                "| row, from 0 | pair | |",
+                "| row | pair | |",
                 "|---|---|---|",
             ]
             lines += [
-                f"| {code(f'{row.source}:{row.row}')} | {code(row.pair_id)} | {code(row.detail)} |"
+                f"| {code(row.place)} | {code(row.pair_id)} | {code(row.detail)} |"
                 for row in result.rows
             ]
     return _cut(lines, limit)
@@ -129,8 +129,7 @@ def _annotation(result: Result, place_of: Callable[[str], str]) -> str:
     if result.rows:
         worst = result.rows[0]
         properties["file"] = place_of(worst.source)
-        text += "\nrows, counted from 0:" if worst.source else ""
-        text += "".join(f"\n{row.source}:{row.row} {row.detail}" for row in result.rows[:5])
+        text += "".join(f"\n{row.place} {row.detail}" for row in result.rows[:5])
     stated = ",".join(f"{key}={command_property(value)}" for key, value in properties.items())
     return f"::{_COMMANDS[result.status]} {stated}::{command_data(text)}"
 
@@ -185,8 +184,7 @@ def _text(result: Result) -> str:
         lines.append(f"threshold {result.threshold:g}, compared: {result.bound}")
     if result.pairs_needed is not None:
         lines.append(f"about {result.pairs_needed:,} pairs are needed")
-    lines += ["rows, counted from 0:"] if any(row.source for row in result.rows) else []
-    lines += [one_line(f"{row.source}:{row.row} {row.pair_id} {row.detail}") for row in result.rows]
+    lines += [one_line(f"{row.place} {row.pair_id} {row.detail}") for row in result.rows]
     return "\n".join(lines)
 
 
@@ -247,7 +245,7 @@ def _location(row: Row, place_of: Callable[[str], str]) -> dict[str, Any]:
     physical: dict[str, Any] = {"artifactLocation": {"uri": quote(place, safe="/")}}
     if _LINES.search(place):
         physical["region"] = {"startLine": row.row + 1}
-    name = one_line(f"row {row.row} {row.pair_id}")
+    name = one_line(f"row {row.row + 1} {row.pair_id}")
     return {
         "physicalLocation": physical,
         "logicalLocations": [{"name": name, "kind": "element"}],

@@ -33,6 +33,11 @@ class Row:
     row: int
     detail: str
 
+    @property
+    def place(self) -> str:
+        """FILE:ROW as people read it, the first row 1; `row` counts from 0."""
+        return f"{self.source}:{self.row + 1}"
+
 
 @final
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _without(
         counts[reason] = counts.get(reason, 0) + len(faults)
         examples += named
         pairs = "1 pair is" if len(faults) == 1 else f"{len(faults):,} pairs are"
-        place = f"{named[0].source}:{named[0].row}"
+        place = f"{named[0].source}:{named[0].row + 1}"
         notes.append(f"{pairs} set aside, first {place}: {named[0].detail}. {hints[reason]}")
     kept = np.ones(len(dataset), bool)
     kept[[*refused, *same]] = False
