@@ -59,9 +59,9 @@ def parse(words: list[str]) -> dict[str, Any]:
         ("export --format review", {"run": RUN}),
         ("export --format hub --repo-id a/b --dry-run", {"run": RUN, "repo_id": "a/b"}),
         ("report", {"run": RUN}),
-        ("show --rank 1", {"rank": 2}),
-        ("show --rank 2 toy", {"rank": 3, "run": "toy"}),
-        ("show --rank 2 --runs-dir ./runs/../runs", {"rank": 3, "run": "runs/../runs/toy-1"}),
+        ("show --rank 1", {"rank": 2}),  # beside --rank the one argument is the run
+        ("show --rank 2 toy", {"rank": 3, "pair_id": "toy"}),
+        ("show --rank 2 --runs-dir ./runs/../runs", {"rank": 3, "pair_id": "runs/../runs/toy-1"}),
         ("show --rank 120", {"run": RUN}),
         ("diff toy toy", {"run": RUN}),
         ("datasets", {"name": "NAME"}),
@@ -134,7 +134,7 @@ def test_a_mistyped_option_is_answered_by_the_example(
 def test_more_prompts_are_asked_by_the_same_words(typed: str) -> None:
     words = ["evaluate", "--policy", "a b", *typed.split()]
     found = parse(shlex.split(with_limit(words, 400)))
-    assert (found["policy"], found["limit"], found["out"]) == ("a b", 400, None)
+    assert (found["policy"], found["limit"], found["output"]) == ("a b", 400, None)
 
 
 def test_an_expectation_above_its_ceiling_is_explained() -> None:

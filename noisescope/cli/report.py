@@ -121,7 +121,7 @@ def report(
         print_lines(
             report=str(path),
             figures=str(found.directory / "figures"),
-            next=f"noisescope apply decisions.csv {run_again}   after deciding on the page",
+            next=f"noisescope apply decisions.csv {run_again}",
         )
 
 

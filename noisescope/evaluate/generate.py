@@ -196,7 +196,7 @@ def read_parts(directory: Path, fingerprint: str) -> list[dict[str, Any]]:
         if mark != fingerprint:
             raise RunError(
                 f"{path} was made by a different model or with different settings",
-                hint="Choose another directory with --out, or remove that file.",
+                hint="Choose another directory with --output, or remove that file.",
             )
         rows += table.to_pylist()
     return rows
