@@ -509,11 +509,12 @@ def test_trl_standard_rows(scored: RunScores, tmp_path: Path) -> None:
     assert len(weight) == PAIRS
 
 
-def test_a_belief_turns_with_its_label(scored: RunScores, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["margin", "soft"])
+def test_a_belief_turns_with_its_label(scored: RunScores, tmp_path: Path, scheme: str) -> None:
     plain, cleaned = tmp_path / "plain.parquet", tmp_path / "cleaned.parquet"
-    export_trl(scored, plain, CleanPolicy(), "margin")
+    export_trl(scored, plain, CleanPolicy(), scheme)
     policy = CleanPolicy(flip_top=0.05)
-    export_trl(scored, cleaned, policy, "margin")
+    export_trl(scored, cleaned, policy, scheme)
     before, after = (
         {row["pair_id"]: row for row in pq.read_table(path).to_pylist()}
         for path in (plain, cleaned)
@@ -521,15 +522,15 @@ def test_a_belief_turns_with_its_label(scored: RunScores, tmp_path: Path) -> Non
     actions = actions_of(scored, policy)
     for name, row in after.items():
         sign = -1 if actions[name] == FLIP else 1
-        assert row["gamma"] == sign * before[name]["gamma"]
+        assert row["belief"] == sign * before[name]["belief"]
         assert row["weight"] == 1
-    assert sum(row["gamma"] < 0 for row in after.values()) < sum(
-        row["gamma"] < 0 for row in before.values()
+    assert sum(row["belief"] < 0 for row in after.values()) < sum(
+        row["belief"] < 0 for row in before.values()
     )
     out = tmp_path / "w.parquet"
-    export_weights(scored, out, "margin")
+    export_weights(scored, out, scheme)
     gamma = {row["pair_id"]: row["gamma"] for row in pq.read_table(out).to_pylist()}
-    assert gamma == {name: row["gamma"] for name, row in before.items()}
+    assert gamma == {name: row["belief"] for name, row in before.items()}
 
 
 def test_trl_conversations_and_saved_directory(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from noisescope.errors import UsageError
+from noisescope.scoring.weights import belief
 from noisescope.training.objectives import (
     CDPO,
     DPO,
@@ -27,6 +29,7 @@ from noisescope.training.objectives import (
     MaPO,
     Objective,
     PairValues,
+    SoftDPO,
 )
 
 ratios = st.lists(st.floats(-30, 30), min_size=1, max_size=6)
@@ -79,18 +82,27 @@ def test_adaptive_objectives_are_equations_16_and_19():
     assert AdaptiveIPO(0.2)(values).item() == pytest.approx(0.3 * (5 + 0.5 - 2.5) ** 2)
 
 
-@pytest.mark.parametrize("belief", [-2.0, 0.0, 0.5, 4.0])
-def test_distilled_dpo_is_smallest_at_the_belief_and_dpo_where_that_is_certain(belief):
+@pytest.mark.parametrize("odds", [-2.0, 0.0, 0.5, 4.0])
+def test_distilled_dpo_is_smallest_at_the_belief_and_dpo_where_that_is_certain(odds):
     """beta = 0.2: dL/dl = beta (sigma(h) - sigma(Gamma)), 0 at h = Gamma."""
     objective, one = DistilledDPO(0.2), tensor(1.0)
-    l = tensor(belief / 0.2, 0.0, 7.0).requires_grad_()  # noqa: E741 - the paper's symbol
-    values = PairValues(l, weight=one, gamma=one * belief)
+    l = tensor(odds / 0.2, 0.0, 7.0).requires_grad_()  # noqa: E741 - the paper's symbol
+    values = PairValues(l, weight=one, gamma=one * odds)
     (slope,) = torch.autograd.grad(objective(values).sum(), l)
-    expected = [0.2 * (sigmoid(h) - sigmoid(belief)) for h in (belief, 0.0, 1.4)]
+    expected = [0.2 * (sigmoid(h) - sigmoid(odds)) for h in (odds, 0.0, 1.4)]
     assert slope.tolist() == pytest.approx(expected, abs=1e-12)
     for sure, side in ((math.inf, 1), (-math.inf, -1)):
         certain = PairValues(l, weight=one, gamma=one * sure)
         torch.testing.assert_close(objective(certain), DPO(0.2)(PairValues(side * l)))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
+def test_soft_dpo_is_cdpo_with_the_pairs_own_p_wrong(p):
+    gamma = torch.tensor(belief(np.array([p, p])))
+    values = PairValues(tensor(3.0, -1.0), weight=tensor(1.0, 1.0), gamma=gamma)
+    for h, loss in zip((0.6, -0.2), SoftDPO(0.2)(values).tolist(), strict=True):
+        by_hand = -(1 - p) * math.log(sigmoid(h)) - p * math.log(sigmoid(-h))
+        assert loss == pytest.approx(by_hand, abs=1e-5)  # certain labels: sigma(12), not 1
 
 
 def test_side_likelihoods_enter_where_they_should():

@@ -146,6 +146,20 @@ def test_an_audit_of_the_same_labels_is_found_and_weighs_the_pairs(place, datase
     np.testing.assert_array_equal(np.sign(believed.gamma), np.sign(margins))
     assert (np.diff(believed.gamma[np.argsort(margins)]) >= 0).all()
     assert believed.weight.tolist() == [1.0] * 40
+    soft = run_weights(run, dataset, WeightRule("soft"))
+    p_wrong = scores["p_wrong"].loc[order].to_numpy()
+    np.testing.assert_allclose(1 / (1 + np.exp(soft.gamma)), p_wrong, atol=1e-5)
+    assert soft.weight.tolist() == [1.0] * 40
+    lines = [f"{name},{p!r}\n" for name, p in zip(order, p_wrong.tolist(), strict=True)]
+    (tmp_path / "p.csv").write_text("".join(["pair_id,p_wrong\n", *lines]))
+    read_back = file_weights(tmp_path / "p.csv", dataset, "soft")
+    np.testing.assert_allclose(read_back.gamma, soft.gamma)
+    assert read_back.scheme == "soft"
+    with pytest.raises(DataError, match="pair_id and W are needed"):
+        file_weights(tmp_path / "p.csv", dataset)
+    (tmp_path / "p.csv").write_text("pair_id,p_wrong\n" + "".join(f"{n},1.2\n" for n in order))
+    with pytest.raises(DataError, match=r"p_wrong is 1\.2"):
+        file_weights(tmp_path / "p.csv", dataset, "soft")
     with pytest.raises(UsageError, match=r"--objective adaptive-dpo does not work with .* margin"):
         tune(place, tmp_path / "wrong", "adaptive-dpo", weights=believed)
     with pytest.raises(UsageError, match=r"--objective distilled-dpo does not work with .* with u"):
@@ -158,7 +172,11 @@ def test_an_audit_of_the_same_labels_is_found_and_weighs_the_pairs(place, datase
 
 @pytest.mark.parametrize(
     ("objective", "said"),
-    [("adaptive-dpo", "W and Gamma as scored"), ("distilled-dpo", "Gamma = the held-out margin")],
+    [
+        ("adaptive-dpo", "W and Gamma as scored"),
+        ("distilled-dpo", "Gamma = the held-out margin"),
+        ("soft-dpo", "soft labels, 1 - p_wrong"),
+    ],
 )
 def test_an_adaptive_objective_makes_its_audit_first(
     place, tmp_path, monkeypatch, capsys, objective, said
@@ -268,7 +286,7 @@ def test_mistakes_are_named(place, tmp_path, capsys):
         (["--online", "ema", "--weighting", "u"], "--online makes its own"),
         (["--weights", "w.csv", "--rho", "2"], "w.csv contains finished weights"),
         (["--weights", "absent.parquet"], "no such file"),
-        (["--flip-rate", "0.2"], "adaptive-dpo has no parameter flip_rate"),
+        (["--flip-rate", "0.2"], "soft-dpo has no parameter flip_rate"),
         (["--online", "mea"], "--online must be one of replicas, ema"),
         (["--report-to", "notepad"], "--report-to must be one of"),
     ],
@@ -292,6 +310,34 @@ def test_an_audit_no_better_than_chance_is_said(place, dataset, tmp_path, capsys
     line += ["--weights", str(run.directory), "--device", "cpu", "--dtype", "float32"]
     assert command([*line, "--output", str(tmp_path / "tuned")]) == 0
     assert "no better than chance" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_without_an_objective_the_audit_s_trust_decides(place, dataset, tmp_path, capsys, acts):
+    run = audited(tmp_path / "runs", dataset)
+    manifest = run.manifest()
+    trust = {"word": "a word", "sentence": "A reason.", "helps": [], "acts": acts}
+    run.write_manifest(manifest | {"summary": manifest["summary"] | {"trust": trust}})
+    line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model"), "--steps", "1"]
+    line += ["--runs-dir", str(run.directory.parent), "--device", "cpu", "--dtype", "float32"]
+    assert command([*line, "--output", str(tmp_path / "tuned"), "--json"]) == 0
+    shown = capsys.readouterr()
+    plan = json.loads(shown.out)["plan"]
+    assert plan["settings"]["objective"] == ("soft-dpo" if acts else "dpo")
+    assert plan["weights"].startswith("run " if acts else "none")
+    assert ("a word. A reason." in shown.err) is not acts
+
+
+def test_weights_that_are_all_the_same_are_refused(place, dataset, tmp_path, capsys):
+    names = dataset.table.column("pair_id").to_pylist()
+    path = tmp_path / "even.csv"
+    path.write_text("pair_id,W,p_wrong\n" + "".join(f"{name},0.7,0.2\n" for name in names))
+    line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model"), "--steps", "1"]
+    line += ["--weights", str(path), "--output", str(tmp_path / "tuned"), "--device", "cpu"]
+    for objective in ("dpo", "soft-dpo", "adaptive-dpo"):
+        assert command([*line, "--objective", objective]) == 2
+        assert "--objective dpo --weights none" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_a_tracker_that_is_not_installed_is_named(place, dataset, tmp_path):

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from noisescope.auditing.train import default_objective
 from noisescope.errors import UsageError
 from noisescope.scoring.weights import WeightConfig, adaptive_weights
-from noisescope.training.objectives import CDPO, DPO, AdaptiveDPO, DistilledDPO, PairValues
+from noisescope.training.objectives import (
+    CDPO,
+    DPO,
+    AdaptiveDPO,
+    DistilledDPO,
+    PairValues,
+    SoftDPO,
+)
 from noisescope.training.policy.learner import judged_by
 from noisescope.training.policy.pair_weights import PairWeights
 from noisescope.training.policy.presets import PAPER, PRESETS
@@ -105,5 +113,17 @@ def test_weights_that_say_nothing_are_known():
 def test_distilled_dpo_takes_beliefs_and_is_validated_on_labels():
     assert settled("text", objective="distilled-dpo").weighting == "margin"
     assert settled("text", objective="adaptive-dpo").weighting == "u"
+    assert settled("text", objective="soft-dpo").weighting == "soft"
+    assert judged_by(SoftDPO(0.3)) == DPO(0.3)
+    for objective, scheme in (("soft-dpo", "margin"), ("distilled-dpo", "soft"), ("dpo", "soft")):
+        with pytest.raises(UsageError, match=f"{objective} does not work with .* with {scheme}"):
+            settled("text", objective=objective).check_scheme(scheme)
+
+
+def test_the_paper_s_settings_choose_its_objective():
+    assert default_objective(None, None, {"k1": None, "epochs": 2.0}) == "soft-dpo"
+    assert default_objective("hh", None, {}) == "adaptive-dpo"
+    assert default_objective(None, 1.0, {}) == "adaptive-dpo"
+    assert default_objective(None, None, {"online": "ema"}) == "adaptive-dpo"
     assert judged_by(DistilledDPO(0.3)) == DPO(0.3)
     assert judged_by(CDPO(0.3)) == CDPO(0.3)

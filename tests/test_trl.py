@@ -18,7 +18,7 @@ from trl import DPOConfig, DPOTrainer
 
 from noisescope.errors import DataError, UsageError
 from noisescope.export.trl import export_trl
-from noisescope.training.objectives import AdaptiveIPO
+from noisescope.training.objectives import AdaptiveIPO, SoftDPO
 from noisescope.training.trl import AdaptiveDPOTrainer, WeightedCollator
 
 BETA = 0.3
@@ -110,6 +110,28 @@ def test_an_export_trains_and_logs(tmp_path: Path) -> None:
     logged = next(entry for entry in made.state.log_history if "loss" in entry)
     assert 0 < logged["weights/mean"] <= 1
     assert {"rewards/margins", "rewards/accuracies", "logps/chosen"} <= set(logged)
+
+
+def test_soft_labels_are_learnt_and_never_read_as_a_shift(tmp_path: Path) -> None:
+    export_trl(toy(tmp_path), tmp_path / "t.parquet", scheme="soft")
+    data = Dataset.from_parquet(str(tmp_path / "t.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert "gamma" not in data.column_names
+    made = trainer(AdaptiveDPOTrainer, data.select(range(4)), tmp_path / "out")
+    batch = batch_of(made)
+    assert min(batch["belief"].tolist()) < 0 < max(batch["belief"].tolist())
+    policy, reference = logps_by_hand(tiny_llama(0), batch), logps_by_hand(tiny_llama(1), batch)
+    chosen, rejected = (policy - reference).chunk(2)
+    h, p_wrong = BETA * (chosen - rejected), torch.sigmoid(-batch["belief"])
+    terms = -(1 - p_wrong) * F.logsigmoid(h) - p_wrong * F.logsigmoid(-h)
+    loss = made.compute_loss(made.model, batch)
+    assert loss.item() == pytest.approx(terms.mean().item(), rel=1e-5)
+    with pytest.raises(UsageError, match="AdaptiveIPO does not work"):
+        trainer(AdaptiveDPOTrainer, data, tmp_path, objective=AdaptiveIPO(beta=BETA))
+    with pytest.raises(UsageError, match="no column belief"):
+        trainer(AdaptiveDPOTrainer, rows(), tmp_path, objective=SoftDPO(beta=BETA))
+    plain = trainer(DPOTrainer, data.select(range(4)), tmp_path / "plain")
+    plain.train()  # TRL alone ignores our columns
+    assert any("loss" in entry for entry in plain.state.log_history)
 
 
 def test_any_objective_and_peft(tmp_path: Path) -> None:

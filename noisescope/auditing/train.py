@@ -1,15 +1,17 @@
 """Train a policy on a dataset weighted by its audit: what `noisescope train` does.
 
-    done = train("hh-rlhf", objective="adaptive-dpo", steps=200)
+    done = train("hh-rlhf", steps=200)
     done.manifest()["result"]["last"]["accuracy"]
 
-An adaptive objective uses the dataset's own audit, which is made first if it is missing.
+Without an objective it is soft-dpo on the dataset's own audit, which is made first if it is
+missing, or plain dpo where that audit is too weak to change labels (scoring/trust.py).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,7 +44,7 @@ def train(
     dataset: Any = None,
     model: str | None = None,
     *,
-    objective: str = "adaptive-dpo",
+    objective: str | None = None,
     preset: str | None = None,
     weights: str | Path | None = None,
     weighting: str | None = None,
@@ -64,17 +66,20 @@ def train(
     """Fine-tune `model` on the pairs of `dataset` and write the result to `output`.
 
     `dataset` and `model` are those of the workspace if None; `reading` holds format, columns,
-    pairs, split and limit. `weights` is a run, a file (pair_id, W, gamma), "none", or None: the
-    dataset's audit for adaptive objectives, no weights for the others. `weighting` (p_wrong,
-    p_flip, u, margin) turns a run's scores into weights. `settings` are fields of `TrainSettings`.
+    pairs, split and limit. `objective` None: the paper's adaptive-dpo with any of its settings,
+    else soft-dpo or dpo, by the audit's trust. `weights` is a run, a file (pair_id and W, gamma or
+    p_wrong), "none", or None: the dataset's audit for objectives in ADAPTIVE, no weights for the
+    others. `weighting` (p_wrong, p_flip, u, soft, margin) turns a run's scores into weights.
+    `settings` are fields of `TrainSettings`.
 
     Raises UsageError, DataError, ModelError, RunError or EvidenceError. A training that is
     interrupted continues from its last checkpoint when it is called again.
     """
-    find_objective(objective)
+    named = objective or default_objective(preset, rho, settings)
+    find_objective(named)
     reporter = reporter or Silent()
     pairs = read_dataset(dataset, reading or {}, reporter)
-    given = settings | {"objective": objective, "named": preset, "parameters": parameters}
+    given = settings | {"objective": named, "named": preset, "parameters": parameters}
     given |= {"rho": rho}
     chosen = settled(pairs.modality, **given)
     check_settings(chosen, report_to)
@@ -104,17 +109,40 @@ def train(
                 hint="Train the whole denoiser with --full.",
             )
     rule = WeightRule(weighting or chosen.weighting, chosen.k1, chosen.k2, chosen.c2, rho)
+    found = _weights(weights, rule, chosen, pairs, policy, runs_directory, reporter, command)
+    if found is not None and found.doubt and objective is None and weights is None:
+        reporter.note(
+            "training plain dpo, which does not use this audit; --objective soft-dpo uses it"
+        )
+        chosen, found = replace(chosen, objective="dpo"), None
+    if found is not None and found.even:
+        raise UsageError(
+            f"{found.description}: all pairs have the same weight to one in a hundred, so "
+            f"{chosen.objective} would be plain dpo",
+            hint="Use --objective soft-dpo (labels by p_wrong), or train without weights: "
+            "--objective dpo --weights none.",
+        )
     return fine_tune(
         pairs,
         policy,
         chosen,
-        weights=_weights(weights, rule, chosen, pairs, policy, runs_directory, reporter, command),
+        weights=found,
         output=output,
         reporter=reporter,
         report_to=report_to,
         mixed_precision=mixed,
         command=command,
     )
+
+
+#: Settings of the paper's own objective.
+PAPER = ("online", "online_replicas", "k1", "k2", "c2")
+
+
+def default_objective(preset: str | None, rho: float | None, settings: Mapping[str, Any]) -> str:
+    """The objective of a training that names none: soft-dpo, or the paper's for its settings."""
+    paper = preset or rho is not None or any(settings.get(name) is not None for name in PAPER)
+    return "adaptive-dpo" if paper else "soft-dpo"
 
 
 #: Settings that change how a run's scores become weights.
@@ -169,23 +197,20 @@ def _weights(
     if given == "none" or (given is None and not adaptive):
         return None
     if given is not None and Path(given).is_file():
-        found = file_weights(Path(given), pairs)
+        found = file_weights(Path(given), pairs, "soft" if rule.scheme == "soft" else "")
     elif given is not None and Path(given).suffix in (".parquet", ".csv", ".jsonl", ".json"):
         raise UsageError(
             f"--weights {given}: no such file",
             hint="Make one: noisescope export --format weights --output FILE",
         )
     elif given is not None:
-        found = _weights_of_run(find_run(str(given), runs_directory), pairs, rule, reporter)
+        found = run_weights(find_run(str(given), runs_directory), pairs, rule)
     else:
         run = _audit_of(pairs, policy, settings, runs_directory, reporter, command)
-        found = _weights_of_run(run, pairs, rule, reporter)
+        found = run_weights(run, pairs, rule)
     reporter.note(f"weights: {found.description}")
-    if adaptive and found.even:
-        reporter.note(
-            "these weights hardly differ, so this is nearly plain dpo: u of the replicas is close "
-            "to 0 for every pair; --weighting p_wrong and --online replicas do not depend on it"
-        )
+    if found.doubt:
+        reporter.note(found.doubt)
     return found
 
 
@@ -216,16 +241,3 @@ def _audit_of(
             command=command,
             reporter=reporter,
         ).run
-
-
-def _weights_of_run(
-    run: Run, pairs: PreferenceDataset, rule: WeightRule, reporter: Reporter
-) -> PairWeights:
-    """Weights of a run's scores, with a note if its replicas are no better than chance."""
-    found = run_weights(run, pairs, rule)
-    if run.manifest().get("summary", {}).get("chance"):
-        reporter.note(
-            f"{run.directory}: its replicas are no better than chance, so these weights carry no "
-            "information about wrong labels; score again with a better --model"
-        )
-    return found

@@ -58,7 +58,8 @@ def export(
     weight: Annotated[
         str,
         typer.Option(
-            help="weights, trl, hub: p_wrong, p_flip, u (W and gamma of the paper) or margin."
+            help="weights, trl, hub: p_wrong, p_flip, u (W and gamma of the paper), "
+            "soft (labels for soft-dpo) or margin."
         ),
     ] = "p_wrong",
     drop_above: Annotated[
@@ -290,16 +291,17 @@ def _following(
     scores: RunScores, format: Format, out: Path, done: Mapping[str, Any]
 ) -> dict[str, str]:
     """By label, where the export goes from here."""
+    from noisescope.training.policy.settings import BELIEFS
+
     where, run = shlex.quote(str(out)), shlex.quote(str(scores.run.directory))
     judge = f" --model {shlex.quote(str(scores.manifest['model']))}"
-    believed = done.get("weight") == "margin"
     if format is Format.weights:
         read = shlex.quote(str(scores.manifest["resolved"]))
-        objective = "--objective distilled-dpo " if believed else ""
+        believed = [name for name, made in BELIEFS.items() if made == done.get("weight")]
+        objective = f"--objective {believed[0]} " if believed else ""
         return {"next": f"noisescope train {read} {objective}--weights {where}{judge}"}
     if format is Format.trl:
         given = f"model, train_dataset={_reading(out)}"
-        given += ", objective=DistilledDPO(beta)" if believed else ""
         trainer = f"noisescope.training.trl.AdaptiveDPOTrainer({given})"
         return {"in TRL": trainer, "next": f"noisescope datasets {where}"}
     if format is Format.review:

@@ -107,12 +107,13 @@ def train(
     reading: ReadingOptions,
     dataset: DatasetArgument = None,
     objective: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="dpo, ipo, hinge, adaptive-dpo, adaptive-ipo, distilled-dpo, cdpo, rdpo, ropo, "
-            "dr-dpo, holder-dpo, re-po, mapo, ln-dpo or rpo."
+            help="soft-dpo, dpo, ipo, hinge, adaptive-dpo, adaptive-ipo, distilled-dpo, cdpo, "
+            "rdpo, ropo, dr-dpo, holder-dpo, re-po, mapo, ln-dpo or rpo.",
+            show_default="soft-dpo; dpo if the audit is too weak; adaptive-dpo with its settings",
         ),
-    ] = "adaptive-dpo",
+    ] = None,
     model: ModelOption = None,
     preset: Annotated[
         str | None,
@@ -135,9 +136,9 @@ def train(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Fine-tune a model on preference pairs, weighted by how far each label can be trusted.
+    """Fine-tune a model on preference pairs, each by how far its label can be trusted.
 
-    Example: noisescope train hh-rlhf --objective adaptive-dpo --model models/SmolLM2-135M
+    Example: noisescope train hh-rlhf --objective soft-dpo --model models/SmolLM2-135M
 
     Several processes or GPUs: torchrun --nproc-per-node 2 -m noisescope train ...
     """

@@ -3,9 +3,10 @@
     standard         prompt, chosen, rejected: texts
     conversational   the same as message lists, if the source's prompts are conversations
 
-and pair_id, weight, gamma and p_flip. TRL concatenates prompt and response, so a plain prompt
-without a space before its responses gets the empty line that the audit judged it with.
-`noisescope.training.trl.AdaptiveDPOTrainer` trains with the weights; TRL's trainer ignores them.
+and pair_id, weight, gamma and p_flip; instead of gamma `belief`, the log odds that the label is
+right, where the weights are "soft" or "margin". TRL concatenates prompt and response, so a plain
+prompt without a space before its responses gets the empty line that the audit judged it with.
+`noisescope.training.trl.AdaptiveDPOTrainer` trains with these columns, TRL's trainer without.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from noisescope.export.weights import facts_of, metadata_of, weigh
 from noisescope.models.tokenize import GAP
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import claim, write_directory
+from noisescope.training.policy.settings import BELIEFS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NUMBERS = ("weight", "gamma", "p_flip")
+#: Column of a Gamma that is what the policy learns, not a correction.
+BELIEF = "belief"
 
 
 def export_trl(
@@ -65,14 +68,17 @@ def write_trl(
     import pyarrow.parquet as pq
 
     talks = conversational(scores)
-    schema = trl_schema(talks, talks and has_tools(scores)).with_metadata(metadata_of(facts))
     weight, gamma = weigh(scores.columns, scheme)
-    if scheme == "margin":  # a margin for the label's side changes sign with the label
+    believed = scheme in BELIEFS.values()
+    if believed:  # odds of the label change sign with it
         gamma = np.where(actions == FLIP, -gamma, gamma)
     if scheme in ("p_wrong", "p_flip"):  # a flipped label is right where the old one was wrong
         flipped = np.abs(1 - 2 * np.nan_to_num(scores.columns[scheme]))
         weight = np.where(actions == FLIP, flipped, weight)
-    numbers = {"weight": weight, "gamma": gamma, "p_flip": scores.columns["p_flip"]}
+    numbers = {"weight": weight, BELIEF if believed else "gamma": gamma}
+    numbers |= {"p_flip": scores.columns["p_flip"]}
+    schema = trl_schema(talks, talks and has_tools(scores), tuple(numbers))
+    schema = schema.with_metadata(metadata_of(facts))
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
         for table in _tables(scores, actions, talks, schema, numbers):
             out.write_table(table)
@@ -120,7 +126,7 @@ def has_tools(scores: RunScores) -> bool:
     )
 
 
-def trl_schema(talks: bool, tools: bool = False) -> pa.Schema:
+def trl_schema(talks: bool, tools: bool, numbers: tuple[str, ...]) -> pa.Schema:
     """Return the columns of a TRL export."""
     import pyarrow as pa
 
@@ -129,7 +135,7 @@ def trl_schema(talks: bool, tools: bool = False) -> pa.Schema:
     fields = [pa.field(name, side) for name in ("prompt", "chosen", "rejected")]
     fields += [pa.field("tools", pa.string())] * tools  # JSON, which TRL reads
     fields += [pa.field("pair_id", pa.string())]
-    return pa.schema(fields + [pa.field(name, pa.float64()) for name in NUMBERS])
+    return pa.schema(fields + [pa.field(name, pa.float64()) for name in numbers])
 
 
 def _tables(
@@ -167,7 +173,7 @@ def _tables(
         arrays = [
             pa.array(values, schema.field(i).type) for i, values in enumerate([*columns, ids])
         ]
-        arrays += [pa.array(numbers[name][at[kept]], from_pandas=True) for name in NUMBERS]
+        arrays += [pa.array(numbers[name][at[kept]], from_pandas=True) for name in numbers]
         yield pa.Table.from_arrays(arrays, schema=schema)
 
 

@@ -3,6 +3,7 @@
     scheme "p_wrong" W = max(0, 1 - 2 p_wrong), Gamma = 0: the default
     scheme "p_flip"  W = max(0, 1 - 2 p_flip), Gamma = 0
     scheme "u"       W and Gamma of the Adaptive-DPO paper, as scores (2503.16921, Eq. 14-15)
+    scheme "soft"    W = 1, Gamma = log((1 - p_wrong)/p_wrong): for soft-dpo only
     scheme "margin"  W = 1, Gamma = the calibrated held-out margin: for distilled-dpo only
 
 For a label that is wrong with probability p, the expected DPO gradient at l = 0 is 1 - 2p times
@@ -21,29 +22,30 @@ import numpy as np
 from noisescope.datasets.flip.plan import Float
 from noisescope.errors import UsageError
 from noisescope.export.run_scores import BATCH, RunScores
-from noisescope.scoring.weights import believed_margin, even
+from noisescope.scoring.weights import belief, believed_margin, even
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import KEY, claim
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMES = ("p_wrong", "p_flip", "u", "margin")
+SCHEMES = ("p_wrong", "p_flip", "u", "soft", "margin")
 COLUMNS = ("W", "gamma", "u", "p_flip", "p_wrong")
 
 
 def weigh(columns: Mapping[str, Float], scheme: str) -> tuple[Float, Float]:
     """Compute W [N] and Gamma [N] of scores [N] by a scheme; 1 and 0 if a pair has no score.
 
-    Raises UsageError for an unknown scheme, and for weights by u or p_flip that hardly differ.
+    Raises UsageError for an unknown scheme, and for weights but by p_wrong that hardly differ.
     """
     if scheme == "u":
         weight, gamma = columns["W"], columns["gamma"]
     elif scheme in ("p_wrong", "p_flip"):
         weight = np.maximum(0.0, 1.0 - 2.0 * columns[scheme])
         gamma = np.zeros(len(weight))
-    elif scheme == "margin":
-        gamma = believed_margin(columns["margin"])
+    elif scheme in ("soft", "margin"):
+        soft = scheme == "soft"
+        gamma = belief(columns["p_wrong"]) if soft else believed_margin(columns["margin"])
         weight = np.where(np.isnan(gamma), 0.0, 1.0)
     else:
         raise UsageError(f"--weight {scheme}: one of {', '.join(SCHEMES)}")

@@ -13,11 +13,15 @@ from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from noisescope.errors import UsageError
 from noisescope.scoring.flip_rate import fit_flip_rate
 
 Float = NDArray[np.float64]
+
+#: Log odds from which a label counts as certain: sigma(12) = 1 - 6e-6.
+CERTAIN = 12.0
 
 
 @final
@@ -70,6 +74,11 @@ def believed_margin(margin: Float) -> Float:
     agrees. Raises EvidenceError for fewer than ten margins or when all are zero.
     """
     return fit_flip_rate(margin).gap(margin)
+
+
+def belief(p_wrong: Float) -> Float:
+    """Gamma [N] of `soft-dpo`: log((1 - p)/p) of p_wrong [N], at most 12 from 0; NaN stays NaN."""
+    return np.clip(-logit(p_wrong), -CERTAIN, CERTAIN)
 
 
 def even(weight: Float, gamma: Float) -> bool:

@@ -320,7 +320,6 @@ class AdaptiveIPO(Objective):
         return (values.logratio - gamma.detach() - 1 / (2 * self.beta)) ** 2
 
 
-@final
 @dataclass(frozen=True)
 class DistilledDPO(Objective):
     """-t log sigma(h) - (1 - t) log sigma(-h), t = sigma(Gamma): smallest at h = Gamma.
@@ -336,12 +335,23 @@ class DistilledDPO(Objective):
         return -t * log_sigmoid(h) - (1 - t) * log_sigmoid(-h)
 
 
+@final
+@dataclass(frozen=True)
+class SoftDPO(DistilledDPO):
+    """-(1 - p) log sigma(h) - p log sigma(-h): cDPO with a pair's own p = p_wrong.
+
+    Gamma carries p as log((1 - p)/p), the log odds that the label is right (`--weighting soft`):
+    reviews, annotators and other evidence enter through it. p = 0 is DPO, p = 1 the flipped label.
+    """
+
+
 OBJECTIVES: dict[str, type[Objective]] = {
     "dpo": DPO,
     "ipo": IPO,
     "hinge": Hinge,
     "adaptive-dpo": AdaptiveDPO,
     "adaptive-ipo": AdaptiveIPO,
+    "soft-dpo": SoftDPO,
     "distilled-dpo": DistilledDPO,
     "cdpo": CDPO,
     "rdpo": RDPO,
@@ -380,5 +390,6 @@ __all__ = [
     "MaPO",
     "Objective",
     "PairValues",
+    "SoftDPO",
     "objective_name",
 ]

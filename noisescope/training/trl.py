@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer with per-example weights, for Adaptive-DPO.
+"""TRL's DPOTrainer with per-example weights or soft labels, for Adaptive-DPO and soft-dpo.
 
     from datasets import load_dataset
     from noisescope.training.trl import AdaptiveDPOTrainer
@@ -7,8 +7,10 @@
     AdaptiveDPOTrainer(model, args=DPOConfig(beta=0.1), train_dataset=train).train()
 
 where trl.parquet is what `noisescope export --format trl` writes. The loss of a batch is the mean
-of -W log sigma(beta l - Gamma) (2503.16921, Eq. 16), W and Gamma the columns `weight` and `gamma`;
-`objective` takes any other of `training.objectives`. Needs TRL: pip install 'noisescope[trl]'.
+of -W log sigma(beta l - Gamma) (2503.16921, Eq. 16), W and Gamma the columns `weight` and `gamma`.
+Where the column is `belief`, the log odds that the label is right (`--weight soft`), it is the
+mean of -t log sigma(beta l) - (1 - t) log sigma(-beta l), t = sigma(belief). `objective` takes any
+other of `training.objectives`. Needs TRL: pip install 'noisescope[trl]'.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import DataError, UsageError
-from noisescope.training.objectives import AdaptiveDPO, Objective, PairValues
+from noisescope.scoring.weights import CERTAIN
+from noisescope.training.objectives import (
+    AdaptiveDPO,
+    DistilledDPO,
+    Objective,
+    PairValues,
+    SoftDPO,
+)
 
 try:
     from trl import DPOTrainer
@@ -31,15 +40,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: Columns of a dataset that reach the loss.
-COLUMNS = ("weight", "gamma")
-#: What a pair without a column gets.
-NEUTRAL = {"weight": 1.0, "gamma": 0.0}
+COLUMNS = ("weight", "gamma", "belief")
+#: What a pair without a column gets. A label believed at log odds of 12 is plain DPO.
+NEUTRAL = {"weight": 1.0, "gamma": 0.0, "belief": CERTAIN}
 
 
 @final
 @dataclass(frozen=True)
 class WeightedCollator:
-    """`inner` collator's batch, with `weight` and `gamma` [B] beside it."""
+    """`inner` collator's batch, with `weight`, `gamma` and `belief` [B] beside it."""
 
     inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
@@ -63,12 +72,13 @@ class WeightedCollator:
 
 
 class AdaptiveDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed for us
-    """DPOTrainer whose pairs count by their own W and Gamma.
+    """DPOTrainer whose pairs count by their own W and Gamma, or learn their own soft label.
 
     Everything else (data, reference, PEFT, precomputed reference log-probabilities, saving) is
-    TRL's. `loss_type` must stay "sigmoid": the loss is `objective`, AdaptiveDPO(args.beta) if
-    left out. Evaluation sets without the columns count every pair once. Raises UsageError where
-    the training set has no column `weight`, or for settings that another loss would need.
+    TRL's. `loss_type` must stay "sigmoid": the loss is `objective`; by default SoftDPO(args.beta)
+    if the training set has a column `belief`, else AdaptiveDPO(args.beta). Evaluation sets without
+    the columns count every pair once. Raises UsageError where the training set has no column
+    `weight`, for an objective that would misread its columns, or for settings of another loss.
     """
 
     data_collator: Any
@@ -76,8 +86,8 @@ class AdaptiveDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed 
 
     def __init__(self, *arguments: Any, objective: Objective | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.objective = objective or AdaptiveDPO(beta=self.args.beta)
         _check(self.args, self.train_dataset)
+        self.objective = _objective_for(self.train_dataset, objective, self.args.beta)
         self.data_collator = WeightedCollator(self.data_collator)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -105,7 +115,8 @@ class AdaptiveDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed 
             reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
         ratios = chosen - reference[0], rejected - reference[1]
         neutral = {name: chosen.new_full(chosen.shape, value) for name, value in NEUTRAL.items()}
-        weight, gamma = (inputs.get(name, neutral[name]).to(chosen) for name in COLUMNS)
+        shift = "belief" if isinstance(self.objective, DistilledDPO) else "gamma"
+        weight, gamma = (inputs.get(n, neutral[n]).to(chosen) for n in ("weight", shift))
         values = PairValues(
             ratios[0] - ratios[1],
             weight=weight,
@@ -157,6 +168,22 @@ class AdaptiveDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed 
 def _model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     skipped = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", *COLUMNS}
     return {name: value for name, value in inputs.items() if name not in skipped}
+
+
+def _objective_for(train_dataset: Any, given: Objective | None, beta: float) -> Objective:
+    """The objective of a training set's columns. Raises UsageError for one that misreads them."""
+    names = getattr(train_dataset, "column_names", None) or ()
+    believed = "belief" in names
+    if given is None:
+        return SoftDPO(beta=beta) if believed else AdaptiveDPO(beta=beta)
+    if names and believed != isinstance(given, DistilledDPO):
+        raise UsageError(
+            f"{type(given).__name__} does not work with this training set: it has "
+            f"{'the' if believed else 'no'} column belief, what SoftDPO and DistilledDPO learn",
+            hint=f"Export with --weight {'p_wrong or u' if believed else 'soft'}, or leave "
+            "objective= out.",
+        )
+    return given
 
 
 def _check(args: Any, train_dataset: Any) -> None:

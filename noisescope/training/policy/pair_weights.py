@@ -22,7 +22,7 @@ from noisescope.datasets.readers import read_table
 from noisescope.errors import DataError, RunError, UsageError, first_five
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.scoring.score import ScoreConfig
-from noisescope.scoring.weights import adaptive_weights, believed_margin, even
+from noisescope.scoring.weights import adaptive_weights, belief, believed_margin, even
 from noisescope.storage.run import Run, finished_runs
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 Float = NDArray[np.float64]
 
 #: How a pair's scores become its weight: max(0, 1 - 2 p), Adaptive-DPO's W and Gamma, or W = 1 and
-#: Gamma the audit's calibrated margin.
-SCHEMES = ("p_wrong", "p_flip", "u", "margin")
+#: Gamma the log odds that the label is right, by p_wrong or by the audit's calibrated margin.
+SCHEMES = ("p_wrong", "p_flip", "u", "soft", "margin")
 #: What a weights file may call W.
 WEIGHT_NAMES = ("W", "weight", "w")
 
@@ -54,7 +54,7 @@ class WeightRule:
             raise UsageError(
                 f"--weighting must be one of {', '.join(SCHEMES)}, not {self.scheme}",
                 hint="p_wrong and p_flip are max(0, 1 - 2 p), u is the paper's W and Gamma, "
-                "margin is for --objective distilled-dpo.",
+                "soft is for --objective soft-dpo, margin for distilled-dpo.",
             )
         _ = self.over({})
 
@@ -77,12 +77,16 @@ class WeightRule:
 @final
 @dataclass(frozen=True)
 class PairWeights:
-    """W [N] and Gamma [N] in the dataset's row order, and where they come from."""
+    """W [N] and Gamma [N] in the dataset's row order, and where they come from.
+
+    `doubt`: why their audit is too weak to act on, empty if it is not or if there is none.
+    """
 
     weight: Float
     gamma: Float
     description: str
     scheme: str = ""  # one of `SCHEMES`; empty: not known
+    doubt: str = ""
 
     @property
     def even(self) -> bool:
@@ -124,6 +128,9 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
     if rule.scheme in ("p_wrong", "p_flip"):
         made = np.maximum(0.0, 1.0 - 2.0 * columns[rule.scheme]), np.zeros(table.num_rows)
         how = f"W = max(0, 1 - 2 {rule.scheme}), Gamma = 0"
+    elif rule.scheme == "soft":
+        made = np.ones(table.num_rows), belief(columns["p_wrong"])
+        how = "soft labels, 1 - p_wrong"
     elif rule.scheme == "margin":
         made = np.ones(table.num_rows), believed_margin(columns["margin"])
         how = "W = 1, Gamma = the held-out margin, calibrated"
@@ -140,7 +147,21 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
     source = f"run {run.directory.name}"
     aside = int(run.manifest().get("facts", {}).get("set_aside", 0))
     found = _matched(dataset, table, *made, source, f"{source}: {how}", aside)
-    return replace(found, scheme=rule.scheme)
+    return replace(found, scheme=rule.scheme, doubt=_doubt(run))
+
+
+def _doubt(run: Run) -> str:
+    """Why a run's labels should not be acted on (scoring/trust.py); empty if they may be."""
+    summary = run.manifest().get("summary", {})
+    trust = summary.get("trust")
+    if summary.get("chance"):
+        return (
+            f"{run.directory}: its replicas are no better than chance, so these weights carry no "
+            "information about wrong labels; score again with a better --model"
+        )
+    if trust is None:
+        return f"{run.directory} does not state how far to trust it: repeat its `noisescope score`"
+    return "" if trust["acts"] else f"{run.directory}: {trust['word']}. {trust['sentence']}"
 
 
 def _at_rho(run: Run, table: pa.Table, config: ScoreConfig, metric: str) -> Float:
@@ -158,10 +179,11 @@ def _at_rho(run: Run, table: pa.Table, config: ScoreConfig, metric: str) -> Floa
     return np.array([made.get(name, np.nan) for name in table.column("pair_id").to_pylist()])
 
 
-def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
+def file_weights(path: Path, dataset: PreferenceDataset, scheme: str = "") -> PairWeights:
     """Weights of a Parquet, CSV or JSONL file: pair_id, W (or weight), gamma (0 where absent).
 
-    Raises RunError for another dataset's, DataError for gaps or missing columns.
+    The scheme "soft" needs pair_id and p_wrong alone. Raises RunError for another dataset's,
+    DataError for gaps or missing columns.
     """
     table = read_table(path)
     facts = _origin(table)
@@ -170,16 +192,34 @@ def file_weights(path: Path, dataset: PreferenceDataset) -> PairWeights:
         description += " (it names no dataset: matched by pair_id alone)"
     else:
         _check_dataset(str(path), facts["dataset_fingerprint"], facts.get("dataset"), dataset)
-    name = next((name for name in WEIGHT_NAMES if name in table.column_names), None)
+    wanted = ("p_wrong",) if scheme == "soft" else WEIGHT_NAMES
+    name = next((name for name in wanted if name in table.column_names), None)
     if "pair_id" not in table.column_names or name is None:
         raise DataError(
-            f"{path} has the columns {', '.join(table.column_names)}; pair_id and W are needed",
+            f"{path} has the columns {', '.join(table.column_names)}; "
+            f"pair_id and {wanted[0]} are needed",
             hint="Make one: noisescope export --format weights",
         )
-    gamma = _numbers(table, "gamma") if "gamma" in table.column_names else np.zeros(table.num_rows)
+    weight, gamma = _numbers(table, name), np.zeros(table.num_rows)
+    if scheme == "soft":
+        weight, gamma = np.ones(table.num_rows), _odds(weight)
+        description += ": soft labels, 1 - p_wrong"
+    elif "gamma" in table.column_names:
+        gamma = _numbers(table, "gamma")
     aside = int(facts.get("set_aside", 0))
-    found = _matched(dataset, table, _numbers(table, name), gamma, path.name, description, aside)
-    return replace(found, scheme=str(facts.get("weight", "")))
+    found = _matched(dataset, table, weight, gamma, path.name, description, aside)
+    return replace(found, scheme=scheme or str(facts.get("weight", "")))
+
+
+def _odds(p_wrong: Float) -> Float:
+    """`belief` of a file's p_wrong [N]. Raises DataError for numbers outside [0, 1]."""
+    outside = (p_wrong < 0) | (p_wrong > 1)
+    if outside.any():
+        raise DataError(
+            f"p_wrong is {p_wrong[outside][0]:g} for one of the pairs, and must be in [0, 1]",
+            hint="Make one: noisescope export --format weights",
+        )
+    return belief(p_wrong)
 
 
 def _check_dataset(where: str, theirs: Any, name: Any, dataset: PreferenceDataset) -> None:

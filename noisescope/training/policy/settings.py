@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from noisescope.scoring.weights import WeightConfig
 
 #: Objectives whose loss has W and Gamma in it: they take an audit's weights by default.
-ADAPTIVE = ("adaptive-dpo", "adaptive-ipo", "distilled-dpo")
+ADAPTIVE = ("adaptive-dpo", "adaptive-ipo", "soft-dpo", "distilled-dpo")
 #: Those of them whose W and Gamma can be made while training.
 ONLINE = ("adaptive-dpo", "adaptive-ipo")
-#: The objective whose Gamma is a belief, not a shift, and the weighting that makes one.
-DISTILLED, BELIEF = "distilled-dpo", "margin"
+#: Objectives whose Gamma is a belief, not a shift, and the weighting that makes it.
+BELIEFS = {"soft-dpo": "soft", "distilled-dpo": "margin"}
 #: beta of Eq. 6 by whether the pipeline is SDXL (2503.16921, settings).
 IMAGE_BETA = {True: 2500.0, False: 1000.0}
 TEXT_BETA = 0.1
@@ -110,18 +110,22 @@ class TrainSettings:
     @property
     def weighting(self) -> str:
         """The default of --weighting: how weights are computed from an audit's scores."""
-        if self.objective == DISTILLED:
-            return BELIEF
-        return "u" if self.objective in ADAPTIVE else "p_wrong"
+        other = "u" if self.objective in ADAPTIVE else "p_wrong"
+        return BELIEFS.get(self.objective, other)
 
     def check_scheme(self, scheme: str) -> None:
         """Raise UsageError for weights of a scheme that the objective would misread."""
-        if scheme and (scheme == BELIEF) != (self.objective == DISTILLED):
+        believed = {made: objective for objective, made in BELIEFS.items()}
+        needed = BELIEFS.get(self.objective, scheme)
+        if scheme and (scheme != needed or believed.get(scheme, self.objective) != self.objective):
+            pairs = [
+                f"--weighting {made} with --objective {name}" for name, made in BELIEFS.items()
+            ]
             raise UsageError(
-                f"--objective {self.objective} does not work with weights made with {scheme}: "
-                f"with --weighting {BELIEF}, Gamma is the target that {DISTILLED} learns; "
-                "otherwise it is a correction of the margin",
-                hint=f"Use --weighting {BELIEF} with --objective {DISTILLED}, and only with it.",
+                f"--objective {self.objective} does not work with weights made with {scheme}: with "
+                f"--weighting {' or '.join(believed)}, Gamma is what {' or '.join(BELIEFS)} "
+                "learns; otherwise it is a correction of the margin",
+                hint=f"Use {' and '.join(pairs)}, each only with the other.",
             )
 
     @property
