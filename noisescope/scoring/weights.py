@@ -78,7 +78,7 @@ def believed_margin(margin: Float) -> Float:
 
 def belief(p_wrong: Float) -> Float:
     """Gamma [N] of `soft-dpo`: log((1 - p)/p) of p_wrong [N], at most 12 from 0; NaN stays NaN."""
-    return np.clip(-logit(p_wrong), -CERTAIN, CERTAIN)
+    return np.asarray(np.clip(-logit(p_wrong), -CERTAIN, CERTAIN), dtype=np.float64)
 
 
 def even(weight: Float, gamma: Float) -> bool:
