@@ -27,12 +27,12 @@ from noisescope.datasets.rewrite import rewrite
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
 from noisescope.export.clean import export_clean
 from noisescope.export.hub import check_repo, export_hub, push
-from noisescope.export.removal import DROP, FLIP, KEEP, CleanPolicy
+from noisescope.export.removal import DROP, FLIP, KEEP, CleanPolicy, decide
 from noisescope.export.review import choose, export_review, values
 from noisescope.export.run_scores import RunScores
 from noisescope.export.trl import export_trl
 from noisescope.export.weights import export_weights, weigh
-from noisescope.pairs import PreferenceDataset
+from noisescope.pairs import PreferenceDataset, keys_of
 from noisescope.storage.output import KEY, claim, write_directory
 
 
@@ -690,3 +690,75 @@ def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
         write_directory(out, {}, fail)
     assert (out / "a").read_text() == "1"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def standing_out(scored: RunScores, **labels: str) -> RunScores:
+    """The run, whose summary names annotators that stand out, by what they do."""
+    worst = [
+        {"name": name, "labels": 13, "flip_rate": 0.7, "low": 0.55, "high": 0.8, "label": label}
+        for name, label in labels.items()
+    ]
+    people = {"kind": "annotator", "worst": worst, "others": {"count": 7, "flip_rate": 0.05}}
+    summary = scored.summary | {"annotators": people if worst else None}
+    return replace(scored, manifest=scored.manifest | {"summary": summary})
+
+
+def annotators_of(scored: RunScores) -> dict[str, str]:
+    table = pq.read_table(scored.run.pairs_path)
+    return dict(zip(*(table.column(n).to_pylist() for n in ("pair_id", "annotator")), strict=True))
+
+
+def decided(scored: RunScores, policy: CleanPolicy) -> dict[str, int]:
+    actions, _ = decide(scored, policy)
+    found: dict[str, int] = {}
+    for batch, at in scored.pairs([]):
+        found |= dict(zip(batch.column(0).to_pylist(), actions[at].tolist(), strict=True))
+    return found
+
+
+def test_annotators_that_stand_out_are_dropped_or_reversed_whole(scored: RunScores) -> None:
+    found = standing_out(scored, a6="votes backwards", a1="careless")
+    who = annotators_of(scored)
+    dropped = decided(found, CleanPolicy(annotators="drop"))
+    assert {who[name] for name, action in dropped.items() if action == DROP} == {"a6", "a1"}
+    assert {who[name] for name, action in dropped.items() if action == KEEP} == set(
+        who.values()
+    ) - {"a6", "a1"}
+    turned = decided(found, CleanPolicy(annotators="reverse", force=True))
+    for name, action in turned.items():
+        assert action == (FLIP if who[name] == "a6" else KEEP)
+    mixed = decided(found, CleanPolicy(0.5, annotators="reverse", force=True))
+    p_wrong = dict(zip(scored.keys.tolist(), scored.columns["p_wrong"].tolist(), strict=True))
+    for name, action in mixed.items():
+        suspect = p_wrong[int(keys_of([name])[0])] >= 0.5
+        assert action == (FLIP if who[name] == "a6" else DROP if suspect else KEEP)
+    words = decide(found, CleanPolicy(annotators="drop"))[1]
+    assert "a6" not in words  # exports are shared
+    assert "annotators who are wrong more often" in words
+
+
+def test_annotators_are_not_acted_on_without_reason(scored: RunScores, tmp_path: Path) -> None:
+    careless = standing_out(scored, a1="careless")
+    with pytest.raises(UsageError, match=r"a1 \(70% .*careless, but nobody votes backwards"):
+        decide(careless, CleanPolicy(annotators="reverse"))
+    with pytest.raises(UsageError, match="no annotator stands out"):
+        decide(standing_out(scored), CleanPolicy(annotators="drop"))
+    weak = {"word": "cannot know", "sentence": "A coin.", "helps": ["x"], "acts": False}
+    doubted = replace(
+        careless, manifest=careless.manifest | {"summary": careless.summary | {"trust": weak}}
+    )
+    with pytest.raises(EvidenceError, match="cannot know"):
+        decide(doubted, CleanPolicy(annotators="drop"))
+    everyone = standing_out(scored, **{f"a{i}": "careless" for i in range(4)})
+    with pytest.raises(UsageError, match="more than --most"):
+        decide(everyone, CleanPolicy(annotators="drop"))
+    # The audit agrees with all labels of a1.
+    with pytest.raises(EvidenceError, match="more harm than good"):
+        decide(standing_out(scored, a1="votes backwards"), CleanPolicy(annotators="reverse"))
+    export_review(careless, tmp_path / "queue", number=5, annotators=True)
+    key = pq.read_table(tmp_path / "queue" / "key.parquet").to_pylist()
+    who = annotators_of(scored)
+    assert [who[row["pair_id"]] for row in key] == ["a1"] * 5
+    assert {row["reason"] for row in key} == {"annotator"}
+    p = [row["p_flip"] for row in key]
+    assert p == sorted(p, reverse=True)

@@ -91,3 +91,28 @@ def test_scores_without_a_verdict_need_force(tmp_path: Path) -> None:
     with pytest.raises(NoisescopeError, match="chance"):
         find_run_scores("x", tmp_path / "runs")
     assert len(find_run_scores("x", tmp_path / "runs", force=True)) == PAIRS
+
+
+def test_who_is_acted_on_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = toy(tmp_path).run
+    manifest = run.manifest()
+    one = {"labels": 13, "flip_rate": 0.7, "low": 0.55, "high": 0.8}
+    worst = [one | {"name": "a6", "label": "votes backwards"}]
+    people = {"kind": "annotator", "worst": worst, "others": {"count": 8, "flip_rate": 0.1}}
+    run.write_manifest(manifest | {"summary": manifest["summary"] | {"annotators": people}})
+    line = ["export", "--format", "clean", "--annotators"]
+    assert command([*line, "drop", "-o", "dropped"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "a6 13 70% 55% to 80% votes backwards dropped" in shown
+    assert "107 keep, 13 drop, 0 flip" in shown
+    assert command([*line, "drop", "-o", "again", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["annotators"][0]["name"] == "a6"
+    assert command([*line, "review"]) == 2
+    assert "--format review --annotators review" in " ".join(capsys.readouterr().err.split())
+    assert command(["export", "--format", "review", "--annotators", "review", "-o", "q"]) == 0
+    assert "queued" in capsys.readouterr().out
+    assert command(["export", "--annotators", "drop"]) == 2
+    assert "takes no --annotators" in capsys.readouterr().err

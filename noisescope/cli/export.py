@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from noisescope.cli.console import print_json, print_lines, print_note
+from noisescope.cli.export_annotators import act_on_annotators, print_annotators
 from noisescope.cli.options import JsonOption, RunsDirOption
 from noisescope.errors import DataError, NoisescopeError, UsageError
 from noisescope.storage.printable import plural, printable
@@ -33,13 +35,21 @@ class Format(StrEnum):
     hub = "hub"
 
 
-_CLEANING = ("drop_above", "drop_top", "flip_above", "flip_top", "most")
+class Annotators(StrEnum):
+    """What happens to all pairs of annotators that stand out."""
+
+    review = "review"
+    drop = "drop"
+    reverse = "reverse"
+
+
+_CLEANING = ("drop_above", "drop_top", "flip_above", "flip_top", "most", "annotators")
 #: Options of a format, in addition to those of all formats.
 _OPTIONS: dict[Format, tuple[str, ...]] = {
     Format.weights: ("weight",),
     Format.trl: ("weight", *_CLEANING),
     Format.clean: ("source", *_CLEANING),
-    Format.review: ("source", "count", "threshold"),
+    Format.review: ("source", "count", "threshold", "annotators"),
     Format.hub: ("source", "weight", "repo_id", "dry_run", "public", *_CLEANING),
 }
 
@@ -83,6 +93,14 @@ def export(
             help="Refuse to change a larger share of the pairs, reviewed corrections included."
         ),
     ] = 0.3,
+    annotators: Annotated[
+        Annotators | None,
+        typer.Option(
+            help="All pairs of annotators that stand out: drop them, reverse those of annotators "
+            "who vote backwards, or (--format review) list them.",
+            show_default="no pair for its annotator",
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(help="review: pairs in the queue.", min=1)] = 200,
     threshold: Annotated[
         float, typer.Option(help="review: p_flip at which you would drop a pair unseen.")
@@ -116,9 +134,11 @@ def export(
     from noisescope.export.run_scores import find_run_scores
 
     _refuse_unknown(context, format)
-    policy = CleanPolicy(drop_above, flip_above, drop_top, flip_top, most, force)
+    people = annotators and annotators.value
+    policy = CleanPolicy(drop_above, flip_above, drop_top, flip_top, most, force, people)
     scores = find_run_scores(run, runs_dir, force=force)
     print_note(f"run: {printable(str(scores.run.directory))}")
+    acted = act_on_annotators(scores, people, format, force=force) if people else []
     suffix = ".parquet" if format in (Format.weights, Format.trl) else ""
     name = f"{scores.run.directory.resolve().name}-{format}{suffix}"
     out = output or Path("exports") / name
@@ -126,9 +146,12 @@ def export(
         done = _hub(scores, out, policy, weight, source, repo_id, dry_run, public)
     else:
         done = _local(scores, out, policy, format, weight, source, count, threshold)
+    done |= {"annotators": [asdict(one) for one in acted]} if people else {}
     if json:
         print_json({"format": str(format), "output": str(out), **done})
         return
+    if acted:
+        print_annotators(acted)
     _print(scores, format, out, done)
 
 
@@ -174,7 +197,10 @@ def _local(
     from noisescope.export.review import export_review
 
     images = _images(scores, source, format)
-    number = export_review(scores, out, number=count, threshold=threshold, images=images)
+    who = policy.annotators is not None
+    number = export_review(
+        scores, out, number=count, threshold=threshold, images=images, annotators=who
+    )
     return {"pairs": number}
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import EvidenceError, UsageError
+from noisescope.export.annotators import REVERSE, acted_on, positions_of
 from noisescope.export.run_scores import RunScores
 from noisescope.scoring.reviews import read_verdicts
 from noisescope.storage.printable import plural
@@ -29,6 +30,11 @@ KEEP, DROP, FLIP = 0, 1, 2
 #: Names of the actions, by number.
 ACTIONS = ("keep", "drop", "flip")
 _VERDICTS = {"right": KEEP, "wrong": FLIP, "drop": DROP}
+#: What `annotators` did, without names: exports are shared.
+_PEOPLE = {
+    "drop": "all pairs of annotators who are wrong more often than the crowd were dropped",
+    REVERSE: "all pairs of annotators who vote backwards were flipped",
+}
 #: Default rule: drop a label that is more likely wrong than right.
 DROP_ABOVE = 0.5
 
@@ -41,7 +47,8 @@ class CleanPolicy:
     A pair is flipped at p_wrong >= `flip_above`, or among the worst `flip_top` of all; otherwise
     dropped at p_wrong >= `drop_above`, or among the worst `drop_top`. No more than `most` of all
     pairs may change, corrections by reviewers included, unless `force`. A pair without p_wrong is
-    kept.
+    kept. `annotators` "drop" or "reverse" acts on all pairs of those who stand out, whatever their
+    p_wrong (export/annotators.py).
     """
 
     drop_above: float | None = None
@@ -50,12 +57,13 @@ class CleanPolicy:
     flip_top: float | None = None
     most: float = 0.3
     force: bool = False
+    annotators: str | None = None
 
     def __post_init__(self) -> None:
         faults = [
             f"--{field.name.replace('_', '-')} {value:g}: between 0 and 1"
             for field in fields(self)
-            if field.name != "force"
+            if field.name not in ("force", "annotators")
             and (value := getattr(self, field.name)) is not None
             and not 0 <= value <= 1
         ]
@@ -73,29 +81,38 @@ class CleanPolicy:
     @property
     def stated(self) -> bool:
         """Whether it contains any rule."""
-        rules = (self.drop_above, self.flip_above, self.drop_top, self.flip_top)
+        rules = (self.drop_above, self.flip_above, self.drop_top, self.flip_top, self.annotators)
         return any(rule is not None for rule in rules)
 
     @property
     def flips(self) -> bool:
         """Whether it flips any label."""
-        return self.flip_above is not None or self.flip_top is not None
+        above, top = self.flip_above, self.flip_top
+        return above is not None or top is not None or self.annotators == REVERSE
 
     def or_default(self) -> CleanPolicy:
         """Return the policy, with the default rule if it contains none."""
         return self if self.stated else CleanPolicy(DROP_ABOVE, most=self.most, force=self.force)
 
-    def decide(self, columns: Mapping[str, Float], judged: Mapping[int, str] = {}) -> Actions:
+    def decide(
+        self,
+        columns: Mapping[str, Float],
+        judged: Mapping[int, str] = {},
+        theirs: NDArray[np.int64] | None = None,
+    ) -> Actions:
         """Return the action [N] of each pair, from `p_wrong` and `rank` [N] (1 is the worst).
 
-        `judged` are reviewers' verdicts by position, which come first: a label found wrong is
-        flipped, one found right is kept, a pair to drop is dropped. Raises UsageError if more than
-        `most` would change and `force` is not set.
+        `theirs` are the positions of the pairs that `annotators` acts on. `judged` are reviewers'
+        verdicts by position, which come first: a label found wrong is flipped, one found right is
+        kept, a pair to drop is dropped. Raises UsageError if more than `most` would change and
+        `force` is not set.
         """
         p_wrong, rank = columns["p_wrong"], columns["rank"]
         actions = np.full(len(p_wrong), KEEP, np.int8)
         actions[_chosen(p_wrong, rank, self.drop_above, self.drop_top)] = DROP
         actions[_chosen(p_wrong, rank, self.flip_above, self.flip_top)] = FLIP
+        if theirs is not None:
+            actions[theirs] = FLIP if self.annotators == REVERSE else DROP
         for place, verdict in judged.items():
             if verdict != "undecided":
                 actions[place] = _VERDICTS[verdict]
@@ -122,7 +139,7 @@ class CleanPolicy:
 
     def describe(self) -> str:
         """Describe the policy, for cards and metadata."""
-        rules = []
+        rules = [] if self.annotators is None else [_PEOPLE[self.annotators]]
         for action, above, top in (
             ("flipped", self.flip_above, self.flip_top),
             ("dropped", self.drop_above, self.drop_top),
@@ -143,7 +160,11 @@ def decide(scores: RunScores, policy: CleanPolicy) -> tuple[Actions, str]:
     judged = read_verdicts(scores.run)
     if policy.stated and not policy.force:
         refuse_weak(scores)
-    actions = policy.decide(scores.columns, judged)
+    theirs = None
+    if policy.annotators is not None:
+        people = [one for one in acted_on(scores, policy.annotators) if one.action != "keep"]
+        theirs = positions_of(scores, people)
+    actions = policy.decide(scores.columns, judged, theirs)
     if policy.flips and not policy.force:
         _refuse_harm(scores, actions, judged)
     return actions, in_words(policy, judged)

@@ -27,6 +27,7 @@ import numpy as np
 
 from noisescope.datasets.flip.plan import Float, coins
 from noisescope.errors import UsageError
+from noisescope.export.annotators import REVIEW, acted_on, positions_of
 from noisescope.export.run_scores import RunScores
 from noisescope.export.weights import facts_of, metadata_of
 from noisescope.storage.files import write_atomic
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 WORST_SHARE = 0.2
 #: Salt of the order of sides.
 ORDER = 13
-UNSURE, WORST = "unsure", "worst"
+UNSURE, WORST, ANNOTATOR = "unsure", "worst", "annotator"
 KEY, ARGILLA = "key.parquet", "argilla.jsonl"
 SPREADSHEET = "answers.csv"
 ANSWERS = {"a": "A is better", "b": "B is better", "equal": "equally good", "unclear": "unclear"}
@@ -86,16 +87,25 @@ def export_review(
     number: int = 200,
     threshold: float = 0.5,
     images: ImageStore | None = None,
+    annotators: bool = False,
 ) -> int:
     """Write the queue; return its number of pairs. `images` is needed for image runs.
 
-    Raises UsageError for a threshold outside (0, 1) or if `out` is not an export.
+    With `annotators` the queue is of pairs of those who stand out alone, most suspicious first.
+    Raises UsageError for a threshold outside (0, 1) or if `out` is not an export, and as
+    `acted_on` does.
     """
     if not 0 < threshold < 1:
         raise UsageError(
             f"--threshold {threshold:g} is not between 0 and 1", hint="The default is 0.5."
         )
-    queue = _queue(scores, choose(scores.columns, number, threshold), threshold)
+    if annotators:
+        theirs = positions_of(scores, acted_on(scores, REVIEW))
+        worst = theirs[np.argsort(scores.columns["rank"][theirs], kind="stable")][:number]
+        chosen = dict.fromkeys(worst.tolist(), ANNOTATOR)
+    else:
+        chosen = choose(scores.columns, number, threshold)
+    queue = _queue(scores, chosen, threshold)
     facts = facts_of(scores, "review", threshold=threshold, reviewed=len(queue))
 
     def fill(folder: Path) -> None:

@@ -55,9 +55,13 @@ class Standouts:
         }
 
 
+#: What an interval above 1/2 means.
+BACKWARDS = "votes backwards"
+
+
 def label(one: Annotator) -> str:
     """What an outlying rate means: votes backwards, or careless."""
-    return "votes backwards" if one.contrarian else "careless"
+    return BACKWARDS if one.contrarian else "careless"
 
 
 def find_standouts(run: Run, noise: Noise, margins: Float) -> Standouts | None:
