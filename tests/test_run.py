@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.runs import MODEL
 
+from noisescope.cli import run as command
 from noisescope.errors import RunError
+from noisescope.replicas.gather import Worker, lora_config
+from noisescope.replicas.gather_lora import LoraWork
 from noisescope.storage.run import FORMAT, LOCK, Plan, create_run, find_run, finished_runs, open_run
 
 PLAN = Plan("toy", "d" * 20, "tiny", "m" * 20, {"kind": "head", "replicas": 8})
@@ -135,3 +140,24 @@ def test_a_run_in_another_format_is_refused(tmp_path: Path) -> None:
     run.plan_path.write_text(run.plan_path.read_text().replace('"format": 1', '"format": 7'))
     with pytest.raises(RunError, match="format 7, this is format 1"):
         create_run(tmp_path, PLAN)
+
+
+@pytest.mark.parametrize("options", [(), ("--folds-by", "pair")])
+def test_a_shard_of_lora_replicas_holds_out_what_its_plan_records(
+    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+
+    def compute(work: LoraWork, by: Worker, *rest: object) -> int:
+        used.append(lora_config(by.config, "text").folds_by)
+        assert work.plan.evidence.get("folds_by", "pair") == used[-1]
+        return 1
+
+    monkeypatch.setattr(LoraWork, "compute", compute)
+    rows = [
+        {"prompt": f"p {n % 5}", "chosen": f"good {n}", "rejected": f"no {n}"} for n in range(20)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ["score", str(tmp_path / "pairs.jsonl"), "--model", MODEL, "--kind", "lora", *options]
+    assert command([*line, "--runs-dir", str(tmp_path / "runs"), "--shard", "1/2"]) == 0
+    assert used == [options[1] if options else "prompt"]

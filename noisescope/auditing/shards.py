@@ -139,8 +139,8 @@ def compute_shard(
     work = job.work(run)
     shares, cuts = work.divide(policy, range(len(work)), share.of)
     mine = [unit for unit, one in enumerate(shares) if one == share.index]
-    computed = work.compute(Worker(policy, evidence, reporter), mine, share) if mine else 0
-    record = Record(job.plan.fingerprint, share, cuts, job.origin, work.facts(evidence))
+    computed = work.compute(Worker(policy, job.config, reporter), mine, share) if mine else 0
+    record = Record(job.plan.fingerprint, share, cuts, job.origin, work.facts(job.config))
     write_atomic(run.directory / FOLDER / record.name, record.text())
     left = Counter(shares[unit] for unit in work.missing())
     return ShardDone(run, record, len(mine), computed, dict(sorted(left.items())), work.unit)
