@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import final
 
 
@@ -91,7 +92,22 @@ def out_of_range(
 def not_among(flag: str, value: str, choices: Iterable[str]) -> list[str]:
     """A message if `value` is none of `choices`."""
     known = list(choices)
-    return [] if value in known else [f"{flag} must be one of {', '.join(known)}, not {value}"]
+    if value in known:
+        return []
+    close = get_close_matches(value, known, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    return [f"{flag} must be one of {', '.join(known)}, not {value}{meant}"]
+
+
+def share_hint(flag: str, text: str, most: float) -> str | None:
+    """A hint if `text` is a percentage of what may be at most the share `most`."""
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        return None
+    if not ("%" in text or number > 1) or not 0 <= number / 100 <= most:
+        return None
+    return f"Shares are parts of 1: {f'{flag} ' if flag else ''}{number / 100:g}"
 
 
 def refuse(faults: Sequence[str], hint: str) -> None:

@@ -69,7 +69,7 @@ def test_a_stopped_launch_names_the_launch_not_one_process(
 ) -> None:
     line = score_line(tmp_path)
     assert launch(line, line, dies=0, by=signal.SIGINT) == [2, 2]
-    assert "error: stopped by SIGINT" in launch.said(0)
+    assert "Stopped." in launch.said(0)
     assert "Run the same launch command again" in launch.said(0)
     assert "noisescope score" not in launch.said(0)
 

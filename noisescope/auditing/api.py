@@ -296,5 +296,11 @@ def read_dataset(
 
 def reading_notes(pairs: PreferenceDataset) -> list[str]:
     """Notes on how a dataset was read: unused columns, doubts about its labels."""
+    from noisescope.datasets.adapters.names import OWN_IDS
+
     unused = pairs.facts.unused_columns
-    return ([f"not used: {', '.join(unused)}"] if unused else []) + list(pairs.facts.notes)
+    notes = [f"not used: {', '.join(unused)}"] if unused else []
+    own = next((name for name in unused if name.lower() in OWN_IDS), None)
+    if own and "pair_id" not in (pairs.columns or {}):
+        notes.append(f"to keep your own ids in scores and exports: --columns pair_id={own}")
+    return notes + list(pairs.facts.notes)

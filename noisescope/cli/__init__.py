@@ -5,9 +5,13 @@ The only folder that may import typer and rich, and the only one nothing else im
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from types import TracebackType
 from typing import Annotated, Any, final
 
 import typer
@@ -38,13 +42,17 @@ from noisescope.cli import (
     validate,
 )
 from noisescope.cli.console import Stopped, listen, print_error, print_note
+from noisescope.cli.options import Command
 from noisescope.cli.renamed import current_words
 from noisescope.cli.settings import blamed, workspace_settings
-from noisescope.errors import NoisescopeError, UsageError
+from noisescope.errors import NoisescopeError, UsageError, share_hint
 from noisescope.models.device import launched
+from noisescope.storage.redact import masked
 
 #: Where a context keeps the words typed; the words that only print help.
 WORDS = "noisescope.words"
+#: What pydantic calls text that is no number, and what a reader calls it.
+NUMBER = ("Input should be a valid number, unable to parse string as a number", "not a number")
 HELP = frozenset({"-h", "--help"})
 
 
@@ -65,6 +73,13 @@ class Commands(TyperGroup):
         context.meta[WORDS] = tuple(args)
         return super().parse_args(context, args)
 
+    def format_commands(self, context: Any, formatter: Any) -> None:
+        """Write the first sentence of every command in whole, in groups."""
+        for title, commands in GROUPS.items():
+            rows = [(name, _first_sentence(self.commands[name].help or "")) for name in commands]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
     def invoke(self, context: Any) -> Any:
         """Run a command; name the line of noisescope.toml that caused an error, if one did.
 
@@ -74,7 +89,9 @@ class Commands(TyperGroup):
             return super().invoke(context)
         except typer.BadParameter as error:
             command = error.ctx.command if error.ctx else self
-            raise UsageError(error.format_message(), hint=_example(command)) from error
+            message = error.format_message().replace("Value error, ", "").replace(*NUMBER)
+            hint = f"{_meant(message, context.meta[WORDS])}{_example(command)}"
+            raise UsageError(message, hint=hint) from error
         except NoisescopeError as error:
             section = context.invoked_subcommand or ""
             raise blamed(error, section, context.default_map or {}, context.meta[WORDS]) from error
@@ -89,26 +106,57 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("score")(score.score)
-app.command("merge")(merge.merge)
-app.command("fine-tune")(fine_tune.fine_tune)
-app.command("query")(query.query)
-app.command("flip")(flip.flip)
-app.command("validate")(validate.validate)
-app.command("explain")(explain.explain)
-app.command("report")(report.report)
-app.command("review")(review.review)
-app.command("apply")(apply.apply)
-app.command("gate")(gate.gate)
-app.command("diff")(diff.diff)
-app.command("export")(export.export)
-app.command("datasets")(datasets.datasets)
-app.command("agreement")(agreement.agreement)
-app.command("show")(show.show)
-app.command("train")(train.train)
-app.command("sample")(sample.sample)
-app.command("evaluate")(evaluate.evaluate)
-app.command("doctor")(doctor.doctor)
+#: All commands, in the groups and the order of the help.
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "Start": {
+        "sample": sample.sample,
+        "datasets": datasets.datasets,
+        "doctor": doctor.doctor,
+    },
+    "Find wrong labels": {
+        "score": score.score,
+        "report": report.report,
+        "explain": explain.explain,
+        "show": show.show,
+        "query": query.query,
+        "review": review.review,
+        "validate": validate.validate,
+        "agreement": agreement.agreement,
+    },
+    "Correct a dataset, and watch it": {
+        "apply": apply.apply,
+        "export": export.export,
+        "gate": gate.gate,
+        "diff": diff.diff,
+        "flip": flip.flip,
+    },
+    "Train on weighted labels": {
+        "train": train.train,
+        "evaluate": evaluate.evaluate,
+    },
+    "Large audits in parts": {
+        "fine-tune": fine_tune.fine_tune,
+        "merge": merge.merge,
+    },
+}
+for _group in GROUPS.values():
+    for _name, _function in _group.items():
+        app.command(_name, cls=Command)(_function)
+
+
+def _first_sentence(help: str) -> str:
+    """The first paragraph of a command's help in one line."""
+    return " ".join(help.partition("\n\n")[0].split())
+
+
+def _meant(message: str, words: Sequence[str]) -> str:
+    """The value that was probably meant by one that is none of the choices, or has a % sign."""
+    if choices := re.search(r"'([^']*)' is not one of (.*)", message):
+        close = get_close_matches(choices[1], re.findall(r"'([^']*)'", choices[2]), n=1)
+        return f"Did you mean {close[0]!r}?\n" if close else ""
+    shares = (share_hint("", word.rpartition("=")[2], 1) for word in words if word.endswith("%"))
+    hint = next(filter(None, shares), None)
+    return f"{hint}\n" if hint and NUMBER[1] in message else ""
 
 
 def _example(command: Any) -> str:
@@ -149,7 +197,15 @@ def root(
 def main() -> None:
     """Run the command line of this process and exit with its code."""
     listen()
+    sys.excepthook = _print_traceback
     sys.exit(run(sys.argv[1:]))
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an exception of `--debug` without secrets."""
+    sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -165,9 +221,9 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
     except (Stopped, KeyboardInterrupt) as signal:
-        message = f"stopped by {signal.name}" if isinstance(signal, Stopped) else "stopped"
+        kept = " ".join(getattr(signal, "__notes__", ()))
         again = f"To continue, run it again: noisescope {shlex.join(arguments)}"
-        print_error(message, AGAIN if launched() else again)
+        print_note("\n".join([f"Stopped. {kept}".strip(), AGAIN if launched() else again]))
     except NoisescopeError as error:
         if "--debug" in arguments:
             raise

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from noisescope.cli import completion
 from noisescope.cli.console import print_json, print_lines, print_note
 from noisescope.cli.options import JsonOption, RunsDirOption
 from noisescope.storage.printable import printable
@@ -21,7 +22,9 @@ def apply(
     run: Annotated[
         str | None,
         typer.Argument(
-            help="Run or scored dataset.", show_default="the latest run of their dataset"
+            help="Run or scored dataset.",
+            show_default="the latest run of their dataset",
+            autocompletion=completion.datasets_and_runs,
         ),
     ] = None,
     output: Annotated[

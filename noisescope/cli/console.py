@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from noisescope.progress import Progress
 
+#: Keys of JSON objects whose values are commands.
+COMMANDS = ("next", "command")
 #: Seconds before the first line on the time left in a log, and between further ones.
 FIRST, BETWEEN = 3, 10
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -126,8 +128,12 @@ def safe_block(text: str) -> str:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on stdout; NaN and infinities become null."""
-    print(json_text(finite(value)))
+    """One JSON object on stdout; NaN and infinities become null, secrets in commands stars."""
+    safe = {
+        key: masked(text) if key in COMMANDS and isinstance(text, str) else text
+        for key, text in value.items()
+    }
+    print(json_text(finite(safe)))
 
 
 def json_text(value: Any) -> str:

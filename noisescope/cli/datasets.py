@@ -167,13 +167,17 @@ def _facts(dataset: PreferenceDataset, limit: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from noisescope.datasets.adapters.names import OWN_IDS
+
     facts = dataset.facts
     more = " (as many as --limit allows)" if facts.rows == limit else ""
     lines = [("format", f"{dataset.adapter}, {dataset.modality}")]
     roles = ", ".join(f"{role}={path}" for role, path in dataset.columns.items())
     lines += [("columns", roles)]
     if facts.unused_columns:
-        lines += [("not used", ", ".join(facts.unused_columns))]
+        own = next((name for name in facts.unused_columns if name.lower() in OWN_IDS), None)
+        kept = f" (kept as the pairs' ids with --columns pair_id={own})" if own else ""
+        lines += [("not used", ", ".join(facts.unused_columns) + kept)]
     lines += [("rows read", f"{facts.rows:,}{more}"), ("pairs", f"{facts.pairs:,}")]
     lines += [(f"  {reason}", f"{count:,}") for reason, count in facts.rejected.items() if count]
     titles = ["  the first", *[""] * len(facts.examples)]

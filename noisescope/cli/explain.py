@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from noisescope.cli import completion
 from noisescope.cli.console import OUT, print_json, print_lines, print_note
 from noisescope.cli.options import JsonOption, RunsDirOption
 from noisescope.storage.printable import printable
@@ -21,7 +22,11 @@ SHOWN = 12
 
 def explain(
     run: Annotated[
-        str | None, typer.Argument(help="A finished run: a directory or a name.")
+        str | None,
+        typer.Argument(
+            help="A finished run: a directory or a name.",
+            autocompletion=completion.datasets_and_runs,
+        ),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisescope.cli import completion
 from noisescope.cli.console import (
     ERR,
     OUT,
@@ -119,7 +120,9 @@ def gate(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DATASET|RUN]", help="A dataset (audited first) or a finished run."
+            metavar="[DATASET|RUN]",
+            help="A dataset (audited first) or a finished run.",
+            autocompletion=completion.datasets_and_runs,
         ),
     ] = None,
     baseline: Annotated[

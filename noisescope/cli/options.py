@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
+from noisescope.cli import completion
 from noisescope.cli.console import Terminal
 from noisescope.errors import UsageError
 from noisescope.replicas.config import FLAGS, LoraConfig
@@ -58,17 +60,44 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 READING, HEADS, LORA, ADAPTERS = "Dataset", "Heads", "LoRA replicas", "External adapters"
+MACHINE, CONSTANTS = "Machine", "Constants of the paper"
+#: Panels of the help that come last.
+LATE = (MACHINE, HEADS, LORA, ADAPTERS, CONSTANTS)
+
+
+@final
+class Command(TyperCommand):
+    """A command whose help has rare options last, and flags without a type."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """All parameters, those of `LATE` panels last."""
+        panels = {name: place for place, name in enumerate(LATE, 1)}
+        found = super().get_params(ctx)
+        for option in found:
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+        return sorted(
+            found,
+            key=lambda one: panels.get(getattr(one, "rich_help_panel", None) or "", 0),
+        )
+
 
 #: Arguments and options that several commands share.
 DatasetArgument = Annotated[
     str | None,
     typer.Argument(
         help="Workspace name, path, glob, or Hub name of a dataset.",
+        autocompletion=completion.datasets,
         show_default="the workspace's dataset",
     ),
 ]
 RunArgument = Annotated[
-    str | None, typer.Argument(help="Run directory or name.", show_default="the latest run")
+    str | None,
+    typer.Argument(
+        help="Run directory or name.",
+        show_default="the latest run",
+        autocompletion=completion.runs,
+    ),
 ]
 RunsDirOption = Annotated[Path, typer.Option(help="Directory of all runs.")]
 ModelOption = Annotated[
@@ -76,15 +105,33 @@ ModelOption = Annotated[
     typer.Option(
         help="Causal LM or text-to-image pipeline: directory, GGUF file or Hub name.",
         show_default="the workspace's model",
+        autocompletion=completion.models,
     ),
 ]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda, cuda:1 or mps.",
+        rich_help_panel=MACHINE,
+        autocompletion=completion.among("auto", "cpu", "cuda", "mps"),
+    ),
+]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        help="auto, float32, bfloat16 or float16.",
+        rich_help_panel=MACHINE,
+        autocompletion=completion.among("auto", "float32", "bfloat16", "float16"),
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 FormatOption = Annotated[
     str | None,
     typer.Option(
-        help="Dataset format.", show_default="recognised by its columns", rich_help_panel=READING
+        help="Dataset format.",
+        show_default="recognised by its columns",
+        rich_help_panel=READING,
+        autocompletion=completion.formats,
     ),
 ]
 ColumnsOption = Annotated[
@@ -97,7 +144,9 @@ ColumnsOption = Annotated[
 PairsOption = Annotated[
     str | None,
     typer.Option(
-        help="Pairs of ranked or rated answers: all, best or adjacent.", rich_help_panel=READING
+        help="Pairs of ranked or rated answers: all, best or adjacent.",
+        rich_help_panel=READING,
+        autocompletion=completion.among("all", "best", "adjacent"),
     ),
 ]
 SplitOption = Annotated[
@@ -159,6 +208,7 @@ class SourceOptions:
         typer.Option(
             help="auto spreads a language model's layers over all GPUs, then memory.",
             show_default="one device",
+            rich_help_panel=MACHINE,
         ),
     ] = None
     quantize: Annotated[
@@ -166,6 +216,7 @@ class SourceOptions:
         typer.Option(
             help="4bit loads a language model's weights in bitsandbytes' NF4.",
             show_default="as stored",
+            rich_help_panel=MACHINE,
         ),
     ] = None
     runs_dir: RunsDirOption = Path("runs")
@@ -213,15 +264,23 @@ class ConstantOptions:
 
     rho: Annotated[
         float | None,
-        typer.Option(help="Eq. 11 rho.", show_default="1 for text, 15 for images"),
+        typer.Option(
+            help="Eq. 11 rho.", show_default="1 for text, 15 for images", rich_help_panel=CONSTANTS
+        ),
     ] = None
-    k1: Annotated[float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).")] = 10.0
-    k2: Annotated[float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.")] = -1.0
-    c2: Annotated[float, typer.Option(help="Eq. 15: c2.")] = 0.0
+    k1: Annotated[
+        float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).", rich_help_panel=CONSTANTS)
+    ] = 10.0
+    k2: Annotated[
+        float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.", rich_help_panel=CONSTANTS)
+    ] = -1.0
+    c2: Annotated[float, typer.Option(help="Eq. 15: c2.", rich_help_panel=CONSTANTS)] = 0.0
     released: Annotated[
         bool,
         typer.Option(
-            "--released", help="Compute W and Gamma from u_released, as in the released code."
+            "--released",
+            help="Compute W and Gamma from u_released, as in the released code.",
+            rich_help_panel=CONSTANTS,
         ),
     ] = False
 
@@ -240,6 +299,7 @@ class EvidenceOptions:
         str | None,
         typer.Option(
             help="Kind of replica: head (log-linear) or lora (DPO fine-tuned).",
+            autocompletion=completion.among("head", "lora"),
             show_default=EvidenceConfig.kind,
         ),
     ] = None
@@ -249,7 +309,12 @@ class EvidenceOptions:
     ] = None
     seed: Annotated[int, typer.Option(help="Random seed of folds and replicas.")] = 0
     beta: Annotated[
-        float | None, typer.Option(help="DPO beta.", show_default="0.1 for text, 2500 for images")
+        float | None,
+        typer.Option(
+            help="DPO beta.",
+            show_default="0.1 for text, 2500 for images",
+            rich_help_panel=CONSTANTS,
+        ),
     ] = None
     folds: Annotated[
         int | None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisescope.cli import completion
 from noisescope.cli.console import (
     OUT,
     Stopped,
@@ -44,7 +45,9 @@ def review(
     run: Annotated[
         str | None,
         typer.Argument(
-            help="Run directory or name, or a scored dataset.", show_default="the latest run"
+            help="Run directory or name, or a scored dataset.",
+            show_default="the latest run",
+            autocompletion=completion.datasets_and_runs,
         ),
     ] = None,
     count: Annotated[

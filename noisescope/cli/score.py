@@ -15,6 +15,7 @@ import typer
 from noisescope.cli.console import OUT, Terminal, duration, print_json
 from noisescope.cli.launch import read_inputs, typed_before
 from noisescope.cli.options import (
+    MACHINE,
     ConstantOptions,
     DatasetArgument,
     EvidenceOptions,
@@ -38,14 +39,25 @@ def score(
     dataset: DatasetArgument = None,
     shard: Annotated[
         str | None,
-        typer.Option(help="Compute only shard i of n. Combine them with `noisescope merge`."),
+        typer.Option(
+            help="Compute only shard i of n. Combine them with `noisescope merge`.",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     memory: Annotated[
-        str, typer.Option(help="Memory for sorting scores; beyond it, DuckDB sorts on disk.")
+        str,
+        typer.Option(
+            help="Memory for sorting scores; beyond it, DuckDB sorts on disk.",
+            rich_help_panel=MACHINE,
+        ),
     ] = Spill.memory,
     spill_dir: Annotated[
         Path | None,
-        typer.Option(help="Directory for temporary files.", show_default="the run directory"),
+        typer.Option(
+            help="Directory for temporary files.",
+            show_default="the run directory",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     details: Annotated[
         bool,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisescope.cli import completion
 from noisescope.cli.console import OUT, Terminal, duration, print_json, print_lines, short
 from noisescope.cli.options import DatasetArgument, JsonOption, ModelOption, spread
 from noisescope.cli.train_options import (
@@ -112,6 +113,7 @@ def train(
             help="soft-dpo, dpo, ipo, hinge, adaptive-dpo, adaptive-ipo, distilled-dpo, cdpo, "
             "rdpo, ropo, dr-dpo, holder-dpo, re-po, mapo, ln-dpo or rpo.",
             show_default="soft-dpo; dpo if the audit is too weak; adaptive-dpo with its settings",
+            autocompletion=completion.objectives,
         ),
     ] = None,
     model: ModelOption = None,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from noisescope.cli import completion
 from noisescope.cli.console import OUT, Terminal, print_json, print_lines
 from noisescope.cli.launch import audited, finished
 from noisescope.cli.options import (
@@ -32,7 +33,9 @@ def validate(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DATASET|RUN]", help="A dataset (audited first) or a finished run."
+            metavar="[DATASET|RUN]",
+            help="A dataset (audited first) or a finished run.",
+            autocompletion=completion.datasets_and_runs,
         ),
     ] = None,
     rate: Annotated[float, typer.Option(help="Share of labels to flip.")] = 0.2,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
-from noisescope.errors import UsageError, first_line
+from noisescope.errors import UsageError, first_line, share_hint
 
 #: Value that switches a check off, in files and flags.
 OFF = "off"
@@ -204,7 +204,9 @@ def _value(key: str, origin: str, raw: Any, faults: list[str]) -> Any:
     if not number or not low <= raw <= high or (whole and raw != int(raw)):
         kind = "a whole number from" if whole else "a number from"
         also = "" if key in NEEDED else f', or "{OFF}"'
-        faults.append(f"{origin}: {key} is {raw!r}, not {kind} {low:g} to {high:g}{also}")
+        hint = share_hint("", str(raw), high) if high < 1 else None
+        meant = f" ({hint[0].lower()}{hint[1:]})" if hint else ""
+        faults.append(f"{origin}: {key} is {raw!r}, not {kind} {low:g} to {high:g}{also}{meant}")
         return None
     return int(raw) if whole else float(raw)
 

@@ -94,6 +94,8 @@ def compute_missing(
         if fault == DAMAGED and open_chunk(path) == DAMAGED:  # still so
             path.unlink(missing_ok=True)
     progress(done, total, None)
+    left = {item.key for item in todo}
+    whole = len({item.key for item in items})
     for planned in plan_chunks(todo, sizes):
 
         def within(share: float, done: float = done, work: float = planned.work) -> None:
@@ -103,11 +105,18 @@ def compute_missing(
         path = directory / f"{digest(*keys)}.safetensors"
         chunk = matching(open_chunk(path), made_by) if path.is_file() else DAMAGED
         if not isinstance(chunk, Chunk):
-            with inside(within):
-                groups = source.features(planned.items)
+            try:
+                with inside(within):
+                    groups = source.features(planned.items)
+            except BaseException as stop:
+                if not isinstance(stop, Exception):  # a signal
+                    unit = "responses" if what == "feature" else f"{what}s"
+                    stop.add_note(f"{whole - len(left):,} of {whole:,} {unit} are kept.")
+                raise
             write_atomic(path, serialise(keys, groups, made_by))
             chunk = Chunk(path, keys, made_by)
         chunks.append(chunk)
+        left.difference_update(keys)
         done += planned.work
         progress(done, total, None)
     return chunks

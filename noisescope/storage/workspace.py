@@ -245,6 +245,7 @@ def resolve(name: str, workspace: Workspace | None = None) -> Resolved:
         _check_home(base)
         return Resolved("path", _stem(base), base, f"{base} is a local path", config, split)
     close = "" if "/" in base else suggestion(base, [*entries, *HUB_NAMES])
+    close = close or _beside(base)
     if close or not HUB_NAME.fullmatch(base):
         raise DataError(
             f"{name}: no such file, directory or dataset name{close}",
@@ -255,7 +256,9 @@ def resolve(name: str, workspace: Workspace | None = None) -> Resolved:
         "hub",
         base.rpartition("/")[2],
         hub,
-        f"{base} is {hub} on the Hugging Face Hub",
+        f"{base} is {hub} on the Hugging Face Hub"
+        if base in HUB_NAMES
+        else f"{base} is no file here, so it is read from the Hugging Face Hub",
         config=config,
         split=split,
     )
@@ -269,6 +272,17 @@ def _parts(name: str, workspace: Workspace | None) -> tuple[str, str | None, str
     if not base or not 1 <= len(rest) <= 2 or not all(map(_SPLIT.fullmatch, rest)):
         return name, None, None
     return base, (rest[0] if len(rest) == 2 else None), rest[-1]
+
+
+def _beside(name: str) -> str:
+    """A suggestion of the file beside `name` that is most like it, or ''."""
+    path = Path(name)
+    try:
+        names = [other.name for other in path.parent.iterdir() if other.name[0] != "."]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f" (did you mean {str(path.parent / close[0])!r}?)" if close else ""
 
 
 def _exists(name: str) -> bool:

@@ -83,6 +83,11 @@ RATINGS = ("ratings", "scores", "rewards", "score", "rating", "overall_score", "
             "human_preference")  # fmt: skip
 #: Our own columns, which distinguish `columnar` from `trl`.
 OWN = ("annotator", "pair_id", "label")
+#: Usual names of a column of ids of the user's own, in lower case.
+OWN_IDS = (
+    "id", "uid", "uuid", "guid", "example_id", "sample_id", "row_id", "item_id", "pair_uid",
+    "comparison_id",
+)  # fmt: skip
 IMAGE_NAME = re.compile(r"[^\s<>|*?\"]+\.(?:png|jpe?g|webp|gif|bmp)", re.IGNORECASE)
 URL = re.compile(r"https?://\S+|data:image/\S+")
 #: Names of columns that describe a row and are never a prompt.

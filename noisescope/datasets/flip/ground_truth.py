@@ -54,7 +54,8 @@ def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
     if not known.any():
         raise DataError(
             f"{path}: names none of the run's pairs",
-            hint="Name the truth of the dataset that was scored: --truth FILE",
+            hint="Name the truth of the dataset that was scored: --truth FILE. If its ids are a "
+            "column of the dataset, score with --columns pair_id=COLUMN.",
         )
     return np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in found]), known
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.datasets.flip.kinds import COIN, KINDS, UP_TO_ONE, Chance, L, Survey
-from noisescope.errors import RunError, UsageError
+from noisescope.errors import RunError, UsageError, share_hint
 from noisescope.pairs import Pair, keys_of, uniform
 
 if TYPE_CHECKING:
@@ -46,7 +46,10 @@ class FlipPlan:
             raise UsageError(f"--kind {self.kind}: one of {', '.join(KINDS)}")
         most = 1.0 if self.kind in UP_TO_ONE else 0.5
         if not 0 <= self.rate <= most:
-            raise UsageError(f"--rate {self.rate:g}: between 0 and {most:g} for {self.kind} flips")
+            raise UsageError(
+                f"--rate {self.rate:g}: between 0 and {most:g} for {self.kind} flips",
+                hint=share_hint("--rate", f"{self.rate:g}", most),
+            )
 
     def check(self, modality: Modality) -> None:
         """Raise UsageError if pairs of this modality have no such errors."""
