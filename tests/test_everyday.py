@@ -163,3 +163,28 @@ def test_no_secret_in_json_or_traceback(
         cli._print_traceback(ValueError, error, error.__traceback__)
     assert "pl4nt3d" not in written.getvalue()
     assert "ValueError: cannot open s3://***@bucket/run" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ("score --modle x", "No such option: --modle", "Example: noisescope score"),
+        ("scor x", "No such command 'scor'", "`noisescope --help` lists the commands."),
+        ("gate", "no dataset was given, and there is no finished run", "Name a dataset"),
+        ("flip a b c", "unexpected extra argument", "Example: noisescope flip"),
+    ],
+)
+def test_all_faults_of_a_typed_line_look_alike(
+    words: str,
+    message: str,
+    hint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(words.split()) == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: ")
+    assert message in first
+    assert hint in " ".join(rest)

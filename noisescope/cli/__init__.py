@@ -54,6 +54,8 @@ WORDS = "noisescope.words"
 #: What pydantic calls text that is no number, and what a reader calls it.
 NUMBER = ("Input should be a valid number, unable to parse string as a number", "not a number")
 HELP = frozenset({"-h", "--help"})
+#: Every fault of a typed line: an unknown command or option, a value that does not fit.
+CLICK_ERROR: type[Any] = typer.BadParameter.__mro__[1]
 
 
 @final
@@ -87,7 +89,7 @@ class Commands(TyperGroup):
         """
         try:
             return super().invoke(context)
-        except typer.BadParameter as error:
+        except CLICK_ERROR as error:
             command = error.ctx.command if error.ctx else self
             message = error.format_message().replace("Value error, ", "").replace(*NUMBER)
             hint = f"{_meant(message, context.meta[WORDS])}{_example(command)}"
@@ -161,6 +163,8 @@ def _meant(message: str, words: Sequence[str]) -> str:
 
 def _example(command: Any) -> str:
     """The example in a command's help, as the hint of a usage error."""
+    if isinstance(command, TyperGroup):
+        return "`noisescope --help` lists the commands."
     _, _, example = (command.help or "").partition("Example:")
     more = f"`noisescope {command.name} --help` lists the options."
     return f"Example: {' '.join(example.split())}\n{more}" if example else more

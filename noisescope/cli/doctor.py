@@ -91,7 +91,13 @@ def _torch() -> list[Finding]:
         f"{str(kind).removeprefix('torch.')} {rate / 1e9:,.1f} GFLOP/s"
         for kind, rate in rates.items()
     )
+    if max(rates.values()) < SLOW:
+        speed += ": slow, perhaps other programs are using this machine"
     return [Finding("device", name), Finding("matrix products", speed)]
+
+
+#: FLOP/s below which an audit takes hours where others take minutes.
+SLOW = 1e10
 
 
 def _disk(runs_directory: Path) -> Finding:

@@ -83,12 +83,19 @@ def finished(target: str | None, workspace: Workspace | None, runs_dir: Path) ->
 
     A dataset's name comes before a run's: its audit finds the run again where nothing changed.
     """
-    from noisescope.errors import DataError
+    from noisescope.errors import DataError, UsageError
     from noisescope.storage.run import find_run, finished_runs
     from noisescope.storage.workspace import resolve
 
     if target is None:
-        return None if workspace and workspace.dataset else find_run(None, runs_dir)
+        if workspace and workspace.dataset:
+            return None
+        if not finished_runs(runs_dir):
+            raise UsageError(
+                f"no dataset was given, and there is no finished run under {runs_dir}",
+                hint="Name a dataset; `noisescope datasets` lists those known here.",
+            )
+        return find_run(None, runs_dir)
     if (Path(target) / "plan.json").is_file():
         return find_run(target, runs_dir)
     if any(run.directory.name == target for run in finished_runs(runs_dir)):
