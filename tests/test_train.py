@@ -313,20 +313,34 @@ def test_an_audit_no_better_than_chance_is_said(place, dataset, tmp_path, capsys
     assert "no better than chance" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("acts", [True, False])
-def test_without_an_objective_the_audit_s_trust_decides(place, dataset, tmp_path, capsys, acts):
+@pytest.mark.parametrize(
+    ("acts", "known", "reason"),
+    [
+        (True, {"noise_model": "annotator"}, ""),
+        (True, {"sources": [{}]}, ""),
+        (True, {"recalibration": {"slope": 1.0}}, ""),
+        (True, {}, "no reviews and no other evidence"),
+        (False, {"noise_model": "annotator"}, "a word. A reason."),
+    ],
+)
+def test_without_an_objective_the_audit_decides(
+    place, dataset, tmp_path, capsys, acts, known, reason
+):
     run = audited(tmp_path / "runs", dataset)
     manifest = run.manifest()
     trust = {"word": "a word", "sentence": "A reason.", "helps": [], "acts": acts}
-    summary = manifest["summary"] | {"trust": trust, "chance": False}
+    summary = manifest["summary"] | {"trust": trust, "chance": False, "noise_model": "one rate"}
+    summary |= {"sources": [], "recalibration": None} | known
     run.write_manifest(manifest | {"summary": summary})
     line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model"), "--steps", "1"]
     line += ["--runs-dir", str(run.directory.parent), "--device", "cpu", "--dtype", "float32"]
     assert command([*line, "--output", str(tmp_path / "tuned")]) == 0
     plan = json.loads((tmp_path / "tuned" / "manifest.json").read_text())["plan"]
-    assert plan["settings"]["objective"] == ("soft-dpo" if acts else "dpo")
-    assert plan["weights"].startswith("run " if acts else "none")
-    assert ("a word. A reason." in capsys.readouterr().err) is not acts
+    assert plan["settings"]["objective"] == ("dpo" if reason else "soft-dpo")
+    assert plan["weights"].startswith("none" if reason else "run ")
+    notes = " ".join(capsys.readouterr().err.split())
+    assert ("training plain dpo" in notes) is bool(reason)
+    assert reason in notes
 
 
 def test_weights_that_are_all_the_same_are_refused(place, dataset, tmp_path, capsys):

@@ -4,7 +4,8 @@
     done.manifest()["result"]["last"]["accuracy"]
 
 Without an objective it is soft-dpo on the dataset's own audit, which is made first if it is
-missing, or plain dpo where that audit is too weak to change labels (scoring/trust.py).
+missing, or plain dpo where that audit is too weak to change labels (scoring/trust.py) or knows
+no more than the policy learns from the pairs themselves.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def train(
 
     `dataset` and `model` are those of the workspace if None; `reading` holds format, columns,
     pairs, split and limit. `objective` None: the paper's adaptive-dpo with any of its settings,
-    else soft-dpo or dpo, by the audit's trust. `weights` is a run, a file (pair_id and W, gamma or
+    else soft-dpo or dpo, by the audit. `weights` is a run, a file (pair_id and W, gamma or
     p_wrong), "none", or None: the dataset's audit for objectives in ADAPTIVE, no weights for the
     others. `weighting` (p_wrong, p_flip, u, soft, margin) turns a run's scores into weights.
     `settings` are fields of `TrainSettings`.
@@ -110,7 +111,13 @@ def train(
             )
     rule = WeightRule(weighting or chosen.weighting, chosen.k1, chosen.k2, chosen.c2, rho)
     found = _weights(weights, rule, chosen, pairs, policy, runs_directory, reporter, command)
-    if found is not None and found.doubt and objective is None and weights is None:
+    automatic = objective is None and weights is None
+    if automatic and found is not None and (found.doubt or not found.beyond):
+        if not found.doubt:
+            reporter.note(
+                "this audit has no rates that differ (by annotator, say), no reviews and no other "
+                "evidence: it knows no more than the policy learns from the pairs"
+            )
         reporter.note(
             "training plain dpo, which does not use this audit; --objective soft-dpo uses it"
         )

@@ -112,7 +112,7 @@ def train(
         typer.Option(
             help="soft-dpo, dpo, ipo, hinge, adaptive-dpo, adaptive-ipo, distilled-dpo, cdpo, "
             "rdpo, ropo, dr-dpo, holder-dpo, re-po, mapo, ln-dpo or rpo.",
-            show_default="soft-dpo; dpo if the audit is too weak; adaptive-dpo with its settings",
+            show_default="soft-dpo or dpo, by the audit; adaptive-dpo with its settings",
             autocompletion=completion.objectives,
         ),
     ] = None,

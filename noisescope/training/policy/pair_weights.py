@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from noisescope.datasets.readers import read_table
 from noisescope.errors import DataError, RunError, UsageError, first_five
 from noisescope.pairs import PreferenceDataset, digest
+from noisescope.scoring.noise_models import ONE_RATE
 from noisescope.scoring.score import ScoreConfig
 from noisescope.scoring.weights import adaptive_weights, belief, believed_margin, even
 from noisescope.storage.run import Run, finished_runs
@@ -80,6 +81,7 @@ class PairWeights:
     """W [N] and Gamma [N] in the dataset's row order, and where they come from.
 
     `doubt`: why their audit is too weak to act on, empty if it is not or if there is none.
+    `beyond`: whether that audit knows more than responses show: who labels how, reviews, evidence.
     """
 
     weight: Float
@@ -87,6 +89,7 @@ class PairWeights:
     description: str
     scheme: str = ""  # one of `SCHEMES`; empty: not known
     doubt: str = ""
+    beyond: bool = True
 
     @property
     def even(self) -> bool:
@@ -147,7 +150,14 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
     source = f"run {run.directory.name}"
     aside = int(run.manifest().get("facts", {}).get("set_aside", 0))
     found = _matched(dataset, table, *made, source, f"{source}: {how}", aside)
-    return replace(found, scheme=rule.scheme, doubt=_doubt(run))
+    return replace(found, scheme=rule.scheme, doubt=_doubt(run), beyond=_beyond(run))
+
+
+def _beyond(run: Run) -> bool:
+    """Whether p_wrong has rates that differ, reviews or evidence beside the model in it."""
+    summary = run.manifest().get("summary", {})
+    rates = summary.get("noise_model", ONE_RATE) != ONE_RATE
+    return bool(rates or summary.get("recalibration") or summary.get("sources"))
 
 
 def _doubt(run: Run) -> str:
