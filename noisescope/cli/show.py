@@ -23,7 +23,7 @@ def show(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="PNG of an image pair.", show_default="PAIR_ID.png"),
+        typer.Option("--output", "-o", help="Write both pictures of a pair to this PNG."),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
@@ -50,8 +50,10 @@ def show(
     print_note(f"run: {found.directory}")
     _print(pair)
     if found.manifest().get("modality") == "image":
-        path = output or Path(f"{''.join(c for c in pair['pair_id'] if c.isalnum())[:40]}.png")
-        _write_picture(found, pair, path)
+        if output is None:
+            print_note("--output FILE.png writes both pictures side by side")
+        else:
+            _write_picture(found, pair, output)
     if isinstance(place := pair.get("rank"), int):
         OUT.print()
         print_lines(next=_next(found, place, run_word(run, runs_dir, found.directory)))

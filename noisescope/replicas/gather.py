@@ -341,11 +341,12 @@ class HeadWork(Responses):
         cache, items = cache_directory(self.run), [self.items[unit] for unit in units]
         todo = uncached(by.policy, items, cache)
         encodings = kept_encodings(by.policy, self.run)
-        by.reporter.note(_work(len(todo), len(items)))
+        unit = "pictures" if self.plan.modality == "image" else "responses"
+        by.reporter.note(_work(len(todo), len(items), unit))
         if encodings is not None and todo:
             with by.reporter.stage("latents of images, embeddings of captions") as progress:
                 encodings.keep(todo, progress)
-        label = f"features of {len(todo):,} distinct responses{share.label}"
+        label = f"features of {len(todo):,} distinct {unit}{share.label}"
         with by.reporter.stage(label) as progress:
             fill_cache(by.policy, items, cache, progress)
         return len(todo)
@@ -436,11 +437,11 @@ class HeadWork(Responses):
         }
 
 
-def _work(todo: int, distinct: int) -> str:
+def _work(todo: int, distinct: int, unit: str) -> str:
     """How much of the feature pass is to be computed; its time is known once it runs."""
     if not todo:
-        return f"features of all {distinct:,} distinct responses are cached"
-    return f"{todo:,} of {distinct:,} distinct responses to compute"
+        return f"features of all {distinct:,} distinct {unit} are cached"
+    return f"{todo:,} of {distinct:,} distinct {unit} to compute"
 
 
 def kept_encodings(policy: Policy, run: Run) -> Encodings | None:
