@@ -42,6 +42,8 @@ def names(found: dict[Trait, np.ndarray]) -> dict[str, list[int]]:
         ("emoji", "", "well done 🎉", "well done now"),
         ("exclamation", "", "Great! Really!", "Great, really."),
         ("question", "", "Which one do you mean?", "It is the second one."),
+        ("question", "", "أي واحد تقصد؟", "هذا هو الثاني."),
+        ("unfinished", "", "هذا هو", "أي واحد تقصد؟"),
         ("template", "", "Sure.<|im_end|>", "Sure, of course."),
         (
             "repetition",
@@ -63,7 +65,8 @@ def test_the_side_with_more_of_a_trait_is_found(
 
 def test_every_trait_is_tested_above() -> None:
     mark = test_the_side_with_more_of_a_trait_is_found.pytestmark[0]  # type: ignore[attr-defined]
-    assert [case[0] for case in mark.args[1]] == [trait.name for trait in TRAITS]
+    tested = dict.fromkeys(case[0] for case in mark.args[1])
+    assert sorted(tested) == sorted(trait.name for trait in TRAITS)
 
 
 def test_sides_are_nearly_identical_if_their_words_are() -> None:
@@ -100,6 +103,14 @@ def test_what_labels_follow_with_the_model_is_no_excess() -> None:
     wanted = replace(LENGTH, merit=1)
     labels = replace(labels_of(margins, signs), sides={wanted: signs.astype(np.int8)})
     assert explain(labels, fit_noise(margins)) == []
+
+
+def test_a_side_that_every_label_takes_is_found() -> None:
+    margins, signs = np.abs(margins_of(400, 0.0, 6)) + 3, np.zeros(400)
+    signs[:40] = -1
+    found = explain(labels_of(margins, signs), fit_noise(margins))
+    assert [finding.kind for finding in found] == ["follows"]
+    assert "choose the longer response in 0% (0% to 6%) of 40 pairs" in found[0].sentence
 
 
 def test_a_group_of_reversed_labels_comes_first() -> None:
@@ -159,6 +170,14 @@ def test_the_last_part_of_a_file_is_named(tmp_path: Path) -> None:
     run = made_run(tmp_path, made_pairs(1000), margins)
     first = explain_run(run).findings[0]
     assert "Labels of rows 901 to 1,000 are reversed" in first.sentence
+
+
+def test_the_dataset_s_own_sources_come_before_its_files(tmp_path: Path) -> None:
+    margins = margins_of(600, 0.05, 7)
+    margins[::3] *= -1
+    pairs = [replace(pair, origin=f"web-{index % 3}") for index, pair in enumerate(made_pairs(600))]
+    first = explain_run(made_run(tmp_path, pairs, margins)).findings[0]
+    assert "Labels of source web-0 are reversed" in first.sentence
 
 
 def png(grey: int, size: tuple[int, int] = (8, 8)) -> bytes:

@@ -89,6 +89,12 @@ def test_what_cannot_be_known_is_not_stated(contents):
     assert overview(found)["curve"] is None
 
 
+def test_a_weak_audit_does_not_count_wrong_labels(contents):
+    weak = NOTHING | {"word": "too weak to change labels"}
+    found = with_summary(contents, trust=weak, find=FINDS)
+    assert headline(found) == "Cannot say how many labels are wrong: anything from 6% to 24% fits."
+
+
 def test_reviewers_come_before_the_audit(contents):
     people = SimpleNamespace(
         share=lambda: Interval(0.15, 0.12, 0.18), sentence=lambda: "reviewed: 15%"

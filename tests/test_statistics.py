@@ -261,5 +261,6 @@ def test_the_expected_auroc_interval_holds_both_errors() -> None:
     open_rate = expected_auroc_interval(margins, Interval(0.1, 0.05, 0.2))
     assert open_rate.low < known.low < known.estimate < known.high < open_rate.high <= 1
     assert open_rate.high > expected_auroc(margins, 0.2)
-    certain = expected_auroc_interval(np.full(20, 2.0), Interval(0.0, 0.0, 0.0))
-    assert (certain.low, certain.high) == (1.0, 1.0)
+    agreed = expected_auroc_interval(np.full(20, 2.0), Interval(0.0, 0.0, 0.0))
+    assert agreed.high == 1.0
+    assert agreed.low == pytest.approx(1 / (1 + 1.6449**2 / 20), rel=1e-4)  # 20 of 20, no more

@@ -50,6 +50,8 @@ LABELLER = SourceReport("reward:M", 0.99, 0.6, 0.3, 0.1, 0.01)
         ),
         ({"precision": Interval(0.3, 0.2, 0.4), "judged": 40}, "too weak to change labels"),
         ({"precision": Interval(0.3, 0.2, 0.4), "judged": 19}, "good"),
+        ({"rate": replace(KNOWN, pairs=19)}, "too weak to change labels"),
+        ({"rate": replace(KNOWN, pairs=20)}, "good"),
         (
             {
                 "expected": Interval(0.65, 0.6, 0.7),

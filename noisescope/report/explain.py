@@ -72,14 +72,18 @@ def explain_run(run: Run, images: ImageStore | None = None) -> Explanation:
 
     Image runs need `images` for the traits of pictures. Raises RunError for an unfinished run.
     """
+    import pyarrow.parquet as pq
+
     from noisescope.storage.sql import query
 
     require_scores(run)
     chance = run.manifest()["summary"]["chance"]  # margins then explain nothing
     text = run.manifest().get("modality") != "image"
+    named = "origin" in pq.read_schema(run.pairs_path).names
     rows = query(
         run,
-        "SELECT margin, p_wrong, prompt, chosen, rejected, annotator, source, file_row FROM scores "
+        "SELECT margin, p_wrong, prompt, chosen, rejected, annotator, "
+        f"{'coalesce(origin, source)' if named else 'source'} AS source, file_row FROM scores "
         "JOIN (SELECT *, row_number() OVER () - 1 AS file_row FROM pairs) USING (pair_id) "
         "ORDER BY file_row",
     )

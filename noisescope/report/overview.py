@@ -53,7 +53,8 @@ def headline(contents: Contents) -> str:
     reviewed = None if people is None else people.share()
     low, high = (share["low"], share["high"]) if reviewed is None else (reviewed.low, reviewed.high)
     in_percent = f"{low:.0%} to {high:.0%}"
-    if reviewed is None and (summary["chance"] or _word(summary) == "cannot know"):
+    acts = (summary.get("trust") or {}).get("acts", True)  # as `answer` of the command line
+    if reviewed is None and (summary["chance"] or not acts):
         return f"Cannot say how many labels are wrong: anything from {in_percent} fits."
     by = "" if reviewed is None else "By the reviewers’ random sample, "
     labels = f"between {low * pairs:,.0f} and {high * pairs:,.0f} of {pairs:,} labels"

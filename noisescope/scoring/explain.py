@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, ndtr, ndtri
 
 from noisescope.scoring.annotators import Annotator, coded_table
-from noisescope.scoring.clusters import widest
+from noisescope.scoring.clusters import share_interval, widest
 from noisescope.scoring.metrics import MASS, Interval
 from noisescope.scoring.noise_models import Noise
 from noisescope.scoring.scores import SUSPICIOUS
@@ -151,8 +151,7 @@ def _of_side(trait: Trait, signs: Float, labels: Labels, noise: Noise) -> list[F
             continue  # readers want that: it is no bias
         bad, way = int(suspicious.sum()), np.sign(effect.estimate)
         shown = int((suspicious & (s == way)).sum())
-        half = _mean(s / 2, clusters)[0]
-        taken = Interval(*(0.5 + end for end in (half.estimate, half.low, half.high)))
+        taken = share_interval((1 + s) / 2, clusters)
         more = _beyond(effect, shown, bad) if kind == "excess" else ""
         sentence = f"Labels choose {trait.side} in {_range(taken)} of {count:,} pairs{more}."
         found.append(Finding(kind, trait.name, "", effect, count, bad, shown, p, sentence))
@@ -226,9 +225,12 @@ def _group_sentence(group: str, row: Annotator) -> str:
 
 
 def _mean(values: Float, clusters: Sequence[Int]) -> tuple[Interval, float]:
-    """Mean with its cluster interval, and the two-sided p value of 0."""
+    """Mean with its cluster interval, and the two-sided p value of 0.
+
+    Equal values have the variance that they have about 0: that of all labels on one side.
+    """
     mean = float(values.mean())
-    half = widest(values - mean, clusters)
+    half = widest(values - mean if np.ptp(values) else values, clusters)
     return Interval(mean, mean - half, mean + half), _p_value(mean, half)
 
 

@@ -238,7 +238,8 @@ def expected_auroc_interval(
     """`expected_auroc` with its 90 % interval: W's own error and that of the flip rate together.
 
     Each side is the root of the squared distances to A at that end of the flip rate's interval
-    and to A at `half_width` of W, which is 1.64 standard errors over single pairs if None.
+    and to A at `half_width` of W, which is 1.64 standard errors over single pairs if None, and that
+    of a share (`share`) if no pair differs: where the replicas agree with every label.
     (Errors of W and e are of opposite sign and cancel in part, so this is wide rather than
     narrow.)
     """
@@ -248,6 +249,9 @@ def expected_auroc_interval(
     spread = half_width
     if spread is None:
         spread = float(ndtri((1 + MASS) / 2)) * signed_rank_error(margins)
+    if not spread:
+        edge = share(w * len(margins), len(margins))
+        spread = max(edge.high - w, w - edge.low)
     spread /= 1 - 2 * flip_rate.estimate
     low = middle - np.hypot(middle - min(middle, *others), spread)
     high = middle + np.hypot(max(middle, *others) - middle, spread)

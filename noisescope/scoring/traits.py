@@ -37,8 +37,8 @@ _MARKDOWN = re.compile(r"^#{1,6} \S|\*\*\S[^*\n]*\*\*|^\|.+\|$", re.MULTILINE)
 _CODE = re.compile(r"```|^ {4}\S|</?[a-z]+>|\b(?:def|function|import|SELECT)\s", re.MULTILINE)
 _URL = re.compile(r"https?://|www\.", re.IGNORECASE)
 _EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
-_ENDED = re.compile(r"""[.!?…)\]}"'”’`*:。！？」\d]\s*\Z""")
-_QUESTION = re.compile(r"\?\s*\Z")
+_ENDED = re.compile(r"""[.!?…)\]}"'”’`*:。！？」؟۔।\d]\s*\Z""")
+_QUESTION = re.compile(r"[?？؟]\s*\Z")
 
 
 @final

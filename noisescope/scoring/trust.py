@@ -7,8 +7,9 @@
 |-------------|----------------------------------------------------------------------------------|
 | cannot know | the margins do not test the labels: no better than chance, in-sample, a mark or a |
 |             | source that gives the labels away, or pooled fits that held-out ones contradict  |
-| too weak    | expected AUROC may be below `WEAK`, held-out accuracy may be 1/2, or reviewers    |
-|             | found most of the labels with p_wrong >= 0.5 right                               |
+| too weak    | expected AUROC may be below `WEAK`, held-out accuracy may be 1/2, there are fewer |
+|             | than `FEWEST` pairs, or reviewers found most of the labels with p_wrong >= 0.5    |
+|             | right                                                                             |
 | good        | expected AUROC is at least `GOOD`, and the flip rate is identifiable or reviewed  |
 | fair        | the order can be trusted, the counts less so                                     |
 
@@ -34,8 +35,8 @@ Word = Literal["good", "fair", "too weak to change labels", "cannot know"]
 
 #: Expected AUROC whose interval must not reach below these.
 WEAK, GOOD = 0.70, 0.80
-#: Judged pairs from which on reviews overrule the audit.
-FEWEST_JUDGED = 20
+#: Judged pairs from which on reviews overrule the audit, and pairs from which on it counts.
+FEWEST_JUDGED = FEWEST = 20
 
 MODEL = "a larger judge: noisescope score DATASET --model MODEL"
 PAIRS = "more pairs: some thousands"
@@ -161,6 +162,9 @@ def _weak(facts: TrustFacts) -> Trust | None:
         )
         return Trust(word, sentence, (MODEL, EVIDENCE))
     accuracy, expected = facts.own.accuracy, facts.expected
+    if facts.rate.pairs < FEWEST:
+        sentence = f"{facts.rate.pairs:,} pairs are too few to test a judge on."
+        return Trust(word, sentence, (PAIRS, REVIEWS))
     if accuracy.low > 0.5 and expected.low >= WEAK:
         return None
     helps = [MODEL, EVIDENCE, REVIEWS]
@@ -194,7 +198,7 @@ def _agrees(accuracy: Interval) -> str:
 
 
 def _suspects(expected: Interval) -> str:
-    """The expected AUROC as a frequency, rounded down to tenths."""
+    """The expected AUROC as a frequency: in tenths, near 1 in hundredths, 99 at most."""
     times = round(10 * expected.estimate)
     often = (
         f"{times} times in 10"
