@@ -242,3 +242,34 @@ def test_the_figure_has_a_panel_for_every_regime(tmp_path):
     alone = {(kind, rate, name, ""): cell for (kind, rate, name, _), cell in cells.items()}
     figure.draw({"topics": cells, "images": cells, "LoRA": alone}, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_an_audit_knows_of_annotators_reaches_the_policies() -> None:
+    """Contrarian annotators in easy pairs: everyone found, and all ways to use it recover."""
+    soft = part("soft")
+    clean = soft.simulated(600, 1, width=4, annotators=8)
+    noisy = soft.plant(clean, "contrarian", 0.3, 1)
+    assert 0.2 < noisy.wrong.mean() < 0.4
+    test, validation = soft.parts(clean, 1)
+    assert not set(clean.prompts[test]) & set(clean.prompts[~test])
+    found = dict(soft.measure(clean, noisy, test, validation))
+    train = ~test & ~validation
+    assert found["oracle: right pairs only", "tuned"] > 0.85
+    recipes = soft.recipes(noisy, np.flatnonzero(train))
+    np.testing.assert_array_equal(recipes["drop annotators"].keep, ~noisy.wrong[train])
+    np.testing.assert_array_equal(recipes["reverse annotators"].turn, noisy.wrong[train])
+    assert found["reverse annotators", "tuned"] == found["dpo on right labels", "tuned"]
+    right = recipes["soft-dpo"].gamma > 0
+    assert (right == ~noisy.wrong[train]).mean() > 0.95
+
+
+def test_gains_have_t_intervals_over_seeds() -> None:
+    soft = part("soft")
+    cells = [
+        {(soft.CLEAN, "tuned"): 0.9, ("dpo", "tuned"): 0.8, ("soft-dpo", "tuned"): 0.85 + d}
+        for d in (0.0, 0.01, -0.01)
+    ]
+    rows = {row["method"]: row for row in soft.rows(("uniform", 0.2), cells, "tuned")}
+    half = 2.919986 * 1.0 / np.sqrt(3)  # t of 2 degrees of freedom, sd 1 point
+    assert rows["soft-dpo"]["gained"] == f"+5.00 [{5 - half:+.2f}, {5 + half:+.2f}]"
+    assert rows["soft-dpo"]["recovered"] == "0.50"
