@@ -762,3 +762,17 @@ def test_annotators_are_not_acted_on_without_reason(scored: RunScores, tmp_path:
     assert {row["reason"] for row in key} == {"annotator"}
     p = [row["p_flip"] for row in key]
     assert p == sorted(p, reverse=True)
+
+
+def test_a_label_flipped_against_the_audit_has_no_weight(scored: RunScores, tmp_path: Path) -> None:
+    found = standing_out(scored, a6="votes backwards")
+    policy = CleanPolicy(annotators="reverse", force=True)
+    export_trl(found, tmp_path / "t.parquet", policy)
+    p_wrong = dict(zip(scored.keys.tolist(), scored.columns["p_wrong"].tolist(), strict=True))
+    who, low = annotators_of(scored), 0
+    for row in pq.read_table(tmp_path / "t.parquet").to_pylist():
+        p = p_wrong[int(keys_of([row["pair_id"]])[0])]
+        now = 1 - p if who[row["pair_id"]] == "a6" else p
+        assert row["weight"] == pytest.approx(max(0.0, 1 - 2 * now))
+        low += who[row["pair_id"]] == "a6" and row["weight"] == 0
+    assert low

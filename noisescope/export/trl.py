@@ -72,8 +72,8 @@ def write_trl(
     believed = scheme in BELIEFS.values()
     if believed:  # odds of the label change sign with it
         gamma = np.where(actions == FLIP, -gamma, gamma)
-    if scheme in ("p_wrong", "p_flip"):  # a flipped label is right where the old one was wrong
-        flipped = np.abs(1 - 2 * np.nan_to_num(scores.columns[scheme]))
+    if scheme in ("p_wrong", "p_flip"):  # a flipped label is wrong with probability 1 - p
+        flipped = np.maximum(0.0, 2 * np.nan_to_num(scores.columns[scheme], nan=1.0) - 1)
         weight = np.where(actions == FLIP, flipped, weight)
     numbers = {"weight": weight, BELIEF if believed else "gamma": gamma}
     numbers |= {"p_flip": scores.columns["p_flip"]}
