@@ -42,6 +42,8 @@ def test_the_command_writes_every_format(
     assert command(["export", "toy", "--weight", "margin", "--output", "m.parquet"]) == 0
     following = capsys.readouterr().out
     assert "toy.jsonl --objective distilled-dpo --weights m.parquet --model /a/tiny" in following
+    assert command(["export", "toy", "--output", "w.parquet"]) == 0
+    assert "toy.jsonl --objective dpo --weights w.parquet" in capsys.readouterr().out
 
 
 def test_a_dataset_that_is_not_found_from_here_names_source(

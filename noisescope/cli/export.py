@@ -328,9 +328,9 @@ def _following(
     judge = f" --model {shlex.quote(str(scores.manifest['model']))}"
     if format is Format.weights:
         read = shlex.quote(str(scores.manifest["resolved"]))
-        believed = [name for name, made in BELIEFS.items() if made == done.get("weight")]
-        objective = f"--objective {believed[0]} " if believed else ""
-        return {"next": f"noisescope train {read} {objective}--weights {where}{judge}"}
+        made = {"u": "adaptive-dpo"} | {scheme: name for name, scheme in BELIEFS.items()}
+        objective = made.get(str(done.get("weight")), "dpo")
+        return {"next": f"noisescope train {read} --objective {objective} --weights {where}{judge}"}
     if format is Format.trl:
         given = f"model, train_dataset={_reading(out)}"
         trainer = f"noisescope.training.trl.AdaptiveDPOTrainer({given})"
