@@ -153,6 +153,7 @@ def fill_activations(
     data = replica_pairs(table, config.folds_by)
     halves(data, config)
     corpus = encoded_corpus(policy, data.items)
+    policy.model.requires_grad_(False)  # as in training: a frozen head rounds differently
     activations = Activations(policy.model, first_adapted(policy.model, config), corpus)
     activations.fill(directory, policy.identity.fingerprint, data.items, report, share)
 
