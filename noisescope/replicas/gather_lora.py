@@ -162,7 +162,9 @@ class LoraWork(Work):
         return training
 
     def _settings(self, config: EvidenceConfig) -> LoraConfig | DiffusionLoraConfig:
-        return lora_config(config, self.plan.modality)
+        """The replicas' settings; what they hold out is the plan's, which the audit resolved."""
+        folds_by = self.plan.evidence.get("folds_by", "pair")
+        return lora_config(replace(config, folds_by=folds_by), self.plan.modality)
 
     @property
     def _shared(self) -> Path:
