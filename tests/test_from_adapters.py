@@ -69,7 +69,7 @@ def test_scores_with_adapters_of_others(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     each = [word for m in "012" for word in ("--from-adapters", str(theirs / m))]
-    assert run(command("score", place, *each)) in (0, 2)
+    assert run(command("score", place, *each, "--details")) in (0, 2)
     said = capsys.readouterr()
     assert "margins count as in-sample" in " ".join(said.err.split())
     assert "3 adapters, in-sample margins" in said.out
