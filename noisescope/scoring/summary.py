@@ -258,7 +258,9 @@ def summarise(
         sources=sources,
         recalibration=recalibration,
         suspects=_suspects(run, suspects) if suspects else (),
-        notes=tuple([*_notes(accuracy, rate, noise, totals, chance, giveaways, trust), *notes]),
+        notes=tuple(
+            [*_notes(accuracy, rate, noise, totals, chance, chance_p, giveaways, trust), *notes]
+        ),
     )
 
 
@@ -321,27 +323,30 @@ def _notes(
     noise: Noise,
     totals: Totals,
     chance: bool,
+    chance_p: float | None,
     giveaways: Sequence[str],
     trust: Trust,
 ) -> Sequence[str]:
     """What a reader must know, gravest first."""
     notes = []
+    # Replicas that see each other's labels agree with coin tosses more than half of the time.
+    test = "" if chance_p is None else f"; with coin tosses for labels as often: p = {chance_p:.2g}"
     if chance:
         notes.append(
             f"The replicas are no better than chance on pairs they did not train on "
-            f"({accuracy.estimate:.1%}, 90 % interval {accuracy.low:.1%} to {accuracy.high:.1%}): "
-            "these scores carry no verdict. A larger model, more pairs, or a look at the labels' "
-            "direction may help."
+            f"({accuracy.estimate:.1%}, 90 % interval {accuracy.low:.1%} to {accuracy.high:.1%}"
+            f"{test}): these scores carry no verdict. A larger model, more pairs, or a look at the "
+            "labels' direction may help."
         )
     notes += giveaways
     if not rate.identifiable:
-        order = "The ranking holds either way; t" if trust.acts else "T"
+        order = "The ranking holds either way, but n" if trust.acts else "N"
         notes.append(
             f"The flip rate is not identifiable: {rate.low:.0%} to {rate.high:.0%} all fit these "
             f"{rate.pairs:,} pairs. At the lower end the model cannot judge some pairs; at the "
             "upper end every label it disagrees with is wrong. Under the chosen noise model "
-            f"({noise.chosen}) the rate is {noise.rate.estimate:.1%}. {order}he absolute values of "
-            "p_wrong do not."
+            f"({noise.chosen}) the rate is {noise.rate.estimate:.1%}. {order}o value of p_wrong "
+            "is to be taken as a probability."
         )
     if totals.unspread:
         notes.append(
