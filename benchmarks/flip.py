@@ -95,7 +95,7 @@ FORMATS: dict[str, Callable[[Path, int, int], None]] = {
 
 def flip(source: Path, out: Path) -> dict[str, Any]:
     """Flip a file with the command; return its seconds and memory."""
-    typed = ["flip", str(source), "--rate", "0.2", "--out", str(out), "--json"]
+    typed = ["flip", str(source), "--rate", "0.2", "--output", str(out), "--json"]
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, *typed], check=True, capture_output=True, text=True
     )

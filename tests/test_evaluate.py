@@ -332,7 +332,7 @@ def test_no_prompts_is_an_error(tmp_path: Path, content: str) -> None:
 def test_bad_prompt_rows_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": 3}\n{"prompt": [{"role": "user"}]}\n')
-    with pytest.raises(DataError, match="2 rows have no readable prompt, first row 1"):
+    with pytest.raises(DataError, match="2 rows have no readable prompt, first row 2"):
         read_prompts(str(path), modality="text")
 
 

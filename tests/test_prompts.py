@@ -57,10 +57,10 @@ def test_conversations_are_prompts(tmp_path: Path) -> None:
     [
         ("p.txt", b"\xff\xfe\xfa", "cannot be read"),
         ("p.jsonl", b'{"prompt": \n', "can be decoded"),
-        ("p.jsonl", b'{"prompt": "How?"}\n{"prompt": \n', "first row 1"),
+        ("p.jsonl", b'{"prompt": "How?"}\n{"prompt": \n', "first row 2"),
         ("p.json", b"[1", "neither a JSON array nor"),
-        ("p.jsonl", b'{"prompt": "How?"}\n{"prompt": 7}\n', "first row 1"),
-        ("p.jsonl", b'{"prompt": [{"role": "user"}]}\n', "first row 0"),
+        ("p.jsonl", b'{"prompt": "How?"}\n{"prompt": 7}\n', "first row 2"),
+        ("p.jsonl", b'{"prompt": [{"role": "user"}]}\n', "first row 1"),
         ("p.parquet", b"PAR1", "not a readable Parquet file"),
         ("p.json", b'{"question": "How?"}', ""),
         ("p.txt", b"\n \n", ""),

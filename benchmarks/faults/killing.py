@@ -1,6 +1,6 @@
 """Kill or stop commands at seeded points, run them again, compare with an uninterrupted run.
 
-    case = Case("flip", (("flip", "pairs.jsonl", "--out", "copy"),), ("copy",))
+    case = Case("flip", (("flip", "pairs.jsonl", "--output", "copy"),), ("copy",))
     outcome = trial(case, start, place, random.Random(0), whole)
 
 Each command runs in its own process, forked from one that has imported everything. The signal comes

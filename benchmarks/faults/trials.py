@@ -31,7 +31,7 @@ from benchmarks.harness import ROOT, Options, Report
 
 SCORE = ("score", "pairs.jsonl", "--model", "tiny", "--replicas", "2", "--folds", "2")
 LORA = ("--kind", "lora", "--replicas", "2", "--layers", "top-2", "--checkpoints", "2")
-TRAIN = ("--steps", "8", "--batch", "8", "--save-every", "2", "--output", "tuned")
+TRAIN = ("--steps", "8", "--batch-size", "8", "--save-every", "2", "--output", "tuned")
 CASES = (
     Case("score", (SCORE,), ("runs",)),
     Case(
@@ -44,7 +44,7 @@ CASES = (
         (("train", "pairs.jsonl", "--model", "tiny", "--objective", "dpo", *TRAIN),),
         ("tuned",),
     ),
-    Case("flip", (("flip", "many.jsonl", "--rate", "0.2", "--out", "copy"),), ("copy",)),
+    Case("flip", (("flip", "many.jsonl", "--rate", "0.2", "--output", "copy"),), ("copy",)),
     Case(
         "export",
         (

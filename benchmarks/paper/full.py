@@ -66,7 +66,7 @@ class Step:
 
 def flip(dataset: str, rate: float, out: str) -> Step:
     """Write a copy with known flips."""
-    return Step(f"noisescope flip {dataset} --split train --rate {rate:g} --seed 0 --out {out}")
+    return Step(f"noisescope flip {dataset} --split train --rate {rate:g} --seed 0 --output {out}")
 
 
 def score(dataset: str, preset: str) -> Step:
@@ -111,13 +111,11 @@ def unit(preset: str) -> float:
 
 
 def _text_unit() -> float:
-    import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from noisescope.models.forward import measure
 
-    with torch.device("meta"):
-        size = measure(GPT2LMHeadModel(GPT2Config()))
+    size = measure(GPT2LMHeadModel(GPT2Config()))
     return float(2 * (size.body + size.head) * TOKENS)
 
 

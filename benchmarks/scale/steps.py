@@ -131,7 +131,7 @@ def steps(place: Path, pairs: int, seed: int) -> Iterator[tuple[str, dict[str, A
     """Yield each step over `pairs` pairs with its cost, in the order of a user."""
     source = place / "columns.parquet"
     write_parquet(source, pairs, seed)
-    yield "flip", took(COMMAND, place, "flip", source, "--out", place / "flipped", "--json")
+    yield "flip", took(COMMAND, place, "flip", source, "--output", place / "flipped", "--json")
     shutil.rmtree(place / "flipped")
     source.unlink()
     run = made_run(place / "runs", pairs, seed=seed)

@@ -25,14 +25,14 @@ FSDP = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", s
 FSDP += ["--use_fsdp", "--fsdp_version", "2", "--mixed_precision", "no"]
 FSDP += ["--num_machines", "1", "--dynamo_backend", "no"]
 #: What trains -> its own flags.
-KINDS = {"LoRA": ["--lr", "0.002"], "--full": ["--full", "--lr", "0.0002"]}
+KINDS = {"LoRA": ["--learning-rate", "0.002"], "--full": ["--full", "--learning-rate", "0.0002"]}
 
 
 def train(output: Path, launcher: list[str], flags: list[str]) -> list[float]:
     """Return the loss of every step of one training."""
     line = [*launcher, "-m", "noisescope", "train", str(SAMPLE / "hh-rlhf"), "--objective", "dpo"]
     line += ["--model", str(SAMPLE / "models" / "tiny-lm"), "--output", str(output)]
-    line += ["--limit", "200", "--steps", "8", "--batch", "16", *flags]
+    line += ["--limit", "200", "--steps", "8", "--batch-size", "16", *flags]
     line += ["--device", "cpu", "--dtype", "float32", "--validation", "0.1"]
     done = subprocess.run(line, check=False, capture_output=True, text=True)
     if done.returncode:

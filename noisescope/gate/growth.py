@@ -97,7 +97,7 @@ def _margins(subject: Subject, baseline: Run) -> tuple[Float, Float]:
     _check_comparable(subject.run, baseline)
     own = pq.read_table(subject.run.pairs_path)
     table = pa.concat_tables([own, rest], promote_options="default")
-    fitted = refitter(subject.run, table)(np.zeros(len(table), bool), None)
+    fitted = refitter(subject.run, table, second=False)(np.zeros(len(table), bool), None)
     together = fitted.margins.margins[:, -1, :].mean(axis=0, dtype=np.float64)
     new = np.concatenate([subject.new, np.zeros(rest.num_rows, bool)])
     return together[new], together[~new]
@@ -112,6 +112,11 @@ def _check_comparable(run: Run, baseline: Run) -> None:
             f"{baseline.directory} and {run.directory} have no pairs in common, and not both have "
             "head replicas: their margins cannot be compared",
             hint=f"Score both with heads: {again}",
+        )
+    if mine["evidence"].get("sources"):
+        raise RunError(
+            f"{run.directory} has evidence from outside, which is not compared between deliveries",
+            hint=f"Score both without --evidence: {again}",
         )
     if mine["model_fingerprint"] != other["model_fingerprint"]:
         raise RunError(

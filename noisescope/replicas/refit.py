@@ -48,8 +48,11 @@ class Refitted:
 Refit = Callable[[Bool, "Mapping[str, float] | None"], Refitted]
 
 
-def refitter(run: Run, table: pa.Table) -> Refit:
+def refitter(run: Run, table: pa.Table, *, second: bool = True) -> Refit:
     """A function that refits the run's replicas to other labels of its pairs.
+
+    Without `second` fits, the pairs of `table` may be others than the run's, if their features are
+    in its cache and it has no evidence from outside.
 
     Raises RunError where the run is not of head replicas or its features are gone.
     """
@@ -102,7 +105,9 @@ def refitter(run: Run, table: pa.Table) -> Refit:
             held_out=held_out,
             start=start,
         )
-        moved, shift, _ = with_answers(fit.margins, facts.flipped(flipped), turned.selected)
+        moved, shift = fit.margins, None
+        if turned.selected:
+            moved, shift, _ = with_answers(moved, facts.flipped(flipped), turned.selected)
         margins = RunMargins(
             list(range(len(fit.margins))),
             [1],
@@ -110,6 +115,8 @@ def refitter(run: Run, table: pa.Table) -> Refit:
             np.ones(moved.shape, bool),
             shift,
         )
+        if not second:
+            return Refitted(margins, fit.variance, {})
         sides, where = (one, other), run.pairs_path
         others = second_fits(table, features, sides, folds_by, config, fit, where, turned.fitted)
         training = {
