@@ -131,7 +131,7 @@ def test_a_refused_row_costs_itself(model: Path) -> None:
     assert found.facts.rejected == {"unreadable": 1}
     assert "Conversation roles must alternate" in found.facts.examples[0].detail
     assert found.facts.examples[0].row == 4
-    assert found.facts.notes[0].startswith("1 pair is set aside, first talks:4: the chat template")
+    assert found.facts.notes[0].startswith("1 pair is set aside, first talks:5: the chat template")
     assert found.source_fingerprint == dataset.fingerprint != found.fingerprint
     assert judged_by(policy, found) == found
 
@@ -147,7 +147,7 @@ def test_sides_that_are_equal_once_cut_are_set_aside(model: Path, tmp_path: Path
     done = audit(dataset, policy, runs_directory=tmp_path / "runs")
     assert done.summary.pairs == 11
     first, cut = done.summary.notes[-2:]
-    assert first.startswith("3 pairs are set aside, first steps:0: both sides are the same within")
+    assert first.startswith("3 pairs are set aside, first steps:1: both sides are the same within")
     assert cut.startswith(
         "cut to --max-length 128: 3 of 14 prompts (in their oldest turns) and 6 of 28"
     )

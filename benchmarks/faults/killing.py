@@ -264,7 +264,7 @@ def _interrupt(
     if code is None:
         found.kills += 1
         found.by_write += at_write is not None
-    elif code == 2 and f"stopped by {number.name}" in output:
+    elif code == 2 and "Stopped." in output:
         found.stops += 1
         found.by_write += at_write is not None
         if f"noisescope {shlex.join(command)}" not in output:

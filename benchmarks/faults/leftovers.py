@@ -13,6 +13,8 @@ from typing import Any
 TIMES = frozenset({"finished", "timings", "checksum", "seconds", "created", "elapsed"})
 #: Files that are no result: what an interrupted write leaves, and the lock.
 IGNORED = (".partial-", ".lock")
+#: A folder of records about inodes and times of inputs, which differ between two places.
+RECORDS = ".cache/finished"
 #: Columns whose values together are unique in a table.
 KEYS = ("pair_id", "replica", "step")
 
@@ -80,10 +82,9 @@ def contents(place: Path, case: Case) -> dict[str, str]:
     for result in case.results:
         top = place / result
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
-            if path.is_file() and not path.name.startswith(IGNORED):
-                found[path.relative_to(place).as_posix()] = hashlib.sha256(
-                    _timeless(path)
-                ).hexdigest()
+            name = path.relative_to(place).as_posix()
+            if path.is_file() and not path.name.startswith(IGNORED) and RECORDS not in name:
+                found[name] = hashlib.sha256(_timeless(path)).hexdigest()
     return found
 
 
