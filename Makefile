@@ -5,7 +5,7 @@
 # make coverage  the tests once more, with the branches they take counted: at least 90 %
 # make audit  known vulnerabilities of the versions the tests run with (needs the network)
 # make docs   the documentation as a site, in site/
-# make gate   the sample dataset's own gate: passed as it is, breached when sloppy, refused when broken
+# make gate   the sample dataset's own gate: passes as it is, fails if annotators vote backwards, is refused if broken
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -58,7 +58,7 @@ audit:
 gate: install
 	$(BIN)/noisescope gate hh-rlhf --junit runs/gate.xml --sarif runs/gate.sarif
 	rm -rf runs/gate && mkdir -p runs/gate
-	$(BIN)/noisescope flip hh-rlhf --rate 0.15 --seed 1 --output runs/gate/sloppy
+	$(BIN)/noisescope flip hh-rlhf --kind contrarian --rate 0.15 --seed 1 --output runs/gate/sloppy
 	$(BIN)/noisescope gate runs/gate/sloppy; test $$? -eq 1
 	gzip -dc sample_data/hh-rlhf/train.jsonl.gz | sed 's/"chosen"/"chosn"/' > runs/gate/broken.jsonl
 	$(BIN)/noisescope gate runs/gate/broken.jsonl; test $$? -eq 2
