@@ -208,10 +208,10 @@ def test_the_issue_of_each_pair_is_a_column(tmp_path: Path) -> None:
     margins[:40] = 0.0
     run = made_run(tmp_path, made_pairs(400), margins)
     rows = query(run, "SELECT issue, p_wrong, contested FROM scores").to_pylist()
-    assert {row["issue"] for row in rows} == {None, "wrong label", "undecided"}
+    assert {row["issue"] for row in rows} == {None, "suspicious", "undecided"}
     for row in rows:
         wrong, undecided = row["p_wrong"] >= 0.5, row["contested"] >= 0.8
-        expected = "wrong label" if wrong else "undecided" if undecided else None
+        expected = "suspicious" if wrong else "undecided" if undecided else None
         assert row["issue"] == expected
 
 

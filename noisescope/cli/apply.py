@@ -57,6 +57,7 @@ def apply(
     from noisescope.export.apply import apply_decisions, read_decisions, run_of
     from noisescope.report.review.session import check_name
     from noisescope.storage.reviews import FILE
+    from noisescope.storage.run import dataset_words
 
     found = read_decisions(decisions)
     for who in dict.fromkeys(row.reviewer or reviewer or user_name() for row in found.rows):
@@ -86,7 +87,7 @@ def apply(
     print_lines(
         output=str(out),
         reviews=recorded,
-        next=f"noisescope score {shlex.quote(str(out))}{judge}",
+        next=f"noisescope score {dataset_words(scores.manifest, str(out))}{judge}",
     )
 
 

@@ -72,6 +72,10 @@ def print_explanation(explanation: Explanation) -> None:
             OUT.print(Text(f"  {len(sentences) - SHOWN:,} more: --json", style="dim"))
     if not explanation.sentences:
         OUT.print("The suspicious labels have nothing in common that was looked for.")
+    if not explanation.compared:
+        OUT.print(
+            "The pictures were not found, so only annotators, sources and rows were compared."
+        )
     print_lines(next=_next(explanation))
 
 

@@ -187,10 +187,12 @@ def _local(
     if format is Format.weights:
         from noisescope.export.weights import export_weights
 
+        _refuse_weak_weights(scores, policy, weight)
         return {"pairs": export_weights(scores, out, weight), "weight": weight}
     if format is Format.trl:
         from noisescope.export.trl import export_trl
 
+        _refuse_weak_weights(scores, policy, weight)
         counts = export_trl(scores, out, policy, weight)
         return {"counts": counts, "policy": _words(scores, policy), "weight": weight}
     if format is Format.clean:
@@ -231,6 +233,17 @@ def _hub(
         return {**done, "uploaded": None}
     print_note(f"{printable(str(out))} is written; uploading to {printable(name)}")
     return {**done, "uploaded": push(out, name, public=public)}
+
+
+def _refuse_weak_weights(scores: RunScores, policy: CleanPolicy, weight: str) -> None:
+    """Raise EvidenceError for weights made of probabilities that the audit is too weak to give.
+
+    The paper's u is exported on request whatever the audit is worth.
+    """
+    from noisescope.export.removal import refuse_weak
+
+    if weight != "u" and not policy.force:
+        refuse_weak(scores)
 
 
 def _words(scores: RunScores, policy: CleanPolicy) -> str:

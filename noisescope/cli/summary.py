@@ -15,7 +15,7 @@ from noisescope.scoring.answer import answer
 from noisescope.storage.printable import plural, printable
 from noisescope.storage.redact import masked
 from noisescope.storage.reviews import has_reviews
-from noisescope.storage.run import Run
+from noisescope.storage.run import Run, dataset_words, filled
 
 if TYPE_CHECKING:
     from noisescope.scoring.reviews import RunReviews
@@ -148,7 +148,8 @@ def _last_turn(prompt: str) -> str:
 
 def _print_helps(summary: Mapping[str, Any], manifest: Mapping[str, Any], run: str) -> None:
     """What would make the audit strong enough, and what it is good for as it is."""
-    helps = [filled(help, manifest, run).partition(": ") for help in summary["trust"]["helps"]]
+    words = dataset_words(manifest), run
+    helps = [filled(help, *words).partition(": ") for help in summary["trust"]["helps"]]
     width = max((len(what) for what, _, _ in helps), default=0) + 3
     for index, (what, _, how) in enumerate(helps):
         label = Text(f"{'What helps' if index == 0 else '':12}", style="bold")
@@ -157,12 +158,6 @@ def _print_helps(summary: Mapping[str, Any], manifest: Mapping[str, Any], run: s
     use = "choosing which pairs to review" if weak else "nothing yet"
     note = " (export refuses; --force overrules)"
     OUT.print(Text("Use it for  ", style="bold") + Text(use) + Text(note, style="dim"))
-
-
-def filled(help: str, manifest: Mapping[str, Any], run: str) -> str:
-    """A suggestion of `trust.helps` with the run's names in it."""
-    found = help.replace("DATASET", shlex.quote(str(manifest["resolved"])))
-    return found.replace("RUN", run)
 
 
 def _remarks(summary: Mapping[str, Any]) -> str:

@@ -171,7 +171,7 @@ def run_of(decisions: Decisions, run: str | None, runs_directory: Path) -> RunSc
     if run is None:
         if not decisions.dataset:
             raise UsageError(
-                f"{decisions.path} has no column `dataset`, which tells whose pairs it is about",
+                f"{decisions.path} has no column `dataset`, which names the dataset it is about",
                 hint=f"Name their run: noisescope apply {quoted} RUN",
             )
         fitting = [

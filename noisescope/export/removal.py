@@ -22,6 +22,7 @@ from noisescope.export.annotators import REVERSE, acted_on, positions_of
 from noisescope.export.run_scores import RunScores
 from noisescope.scoring.reviews import read_verdicts
 from noisescope.storage.printable import plural
+from noisescope.storage.run import dataset_words, filled
 
 Float = NDArray[np.float64]
 Actions = NDArray[np.int8]
@@ -180,12 +181,11 @@ def refuse_weak(scores: RunScores) -> None:
             hint="Repeat the `noisescope score` command of this run, which takes seconds.",
         )
     if not trust["acts"]:
-        helps = "; ".join(trust["helps"])
-        helps = helps.replace("RUN", shlex.quote(str(scores.run.directory)))
-        helps = helps.replace("DATASET", shlex.quote(str(scores.manifest.get("resolved"))))
+        words = dataset_words(scores.manifest), shlex.quote(str(scores.run.directory))
+        helps = "; ".join(filled(one, *words) for one in trust["helps"])
         raise EvidenceError(
             f"{scores.run.directory}: {trust['word']}. {trust['sentence']}",
-            hint=f"What would help: {helps}. --force changes labels all the same.",
+            hint=f"What would help: {helps}. --force acts on it all the same.",
         )
 
 

@@ -256,7 +256,7 @@ def ask_all(
 CONCURRENCY = 8
 #: Characters of a prompt or response that are sent.
 LONGEST = 20_000
-#: What every judge is told, before the form of its answer.
+#: Instructions of every judge, before the form of its answer.
 TASK = (
     "You compare two responses to the same request. Prefer the one that answers what was asked "
     "correctly, helpfully and without causing harm. Their order and length say nothing about "

@@ -156,7 +156,7 @@ def _index(name: str, path: Path) -> dict[str, Any]:
 def _family(name: str, index: dict[str, Any]) -> Family:
     """The family that a pipeline's index names. Raises ModelError for any other class.
 
-    Pipelines with a UNet are told by their text encoders, the others by `_class_name`.
+    Pipelines with a UNet are recognised by their text encoders, the others by `_class_name`.
     """
     if not _named(index, "transformer"):
         is_xl = any(_named(index, role) for role in SECOND_PARTS)

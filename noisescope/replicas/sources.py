@@ -369,7 +369,7 @@ def check_numbers(source: Source | Table, numbers: Mapping[str, NDArray[np.float
                 f"--evidence {source}: {name} is never {never}, so it does not judge the labels",
                 hint="A number of a pair is positive where the chosen side is better and negative "
                 "where the rejected one is. One that is never negative is a size. The strength of "
-                f"a preference tells how hard a pair is: {_as_strength(source)}. For a "
+                f"a preference is how clear a pair is: {_as_strength(source)}. For a "
                 "probability p write its log odds, log(p / (1 - p)), to a file.",
             )
         covered = np.isfinite(values) if not covered.size else covered | np.isfinite(values)

@@ -43,13 +43,17 @@ FIRST = Trait("first", "the response shown first")
 @final
 @dataclass(frozen=True)
 class Explanation:
-    """Findings of a run over `looked_at` of its `pairs`; `giveaways` name marks of one side."""
+    """Findings of a run over `looked_at` of its `pairs`; `giveaways` name marks of one side.
+
+    `compared`: the sides themselves were compared; False if the pictures are missing.
+    """
 
     run: str
     pairs: int
     looked_at: int
     giveaways: Sequence[str]
     findings: Sequence[Finding]
+    compared: bool = True
 
     @property
     def sentences(self) -> list[str]:
@@ -62,6 +66,7 @@ class Explanation:
             "run": self.run,
             "pairs": self.pairs,
             "looked_at": self.looked_at,
+            "sides_compared": self.compared,
             "giveaways": list(self.giveaways),
             "findings": [finding.to_json() for finding in self.findings],
         }
@@ -110,6 +115,7 @@ def explain_run(run: Run, images: ImageStore | None = None) -> Explanation:
         len(some),
         tuple(run_notes(run)) if text else (),
         tuple(f for f in explain(labels, noise) if f.kind == "follows" or not chance),
+        text or images is not None,
     )
 
 

@@ -42,7 +42,7 @@ COLUMNS = (
     "gamma",
 )
 
-#: A label is an issue from this p_wrong on, and undecided from this `contested` on, which is
+#: A label is suspicious from this p_wrong on, and undecided from this `contested` on, which is
 #: where p is between 0.4 and 0.6: 2 min(p, 1 - p) >= 0.8.
 SUSPICIOUS, CONTESTED = 0.5, 0.8
 
@@ -63,12 +63,12 @@ def schema() -> pa.Schema:
 
 
 def issues(columns: Mapping[str, Float]) -> pa.Array:
-    """What is wrong with each label [n]: "not judged", "wrong label", "undecided", or null."""
+    """What is noted of each label [n]: "not judged", "suspicious", "undecided", or null."""
     import pyarrow as pa
 
     found = {
         "not judged": np.isnan(columns["p_wrong"]),
-        "wrong label": columns["p_wrong"] >= SUSPICIOUS,
+        "suspicious": columns["p_wrong"] >= SUSPICIOUS,
         "undecided": columns["contested"] >= CONTESTED,
     }
     names = np.select(list(found.values()), list(found), default="")

@@ -216,7 +216,7 @@ def summarise(
     notes += _recalibrated(recalibration)
     chance_p = training.get("chance_p")
     chance = _at_chance(run, margins, facts, chance_p)
-    low, high = rate.low, max(1 - accuracy.low, rate.low)
+    low, high = rate.low, max(1 - accuracy.low, rate.high)
     expected = _expected(margins, noise.single, facts)
     precision = people and people.precision(0.5)
     trust = judge_trust(

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -288,6 +290,20 @@ def _number(run: Run) -> int:
     except RunError:
         return 0
     return stated if isinstance(stated, int) else 0
+
+
+def dataset_words(manifest: Mapping[str, Any], dataset: str | None = None) -> str:
+    """The words of a command line that read a run's dataset (or a copy of it) as the run did."""
+    words = [str(manifest["resolved"]) if dataset is None else dataset]
+    if manifest.get("adapter") == "columns":  # named with --columns
+        words += ["--columns", ",".join(f"{role}={at}" for role, at in manifest["columns"].items())]
+    return shlex.join(words)
+
+
+def filled(suggestion: str, dataset: str, run: str) -> str:
+    """A command with the words to type for its dataset and its run in place of DATASET and RUN."""
+    names = {"DATASET": dataset, "RUN": run}
+    return re.sub(r"\b(DATASET|RUN)\b", lambda found: names[found[0]], suggestion)
 
 
 def versions() -> dict[str, str]:
