@@ -339,20 +339,40 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def audited(model: Path, data: Path, runs: Path, stub: Stub, **config: Any) -> noisescope.Audited:
+class Notes:
+    """A reporter that keeps its notes."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+    def stage(self, label: str) -> Any:
+        return Silent().stage(label)
+
+
+def audited(
+    model: Path, data: Path, runs: Path, stub: Stub, notes: Notes | None = None, **config: Any
+) -> noisescope.Audited:
     source = f"judge:{stub.url}#stub"
     settings = noisescope.EvidenceConfig(replicas=2, folds=2, sources=(source,), **config)
-    return noisescope.audit(data, model, evidence=settings, runs_directory=runs)
+    return noisescope.audit(
+        data, model, evidence=settings, runs_directory=runs, reporter=notes or Silent()
+    )
 
 
 def test_a_budget_for_all_pairs_and_none_the_second_time(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
     with serving(fair) as stub:
-        first = audited(model, data, tmp_path, stub, budget=160)
+        notes = Notes(), Notes()
+        first = audited(model, data, tmp_path, stub, notes[0], budget=160)
         assert len(stub.requests) == 160
-        again = audited(model, data, tmp_path, stub)
+        again = audited(model, data, tmp_path, stub, notes[1])
         assert len(stub.requests) == 160
+    reused = ["whatever server gave them" in " ".join(each.texts) for each in notes]
+    assert reused == [False, True]
     assert first.run.directory == again.run.directory
     report = first.summary.sources[1]
     assert report.accuracy_alone == pytest.approx(0.8)

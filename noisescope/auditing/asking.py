@@ -77,6 +77,9 @@ def open_judge(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, elsewhere="--runs-dir"):
         judge = Judge(endpoint, Answers(folder / "answers.jsonl"))
+        if judge.answers.mode is not None:
+            note = f"{source}: uses the answers of {model} in {folder}, whatever server gave them; "
+            reporter.note(note + "remove that folder if this is another model of the same name")
         return _opened(source, judge, dataset, policy, config, runs_directory, command, reporter)
 
 

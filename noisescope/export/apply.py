@@ -31,6 +31,7 @@ from noisescope.pairs import digest, keys_of
 from noisescope.scoring.reviews import read_population, read_verdicts
 from noisescope.storage import reviews
 from noisescope.storage.output import MARK, claim, write_directory
+from noisescope.storage.printable import plural
 from noisescope.storage.reviews import Answer, Draw, Journal, read_reviews, side_key
 from noisescope.storage.run import finished_runs
 
@@ -132,7 +133,7 @@ def read_decisions(path: Path) -> Decisions:
     faults += _contradictions(rows)
     if faults:
         raise DataError(
-            f"{path}: {len(faults):,} rows cannot be used: {first_five(faults)}",
+            f"{path}: {plural(len(faults), 'row')} cannot be used: {first_five(faults)}",
             hint="Nothing was changed. Correct these rows, then repeat the command.",
         )
     if not rows:

@@ -14,6 +14,7 @@ reversed back exactly. Which rows are corrected does not depend on it.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -115,22 +116,25 @@ def plan_copy(
     scores: RunScores, source: Source, actions: Actions, words: str, format: str = "clean"
 ) -> Cleaner:
     """Check that `source` is what was judged and can be written with `actions` [N] applied."""
+    trl = f"noisescope export {shlex.quote(str(scores.run.directory))} --format trl"
+    if format != "clean":
+        trl = f"--record-only, which keeps the decisions in the run, and then {trl}"
     if not source.files or source.root is None:
         raise UsageError(
             f"{source.resolved} is on the Hub, and a corrected copy is made of local files",
-            hint="Use --format trl, which needs no files.",
+            hint=f"Use {trl}, which needs no files.",
         )
     adapter = _adapter(scores)
     if adapter.shape == "rows":
         raise UsageError(
             f"{source.resolved}: {adapter.name} cannot be written back clean: its pairs are made "
             "of several rows",
-            hint="Use --format trl or --format weights, which write the pairs.",
+            hint=f"Use {trl}, which writes the pairs.",
         )
     if (actions == FLIP).any() and (reason := adapter.cannot_flip):
         raise UsageError(
             f"{source.resolved}: {adapter.name} cannot be written back flipped: {reason}",
-            hint="Use --drop-above, or --format trl, which writes the pairs.",
+            hint=f"Drop pairs instead of flipping them, or use {trl}, which writes the pairs.",
         )
     check_same(scores, source, adapter)
     planted = None
