@@ -183,7 +183,9 @@ def test_tools_go_to_trl_as_a_column(model: Path, tmp_path: Path) -> None:
     done = audit(dataset, load_causal_lm(str(model), device="cpu"), run_directory=tmp_path / "run")
     out = tmp_path / "trl.parquet"
     line = ["export", str(done.run.directory), "--format", "trl", "--output", str(out)]
-    result = CliRunner().invoke(app, line)
+    refused = CliRunner().invoke(app, line)
+    assert refused.exit_code != 0 and not out.exists()  # twelve pairs give no weights
+    result = CliRunner().invoke(app, [*line, "--force"])
     assert result.exit_code == 0, result.output
     first = pq.read_table(out).to_pylist()[0]
     assert first["prompt"] == talks[0]["prompt"]
