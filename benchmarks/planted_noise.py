@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import lsqr
+from scipy.special import ndtri
 
 from noisescope.datasets.flip.plan import FlipPlan, chance_of, decide
 from noisescope.pairs import uniform
@@ -133,6 +134,17 @@ def plant(clean: Labels, kind: str, rate: float, seed: int) -> Labels:
         clean = shown(clean, seed)
     plan, traits = FlipPlan(rate, kind, seed), clean.traits
     return reversed_labels(clean, decide(traits, plan, chance_of(plan, lambda: iter([traits]))))
+
+
+def graded(wrong: Bool, accuracy: float, seed: int) -> NDArray[np.float32]:
+    """Numbers [N, 1] of a judge who is as sure as it is right: log odds N(mu, 2 mu) for the truth.
+
+    It is right about a share `accuracy` = Phi(sqrt(mu / 2)) of the pairs, independently of the
+    errors, which it finds with AUROC Phi(sqrt(mu)).
+    """
+    mu = 2 * float(ndtri(accuracy)) ** 2
+    drawn = np.random.default_rng([seed, 77]).normal(np.where(wrong, -mu, mu), np.sqrt(2 * mu))
+    return drawn[:, None].astype(np.float32)
 
 
 def shown(labels: Labels, seed: int) -> Labels:

@@ -37,6 +37,7 @@ from noisescope.scoring.metrics import Interval, auroc, calibration
 from noisescope.scoring.noise_models import fit_noise
 
 Float = NDArray[np.float64]
+Numbers = NDArray[np.float32]
 
 RATES = (0.0, 0.1, 0.2, 0.3)
 #: Columns of the table, means over the seeds.
@@ -126,12 +127,18 @@ def _misses(fitted: Contrast, wrong: float) -> bool:
     return max(rate.low - wrong, wrong - rate.high) > rate.high - rate.low
 
 
-def fit(labels: Labels, name: str, start: dict[str, Mapping[str, float]], **config: Any) -> HeadFit:
-    """Heads that hold out whole prompts, or pool responses."""
+def fit(
+    labels: Labels,
+    name: str,
+    start: dict[str, Mapping[str, float]],
+    numbers: Mapping[str, Numbers] | None = None,
+    **config: Any,
+) -> HeadFit:
+    """Heads that hold out whole prompts, or pool responses; `numbers` are those of sources."""
     settings = HeadConfig(identity=name == POOLED, **(SHORT | config))
     held_out = None if name == POOLED else labels.prompts.astype(np.uint64)
     arrays = labels.features, labels.chosen, labels.rejected, labels.keys, settings
-    found = fit_heads(*arrays, held_out=held_out, start=start.get(name))
+    found = fit_heads(*arrays, numbers=numbers, held_out=held_out, start=start.get(name))
     start[name] = found.variance
     return found
 

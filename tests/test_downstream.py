@@ -252,15 +252,27 @@ def test_what_an_audit_knows_of_annotators_reaches_the_policies() -> None:
     assert 0.2 < noisy.wrong.mean() < 0.4
     test, validation = soft.parts(clean, 1)
     assert not set(clean.prompts[test]) & set(clean.prompts[~test])
-    found = dict(soft.measure(clean, noisy, test, validation))
+    found = dict(soft.measure(clean, noisy, test, validation, 1))
     train = ~test & ~validation
     assert found["oracle: right pairs only", "tuned"] > 0.85
-    recipes = soft.recipes(noisy, np.flatnonzero(train))
+    recipes = soft.recipes(noisy, np.flatnonzero(train), 1)
     np.testing.assert_array_equal(recipes["drop annotators"].keep, ~noisy.wrong[train])
     np.testing.assert_array_equal(recipes["reverse annotators"].turn, noisy.wrong[train])
     assert found["reverse annotators", "tuned"] == found["dpo on right labels", "tuned"]
     right = recipes["soft-dpo"].gamma > 0
     assert (right == ~noisy.wrong[train]).mean() > 0.95
+
+
+def test_a_second_audit_has_an_outside_judge() -> None:
+    soft = part("soft")
+    clean = soft.simulated(600, 2, width=4)
+    noisy = soft.plant(clean, "response", 0.3, 2)
+    judged = soft.graded(noisy.wrong, soft.JUDGE, 2)[:, 0]
+    assert ((judged < 0) == noisy.wrong).mean() == pytest.approx(soft.JUDGE, abs=0.05)
+    recipes = soft.recipes(noisy, np.arange(len(noisy.wrong)), 2)
+    kept = {name: recipes["drop p_wrong >= .5" + name].keep for name in ("", soft.OUTSIDE)}
+    right = {name: (keep != noisy.wrong).mean() for name, keep in kept.items()}
+    assert right[soft.OUTSIDE] > right[""]
 
 
 def test_gains_have_t_intervals_over_seeds() -> None:

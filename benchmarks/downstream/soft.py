@@ -1,4 +1,4 @@
-"""What is the audit's knowledge worth in training: soft labels, weights, annotators left out?
+"""What is the audit's knowledge worth in training: soft labels, weights, annotators dropped?
 
     python -m benchmarks.downstream.soft [--quick] [--json FILE] [--seed N]
 
@@ -7,9 +7,10 @@ Simulated pairs, 8 responses a prompt and 40 annotators (`planted_noise.simulate
 and to validate on. Log-linear policies (`downstream.policies`); the penalty is the one that does
 best on the NOISY validation labels ("tuned"), or none. Measured on right labels of prompts never
 seen, five seeds. The audit is heads that hold out whole prompts and `fit_noise` with annotators, as
-`score` has them; it is given no rate. Recovered: (method - noisy dpo) / (clean dpo - noisy dpo),
-means over the seeds, where the 90 % t interval of the cost is above 0; gained: accuracy over noisy
-dpo in points, with its 90 % t interval.
+`score` has them; it is given no rate. A second audit has an outside source too: a judge right about
+75 % of the pairs and as sure as it is right, independent of the noise. Recovered: (method - noisy
+dpo) / (clean dpo - noisy dpo), means over the seeds, where the 90 % t interval of the cost is above
+0; gained: accuracy over noisy dpo in points, with its 90 % t interval.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from scipy.stats import t as student
 from benchmarks.detect import BETA, Bool, Float, Material
 from benchmarks.downstream.policies import Recipe, Split, right, split_of, train
 from benchmarks.harness import Options, Report, main
-from benchmarks.planted_noise import Labels, plant, simulated
+from benchmarks.planted_noise import Labels, graded, plant, simulated
 from benchmarks.planted_noise import right as corrected
 from benchmarks.trust import HELD_OUT, fit, ukp_labels
 from noisescope.scoring.annotators import coded_table
@@ -42,6 +43,8 @@ PAIRS, WIDTH, SEEDS, FIRST_SEED = 2000, 64, 5, 300
 TEST, VALIDATION = 0.25, 0.15
 CLEAN, ORACLE = "dpo on right labels", "oracle: right pairs only"
 REGIMES = ("tuned", "unregularised")
+#: Accuracy of the outside judge, and what methods are called that had it.
+JUDGE, OUTSIDE = 0.75, ", outside"
 
 
 def run(options: Options) -> Report:
@@ -57,7 +60,7 @@ def run(options: Options) -> Report:
             for kind in KINDS:
                 for rate in RATES:
                     noisy = plant(clean, kind, rate, seed)
-                    found = dict(measure(clean, noisy, test, validation))
+                    found = dict(measure(clean, noisy, test, validation, seed))
                     cells.setdefault((kind, rate), []).append(found)
                     print(f"{name}, seed {seed}, {kind} {rate:.0%}", file=sys.stderr)
         for regime in REGIMES:
@@ -74,11 +77,11 @@ def parts(labels: Labels, seed: int) -> tuple[Bool, Bool]:
 
 
 def measure(
-    clean: Labels, noisy: Labels, test: Bool, validation: Bool
+    clean: Labels, noisy: Labels, test: Bool, validation: Bool, seed: int
 ) -> Iterator[tuple[tuple[str, str], float]]:
     """Train every method; yield accuracies by method and regime."""
     split = split_of(material(clean), test, validation)
-    for name, recipe in {CLEAN: Recipe(DPO(BETA)), **recipes(noisy, split.train)}.items():
+    for name, recipe in {CLEAN: Recipe(DPO(BETA)), **recipes(noisy, split.train, seed)}.items():
         labels = clean if name == CLEAN else noisy
         for regime, accuracy in zip(REGIMES, learnt(split, clean, labels, recipe), strict=True):
             yield (name, regime), accuracy
@@ -102,8 +105,8 @@ def learnt(split: Split, clean: Labels, labels: Labels, recipe: Recipe) -> tuple
     return float(found[best]), float(found[0])
 
 
-def recipes(noisy: Labels, on: Int) -> dict[str, Recipe]:
-    """Every method for the n training pairs `on`, from an audit of those pairs alone."""
+def recipes(noisy: Labels, on: Int, seed: int) -> dict[str, Recipe]:
+    """Every method for the n training pairs `on`, from audits of those pairs alone."""
     part = Labels(
         name=noisy.name,
         features=noisy.features,
@@ -114,23 +117,38 @@ def recipes(noisy: Labels, on: Int) -> dict[str, Recipe]:
         score=noisy.score,
         wrong=noisy.wrong[on],
     )
-    margins = fit(part, HELD_OUT, {}, replicas=4).margins.astype(np.float64)
-    mean = margins.mean(axis=0)
-    noise = fit_noise(mean, part.facts)
-    p = noise.p_wrong(mean)
+    margins, noise = audited(part, {})
     weight, gamma = adaptive_weights(instability(margins / BETA), WeightConfig())
-    worst, backwards = standing_out(part, noise, mean)
+    worst, backwards = standing_out(part, noise, margins.mean(axis=0))
     dpo = DPO(BETA)
+    informed = using(*audited(part, {"judge": graded(part.wrong, JUDGE, seed)}))
     return {
         "dpo": Recipe(dpo),
+        **using(margins, noise),
+        "adaptive-dpo (paper)": Recipe(AdaptiveDPO(BETA), weight=weight, gamma=gamma),
+        "drop annotators": Recipe(dpo, keep=~worst),
+        "reverse annotators": Recipe(dpo, turn=backwards),
+        **{name + OUTSIDE: recipe for name, recipe in informed.items()},
+        ORACLE: Recipe(dpo, keep=~part.wrong),
+    }
+
+
+def audited(part: Labels, numbers: dict[str, NDArray[np.float32]]) -> tuple[Float, Noise]:
+    """Held-out margins [M, n], and the noise fitted to them; `numbers` are those of sources."""
+    margins = fit(part, HELD_OUT, {}, numbers, replicas=4).margins.astype(np.float64)
+    return margins, fit_noise(margins.mean(axis=0), part.facts)
+
+
+def using(margins: Float, noise: Noise) -> dict[str, Recipe]:
+    """The methods that use p_wrong of margins [M, n]."""
+    mean = margins.mean(axis=0)
+    p = noise.p_wrong(mean)
+    dpo = DPO(BETA)
+    return {
         "soft-dpo": Recipe(SoftDPO(BETA), gamma=belief(p)),
         "weights 1 - 2 p_wrong": Recipe(dpo, weight=np.maximum(0.0, 1 - 2 * p)),
         "distilled-dpo": Recipe(DistilledDPO(BETA), gamma=noise.single.gap(mean)),
-        "adaptive-dpo (paper)": Recipe(AdaptiveDPO(BETA), weight=weight, gamma=gamma),
         "drop p_wrong >= .5": Recipe(dpo, keep=p < 0.5),
-        "drop annotators": Recipe(dpo, keep=~worst),
-        "reverse annotators": Recipe(dpo, turn=backwards),
-        ORACLE: Recipe(dpo, keep=~part.wrong),
     }
 
 
