@@ -184,7 +184,8 @@ def test_tools_go_to_trl_as_a_column(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "trl.parquet"
     line = ["export", str(done.run.directory), "--format", "trl", "--output", str(out)]
     refused = CliRunner().invoke(app, line)
-    assert refused.exit_code != 0 and not out.exists()  # twelve pairs give no weights
+    assert refused.exit_code != 0
+    assert not out.exists()
     result = CliRunner().invoke(app, [*line, "--force"])
     assert result.exit_code == 0, result.output
     first = pq.read_table(out).to_pylist()[0]
