@@ -23,8 +23,8 @@ from noisescope.errors import (
 )
 
 if TYPE_CHECKING:
-    from noisescope.auditing.api import audit, fine_tune, flip, query, validate
-    from noisescope.auditing.audited import Audited
+    from noisescope.api import audit, fine_tune, flip, query, validate
+    from noisescope.audited import Audited
     from noisescope.auditing.train import train
     from noisescope.export.clean import export_clean
     from noisescope.export.run_scores import find_run_scores
@@ -64,8 +64,8 @@ __all__ = [
 
 #: Public names that are loaded on first use, and their modules.
 _LATER = {
-    "Audited": "noisescope.auditing.audited",
-    **dict.fromkeys(("audit", "fine_tune", "flip", "query", "validate"), "noisescope.auditing.api"),
+    "Audited": "noisescope.audited",
+    **dict.fromkeys(("audit", "fine_tune", "flip", "query", "validate"), "noisescope.api"),
     "train": "noisescope.auditing.train",
     "check_gate": "noisescope.gate.evaluate",
     "explain_run": "noisescope.report.explain",

@@ -162,8 +162,12 @@ def test_a_wrong_argument_is_named_with_its_place(model: Path) -> None:
     with pytest.raises(noisescope.UsageError, match="no argument 'replicas'") as caught:
         noisescope.audit(ROWS, model, replicas=4)
     assert "EvidenceConfig(replicas=...)" in str(caught.value.hint)
-    with pytest.raises(noisescope.UsageError, match="no argument 'modle'"):
+    with pytest.raises(noisescope.UsageError, match="no argument 'modle'") as caught:
         noisescope.audit(ROWS, modle="x")
+    assert caught.value.hint == "Did you mean model?"
+    with pytest.raises(noisescope.UsageError, match="no argument 'max_lenght'") as caught:
+        noisescope.audit(ROWS, model, max_lenght=9)
+    assert caught.value.hint == "Did you mean max_length?"
 
 
 def test_a_notebook_shows_the_answer_and_hostile_text_inert(model: Path, tmp_path: Path) -> None:
@@ -181,6 +185,82 @@ def test_a_notebook_shows_the_answer_and_hostile_text_inert(model: Path, tmp_pat
     assert noisescope.explain_run(result.run).pairs == 24
 
 
+def test_the_summary_has_the_names_of_the_json(result: noisescope.Audited) -> None:
+    stated = result.run.manifest()["summary"]
+    assert set(vars(result.summary)) == set(stated)
+    assert result.summary.mislabelled_share.low == stated["mislabelled_share"]["low"]
+    assert result.summary.suspects[0].pair_id == result.suspects(1)["pair_id"][0].as_py()
+    assert result.to_json() == stated | {"reviews": None}
+
+
+def test_an_audit_typed_again_computes_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "frame.parquet")
+    for data in (tmp_path / "frame.parquet", ROWS):
+
+        def again(rows: Any = data, **changed: Any) -> noisescope.Audited:
+            given = {"evidence": EVIDENCE, "runs_directory": tmp_path / "runs"} | changed
+            return noisescope.audit(rows, model, **given)
+
+        first = again()
+
+        def fail(*_: object, **__: object) -> None:
+            raise LookupError("an audit began")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("noisescope.auditing.audit.audit", fail)
+            assert again().run.directory == first.run.directory
+            assert again().to_json() == first.to_json()
+            for change in ({"score": noisescope.ScoreConfig(k1=3.0)}, {"limit": 20}):
+                with pytest.raises(LookupError):
+                    again(**change)
+            with pytest.raises(LookupError):
+                again([*ROWS[:-1], ROWS[-1] | {"annotator": "ann"}])
+
+
+def test_a_finished_audit_explains_draws_reports_and_exports(
+    result: noisescope.Audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    monkeypatch.chdir(tmp_path)
+    assert result.explain().pairs == 24
+    assert isinstance(result.plot(), Figure)
+    assert result.plot("data-map").axes[0].get_xlabel()
+    with pytest.raises(noisescope.UsageError, match="no figure 'finds'") as caught:
+        result.plot("finds")  # of an audit too weak to promise any
+    assert "data-map" in caught.value.hint
+    page = result.report(tmp_path / "page.html")
+    assert b"<html" in page.read_bytes()
+    with pytest.raises(noisescope.EvidenceError, match="A mark in the texts"):
+        result.export()
+    weights = result.export("trl", force=True)
+    assert weights == Path("exports") / f"{result.run.directory.name}-trl.parquet"
+    assert pq.read_table(weights).num_rows == 24
+    queue = result.export("review", "queue", count=5, force=True)
+    assert queue.is_dir()
+    with pytest.raises(noisescope.UsageError, match="no argument 'drop_abov'") as caught:
+        result.export("clean", drop_abov=0.7)
+    assert caught.value.hint == "Did you mean drop_above?"
+    with pytest.raises(noisescope.UsageError, match="no format 'cleen'"):
+        result.export("cleen", force=True)
+
+
+def test_pairs_are_reviewed_on_a_page_from_python(
+    result: noisescope.Audited, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "noisescope.report.review.server.ReviewServer.wait",
+        lambda server: server.session.answer(server.session.current().content_id, "first"),
+    )
+    found = result.review(3, reviewer="ann", opened=False)
+    assert found is not None
+    assert found.judgements == 1
+    assert "page: http://127.0.0.1:" in capsys.readouterr().out
+    assert result.to_json()["reviews"]["judgements"] == 1
+
+
 def test_every_public_name_loads() -> None:
     for name in noisescope.__all__:
         assert getattr(noisescope, name) is not None
@@ -192,7 +272,7 @@ def test_audit_stays_the_function_and_loads_nothing_before_the_call() -> None:
         "assert callable(noisescope.audit)\n"
         "assert not {'torch', 'pyarrow', 'numpy'} & set(sys.modules)\n"
         "import noisescope.auditing.audit\n"
-        "assert noisescope.audit.__module__ == 'noisescope.auditing.api'\n"
+        "assert noisescope.audit.__module__ == 'noisescope.api'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

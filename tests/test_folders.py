@@ -20,6 +20,8 @@ LEVELS = (
     ("auditing",),
     ("export", "report"),
     ("gate", "evaluate"),
+    ("audited",),
+    ("api",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -274,7 +274,7 @@ def test_a_run_reports_what_each_source_added(model: Path, place: Path) -> None:
     runs = place / "runs"
     plain = audited(model, runs)
     assert "sources" not in plain.run.plan()["evidence"]
-    assert plain.summary.sources == ()
+    assert plain.summary.sources == []
     ids = plain.pairs["pair_id"].to_pylist()
     judge = pd.DataFrame({"pair_id": ids, "judge": [1.0 if n % 5 else -1.0 for n in range(60)]})
     names = [f"reward:{place / 'reward'}", f"lm:{place / 'gpt2'}", "column:other_a,other_b"]
@@ -286,7 +286,7 @@ def test_a_run_reports_what_each_source_added(model: Path, place: Path) -> None:
     assert reports["table:judge"].accuracy_alone == pytest.approx(0.8)
     assert reports["table:judge"].nats_added > 0
     assert 0 <= reports["model"].disagreement <= 1
-    assert found.summary.to_json()["sources"][4]["source"] == "table:judge"
+    assert found.summary.sources[4].source == "table:judge"
     html = page(gather(found.run))
     assert (
         f'<th scope="row">table:judge</th><td>{reports["table:judge"].accuracy_alone:.1%}</td>'

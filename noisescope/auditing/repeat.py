@@ -12,6 +12,7 @@ the digest of the run's manifest. Whatever comes from the Hub or another service
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
+from noisescope.datasets.sources import open_source
 from noisescope.errors import NoisescopeError, RunError
-from noisescope.pairs import Modality, digest
+from noisescope.pairs import Modality, PreferenceDataset, digest
 from noisescope.storage.checksums import file_digest, file_version
 from noisescope.storage.files import write_atomic
 from noisescope.storage.reviews import FILE as REVIEWS
@@ -45,32 +47,38 @@ class Repeat:
 
     @classmethod
     def of(
-        cls, dataset: str, model: str | None, options: Mapping[str, Any], runs_directory: Path
+        cls,
+        dataset: str | PreferenceDataset,
+        model: str | None,
+        options: Mapping[str, Any],
+        runs_directory: Path,
     ) -> Repeat | None:
-        """The audit of `dataset` by `model` (None: the workspace's) with all `options`; None if
-        files of this machine do not decide its result.
+        """The audit of `dataset` (pairs in memory: by their content) by `model` (None: the
+        workspace's) with all `options`; None if files of this machine do not decide its result.
         """
-        from noisescope.datasets import open_source
         from noisescope.models.load import packaged_model
 
         workspace = find_workspace()
         try:
-            if resolve(dataset, workspace).kind == "hub":
-                return None
-            source = open_source(dataset, split=options.get("split"), workspace=workspace)
-            files = [*source.files, *_existing((source.root or Path()) / "README.md")]
-            if workspace:
-                files.append(workspace.root / FILE_NAME)
+            files = [workspace.root / FILE_NAME] if workspace else []
+            root = None
+            if isinstance(dataset, str):
+                if resolve(dataset, workspace).kind == "hub":
+                    return None
+                source = open_source(dataset, split=options.get("split"), workspace=workspace)
+                root = source.root
+                files += [*source.files, *_existing((root or Path()) / "README.md")]
             inputs: dict[str, str] = {}
             modalities: tuple[Modality, ...] = ("text", "image")
             for modality in modalities:
                 named = default_model(model, modality, workspace) or packaged_model(modality)
                 judge = _model_files(Path(named)) if named else None
-                shown = _below(source.root, runs_directory) if modality == "image" else []
+                shown = _below(root, runs_directory) if root and modality == "image" else []
                 if judge and shown is not None:
                     inputs[modality] = _stamp([*files, *judge, *shown])
             stated = json.dumps(dict(options), sort_keys=True, default=str)
-            key = digest(dataset, str(Path.cwd()), stated, json.dumps(versions()), _code())
+            named = dataset if isinstance(dataset, str) else _content(dataset)
+            key = digest(named, str(Path.cwd()), stated, json.dumps(versions()), _code())
         except (NoisescopeError, OSError):
             return None
         return cls(key, inputs, runs_directory) if inputs else None
@@ -111,6 +119,15 @@ def _result(run: Run) -> str:
     here = run.directory.resolve()
     reviews = dict.fromkeys([*_existing(here / REVIEWS), *sorted(here.parent.glob(f"*/{REVIEWS}"))])
     return digest(*map(file_digest, [run.manifest_path, *reviews]))
+
+
+def _content(dataset: PreferenceDataset) -> str:
+    """Digest of pairs in memory, and of how they were read; pictures have content keys."""
+    sha = hashlib.sha256()
+    for batch in dataset.table.to_batches():
+        sha.update(batch.serialize())
+    facts = json.dumps(dataset.facts.to_json(), sort_keys=True, default=str)
+    return digest(dataset.name, dataset.resolved, dataset.adapter, facts, sha.hexdigest())
 
 
 def _existing(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from noisescope.auditing.api import read_dataset
+from noisescope.auditing.reading import read_dataset
 from noisescope.errors import UsageError
 from noisescope.models.device import own_device
 from noisescope.models.load import load_policy

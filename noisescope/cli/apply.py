@@ -53,9 +53,8 @@ def apply(
     Example: noisescope apply decisions.csv
     """
     from noisescope.cli.export import open_source_of
-    from noisescope.cli.review import user_name
     from noisescope.export.apply import apply_decisions, read_decisions, run_of
-    from noisescope.report.review.session import check_name
+    from noisescope.report.review.session import check_name, user_name
     from noisescope.storage.reviews import FILE
     from noisescope.storage.run import dataset_words
 

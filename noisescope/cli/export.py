@@ -135,6 +135,7 @@ def export(
 
     Example: noisescope export hh-rlhf --format clean --drop-above 0.7
     """
+    from noisescope.export.local import default_output, export_local
     from noisescope.export.removal import CleanPolicy
     from noisescope.export.run_scores import find_run_scores
 
@@ -144,13 +145,21 @@ def export(
     scores = find_run_scores(run, runs_dir, force=force)
     print_note(f"run: {printable(str(scores.run.directory))}")
     acted = act_on_annotators(scores, people, format, force=force) if people else []
-    suffix = ".parquet" if format in (Format.weights, Format.trl) else ""
-    name = f"{scores.run.directory.resolve().name}-{format}{suffix}"
-    out = output or Path("exports") / name
+    out = output or default_output(scores, format)
     if format is Format.hub:
         done = _hub(scores, out, policy, weight, source, repo_id, dry_run, public)
     else:
-        done = _local(scores, out, policy, format, weight, source, count, threshold)
+        done = export_local(
+            scores,
+            format,
+            out,
+            policy,
+            weight=weight,
+            source=lambda: open_source_of(scores, source, *_command(scores, format)),
+            images=lambda: _images(scores, source, format),
+            count=count,
+            threshold=threshold,
+        )
     done |= {"annotators": [asdict(one) for one in acted]} if people else {}
     if json:
         print_json({"format": str(format), "output": str(out), **done})
@@ -174,43 +183,6 @@ def _refuse_unknown(context: typer.Context, format: Format) -> None:
         raise UsageError(f"--format {format} takes no {flags}", hint=f"It takes {takes}.")
 
 
-def _local(
-    scores: RunScores,
-    out: Path,
-    policy: CleanPolicy,
-    format: Format,
-    weight: str,
-    source: str | None,
-    count: int,
-    threshold: float,
-) -> dict[str, Any]:
-    if format is Format.weights:
-        from noisescope.export.weights import export_weights
-
-        _refuse_weak_weights(scores, policy, weight)
-        return {"pairs": export_weights(scores, out, weight), "weight": weight}
-    if format is Format.trl:
-        from noisescope.export.trl import export_trl
-
-        _refuse_weak_weights(scores, policy, weight)
-        counts = export_trl(scores, out, policy, weight)
-        return {"counts": counts, "policy": _words(scores, policy), "weight": weight}
-    if format is Format.clean:
-        from noisescope.export.clean import export_clean
-
-        opened = open_source_of(scores, source, *_command(scores, format))
-        counts = export_clean(scores, opened, policy, out)
-        return {"counts": counts, "policy": _words(scores, policy.or_default())}
-    from noisescope.export.review import export_review
-
-    images = _images(scores, source, format)
-    who = policy.annotators is not None
-    number = export_review(
-        scores, out, number=count, threshold=threshold, images=images, annotators=who
-    )
-    return {"pairs": number}
-
-
 def _hub(
     scores: RunScores,
     out: Path,
@@ -222,36 +194,18 @@ def _hub(
     public: bool,
 ) -> dict[str, Any]:
     from noisescope.export.hub import check_repo, export_hub, push
+    from noisescope.export.local import done_words
 
     name = check_repo(repo_id)
     opened = None
     if scores.modality == "image":
         opened = open_source_of(scores, source, *_command(scores, Format.hub))
     counts = export_hub(scores, out, policy, source=opened, scheme=weight)
-    done = {"counts": counts, "policy": _words(scores, policy.or_default()), "repo_id": name}
+    done = {"counts": counts, "policy": done_words(scores, policy.or_default()), "repo_id": name}
     if dry_run:
         return {**done, "uploaded": None}
     print_note(f"{printable(str(out))} is written; uploading to {printable(name)}")
     return {**done, "uploaded": push(out, name, public=public)}
-
-
-def _refuse_weak_weights(scores: RunScores, policy: CleanPolicy, weight: str) -> None:
-    """Raise EvidenceError for weights made of probabilities that the audit is too weak to give.
-
-    The paper's u is exported on request whatever the audit is worth.
-    """
-    from noisescope.export.removal import refuse_weak
-
-    if weight != "u" and not policy.force:
-        refuse_weak(scores)
-
-
-def _words(scores: RunScores, policy: CleanPolicy) -> str:
-    """What was done to the pairs, by the policy and by reviewers."""
-    from noisescope.export.removal import in_words
-    from noisescope.scoring.reviews import read_verdicts
-
-    return in_words(policy, read_verdicts(scores.run))
 
 
 def _command(scores: RunScores, format: Format) -> tuple[str, str]:

@@ -58,7 +58,7 @@ def flip(
 
     Example: noisescope flip hh-rlhf --rate 0.2 --seed 7
     """
-    from noisescope.auditing.api import flip as write_copy
+    from noisescope.api import flip as write_copy
     from noisescope.cli.resolve import model_flag
     from noisescope.storage.workspace import default_dataset, find_workspace
 

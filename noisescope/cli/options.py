@@ -229,7 +229,7 @@ class SourceOptions:
         self, dataset: str | None, terminal: Terminal, check: Callable[[PreferenceDataset], None]
     ) -> tuple[PreferenceDataset, Policy]:
         """Load the pairs, pass them to `check`, then load the model."""
-        from noisescope.auditing.api import read_dataset
+        from noisescope.auditing.reading import read_dataset
         from noisescope.models.device import own_device
         from noisescope.models.load import load_policy, packaged_model
         from noisescope.storage.workspace import default_model, find_workspace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -127,15 +127,6 @@ def report(
 
 def images_of(run: Run) -> ImageStore | None:
     """The images of an image run, read from its dataset; None for text, or when it has moved."""
-    from noisescope.errors import NoisescopeError
+    from noisescope.datasets.load import images_again
 
-    manifest: dict[str, Any] = run.manifest()
-    if manifest.get("modality") != "image":
-        return None
-    try:
-        from noisescope.datasets.load import load_again
-
-        return load_again(manifest["resolved"], manifest).images
-    except NoisescopeError as error:
-        print_note(f"no images shown: {printable(error.message)}")
-        return None
+    return images_again(run.manifest(), lambda text: print_note(printable(text)))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import math
 import shlex
 import sys
-import webbrowser
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,7 +91,7 @@ def review(
     Example: noisescope review hh-rlhf --count 100
     """
     from noisescope.export.run_scores import find_run_scores
-    from noisescope.report.review.session import check_name, open_session
+    from noisescope.report.review.session import check_name, open_session, user_name
     from noisescope.scoring.reviews import reviews_of
 
     if sum((terminal, summary, import_file is not None)) > 1:
@@ -120,15 +118,6 @@ def review(
     _finish(found, reviews_of(found), json)
 
 
-def user_name() -> str:
-    """The user's name, as far as the system knows one."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, ImportError, OSError):
-        name = "reviewer"
-    return "".join(c for c in name if c.isprintable())[:100] or "reviewer"
-
-
 def _introduce(session: Session, run: Run) -> None:
     """Say what is to be judged, before the first pair."""
     left = len(session.tasks) - session.done
@@ -145,23 +134,12 @@ def _introduce(session: Session, run: Run) -> None:
 def _in_browser(session: Session, run: Run, port: int, *, opened: bool) -> None:
     """Serve the page until it is finished, or the command is stopped."""
     from noisescope.cli.report import images_of
-    from noisescope.report.review.server import ReviewServer
+    from noisescope.report.review.server import serve
 
-    images = images_of(run)
-    if images is None and run.manifest().get("modality") == "image":
-        raise UsageError(
-            "the images of this run cannot be read, so there is nothing to show",
-            hint="Put the dataset back where it was when it was scored.",
-        )
-    with ReviewServer(session, images, port) as server:
-        print_note(f"page: {server.url}")
-        print_note("Keep the address to yourself. Stop with Finish on the page, or Ctrl-C here.")
-        if opened:
-            webbrowser.open(server.url)
-        try:
-            server.wait()
-        except (Stopped, KeyboardInterrupt):
-            print_note("stopped; every answer is saved")
+    try:
+        serve(session, images_of(run), run, note=print_note, port=port, opened=opened)
+    except Stopped:
+        print_note("stopped; every answer is saved")
 
 
 def _in_terminal(session: Session, run: Run) -> None:

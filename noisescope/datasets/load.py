@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from noisescope.datasets.adapters.table import ADAPTERS
 from noisescope.datasets.image_store import Gallery
 from noisescope.datasets.readers import NO_ROWS, Row
 from noisescope.datasets.sources import FLIPS, Source, open_source
-from noisescope.errors import DataError, UsageError
+from noisescope.errors import DataError, NoisescopeError, UsageError
 from noisescope.pairs import (
     REJECTION_REASONS,
     Facts,
@@ -35,6 +35,8 @@ from noisescope.storage.workspace import Workspace
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from noisescope.pairs import ImageStore
 
 #: Reasons that are no fault of the file.
 SET_ASIDE = ("tie", "identical sides", "empty response", "unlabelled")
@@ -165,6 +167,20 @@ def load_again(
     schema = restored(manifest)
     format = None if schema else str(manifest["adapter"])
     return read_source(source, format=format, schema=schema)
+
+
+def images_again(manifest: Mapping[str, Any], note: Callable[[str], None]) -> ImageStore | None:
+    """The images of an image run, read from its dataset; None for text.
+
+    If the dataset has moved, `note` gets the reason and the result is None too.
+    """
+    if manifest.get("modality") != "image":
+        return None
+    try:
+        return load_again(str(manifest["resolved"]), manifest).images
+    except NoisescopeError as error:
+        note(f"no images shown: {error.message}")
+        return None
 
 
 def as_mapping(columns: Mapping[str, str] | str | None) -> Mapping[str, str]:

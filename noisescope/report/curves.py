@@ -36,6 +36,8 @@ Bool = NDArray[np.bool_]
 
 #: How to read each figure.
 CAPTIONS = {
+    "finds": "The range of wrong labels to expect among the pairs checked, the most suspicious "
+    "first.",
     "precision-recall": "The share of flagged pairs that are really wrong, as more of the wrong "
     "ones are found. The dashed line is a random selection.",
     "reliability": "On the diagonal, a value of 60% is right six times in ten. Below: the number "
@@ -46,6 +48,24 @@ CAPTIONS = {
 
 #: Points of a curve; more would only make the file larger.
 CURVE = 400
+
+
+def finds(rows: Sequence[Mapping[str, int]]) -> Picture:
+    """Draw the range of wrong labels expected among the most suspicious pairs of a summary."""
+    title = "Wrong labels found as the most suspicious pairs are checked"
+    figure, (axes,) = canvas(title)
+    pairs, low, high = ([0, *(row[name] for row in rows)] for name in ("pairs", "low", "high"))
+    axes.fill_between(pairs, low, high, color=SKY, alpha=0.5, linewidth=0)
+    for end in (low, high):
+        axes.plot(pairs, end, color=BLUE)
+    axes.plot(pairs, pairs, color=FAINT, linestyle="--", linewidth=1, label="every label wrong")
+    axes.set_xlim(0, pairs[-1])
+    axes.set_ylim(0, 1.15 * max(max(high), 1))
+    axes.set_xlabel("pairs checked, most suspicious first")
+    axes.set_ylabel("wrong labels, 90 % range")
+    legend(axes, loc="upper left")
+    alt = f"Of {pairs[-1]:,} pairs checked, {low[-1]:,} to {high[-1]:,} labels should be wrong."
+    return Picture("finds", title, CAPTIONS["finds"], alt, figure)
 
 
 def _operating_points(score: Float, flipped: Bool) -> tuple[Float, Float]:

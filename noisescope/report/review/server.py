@@ -19,6 +19,7 @@ import hmac
 import io
 import json
 import secrets
+import webbrowser
 from collections.abc import Callable
 from functools import cached_property
 from http import HTTPStatus
@@ -26,7 +27,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Self, final
 
-from noisescope.errors import DataError, NoisescopeError, RunError
+from noisescope.errors import DataError, NoisescopeError, RunError, UsageError
 from noisescope.report.review.session import OutOfTurn, Session, Task
 from noisescope.report.template import content_policy, render, resource
 from noisescope.storage.printable import printable
@@ -34,6 +35,7 @@ from noisescope.storage.reviews import CHOICES
 
 if TYPE_CHECKING:
     from noisescope.pairs import ImageStore
+    from noisescope.storage.run import Run
 
 PACKAGE = "noisescope.report.review"
 #: Longest side of a picture as served, in pixels.
@@ -287,3 +289,32 @@ class _Handler(BaseHTTPRequestHandler):
 def _text(text: str) -> dict[str, Any]:
     shown = printable(text[:LONGEST], lines=True).strip("\n")
     return {"shown": shown, "cut": max(0, len(text) - LONGEST)}
+
+
+def serve(
+    session: Session,
+    images: ImageStore | None,
+    run: Run,
+    *,
+    note: Callable[[str], None],
+    port: int = 0,
+    opened: bool = True,
+) -> None:
+    """Serve the page until Finish is pressed or an interrupt comes; `note` gets its address.
+
+    Raises UsageError for an image run without `images`.
+    """
+    if images is None and run.manifest().get("modality") == "image":
+        raise UsageError(
+            "the images of this run cannot be read, so there is nothing to show",
+            hint="Put the dataset back where it was when it was scored.",
+        )
+    with ReviewServer(session, images, port) as server:
+        note(f"page: {server.url}")
+        note("Keep the address to yourself. Stop with Finish on the page, or Ctrl-C here.")
+        if opened:
+            webbrowser.open(server.url)
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            note("stopped; every answer is saved")

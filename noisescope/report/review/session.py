@@ -10,6 +10,7 @@ restart, and different for each reviewer, so that a habit of taking the first si
 
 from __future__ import annotations
 
+import getpass
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -178,6 +179,15 @@ def open_session(
     distinct = {task.content_id: task for task in reversed(tasks)}
     once = [task for task in tasks if distinct[task.content_id] is task]
     return Session(run, reviewer, draw, once, log, journal)
+
+
+def user_name() -> str:
+    """The user's name, as far as the system knows one."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, ImportError, OSError):
+        name = "reviewer"
+    return "".join(c for c in name if c.isprintable())[:LONGEST_NAME] or "reviewer"
 
 
 def check_name(reviewer: str) -> None:

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisescope.auditing.audited import Audited
+from noisescope.audited import Audited, refuse_unknown
+from noisescope.auditing.reading import read_dataset
 from noisescope.errors import UsageError
 from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter, Silent
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from noisescope.auditing.audit import FineTuned
+    from noisescope.auditing.repeat import Repeat
     from noisescope.datasets.flip.copy import Planted
     from noisescope.datasets.in_memory import ArrowStream
     from noisescope.models import Policy
@@ -72,16 +74,24 @@ def audit(
     If the replicas are no better than chance, `summary.chance` is true and the scores carry no
     information. Raises DataError, UsageError, ModelError, RunError or EvidenceError.
     """
-    from noisescope.auditing.audit import audit as run_audit
     from noisescope.replicas.gather import EvidenceConfig
 
     _check_settings(settings)
     evidence, reporter = evidence or EvidenceConfig(), reporter or Silent()
     reading: dict[str, Any] = {"format": format, "columns": columns, "pairs": pairs_of}
     reading |= {"split": split, "limit": limit}
-    pairs = read_dataset(dataset, reading, reporter, name)
+    pairs = None if _is_name(dataset) else read_dataset(dataset, reading, reporter, name)
+    options = reading | settings | {"evidence": evidence, "score": score, "name": name}
+    options |= {"runs_directory": runs_directory, "run_directory": run_directory}
+    before = _typed_before(dataset if pairs is None else pairs, model, evidence, options)
+    if before and (run := before.reuse()):
+        reporter.note(f"{run.directory} has the result: nothing has changed since")
+        return Audited(run)
+    from noisescope.auditing.audit import audit as run_audit
+
+    pairs = read_dataset(dataset, reading, reporter, name) if pairs is None else pairs
     evidence.check(pairs.modality)
-    done = run_audit(
+    run = run_audit(
         pairs,
         _policy(model, pairs, settings),
         evidence=evidence,
@@ -90,8 +100,34 @@ def audit(
         run_directory=None if run_directory is None else Path(run_directory),
         command="noisescope.audit",
         reporter=reporter,
-    )
-    return Audited(done.run, done.summary)
+    ).run
+    if before:
+        before.keep(run, pairs.modality)
+    return Audited(run)
+
+
+def _is_name(given: Any) -> bool:
+    """Whether a dataset or model is given by path or name, or is the workspace's."""
+    return given is None or isinstance(given, str | Path)
+
+
+def _typed_before(
+    dataset: Any,
+    model: str | Path | Policy | None,
+    evidence: EvidenceConfig,
+    options: Mapping[str, Any],
+) -> Repeat | None:
+    """The same audit as it may have been made before; None if it must be computed."""
+    from noisescope.auditing.repeat import Repeat
+    from noisescope.models.device import launched
+    from noisescope.storage.workspace import default_dataset, find_workspace
+
+    if launched() or evidence.sources or evidence.adapters or not _is_name(model):
+        return None
+    if not isinstance(dataset, PreferenceDataset):
+        dataset = default_dataset(None if dataset is None else str(dataset), find_workspace())
+    named = None if model is None else str(model)
+    return Repeat.of(dataset, named, options, Path(str(options["runs_directory"])))
 
 
 def fine_tune(
@@ -224,21 +260,19 @@ MODEL_SETTINGS = (
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise UsageError for an argument that `audit` does not have; name its place, if any."""
+    """Raise UsageError for an argument that `audit` does not have, with its place or a near one."""
     from dataclasses import fields
+    from inspect import signature
 
     from noisescope.replicas.gather import EvidenceConfig
     from noisescope.scoring.score import ScoreConfig
 
-    homes = {"evidence": EvidenceConfig, "score": ScoreConfig}
-    for name in settings:
-        if name in MODEL_SETTINGS:
-            continue
-        hint = f"Settings of a model are {', '.join(MODEL_SETTINGS)}."
-        for argument, kind in homes.items():
-            if name in {field.name for field in fields(kind)}:
-                hint = f"Pass {argument}=noisescope.{kind.__name__}({name}=...)."
-        raise UsageError(f"audit has no argument {name!r}", hint=hint)
+    for argument, kind in {"evidence": EvidenceConfig, "score": ScoreConfig}.items():
+        for name in settings.keys() & {field.name for field in fields(kind)}:
+            hint = f"Pass {argument}=noisescope.{kind.__name__}({name}=...)."
+            raise UsageError(f"audit has no argument {name!r}", hint=hint)
+    own = [name for name in signature(audit).parameters if name != "settings"]
+    refuse_unknown("audit", settings, [*own, *MODEL_SETTINGS])
 
 
 def _policy(
@@ -258,49 +292,3 @@ def _policy(
             hint="Pass its name or directory instead, or load it with these settings.",
         )
     return model
-
-
-def read_dataset(
-    dataset: Any, reading: Mapping[str, Any], reporter: Reporter, name: str = "pairs"
-) -> PreferenceDataset:
-    """Load the pairs that `dataset` stands for: the workspace's if None, a name, or a table.
-
-    `reading` holds format, columns, pairs, split and limit. Raises UsageError and DataError.
-    """
-    from noisescope.datasets import load
-    from noisescope.datasets.in_memory import load_table
-    from noisescope.storage.workspace import default_dataset, find_workspace, resolve
-
-    if dataset is None or isinstance(dataset, str | Path):
-        workspace = find_workspace()
-        target = default_dataset(None if dataset is None else str(dataset), workspace)
-        reporter.note(resolve(target, workspace).description)
-        with reporter.stage("reading pairs"):
-            found = load(target, workspace=workspace, **reading)
-        reporter.note(f"{len(found):,} {found.modality} pairs, format {found.adapter}")
-        for note in reading_notes(found):
-            reporter.note(note)
-        return found
-    given = dict(reading)
-    wrong = {"split": given.pop("split", None)}
-    wrong |= given if isinstance(dataset, PreferenceDataset) else {}
-    if unused := [option for option, value in wrong.items() if value is not None]:
-        raise UsageError(
-            f"{', '.join(unused)}: the dataset is already in memory",
-            hint="Remove that argument, or select the rows yourself.",
-        )
-    if isinstance(dataset, PreferenceDataset):
-        return dataset
-    return load_table(dataset, name=name, **given)
-
-
-def reading_notes(pairs: PreferenceDataset) -> list[str]:
-    """Notes on how a dataset was read: unused columns, doubts about its labels."""
-    from noisescope.datasets.adapters.names import OWN_IDS
-
-    unused = pairs.facts.unused_columns
-    notes = [f"not used: {', '.join(unused)}"] if unused else []
-    own = next((name for name in unused if name.lower() in OWN_IDS), None)
-    if own and "pair_id" not in (pairs.columns or {}):
-        notes.append(f"to keep your own ids in scores and exports: --columns pair_id={own}")
-    return notes + list(pairs.facts.notes)

@@ -1,0 +1,89 @@
+"""Write one export of a run to this machine, by the name of its format.
+
+done = export_local(scores, "clean", Path("cleaned"), source=lambda: open_source("pairs.jsonl"))
+done["counts"], done["policy"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisescope.errors import UsageError
+from noisescope.export.removal import CleanPolicy, in_words, refuse_weak
+from noisescope.export.run_scores import RunScores
+from noisescope.scoring.reviews import read_verdicts
+
+if TYPE_CHECKING:
+    from noisescope.datasets import Source
+    from noisescope.pairs import ImageStore
+
+FORMATS = ("weights", "trl", "clean", "review")
+
+
+def default_output(scores: RunScores, format: str) -> Path:
+    """exports/RUN-FORMAT: a Parquet file for weights and TRL, else a directory."""
+    suffix = ".parquet" if format in ("weights", "trl") else ""
+    return Path("exports") / f"{scores.run.directory.resolve().name}-{format}{suffix}"
+
+
+def export_local(
+    scores: RunScores,
+    format: str,
+    out: Path,
+    policy: CleanPolicy | None = None,
+    *,
+    weight: str = "p_wrong",
+    source: Callable[[], Source],
+    images: Callable[[], ImageStore | None] = lambda: None,
+    count: int = 200,
+    threshold: float = 0.5,
+) -> dict[str, Any]:
+    """Write `out` in one of `FORMATS`; return what was written, as `export --json` prints it.
+
+    `source` opens the audited dataset (clean), `images` its pictures (review). Raises UsageError,
+    DataError or RunError, and EvidenceError if the audit is too weak, unless the policy forces it.
+    """
+    policy = policy or CleanPolicy()
+    if format == "weights":
+        from noisescope.export.weights import export_weights
+
+        refuse_weak_weights(scores, policy, weight)
+        return {"pairs": export_weights(scores, out, weight), "weight": weight}
+    if format == "trl":
+        from noisescope.export.trl import export_trl
+
+        refuse_weak_weights(scores, policy, weight)
+        counts = export_trl(scores, out, policy, weight)
+        return {"counts": counts, "policy": done_words(scores, policy), "weight": weight}
+    if format == "clean":
+        from noisescope.export.clean import export_clean
+
+        counts = export_clean(scores, source(), policy, out)
+        return {"counts": counts, "policy": done_words(scores, policy.or_default())}
+    if format != "review":
+        raise UsageError(
+            f"no format {format!r} to export to a file", hint=f"One of {', '.join(FORMATS)}."
+        )
+    from noisescope.export.review import export_review
+
+    who = policy.annotators is not None
+    number = export_review(
+        scores, out, number=count, threshold=threshold, images=images(), annotators=who
+    )
+    return {"pairs": number}
+
+
+def refuse_weak_weights(scores: RunScores, policy: CleanPolicy, weight: str) -> None:
+    """Raise EvidenceError for weights made of probabilities that the audit is too weak to give.
+
+    The paper's u is exported on request whatever the audit is worth.
+    """
+    if weight != "u" and not policy.force:
+        refuse_weak(scores)
+
+
+def done_words(scores: RunScores, policy: CleanPolicy) -> str:
+    """What was done to the pairs, by the policy and by reviewers."""
+    return in_words(policy, read_verdicts(scores.run))
