@@ -26,7 +26,7 @@ from scipy.special import ndtr
 from benchmarks.data import truth
 from benchmarks.detect import Material, prepare
 from benchmarks.harness import ROOT, Options, Report, main, stopwatch
-from benchmarks.models import smollm2
+from benchmarks.models import cache, smollm2
 from benchmarks.planted_noise import KINDS, Labels, abilities, plant, right, simulated
 from noisescope.models.causal_lm import load_causal_lm
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
@@ -338,8 +338,7 @@ def ukp_labels(options: Options) -> Labels:
     """ukp-convarg with its natural votes."""
     policy = load_causal_lm(options.model or str(smollm2()))
     path = options.data / "ukp-convarg"
-    with tempfile.TemporaryDirectory() as scratch:
-        material, _ = prepare(path / "natural.parquet", policy, Path(scratch))
+    material, _ = prepare(path / "natural.parquet", policy, cache().parent / "features")
     return _labels(material, truth(material.dataset, path / "truth.parquet"), "ukp-convarg")
 
 

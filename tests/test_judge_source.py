@@ -166,7 +166,7 @@ def test_a_server_that_refuses_the_setting_is_asked_for_votes(tmp_path: Path) ->
         asked(stub, tmp_path / "b")
 
 
-def test_answers_are_kept_and_shared_between_urls(tmp_path: Path) -> None:
+def test_answers_are_kept(tmp_path: Path) -> None:
     with serving(fair) as stub:
         first = asked(stub, tmp_path / "a")
     with serving(lambda *_: (500, {}, b"")) as other:
@@ -371,7 +371,7 @@ def test_a_budget_for_all_pairs_and_none_the_second_time(
         assert len(stub.requests) == 160
         again = audited(model, data, tmp_path, stub, notes[1])
         assert len(stub.requests) == 160
-    reused = ["whatever server gave them" in " ".join(each.texts) for each in notes]
+    reused = ["now has this name there" in " ".join(each.texts) for each in notes]
     assert reused == [False, True]
     assert first.run.directory == again.run.directory
     report = first.summary.sources[1]
@@ -381,6 +381,17 @@ def test_a_budget_for_all_pairs_and_none_the_second_time(
     columns = pq.read_table(kept)
     assert set(columns["chosen_first"].to_pylist()) == {2.0, -2.0}
     assert not (first.run.directory / "margins" / "shift.parquet").exists()
+
+
+def test_a_second_server_with_a_model_of_the_same_name_is_asked_too(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    with serving(fair) as stub, serving(fair) as other:
+        audited(model, data, tmp_path, stub, budget=160)
+        audited(model, data, tmp_path, other, budget=160)
+        assert len(other.requests) == 160
+    one, same = (Endpoint(url, "m").address for url in ("http://A.org:80/v1/", "http://a.org/v1"))
+    assert one == same
 
 
 def test_a_small_budget_asks_some_at_random_and_some_around_the_line(

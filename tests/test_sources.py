@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from helpers.tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer
 from scipy.special import expit
 
 import noisescope
+from noisescope.auditing.replica_sources import open_replicas
 from noisescope.cli import run
 from noisescope.datasets import load
 from noisescope.datasets.in_memory import load_table
@@ -35,7 +38,8 @@ from noisescope.replicas.sources import (
 )
 from noisescope.report.contents import gather
 from noisescope.report.html import page
-from noisescope.scoring.sources import source_notes
+from noisescope.scoring.margins import RunMargins
+from noisescope.scoring.sources import SourceReport, source_notes
 
 CONFIG = HeadConfig(replicas=2, folds=4, search_steps=10)
 
@@ -353,6 +357,38 @@ def test_every_kind_of_source_may_be_the_origin(kind: str) -> None:
     (note,) = [note for note in source_notes(reports) if "circular" in note]
     assert note.startswith("x:origin agrees with ")
     assert ("of the labels that it judges (" in note) == (kind == "of some pairs")
+
+
+@pytest.mark.parametrize("selected", [True, False])
+def test_numbers_of_doubted_labels_alone_are_named(selected: bool) -> None:
+    x, chosen, rejected, key, judge = labelled(800)
+    doubt = -(x[chosen, 0] - x[rejected, 0]) if selected else np.random.default_rng(1).random(800)
+    judge[np.argsort(-doubt)[200:]] = 0
+    whole = Evidence({"middle": x}, {"origin": judge}, (chosen, rejected), key, key, CONFIG)
+    reports = what_each_added(whole, {"model": ("middle",), "file:m.csv": ("origin",)})
+    notes = [note for note in source_notes(reports) if "selected by their label" in note]
+    assert len(notes) == selected
+    assert [one.doubted is not None for one in reports] == [False, selected]
+    if selected:
+        assert notes[0].startswith("The weight of file:m.csv may be wrong: the other evidence cont")
+        again = SourceReport.of(json.loads(json.dumps(reports[1].to_json())))
+        assert source_notes([again]) == source_notes(reports[1:])
+
+
+def test_margins_of_a_pair_that_no_replica_holds_out_are_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = load_table(pd.DataFrame(rows(12)), name="frame")
+    margins = np.stack([np.arange(12.0), np.arange(12.0) + 2])[:, None, :]
+    held_out = np.ones((2, 12), bool)
+    held_out[:, 1], held_out[1, 2] = False, False
+    found = RunMargins([0, 1], [1], margins.astype(np.float32), held_out)
+    monkeypatch.setattr("noisescope.auditing.replica_sources.read_margins", lambda _: found)
+    tuned = SimpleNamespace(run=SimpleNamespace(directory="made"), reused=False)
+    opened = open_replicas(
+        Source("lora", ""), data, noisescope.EvidenceConfig(), lambda config: tuned
+    )
+    np.testing.assert_array_equal(opened.numbers["lora"][:4], [1.0, np.nan, 2.0, 4.0])
 
 
 def test_damaged_numbers_are_found(model: Path, place: Path) -> None:

@@ -73,13 +73,14 @@ def open_judge(
         )
     key = key_of(config.key_env)
     endpoint = Endpoint(url, model, key, attempts=ATTEMPTS, option="--evidence judge:URL")
-    folder = runs_directory / ".cache" / "judges" / digest("judge", str(WORDING), model)
+    made_by = digest("judge", str(WORDING), endpoint.address, model)
+    folder = runs_directory / ".cache" / "judges" / made_by
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, elsewhere="--runs-dir"):
         judge = Judge(endpoint, Answers(folder / "answers.jsonl"))
         if judge.answers.mode is not None:
-            note = f"{source}: uses the answers of {model} in {folder}, whatever server gave them; "
-            reporter.note(note + "remove that folder if this is another model of the same name")
+            note = f"{source}: uses the answers in {folder}; remove that folder if another model "
+            reporter.note(note + "now has this name there")
         return _opened(source, judge, dataset, policy, config, runs_directory, command, reporter)
 
 

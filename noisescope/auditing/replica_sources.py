@@ -66,7 +66,9 @@ def open_replicas(
     found = read_margins(tuned.run.directory)
     mean = np.full(len(found), np.nan)
     for block, margins, counted in found.blocks():
-        mean[block] = np.where(counted, margins, 0.0).sum(axis=0) / counted.sum(axis=0)
+        total = np.where(counted, margins, 0.0).sum(axis=0)
+        judged = counted.any(axis=0)
+        mean[block][judged] = total[judged] / counted.sum(axis=0)[judged]
     numbers = {source.kind: mean}
     ids = dataset.table.column("pair_id").to_pylist()
     remark = f"{source}: margins of {tuned.run.directory}{', made before' if tuned.reused else ''}"

@@ -105,6 +105,13 @@ class Endpoint:
                 hint="Check the value of the variable named by --key-env.",
             )
 
+    @property
+    def address(self) -> str:
+        """The URL in one spelling: a lower-case host, no default port and no slash at the end."""
+        import httpx2 as httpx
+
+        return str(httpx.URL(self.url)).rstrip("/")
+
     @cached_property
     def client(self) -> httpx.Client:
         """The HTTP client of all requests; connections are closed after each reply."""

@@ -7,8 +7,8 @@
 An answer is the log odds of "1" over "2" where the endpoint gives log-probabilities, else `VOTES`
 answers at temperature 1: log (k + 1/2) / (n - k + 1/2). Each is appended to the file of its model
 and flushed to the disk when it arrives, under a key of the wording, the model, the prompt and both
-responses in their order: the URL is not part of it, nor are labels. Replies that name neither
-response are kept too.
+responses in their order; labels are not part of it. Each URL and model has a file of its own.
+Replies that name neither response are kept too.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ INSIDE = (MODEL, "lora")
 #: A comparison needs no ranking: few replicas and a short search do.
 REPLICAS = 2
 STEPS = 10
+#: Least difference of two shares of contradicted labels, and in standard errors, that shows that
+#: a source's pairs were selected: 1 in 15,000 by chance.
+DOUBTED, CLEAR = 0.1, 4.0
 
 
 @final
@@ -104,9 +107,26 @@ def what_each_added(
                 inside=source in INSIDE,
                 covered=float((alone != 0).mean()),
                 weight=evidence.weight(groups[source], alone),
+                doubted=doubted(rest, alone != 0),
             )
         )
     return reports
+
+
+def doubted(rest: NDArray[np.float64], covered: NDArray[np.bool_]) -> tuple[float, float] | None:
+    """Shares of covered and other labels that `rest` [N], the other evidence, contradicts.
+
+    None unless they differ by `DOUBTED` and by `CLEAR` standard errors of the difference.
+    """
+    against = (rest < 0)[rest != 0]
+    on = covered[rest != 0]
+    if not on.any() or on.all():
+        return None
+    shares = float(against[on].mean()), float(against[~on].mean())
+    spread = against.mean() * (1 - against.mean())
+    error = np.sqrt(spread * (1 / on.sum() + 1 / (~on).sum()))
+    apart = abs(shares[0] - shares[1])
+    return shares if apart >= DOUBTED and apart >= CLEAR * error else None
 
 
 def _accuracy(margins: NDArray[np.float64]) -> float:

@@ -22,7 +22,8 @@ class SourceReport:
     of pairs on whose better side the source and the others differ; None without others.
     `covered` is the share of pairs that the source judges alone; the others count half in
     `accuracy_alone`. `inside` is true for the audited model itself, its LoRA replicas included.
-    `weight` is what a unit of a source of one column adds to a margin, alone.
+    `weight` is what a unit of a source of one column adds to a margin, alone. `doubted` has the
+    shares of its and of other labels that the other evidence contradicts, if they clearly differ.
     """
 
     source: str
@@ -34,6 +35,7 @@ class SourceReport:
     inside: bool = False
     covered: float = 1.0
     weight: float | None = None
+    doubted: Sequence[float] | None = None
 
     @property
     def agreement(self) -> float:
@@ -66,6 +68,14 @@ def source_notes(reports: Sequence[SourceReport]) -> list[str]:
         "it. Check the sign of its numbers, or what the judge takes to be better."
         for one in reports
         if one.weight is not None and one.weight < 0 and one.nats_alone >= NOTHING * one.covered
+    ]
+    notes += [
+        f"The weight of {one.source} may be wrong: the other evidence contradicts "
+        f"{one.doubted[0]:.0%} of the labels it covers and {one.doubted[1]:.0%} of the others, as "
+        "if its pairs had been selected by their label. Add numbers of pairs drawn at random, or "
+        "leave it out."
+        for one in reports
+        if one.doubted is not None
     ]
     useless = [
         one.source for one in reports if not one.inside and one.nats_added < NOTHING * one.covered
