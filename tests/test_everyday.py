@@ -92,6 +92,8 @@ def test_a_mistyped_file_is_guessed_before_the_hub(
         resolve("prefs.jsnl")
     with pytest.raises(DataError, match=r"did you mean 'data/votes\.csv'"):
         resolve("data/votes.cvs")
+    with pytest.raises(DataError, match=r"did you mean 'prefs\.jsonl'"):
+        resolve("prefs")
     assert resolve("imdb").kind == "hub"
     assert "no file here" in resolve("imdb").description
     assert resolve("hh-rlhf").description == "hh-rlhf is Anthropic/hh-rlhf on the Hugging Face Hub"

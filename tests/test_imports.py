@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,18 @@ def test_help_needs_no_rich() -> None:
     code = f"{asked}\nimport sys\nassert 'rich' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage: noisescope" in done.stdout
+
+
+def test_a_mistyped_file_is_answered_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    code = (
+        f"import os, sys; os.chdir({str(tmp_path)!r}); from noisescope.cli import run\n"
+        "assert run(['score', 'pairz.jsonl']) == 2\n"
+        "assert not {'torch', 'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Did you mean pairs.jsonl?" in done.stderr
 
 
 def test_this_test_can_fail() -> None:

@@ -11,7 +11,7 @@ from helpers.planted_run import planted_run
 
 from noisescope.report.contents import gather
 from noisescope.report.html import page
-from noisescope.report.overview import curve, headline, overview
+from noisescope.report.overview import curve, overview
 from noisescope.scoring.metrics import Interval
 
 FINDS = [
@@ -41,6 +41,10 @@ def with_summary(contents, **more):
     return replace(contents, manifest={**contents.manifest, "summary": summary})
 
 
+def headline(contents):
+    return overview(contents)["headline"]
+
+
 def text_of(html):
     body = html[html.index("<main") : html.index('id="review"')]
     return " ".join(re.sub(r"<[^>]*>", " ", body).split())
@@ -48,7 +52,7 @@ def text_of(html):
 
 def test_the_first_screen_states_the_summary(contents):
     found = with_summary(contents, trust=GOOD, find=FINDS, annotators=WHO)
-    assert headline(found) == "Between 240 and 960 of 4,000 labels are probably wrong (6% to 24%)."
+    assert headline(found) == "Between 240 and 960 labels are probably wrong (6% to 24%)."
     html = page(found)
     text = text_of(html)
     for words in (
@@ -101,8 +105,7 @@ def test_reviewers_come_before_the_audit(contents):
     )
     found = replace(with_summary(contents, trust=NOTHING), reviews=people)
     assert headline(found) == (
-        "By the reviewers’ random sample, between 480 and 720 of 4,000 labels are probably wrong "
-        "(12% to 18%)."
+        "By a random sample that people judged, between 480 and 720 labels are wrong (12% to 18%)."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from helpers.toy_run import rows, scored_run, write_lines
 
+from noisescope import cli
 from noisescope.cli.console import OUT, duration
 from noisescope.cli.query import fitting
 from noisescope.cli.summary import answer, print_summary
@@ -123,6 +125,22 @@ def test_without_annotators_the_screen_has_no_table_of_them(screen: Screen) -> N
 def test_a_range_from_zero_is_a_maximum() -> None:
     share = {"mislabelled_share": {"low": 0.0, "high": 0.1}, "pairs": 1000}
     assert answer(STRONG | share) == "Up to 100 labels may be wrong (0% to 10%)."
+    share = {"mislabelled_share": {"low": 0.0, "high": 0.012}, "pairs": 30}
+    assert answer(STRONG | share) == "Up to 1 label may be wrong (0% to 1%)."
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 30, 99, 4_000, 1_234_567])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.001), (0.05, 0.28), (0.333, 0.4999), (0.9, 1.0)])
+def test_numbers_of_labels_have_two_digits_and_contain_the_range(
+    pairs: int, low: float, high: float
+) -> None:
+    found = answer(STRONG | {"mislabelled_share": {"low": low, "high": high}, "pairs": pairs})
+    numbers = [int(n.replace(",", "")) for n in re.findall(r"[\d,]+(?= label| and )", found)]
+    least, most = numbers if len(numbers) == 2 else (0, *numbers)
+    assert least <= low * pairs + 10 ** (len(str(least)) - 2) / 2 * (least >= 100)
+    assert most >= high * pairs - 1e-6 - 10 ** (len(str(most)) - 2) / 2 * (most >= 100)
+    assert most <= max(1, high * pairs + 10 ** max(len(str(most)) - 2, 0))
+    assert all(number < 100 or set(str(number)[2:]) <= {"0"} for number in numbers)
 
 
 def test_nouns_are_counted() -> None:
@@ -145,3 +163,30 @@ def test_columns_are_dropped_from_the_middle() -> None:
     assert fitting([10] * 9, 80) == [0, 1, 2, 6, 7, 8]
     assert fitting([200, 10], 80) == [0]
     assert fitting([], 80) == []
+
+
+def test_probabilities_of_a_weak_audit_come_with_a_caution(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lines(tmp_path / "pairs.jsonl", rows())
+    dataset = load(str(tmp_path / "pairs.jsonl"))
+    for name, good in (("strong", True), ("weak", False)):
+        made = scored_run(dataset, tmp_path / name, good=good)
+        run = str(made.run.directory)
+        asked = {
+            "show": ["show", "--rank", "1", run],
+            "query": ["query", "SELECT p_wrong FROM scores LIMIT 1", run],
+            "all": ["query", "SELECT * FROM scores LIMIT 1", run, "--json"],
+            "count": ["query", "SELECT count(*) AS n FROM pairs", run],
+        }
+        warned = {}
+        for what, words in asked.items():
+            assert cli.run(words) == 0
+            out, err = capsys.readouterr()
+            warned[what] = "no p_wrong here is to be acted on" in " ".join((out + err).split())
+            if "--json" in words:
+                assert json.loads(out)[0]["rank"]
+        expected = {"show": not good, "query": not good, "all": not good, "count": False}
+        assert warned == expected
+        assert cli.run(["show", "--rank", "1", run, "--json"]) == 0
+        assert (json.loads(capsys.readouterr().out)["caution"] is None) == good

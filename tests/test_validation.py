@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ import torch
 from noisescope.auditing.audit import audit
 from noisescope.auditing.validation import Labels, Planned, facts_of, validate, validate_truth
 from noisescope.datasets.flip.ground_truth import read_truth
-from noisescope.datasets.flip.kinds import KINDS
+from noisescope.datasets.flip.kinds import KINDS, _part
 from noisescope.datasets.flip.plan import FlipPlan
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
 from noisescope.models import Item, ModelIdentity
@@ -27,7 +28,10 @@ from noisescope.pairs import Facts, Pair, PreferenceDataset, dataset_fingerprint
 from noisescope.replicas.gather import EvidenceConfig
 from noisescope.replicas.refit import refitter
 from noisescope.report.contents import gather
+from noisescope.scoring.claims import Own, compare
 from noisescope.scoring.margins import read_margins
+from noisescope.scoring.metrics import Interval
+from noisescope.scoring.noise_models import fit_noise
 from noisescope.storage.run import Run
 
 
@@ -187,6 +191,33 @@ def test_lost_features_are_never_computed_in_silence(run: Run, tmp_path: Path) -
     shutil.copytree(run.directory, moved)
     with pytest.raises(RunError, match="800 responses are no longer cached"):
         validate(Run(moved), Planned())
+
+
+def test_pairs_without_a_margin_are_not_among_the_worst() -> None:
+    margins = np.where(np.arange(40) < 30, np.nan, np.linspace(-3, 3, 40))
+    noise = fit_noise(np.nan_to_num(margins, nan=1.0))
+    columns = {"margin": margins, "p_wrong": noise.p_wrong(margins)}
+    summary = SimpleNamespace(
+        mislabelled=Interval(0.3, 0.1, 0.5), flip_rate=Interval(0.2, 0.1, 0.3), chance=False
+    )
+    found = compare(np.arange(40) % 2 == 0, columns, cast(Any, summary), noise, Own())
+    assert found["planted"] == 20
+    assert found["hits"] == 5
+    assert found["expected_hits"]["high"] <= 10
+    with pytest.raises(UsageError, match="nothing to find"):
+        compare(np.zeros(40, bool), columns, cast(Any, summary), noise, Own())
+
+
+def test_the_largest_rate_in_a_hint_can_be_typed() -> None:
+    with pytest.raises(UsageError) as caught:
+        _part(0.2, 0.0037, "are long")
+    assert caught.value.hint == "Use --rate 0.0037 or less."
+    with pytest.raises(UsageError) as caught:
+        _part(0.2, 0.127, "are long")
+    assert caught.value.hint == "Use --rate 0.12 or less."
+    with pytest.raises(UsageError) as caught:
+        _part(0.2, 0.0, "are long")
+    assert caught.value.hint == "Use another --kind: uniform flips any label."
 
 
 def test_every_kind_that_the_dataset_can_have_is_planted(run: Run, tmp_path: Path) -> None:

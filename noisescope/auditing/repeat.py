@@ -55,19 +55,21 @@ class Repeat:
     ) -> Repeat | None:
         """The audit of `dataset` (pairs in memory: by their content) by `model` (None: the
         workspace's) with all `options`; None if files of this machine do not decide its result.
+
+        Raises DataError for a dataset that is not there.
         """
         from noisescope.models.load import packaged_model
 
         workspace = find_workspace()
+        files = [workspace.root / FILE_NAME] if workspace else []
+        root = None
+        if isinstance(dataset, str):
+            if resolve(dataset, workspace).kind == "hub":
+                return None
+            source = open_source(dataset, split=options.get("split"), workspace=workspace)
+            root = source.root
+            files += [*source.files, *_existing((root or Path()) / "README.md")]
         try:
-            files = [workspace.root / FILE_NAME] if workspace else []
-            root = None
-            if isinstance(dataset, str):
-                if resolve(dataset, workspace).kind == "hub":
-                    return None
-                source = open_source(dataset, split=options.get("split"), workspace=workspace)
-                root = source.root
-                files += [*source.files, *_existing((root or Path()) / "README.md")]
             inputs: dict[str, str] = {}
             modalities: tuple[Modality, ...] = ("text", "image")
             for modality in modalities:

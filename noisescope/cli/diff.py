@@ -1,4 +1,4 @@
-"""noisescope diff RUN_A RUN_B: what changed between two audits."""
+"""noisescope diff RUN_A RUN_B [RUN...]: what changed between two audits, or over more."""
 
 from __future__ import annotations
 
@@ -15,25 +15,45 @@ from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
     from noisescope.scoring.diff import Change, Difference, Group
+    from noisescope.scoring.history import History
+    from noisescope.scoring.metrics import Interval
 
 #: Rows shown of each kind of change.
 SHOWN = 5
 #: Sources and annotators shown: the most changed ones.
 GROUPS = 10
+#: Characters of a drawn interval.
+WIDE = 20
 
 
 def diff(
     run_a: Annotated[str, typer.Argument(help="The earlier run: a directory or a name.")],
     run_b: Annotated[str, typer.Argument(help="The later run.")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(help="Later runs still: then a history with its trend.", show_default=False),
+    ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
 ) -> None:
     """Show new, removed and relabelled pairs, noise by source, and changed verdicts.
 
+    Of three runs or more, such as weekly deliveries, a table and the trend of their flip rates.
+
     Example: noisescope diff runs/pairs-1a2b3c4d runs/pairs-5e6f7a8b
     """
     from noisescope.scoring.diff import compare
     from noisescope.storage.run import find_run
+
+    if more:
+        from noisescope.scoring.history import history
+
+        past = history([find_run(name, runs_dir) for name in (run_a, run_b, *more)])
+        if json:
+            print_json(past.to_json())
+        else:
+            print_history(past)
+        return
 
     found = compare(find_run(run_a, runs_dir), find_run(run_b, runs_dir))
     if json:
@@ -42,6 +62,38 @@ def diff(
     for note in found.notes:
         print_note(note)
     print_difference(found)
+
+
+def print_history(past: History) -> None:
+    """A line a run, with its flip rate drawn to scale, then the trend."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
+    top = max(point.flip_rate.high for point in past.points)
+    scale = f"0%{f'{top:.0%}':>{WIDE - 2}}"
+    for name in ("dataset", "date", "pairs", "wrong labels", "flip rate", scale, "trust"):
+        table.add_column(name, justify="right" if name == "pairs" else "left", no_wrap=True)
+    for point in past.points:
+        wrong, rate = (f"{one.low:.0%} to {one.high:.0%}" for one in (point.wrong, point.flip_rate))
+        drawn = whisker(point.flip_rate, top)
+        cells = (point.finished[:10], f"{point.pairs:,}", wrong, rate, drawn, point.trust)
+        table.add_row(Text(short(point.dataset, 24)), *cells)
+    OUT.print(table)
+    OUT.print(f"\n{past.sentence}", style="bold", markup=False)
+    for note in past.notes:
+        print_note(printable(note))
+    runs = [shlex.quote(point.run) for point in past.points]
+    earlier = " ".join(f"--earlier {run}" for run in runs[:-1])
+    print_lines(next=f"noisescope report {runs[-1]} {earlier}")
+
+
+def whisker(rate: Interval, top: float) -> str:
+    """An interval as text of `WIDE` characters from 0 to `top`, its estimate as a dot."""
+    low, at, high = (
+        round((WIDE - 1) * value / (top or 1)) for value in (rate.low, rate.estimate, rate.high)
+    )
+    return "".join("●" if n == at else "─" if low <= n <= high else " " for n in range(WIDE))
 
 
 def print_difference(found: Difference) -> None:

@@ -32,6 +32,8 @@ SHOWN = 50
 NUMERIC = ("int64", "int32", "int16", "double", "float")
 #: Characters that a column of texts needs at least, if it has as many.
 TEXT = 20
+#: Columns that a weak audit warns about.
+PROBABILITY = re.compile(r"\bp_(wrong|flip|mislabelled)")
 #: A first query.
 SUGGESTED = (
     "SELECT rank, pair_id, p_wrong, annotator, left(prompt, 20) AS prompt "
@@ -70,6 +72,7 @@ def query(
     Example: noisescope query "SELECT pair_id, p_wrong, u FROM scores ORDER BY rank LIMIT 20"
     """
     from noisescope.cli.resolve import run_word
+    from noisescope.scoring.answer import caution
     from noisescope.storage.remote import Place, place_of
     from noisescope.storage.run import Run, find_run
     from noisescope.storage.sql import describe
@@ -94,6 +97,9 @@ def query(
     if kind is Format.parquet and output is None:
         raise UsageError("parquet is not text", hint="Add --output FILE.parquet.")
     table = _named_apart(run_query(found, sql))
+    shown = PROBABILITY.search(" ".join([sql, *table.column_names]))
+    if shown and isinstance(found, Run) and (weak := caution(found)):
+        print_note(printable(weak))
     if kind is Format.table and output is None:
         _print_table(table)
     else:

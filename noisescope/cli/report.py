@@ -97,6 +97,13 @@ def report(
     terminal: Annotated[
         bool, typer.Option("--terminal", help="Print it here instead of writing a page.")
     ] = False,
+    earlier: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A run before this one, oldest first; repeat it for more. For the history.",
+            show_default="earlier states of this dataset",
+        ),
+    ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
 ) -> None:
@@ -113,7 +120,8 @@ def report(
     if terminal:
         print_report(gather(found, worst=SHOWN), OUT.console)
         return
-    path, figures = write_report(found, output, images_of(found))
+    before = [find_run(name, runs_dir) for name in earlier or ()]
+    path, figures = write_report(found, output, images_of(found), before)
     if json:
         print_json({"report": str(path), "figures": [str(figure) for figure in figures]})
     else:

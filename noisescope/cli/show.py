@@ -11,6 +11,7 @@ import typer
 from noisescope.cli.console import OUT, print_json, print_lines, print_note, safe_block
 from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
 from noisescope.errors import UsageError
+from noisescope.storage.printable import printable
 
 
 def show(
@@ -33,6 +34,7 @@ def show(
     Example: noisescope show --rank 1
     """
     from noisescope.cli.resolve import run_word
+    from noisescope.scoring.answer import caution
     from noisescope.storage.run import find_run
 
     if rank is not None and run is None:
@@ -44,11 +46,14 @@ def show(
             hint="For example: noisescope show --rank 1",
         )
     pair = find_pair(found, pair_id if pair_id is not None else pair_of_rank(found, rank or 1))
+    weak = caution(found) if "p_wrong" in pair else None
     if json:
-        print_json(pair)
+        print_json(pair | {"caution": weak})
         return
     print_note(f"run: {found.directory}")
     _print(pair)
+    if weak:
+        OUT.print(f"\n{printable(weak)}", markup=False, style="yellow")
     if found.manifest().get("modality") == "image":
         if output is None:
             print_note("--output FILE.png writes both pictures side by side")

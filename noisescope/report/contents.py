@@ -22,6 +22,7 @@ from noisescope.report.ground_truth import DRAWN, Known, column, known_labels, r
 from noisescope.report.style import Picture
 from noisescope.scoring.annotators import Annotator, coded, coded_table
 from noisescope.scoring.flip_rate import fit_flip_rate
+from noisescope.scoring.history import History, earlier_runs, history
 from noisescope.scoring.metrics import Interval
 from noisescope.scoring.reviews import RunReviews, read_latest, reviews_of
 from noisescope.scoring.scores import require_scores
@@ -64,7 +65,7 @@ class Contents:
 
     `pairs` are rows of scores and pairs, worst first; `known` of a row describes the truth about
     its label, `reviewed` the reviewers' judgement; both may be None. `facets` count all pairs of
-    the run by annotator, source, group of p_wrong and issue.
+    the run by annotator, source, group of p_wrong and issue. `history` is None without other runs.
     """
 
     run: Run
@@ -75,6 +76,7 @@ class Contents:
     known: Known | None
     reviews: RunReviews | None
     facets: Mapping[str, Mapping[str, int]]
+    history: History | None = None
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -82,10 +84,11 @@ class Contents:
         return summary
 
 
-def gather(run: Run, *, worst: int = MOST) -> Contents:
-    """Collect the content of a report with the `worst` pairs.
+def gather(run: Run, *, worst: int = MOST, earlier: Sequence[Run] = ()) -> Contents:
+    """Collect the content of a report with the `worst` pairs, and the `earlier` runs before it.
 
-    Raises RunError for an unfinished or damaged run.
+    Without any they are those of earlier states of the same dataset (`earlier_runs`). Raises
+    RunError for an unfinished or damaged run.
     """
     from noisescope.storage.sql import query
 
@@ -126,6 +129,7 @@ def gather(run: Run, *, worst: int = MOST) -> Contents:
         known,
         people,
         _facets(run),
+        history([*before, run]) if (before := earlier or earlier_runs(run)) else None,
     )
 
 

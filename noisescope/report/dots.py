@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from noisescope.scoring.annotators import Annotator
+    from noisescope.scoring.history import History
 
 #: How to read each figure.
 CAPTIONS = {
@@ -45,6 +46,8 @@ CAPTIONS = {
     "annotators": "Estimates with 90% intervals, labels in brackets; annotators with few labels "
     "are shrunk toward the crowd. Diamonds are flagged.",
     "by-source": "Mean p_wrong of each file’s pairs.",
+    "history": "Flip rate of each run with its 90% interval, oldest first. Hollow: an audit too "
+    "weak to act on, no part of the trend (dashed).",
     "by-length": "Mean p_wrong of the pairs in each group, number of pairs in brackets.",
 }
 
@@ -128,6 +131,32 @@ def groups(name: str, title: str, rates: Mapping[str, Interval], base: float) ->
     shown = list(rates.items())[:MOST_ROWS]
     rows = [Dot(_name(key), rate) for key, rate in shown]
     return _rates(name, title, rows, base, "expected share of wrong labels")
+
+
+def history(found: History) -> Picture:
+    """Draw the flip rates of runs in order, and the line of their trend."""
+    figure, (axes,) = canvas("Flip rate by run")
+    for at, point in enumerate(found.points):
+        rate, full = point.flip_rate, point.acts
+        axes.plot([at, at], [rate.low, rate.high], color=FAINT, linewidth=1.7, zorder=2)
+        fill = BLUE if full else PAPER
+        axes.plot(at, rate.estimate, "o", color=BLUE, markerfacecolor=fill, markersize=6, zorder=3)
+    last = len(found.points) - 1
+    if found.trend is not None and found.start is not None:
+        ends = [found.start, found.start + last * found.trend.estimate]
+        axes.plot([0, last], ends, color=VERMILLION, linestyle="--", zorder=1)
+    top = max(point.flip_rate.high for point in found.points)
+    axes.set(xlim=(-0.5, last + 0.5), ylim=(0, max(1.15 * top, 0.02)), ylabel="flip rate")
+    names = [_name(f"{point.dataset} {point.finished[:10]}") for point in found.points]
+    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0, ha="right"
+                    if len(names) > 3 else "center")  # fmt: skip
+    percent(axes)
+    listed = "; ".join(
+        f"{name}: {point.flip_rate.low:.1%} to {point.flip_rate.high:.1%}"
+        for name, point in zip(names, found.points, strict=True)
+    )
+    alt = f"{found.sentence} {listed}."
+    return Picture("history", "Flip rate by run", CAPTIONS["history"], alt, figure)
 
 
 def _name(text: str) -> str:

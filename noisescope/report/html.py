@@ -8,17 +8,19 @@ our own style and script.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from noisescope.report import dots
 from noisescope.report.contents import Contents, gather, write_figures
 from noisescope.report.explain import Explanation, explain_run
 from noisescope.report.listing import listing
 from noisescope.report.overview import overview
 from noisescope.report.style import Picture, dark
 from noisescope.report.template import content_policy, data_uri, render, resource
+from noisescope.scoring.history import History
 from noisescope.storage.files import write_atomic
 from noisescope.storage.printable import printable
 
@@ -32,13 +34,17 @@ SENTENCES = 6
 
 
 def write_report(
-    run: Run, output: Path | None = None, images: ImageStore | None = None
+    run: Run,
+    output: Path | None = None,
+    images: ImageStore | None = None,
+    earlier: Sequence[Run] = (),
 ) -> tuple[Path, list[Path]]:
     """Write a run's page (report.html in it if None) and its figures; return their paths.
 
+    Its history has the `earlier` runs, by default those of earlier states of the same dataset.
     Raises RunError for an unfinished or damaged run.
     """
-    contents = gather(run)
+    contents = gather(run, earlier=earlier)
     path = output or run.directory / "report.html"
     write_atomic(path, page(contents, images))
     return path, write_figures(contents.pictures, run.directory / "figures")
@@ -70,6 +76,7 @@ def page(contents: Contents, images: ImageStore | None = None) -> str:
         share=summary["mislabelled_share"],
         verdict=verdict(summary),
         reviewed="" if contents.reviews is None else printable(contents.reviews.sentence()),
+        past=contents.history and _past(contents.history),
         figures=[_figure(picture) for picture in contents.pictures],
         figures_lead=_figures_lead(contents),
         annotators=[replace(row, name=printable(row.name)) for row in contents.annotators],
@@ -87,6 +94,17 @@ def in_common(explanation: Explanation) -> dict[str, list[str]]:
         "suspicious": [printable(f.sentence) for f in found if f.kind != "follows"][:SENTENCES],
         "all": [printable(f.sentence) for f in found if f.kind == "follows"][:SENTENCES],
     }
+
+
+def _past(found: History) -> dict[str, Any]:
+    """The runs in order, the sentence on their trend, and their figure."""
+    points = [
+        {**vars(one), "dataset": printable(one.dataset), "date": one.finished[:10]}
+        for one in found.points
+    ]
+    notes = [printable(note) for note in found.notes]
+    figure = _figure(dots.history(found))
+    return {"points": points, "sentence": found.sentence, "notes": notes, "figure": figure}
 
 
 def verdict(summary: Mapping[str, Any]) -> str:

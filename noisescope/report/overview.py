@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noisescope.report.contents import Contents
+from noisescope.scoring.answer import answer
 from noisescope.storage.printable import printable
 
 #: Seconds that a person needs for one pair, an assumption that the page states.
@@ -32,7 +33,7 @@ def overview(contents: Contents) -> dict[str, Any]:
     dots = DOTS.get(_word(summary), 0)
     check = _worth_checking(finds)
     return {
-        "headline": headline(contents),
+        "headline": answer(summary, contents.reviews),
         "trust": trust and {**trust, "dots": "●" * dots, "open": "○" * (3 - dots)},
         "acts": bool(trust and trust["acts"]),
         "finds": finds,
@@ -44,22 +45,6 @@ def overview(contents: Contents) -> dict[str, Any]:
         "who": None if unknown else _who(summary.get("annotators")),
         "undecided": f"{summary['contested_share']:.1%}",
     }  # fmt: skip
-
-
-def headline(contents: Contents) -> str:
-    """How many labels are wrong, as a range, by reviewers if they judged a random sample."""
-    summary, people = contents.summary, contents.reviews
-    pairs, share = summary["pairs"], summary["mislabelled_share"]
-    reviewed = None if people is None else people.share()
-    low, high = (share["low"], share["high"]) if reviewed is None else (reviewed.low, reviewed.high)
-    in_percent = f"{low:.0%} to {high:.0%}"
-    acts = (summary.get("trust") or {}).get("acts", True)  # as `answer` of the command line
-    if reviewed is None and (summary["chance"] or not acts):
-        return f"Cannot say how many labels are wrong: anything from {in_percent} fits."
-    by = "" if reviewed is None else "By the reviewers’ random sample, "
-    labels = f"between {low * pairs:,.0f} and {high * pairs:,.0f} of {pairs:,} labels"
-    sentence = f"{by}{labels} are probably wrong ({in_percent})."
-    return sentence[0].upper() + sentence[1:]
 
 
 def _word(summary: Mapping[str, Any]) -> str:

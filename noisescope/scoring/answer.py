@@ -1,30 +1,51 @@
-"""Answer how many labels are wrong, in one sentence."""
+"""Answer how many labels are wrong, in one sentence: on the screen, the page and in Python."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from noisescope.errors import RunError
 from noisescope.storage.printable import plural
 
 if TYPE_CHECKING:
     from noisescope.scoring.reviews import RunReviews
+    from noisescope.storage.run import Run
 
 
 def answer(summary: Mapping[str, Any], people: RunReviews | None = None) -> str:
-    """How many labels are wrong, in one sentence: of a summary's JSON object, and of reviews."""
-    if people is not None and people.share() is not None:
-        return people.sentence()
-    share, pairs = summary["mislabelled_share"], summary["pairs"]
-    low, high = (_rounded(share[end] * pairs) for end in ("low", "high"))
-    percent = f"{share['low']:.0%} to {share['high']:.0%}"
-    if not summary["trust"]["acts"]:
+    """How many labels are wrong, of a summary's JSON object, or as reviewers of a sample found."""
+    reviewed = None if people is None else people.share()
+    found = summary["mislabelled_share"] if reviewed is None else reviewed.to_json()
+    percent = f"{found['low']:.0%} to {found['high']:.0%}"
+    # Summaries of older versions state no trust.
+    acts = (summary.get("trust") or {"acts": not summary["chance"]})["acts"]
+    if reviewed is None and not acts:
         return f"Cannot say how many labels are wrong: anything from {percent} fits."
+    low = _rounded(found["low"] * summary["pairs"], math.floor)
+    high = max(_rounded(found["high"] * summary["pairs"], math.ceil), 1)
+    labels = plural(high, "label")
+    if reviewed is not None:
+        sample = "By a random sample that people judged, "
+        return f"{sample}between {low:,} and {labels} are wrong ({percent})."
     if low == 0:
-        return f"Up to {plural(high, 'label')} may be wrong ({percent})."
-    return f"Between {low:,} and {plural(high, 'label')} are probably wrong ({percent})."
+        return f"Up to {labels} may be wrong ({percent})."
+    return f"Between {low:,} and {labels} are probably wrong ({percent})."
 
 
-def _rounded(number: float) -> int:
-    """A number of labels with two significant digits."""
-    return int(float(f"{number:.1e}"))
+def caution(run: Run) -> str | None:
+    """A warning about the probabilities of a run that is too weak to act on, or None."""
+    try:
+        trust = (run.manifest().get("summary") or {}).get("trust")
+    except RunError:
+        return None
+    if trust is None or trust["acts"]:
+        return None
+    return f"caution: no p_wrong here is to be acted on ({trust['word']}). {trust['sentence']}"
+
+
+def _rounded(number: float, towards: Callable[[float], int]) -> int:
+    """A number of labels with two significant digits; below 100 it is rounded outwards."""
+    step = int(10 ** max(len(str(int(number))) - 2, 0))
+    return towards(round(number, 9)) if step == 1 else round(number / step) * step

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.errors import UsageError
 from noisescope.scoring.find import expected_finds
 
 if TYPE_CHECKING:
@@ -51,12 +52,19 @@ def compare(
 
     `hits` are planted errors among the worst pairs, as many as were planted; `expected_hits` the
     range of wrong labels that the audit expects there (`find`). If the data has errors of its own,
-    those are expected too, and only more hits than expected contradict.
+    those are expected too, and only more hits than expected contradict. Pairs without a margin are
+    not among the worst. Raises UsageError if no label is wrong, or none has a margin.
     """
     planted, count = float(wrong.mean()), int(wrong.sum())
-    worst = np.lexsort((columns["margin"], -columns["p_wrong"]))[:count]
+    ranked = min(count, int(np.isfinite(columns["margin"]).sum()))
+    if not ranked:
+        raise UsageError(
+            f"none of the {len(wrong):,} labels is known to be wrong, so there is nothing to find",
+            hint="Plant more with a larger --rate, or name a --truth file with wrong labels.",
+        )
+    worst = np.lexsort((columns["margin"], -columns["p_wrong"]))[:ranked]
     hits = int(wrong[worst].sum())
-    expected = expected_finds(noise, columns["margin"], (count,))[0]
+    expected = expected_finds(noise, columns["margin"], (ranked,))[0]
     covers = (expected.low if own.none else 0) <= hits <= expected.high
     claims: dict[str, Any] = {
         "planted": count,

@@ -274,15 +274,21 @@ def _parts(name: str, workspace: Workspace | None) -> tuple[str, str | None, str
     return base, (rest[0] if len(rest) == 2 else None), rest[-1]
 
 
+#: Endings of data files.
+_ENDING = re.compile(r"(\.(parquet|arrow|jsonl|ndjson|json|csv|tsv|gz|txt))+$", re.IGNORECASE)
+
+
 def _beside(name: str) -> str:
-    """A suggestion of the file beside `name` that is most like it, or ''."""
+    """A suggestion of the file beside `name` that is most like it, with or without its ending."""
     path = Path(name)
     try:
         names = [other.name for other in path.parent.iterdir() if other.name[0] != "."]
     except OSError:
         return ""
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
-    return f" (did you mean {str(path.parent / close[0])!r}?)" if close else ""
+    whole = {_ENDING.sub("", other): other for other in names if _ENDING.search(other)}
+    whole |= {other: other for other in names}
+    close = difflib.get_close_matches(path.name, list(whole), n=1, cutoff=0.8)
+    return f" (did you mean {str(path.parent / whole[close[0]])!r}?)" if close else ""
 
 
 def _exists(name: str) -> bool:
@@ -296,8 +302,7 @@ def _is_path(name: str) -> bool:
     """Whether a name exists as a path, or can only be one."""
     if _exists(name) or re.search(r"[*?\[\\]", name) or name.startswith((".", "/", "~")):
         return True
-    ending = re.search(r"\.(parquet|arrow|jsonl|ndjson|json|csv|tsv|gz|txt)$", name.lower())
-    return bool(ending) or name.count("/") > 1
+    return bool(_ENDING.search(name)) or name.count("/") > 1
 
 
 def _check_home(path: str) -> None:

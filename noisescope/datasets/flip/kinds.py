@@ -26,6 +26,7 @@ recur that is an error of single pairs, as `prompt` is where each prompt has one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
@@ -150,9 +151,17 @@ def _part(rate: float, share: float, which: str) -> float:
     if rate > share:
         raise UsageError(
             f"only {share:.1%} of the labels {which}, so {rate:.1%} of all cannot be flipped",
-            hint=f"Use --rate {np.floor(share * 100) / 100:g} or less.",
+            hint=_most(share),
         )
     return rate / max(share, 1e-300)
+
+
+def _most(share: float) -> str:
+    """The largest rate that can be typed, to two digits; another kind where there is none."""
+    if share <= 0:
+        return "Use another --kind: uniform flips any label."
+    digits = max(1 - math.floor(math.log10(share)), 2)
+    return f"Use --rate {math.floor(share * 10**digits) / 10**digits:g} or less."
 
 
 def annotator_chance(rate: float, seed: int, survey: Survey[L]) -> Chance[L]:
@@ -217,7 +226,7 @@ def response_chance(rate: float, seed: int, survey: Survey[L]) -> Chance[L]:
         raise UsageError(
             f"errors of scores can reverse {possible / len(needed):.1%} of the labels, not "
             f"{rate:.1%}: half of those that have scores",
-            hint=f"Use --rate {np.floor(possible / len(needed) * 100) / 100:g} or less.",
+            hint=_most(possible / len(needed)),
         )
     scale = np.partition(needed, count - 1)[count - 1] if count else -1.0
     return lambda chunk: (_needed(chunk, seed) <= scale).astype(np.float64)
