@@ -47,6 +47,14 @@ SUMMARISED = ("wrong", "estimate", "low", "high", "identifiable", "covered", "br
 SIZES = {300: 4, 1000: 4, 3000: 2, 10_000: 1}
 #: Numbers of most suspicious pairs whose predicted range is compared with the truth.
 COUNTS = (50, 100, 200, 400, 800)
+#: Least AUROC of p_wrong by labels; pooled fits.
+GOALS = {
+    "sample": 0.925,
+    "natural": 0.888,
+    "annotator 5 %": 0.95,
+    "annotator 20 %": 0.95,
+    "contrarian 20 %": 0.98,
+}
 QUICK_SIZES = {300: 2, 1000: 2}
 #: Second fits and repeated cells: few replicas and a short search.
 SHORT = {"replicas": 2, "search_steps": 8}
@@ -69,10 +77,10 @@ def run(options: Options) -> Report:
     report.tables["claimed flip rate against planted errors"] = list(summarised(rows))
     claims(rows, report)
     report.tables["AUROC and calibration of p_wrong"] = found
-    goals = {"sample": 0.925, "natural": 0.888, "annotator 5 %": 0.95, "annotator 20 %": 0.95}
     for row in found:
-        goal = goals.get(row["labels"], 0.98)
-        report.at_least(f"AUROC of p_wrong, {row['labels']}", row["p_wrong"], goal)
+        if row["labels"] in GOALS:
+            name = f"AUROC of p_wrong, {row['labels']}"
+            report.at_least(name, row["p_wrong"], GOALS[row["labels"]])
     return report
 
 
@@ -287,7 +295,8 @@ def auroc_rows(natural: Labels) -> Iterator[dict[str, Any]]:
     """Natural votes, and gold labels with annotators who err."""
     gold = right(natural)
     yield auroc_row(natural, "natural")
-    for kind, rate in (("annotator", 0.05), ("annotator", 0.2), ("contrarian", 0.2)):
+    planted = ("annotator", 0.05), ("annotator", 0.2), ("contrarian", 0.2), ("uniform", 0.2)
+    for kind, rate in (*planted, ("response", 0.2)):
         yield auroc_row(plant(gold, kind, rate, 1), f"{kind} {rate:.0%}".replace("%", " %"))
 
 
