@@ -254,25 +254,35 @@ def test_what_an_audit_knows_of_annotators_reaches_the_policies() -> None:
     assert not set(clean.prompts[test]) & set(clean.prompts[~test])
     found = dict(soft.measure(clean, noisy, test, validation, 1))
     train = ~test & ~validation
-    assert found["oracle: right pairs only", "tuned"] > 0.85
+    assert found["ceiling: right pairs only", "tuned"] > 0.85
     recipes = soft.recipes(noisy, np.flatnonzero(train), 1)
     np.testing.assert_array_equal(recipes["drop annotators"].keep, ~noisy.wrong[train])
     np.testing.assert_array_equal(recipes["reverse annotators"].turn, noisy.wrong[train])
     assert found["reverse annotators", "tuned"] == found["dpo on right labels", "tuned"]
-    right = recipes["soft-dpo"].gamma > 0
-    assert (right == ~noisy.wrong[train]).mean() > 0.95
+    for method in ("soft-dpo, annotators", "train's choice, annotators"):
+        right = recipes[method].gamma > 0
+        assert (right == ~noisy.wrong[train]).mean() > 0.95
+    stages = recipes["easy to hard by p_wrong"].stage
+    assert np.ptp(np.bincount(stages)) <= 1
+    assert noisy.wrong[train][stages == 2].mean() > 0.5 > noisy.wrong[train][stages == 0].mean()
 
 
-def test_a_second_audit_has_an_outside_judge() -> None:
+def test_reviews_and_a_judge_enter_what_is_learnt() -> None:
     soft = part("soft")
     clean = soft.simulated(600, 2, width=4)
     noisy = soft.plant(clean, "response", 0.3, 2)
     judged = soft.graded(noisy.wrong, soft.JUDGE, 2)[:, 0]
     assert ((judged < 0) == noisy.wrong).mean() == pytest.approx(soft.JUDGE, abs=0.05)
     recipes = soft.recipes(noisy, np.arange(len(noisy.wrong)), 2)
-    kept = {name: recipes["drop p_wrong >= .5" + name].keep for name in ("", soft.OUTSIDE)}
-    right = {name: (keep != noisy.wrong).mean() for name, keep in kept.items()}
-    assert right[soft.OUTSIDE] > right[""]
+    blind = recipes["train's choice, annotators"]
+    assert blind.gamma is None  # nobody errs more than others: plain dpo
+    sure = recipes["train's choice, 100 reviews"].gamma
+    asked = np.isclose(np.abs(sure), np.log(0.98 / 0.02))
+    assert asked.sum() == 100
+    np.testing.assert_array_equal(sure[asked] < 0, noisy.wrong[asked])
+    odds = recipes["train's choice, judge"].gamma
+    given = soft.graded(noisy.wrong, soft.JUDGE, 2)[:, 0]
+    assert 0.5 < np.polyfit(given, odds, 1)[0] < 1.5  # 1: the judge's own log odds
 
 
 def test_gains_have_t_intervals_over_seeds() -> None:

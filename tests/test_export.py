@@ -163,7 +163,7 @@ def test_weights_hold_the_scores_in_the_datasets_order(scored: RunScores, tmp_pa
     out = tmp_path / "w.parquet"
     assert export_weights(scored, out, "u") == PAIRS
     table = pq.read_table(out)
-    assert table.column_names == ["pair_id", "W", "gamma", "u", "p_flip", "p_wrong"]
+    assert table.column_names == ["pair_id", "W", "gamma", "u", "p_flip", "p_wrong", "p_prior"]
     pairs = pq.read_table(scored.run.pairs_path)
     assert table.column("pair_id").to_pylist() == pairs.column("pair_id").to_pylist()
     scores = {row["pair_id"]: row for row in pq.read_table(scored.run.scores_path).to_pylist()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,19 @@ from noisescope.scoring.metrics import Interval, auroc
 from noisescope.scoring.noise_models import fit_noise
 from noisescope.scoring.pair_facts import PairFacts, read_facts
 from noisescope.scoring.triads import Triads, count_triads
+
+
+def test_what_is_known_beside_margins_gives_the_likelihood_of_the_label() -> None:
+    """(1 - e_this) F + e_other (1 - F) is proportional to (1 - p) F + p (1 - F) in F."""
+    noise = fit_noise(np.random.default_rng(0).normal(1, 2, 300))
+    this, other = np.array([0.0, 0.1, 0.4, 0.9]), np.array([0.0, 0.3, 0.05, 0.9])
+    p = replace(noise, this=this, other=other).p_prior()
+    share = np.linspace(0.01, 0.99, 9)[:, None]
+    ratio = ((1 - this) * share + other * (1 - share)) / ((1 - p) * share + p * (1 - share))
+    assert_allclose(ratio, np.broadcast_to(ratio[0], ratio.shape), rtol=1e-4)
+    odds = np.array([2.0, 0.0, -1.0, 0.5])
+    moved = replace(noise, this=this, other=other).p_prior(odds, odds)
+    assert_allclose(logit(p[1:]) - logit(moved[1:]), 2 * odds[1:], atol=1e-6)
 
 
 def labelled(seed: int, pairs: int, rate, slope: float = 3.0):

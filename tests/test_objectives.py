@@ -23,6 +23,7 @@ from noisescope.training.objectives import (
     AdaptiveIPO,
     DistilledDPO,
     DrDPO,
+    ForwardDPO,
     Hinge,
     HolderDPO,
     LengthNormalisedDPO,
@@ -103,6 +104,21 @@ def test_soft_dpo_is_cdpo_with_the_pairs_own_p_wrong(p):
     for h, loss in zip((0.6, -0.2), SoftDPO(0.2)(values).tolist(), strict=True):
         by_hand = -(1 - p) * math.log(sigmoid(h)) - p * math.log(sigmoid(-h))
         assert loss == pytest.approx(by_hand, abs=1e-5)  # certain labels: sigma(12), not 1
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 0.9])
+def test_forward_dpo_is_the_likelihood_of_a_noisy_label(p):
+    h = [0.6, -0.2, 3.0]
+    ratio = torch.tensor([value / 0.2 for value in h], requires_grad=True)
+    gamma = torch.tensor(belief(np.full(3, p)), dtype=torch.float32)
+    losses = ForwardDPO(0.2)(PairValues(ratio, weight=torch.ones(3), gamma=gamma))
+    likelihoods = [(1 - p) * sigmoid(at) + p * sigmoid(-at) for at in h]
+    expected = [-math.log(likelihood) for likelihood in likelihoods]
+    assert losses.tolist() == pytest.approx(expected, abs=1e-4)  # certain: sigma(12), not 1
+    losses.sum().backward()
+    slopes = [0.2 * (1 - 2 * p) * sigmoid(at) * sigmoid(-at) for at in h]
+    expected = [-slope / share for slope, share in zip(slopes, likelihoods, strict=True)]
+    assert ratio.grad.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_side_likelihoods_enter_where_they_should():

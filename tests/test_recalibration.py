@@ -17,7 +17,13 @@ from noisescope.export.run_scores import find_run_scores
 from noisescope.gate.input import Subject
 from noisescope.report.review.session import open_session
 from noisescope.scoring.metrics import calibration
-from noisescope.scoring.reviews import draw_sample, read_p_wrong, read_population, reviews_of
+from noisescope.scoring.reviews import (
+    draw_sample,
+    found_wrong,
+    read_p_wrong,
+    read_population,
+    reviews_of,
+)
 from noisescope.scoring.score import score_run
 from noisescope.storage.reviews import Log, side_key
 
@@ -150,7 +156,15 @@ def test_gate_and_export_read_the_recalibrated_column(run):
     expected = np.sort(scores(run)["p_wrong"])
     scored = find_run_scores(str(run.directory), run.directory.parent)
     assert np.array_equal(np.sort(Subject(run).columns["p_wrong"]), expected)
-    assert np.array_equal(np.sort(scored.columns["p_wrong"]), expected)
+    names, p = found_wrong(run)  # 100 pairs have their own answers in exports
+    assert set(p.round(6)) == {0.02, 0.98}
+    assert len(names) == 100
+    judged = scored.positions(names)
+    assert np.array_equal(scored.columns["p_wrong"][judged], p)
+    table = pq.read_table(run.scores_path, columns=["pair_id", "p_wrong"])
+    others = ~np.isin(table["pair_id"].to_numpy(), names)
+    rest = np.delete(scored.columns["p_wrong"], judged)
+    assert np.array_equal(np.sort(rest), np.sort(table["p_wrong"].to_numpy()[others]))
     facts = {"dataset": "d", "model": "m", "policy": "none", "dataset_fingerprint": "0"}
     facts |= {"model_fingerprint": "0", "counts": {"keep": PAIRS, "drop": 0, "flip": 0}}
     assert "recalibrated on 100 judgements of reviewers" in card(scored, facts, "*")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.tiny_judges import tiny_reward_model
 from helpers.tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer
+from numpy.typing import NDArray
 from scipy.special import expit
 
 import noisescope
@@ -26,7 +28,7 @@ from noisescope.errors import DataError, NoisescopeError, RunError, UsageError
 from noisescope.pairs import hashed
 from noisescope.replicas.head import HeadConfig, fit_heads
 from noisescope.replicas.refit import refitter
-from noisescope.replicas.source_fits import Evidence, what_each_added
+from noisescope.replicas.source_fits import Evidence, outside_odds, what_each_added
 from noisescope.replicas.sources import (
     Source,
     Table,
@@ -39,6 +41,7 @@ from noisescope.replicas.sources import (
 from noisescope.report.contents import gather
 from noisescope.report.html import page
 from noisescope.scoring.margins import RunMargins
+from noisescope.scoring.pair_facts import PairFacts
 from noisescope.scoring.sources import SourceReport, source_notes
 
 CONFIG = HeadConfig(replicas=2, folds=4, search_steps=10)
@@ -389,6 +392,32 @@ def test_margins_of_a_pair_that_no_replica_holds_out_are_unknown(
         Source("lora", ""), data, noisescope.EvidenceConfig(), lambda config: tuned
     )
     np.testing.assert_array_equal(opened.numbers["lora"][:4], [1.0, np.nan, 2.0, 4.0])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_judge_s_log_odds_are_found_whatever_its_scale(sign: int) -> None:
+    """Log odds N(mu, 2 mu) of the truth, independent of the errors and of the model's margins."""
+    rng = np.random.default_rng(5)
+    gap = rng.normal(0, 3, 4000)
+    label = np.where(rng.random(4000) < 1 / (1 + np.exp(-gap)), 1, -1)  # honest votes
+    label = np.where(rng.random(4000) < 0.25, -label, label)
+    wrong = label != np.sign(gap)  # not what most people would choose
+    judged = rng.normal(np.where(wrong, -0.9, 0.9), np.sqrt(1.8))
+    column = sign * judged[:, None].astype(np.float32)
+    found = {"model": label * gap, "judge": 0.2 * judged}
+    groups = {"model": ("middle",), "judge": ("number",), "embed:e": ("e",)}
+    wide = np.ones((2, 3), np.float32)
+    empty = np.empty(0, np.int64), np.empty(0, np.int64)
+    keys = np.empty(0, np.uint64)
+    whole = Evidence({"middle": wide, "e": wide}, {"number": column}, empty, keys, keys, CONFIG)
+
+    def margins(sources: Collection[str]) -> NDArray[np.float64]:
+        return found["judge" if "judge" in sources else "model"]
+
+    odds = outside_odds(whole, groups, margins, PairFacts())
+    assert odds is not None
+    assert np.polyfit(judged, odds, 1)[0] == pytest.approx(1.0, abs=0.2)
+    assert outside_odds(whole, groups, margins, PairFacts(), ["judge"]) is None
 
 
 def test_damaged_numbers_are_found(model: Path, place: Path) -> None:

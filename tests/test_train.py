@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import resource
 import shlex
 import subprocess
@@ -30,6 +31,8 @@ from transformers import AutoModelForCausalLM
 
 from noisescope.cli import run as command
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
+from noisescope.export.answers import import_answers
+from noisescope.export.run_scores import find_run_scores
 from noisescope.scoring.score import ScoreConfig, score_run
 from noisescope.training.objectives import OBJECTIVES
 from noisescope.training.policy.pair_weights import (
@@ -150,6 +153,10 @@ def test_an_audit_of_the_same_labels_is_found_and_weighs_the_pairs(place, datase
     p_wrong = scores["p_wrong"].loc[order].to_numpy()
     np.testing.assert_allclose(1 / (1 + np.exp(soft.gamma)), p_wrong, atol=1e-5)
     assert soft.weight.tolist() == [1.0] * 40
+    prior = run_weights(run, dataset, WeightRule("prior"))
+    p_prior = scores["p_prior"].loc[order].to_numpy()
+    np.testing.assert_allclose(1 / (1 + np.exp(prior.gamma)), p_prior, atol=1e-5)
+    assert prior.even  # one rate for all: nothing is known but the responses
     lines = [f"{name},{p!r}\n" for name, p in zip(order, p_wrong.tolist(), strict=True)]
     (tmp_path / "p.csv").write_text("".join(["pair_id,p_wrong\n", *lines]))
     read_back = file_weights(tmp_path / "p.csv", dataset, "soft")
@@ -191,6 +198,29 @@ def test_an_adaptive_objective_makes_its_audit_first(
     assert said in " ".join((shown.err if refused else shown.out).split())
     assert len(list(tmp_path.glob("runs/pairs-*/manifest.json"))) == 1
     assert len(list(tmp_path.glob(f"trained/pairs-{objective}-*/manifest.json"))) == 1 - refused
+
+
+def test_what_reviewers_found_comes_before_what_the_audit_suspects(dataset, tmp_path):
+    run = audited(tmp_path / "runs", dataset)
+    names = dataset.table.column("pair_id").to_pylist()
+    answers = {"flip": names[0], "keep": names[1]}
+    rows = "".join(f"{name},{word}\n" for word, name in answers.items())
+    (tmp_path / "a.csv").write_text("pair_id,decision\n" + rows)
+    before = {s: run_weights(run, dataset, WeightRule(s)) for s in ("p_wrong", "soft", "prior")}
+    import_answers(run, tmp_path / "a.csv", "ann")
+    found = {s: run_weights(run, dataset, WeightRule(s)) for s in ("p_wrong", "soft", "prior")}
+    sure = math.log(0.98 / 0.02)
+    for scheme in ("soft", "prior"):
+        assert found[scheme].gamma[:2].tolist() == pytest.approx([-sure, sure])
+        np.testing.assert_array_equal(found[scheme].gamma[2:], before[scheme].gamma[2:])
+        assert (before[scheme].judged, found[scheme].judged) == (0, 2)
+    assert found["p_wrong"].weight[:2].tolist() == pytest.approx([0.0, 0.96])
+    assert "2 pairs as reviewed" in found["prior"].description
+    scores = find_run_scores(str(run.directory), tmp_path / "runs", force=True)
+    made = dict(zip(names, scores.positions(names), strict=True))
+    for name, p in zip(names[:2], (0.98, 0.02), strict=True):
+        assert scores.columns["p_wrong"][made[name]] == pytest.approx(p)
+        assert scores.columns["p_prior"][made[name]] == pytest.approx(p)
 
 
 def test_weights_of_other_labels_are_refused(place, dataset, tmp_path):
@@ -314,29 +344,39 @@ def test_an_audit_no_better_than_chance_is_said(place, dataset, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("acts", "known", "reason"),
+    ("acts", "differs", "reviewed", "reason"),
     [
-        (True, {"noise_model": "annotator"}, ""),
-        (True, {"sources": [{}]}, ""),
-        (True, {"recalibration": {"slope": 1.0}}, ""),
-        (True, {}, "no reviews and no other evidence"),
-        (False, {"noise_model": "annotator"}, "a word. A reason."),
+        (True, True, False, ""),
+        (True, False, True, ""),
+        (False, False, True, ""),
+        (True, False, False, "no reviews and no other evidence"),
+        (False, True, False, "a word. A reason."),
     ],
 )
 def test_without_an_objective_the_audit_decides(
-    place, dataset, tmp_path, capsys, acts, known, reason
+    place, dataset, tmp_path, capsys, acts, differs, reviewed, reason
 ):
     run = audited(tmp_path / "runs", dataset)
     manifest = run.manifest()
     trust = {"word": "a word", "sentence": "A reason.", "helps": [], "acts": acts}
-    summary = manifest["summary"] | {"trust": trust, "chance": False, "noise_model": "one rate"}
-    summary |= {"sources": [], "recalibration": None} | known
+    summary = manifest["summary"] | {"trust": trust, "chance": False}
     run.write_manifest(manifest | {"summary": summary})
+    if differs:
+        scores = pq.read_table(run.scores_path)
+        at = scores.column_names.index("p_prior")
+        rates = pa.array(np.linspace(0.1, 0.4, len(scores)))
+        pq.write_table(scores.set_column(at, "p_prior", rates), run.scores_path)
+    if reviewed:
+        names = dataset.table.column("pair_id").to_pylist()[:3]
+        (tmp_path / "a.csv").write_text(
+            "pair_id,decision\n" + "".join(f"{n},flip\n" for n in names)
+        )
+        import_answers(run, tmp_path / "a.csv", "ann")
     line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model"), "--steps", "1"]
     line += ["--runs-dir", str(run.directory.parent), "--device", "cpu", "--dtype", "float32"]
     assert command([*line, "--output", str(tmp_path / "tuned")]) == 0
     plan = json.loads((tmp_path / "tuned" / "manifest.json").read_text())["plan"]
-    assert plan["settings"]["objective"] == ("dpo" if reason else "soft-dpo")
+    assert plan["settings"]["objective"] == ("dpo" if reason else "forward-dpo")
     assert plan["weights"].startswith("none" if reason else "run ")
     notes = " ".join(capsys.readouterr().err.split())
     assert ("training plain dpo" in notes) is bool(reason)

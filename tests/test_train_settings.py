@@ -16,6 +16,7 @@ from noisescope.training.objectives import (
     DPO,
     AdaptiveDPO,
     DistilledDPO,
+    ForwardDPO,
     PairValues,
     SoftDPO,
 )
@@ -114,14 +115,21 @@ def test_distilled_dpo_takes_beliefs_and_is_validated_on_labels():
     assert settled("text", objective="distilled-dpo").weighting == "margin"
     assert settled("text", objective="adaptive-dpo").weighting == "u"
     assert settled("text", objective="soft-dpo").weighting == "soft"
+    assert settled("text", objective="forward-dpo").weighting == "prior"
+    assert judged_by(ForwardDPO(0.3)) == DPO(0.3)
     assert judged_by(SoftDPO(0.3)) == DPO(0.3)
-    for objective, scheme in (("soft-dpo", "margin"), ("distilled-dpo", "soft"), ("dpo", "soft")):
+    for objective, scheme in (
+        ("soft-dpo", "margin"),
+        ("forward-dpo", "soft"),
+        ("distilled-dpo", "soft"),
+        ("dpo", "prior"),
+    ):
         with pytest.raises(UsageError, match=f"{objective} does not work with .* with {scheme}"):
             settled("text", objective=objective).check_scheme(scheme)
 
 
 def test_the_paper_s_settings_choose_its_objective():
-    assert default_objective(None, None, {"k1": None, "epochs": 2.0}) == "soft-dpo"
+    assert default_objective(None, None, {"k1": None, "epochs": 2.0}) == "forward-dpo"
     assert default_objective("hh", None, {}) == "adaptive-dpo"
     assert default_objective(None, 1.0, {}) == "adaptive-dpo"
     assert default_objective(None, None, {"online": "ema"}) == "adaptive-dpo"

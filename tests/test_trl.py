@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from trl import DPOConfig, DPOTrainer
 
 from noisescope.errors import DataError, UsageError
 from noisescope.export.trl import export_trl
-from noisescope.training.objectives import AdaptiveIPO, SoftDPO
+from noisescope.training.objectives import AdaptiveIPO, ForwardDPO, SoftDPO
 from noisescope.training.trl import AdaptiveDPOTrainer, WeightedCollator
 
 BETA = 0.3
@@ -127,11 +128,30 @@ def test_soft_labels_are_learnt_and_never_read_as_a_shift(tmp_path: Path) -> Non
     assert loss.item() == pytest.approx(terms.mean().item(), rel=1e-5)
     with pytest.raises(UsageError, match="AdaptiveIPO does not work"):
         trainer(AdaptiveDPOTrainer, data, tmp_path, objective=AdaptiveIPO(beta=BETA))
-    with pytest.raises(UsageError, match="no column belief"):
+    with pytest.raises(UsageError, match="it has the column gamma, and not belief"):
         trainer(AdaptiveDPOTrainer, rows(), tmp_path, objective=SoftDPO(beta=BETA))
+    with pytest.raises(UsageError, match="it has the column belief, and not prior"):
+        trainer(AdaptiveDPOTrainer, data, tmp_path, objective=ForwardDPO(beta=BETA))
     plain = trainer(DPOTrainer, data.select(range(4)), tmp_path / "plain")
     plain.train()  # TRL alone ignores our columns
     assert any("loss" in entry for entry in plain.state.log_history)
+
+
+def test_what_is_known_of_a_label_beside_its_responses_enters_its_likelihood(
+    tmp_path: Path,
+) -> None:
+    scores = toy(tmp_path)
+    scores.columns["p_prior"][:] = np.linspace(0.05, 0.6, len(scores))
+    export_trl(scores, tmp_path / "t.parquet", scheme="prior")
+    data = Dataset.from_parquet(str(tmp_path / "t.parquet"), cache_dir=str(tmp_path / "cache"))
+    made = trainer(AdaptiveDPOTrainer, data.select(range(4)), tmp_path / "out")
+    batch = batch_of(made)
+    policy, reference = logps_by_hand(tiny_llama(0), batch), logps_by_hand(tiny_llama(1), batch)
+    chosen, rejected = (policy - reference).chunk(2)
+    h, p = BETA * (chosen - rejected), torch.sigmoid(-batch["prior"])
+    expected = -((1 - p) * h.sigmoid() + p * (-h).sigmoid()).log().mean()
+    loss = made.compute_loss(made.model, batch)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_any_objective_and_peft(tmp_path: Path) -> None:

@@ -36,13 +36,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a method trains on: n training pairs, or those it keeps; `turn` reverses labels."""
+    """What a method trains on: n training pairs, or those it keeps; `turn` reverses labels.
+
+    `stage` [n]: pairs of stage s = 0 .. S - 1 are learnt from the share s / S of the steps on.
+    """
 
     objective: Objective
     weight: Float | None = None
     gamma: Float | None = None
     keep: Bool | None = None
     turn: Bool | None = None
+    stage: Int | None = None
 
 
 def split_of(material: Material, test: Bool, validation: Bool) -> Split:
@@ -84,7 +88,11 @@ def train(split: Split, ends: tuple[Int, Int], recipe: Recipe, annotator: Int) -
         rewards = rows @ theta.detach().numpy()
         logratio = torch.tensor(incidence @ rewards / BETA, dtype=torch.float32).requires_grad_()
         values = PairValues(logratio, reliability=reliability, **given)
-        loss = recipe.objective(values).mean(0).sum() / (slope * BETA)
+        losses = recipe.objective(values)
+        if recipe.stage is not None:
+            reached = recipe.stage * STEPS <= step * (recipe.stage.max() + 1)
+            losses = losses * torch.tensor(reached / reached.mean(), dtype=torch.float32)[:, None]
+        loss = losses.mean(0).sum() / (slope * BETA)
         (slopes,) = torch.autograd.grad(loss, logratio)
         if isinstance(recipe.objective, REPO):
             reliability = by_annotator(recipe.objective.posterior(values), annotator)

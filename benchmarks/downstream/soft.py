@@ -1,4 +1,4 @@
-"""What is the audit's knowledge worth in training: soft labels, weights, annotators dropped?
+"""What is the audit's knowledge worth in training: annotators, reviews, an outside judge?
 
     python -m benchmarks.downstream.soft [--quick] [--json FILE] [--seed N]
 
@@ -6,17 +6,23 @@ Simulated pairs, 8 responses a prompt and 40 annotators (`planted_noise.simulate
 --quick the gold labels of ukp-convarg; noise of four kinds at 20 and 30 % in the labels to train
 and to validate on. Log-linear policies (`downstream.policies`); the penalty is the one that does
 best on the NOISY validation labels ("tuned"), or none. Measured on right labels of prompts never
-seen, five seeds. The audit is heads that hold out whole prompts and `fit_noise` with annotators, as
-`score` has them; it is given no rate. A second audit has an outside source too: a judge right about
-75 % of the pairs and as sure as it is right, independent of the noise. Recovered: (method - noisy
-dpo) / (clean dpo - noisy dpo), means over the seeds, where the 90 % t interval of the cost is above
-0; gained: accuracy over noisy dpo in points, with its 90 % t interval.
+seen, five seeds. Audits are heads that hold out whole prompts and `fit_noise`, as `score` has them,
+and are given no rate: closed (nobody knows who labelled what), with annotators, and beside these
+100 or 300 of the training pairs judged by a reviewer who knows the truth (chosen as by `export
+--format review`), or a judge right about 75 % of the pairs and as sure as it is right, independent
+of the noise. "train's choice" is forward-dpo where the audit knows more of one label than of
+another, else dpo. Ceilings: every label's truth known, and only each annotator's true rate.
+
+Recovered: (method - noisy dpo) / (clean dpo - noisy dpo), means over the seeds, where the 90 % t
+interval of the cost is above 0; gained: accuracy over noisy dpo in points, with its 90 % t
+interval. Finished cells are cached.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,16 +30,22 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from benchmarks.detect import BETA, Bool, Float, Material
+from benchmarks.downstream.kept import Kept, kept
 from benchmarks.downstream.policies import Recipe, Split, right, split_of, train
 from benchmarks.harness import Options, Report, main
 from benchmarks.planted_noise import Labels, graded, plant, simulated
 from benchmarks.planted_noise import right as corrected
 from benchmarks.trust import HELD_OUT, fit, ukp_labels
+from noisescope.export.review import choose
+from noisescope.replicas.head import HeadConfig
+from noisescope.replicas.source_fits import Evidence, outside_odds
 from noisescope.scoring.annotators import coded_table
 from noisescope.scoring.detectors import u as instability
 from noisescope.scoring.noise_models import DECISIVE, Noise, fit_noise
-from noisescope.scoring.weights import WeightConfig, adaptive_weights, belief
-from noisescope.training.objectives import DPO, AdaptiveDPO, DistilledDPO, SoftDPO
+from noisescope.scoring.review_estimate import UNCHECKED
+from noisescope.scoring.scores import ranks
+from noisescope.scoring.weights import WeightConfig, adaptive_weights, belief, even
+from noisescope.training.objectives import DPO, AdaptiveDPO, DistilledDPO, ForwardDPO, SoftDPO
 
 Int = NDArray[np.int64]
 Cell = dict[tuple[str, str], float]  # accuracy by method and regime
@@ -41,10 +53,13 @@ KINDS, RATES = ("uniform", "annotator", "contrarian", "response"), (0.2, 0.3)
 PAIRS, WIDTH, SEEDS, FIRST_SEED = 2000, 64, 5, 300
 #: Shares of the prompts to test and to validate on.
 TEST, VALIDATION = 0.25, 0.15
-CLEAN, ORACLE = "dpo on right labels", "oracle: right pairs only"
+CLEAN, ORACLE = "dpo on right labels", "ceiling: right pairs only"
 REGIMES = ("tuned", "unregularised")
-#: Accuracy of the outside judge, and what methods are called that had it.
-JUDGE, OUTSIDE = 0.75, ", outside"
+CHOICE, TRUE_RATES = "train's choice", "ceiling: forward-dpo, true rates of annotators"
+#: Accuracy of the outside judge, and numbers of reviews.
+JUDGE, REVIEWS = 0.75, (100, 300)
+#: Of the fit of the judge alone, which is made before.
+HEADS = HeadConfig(replicas=2)
 
 
 def run(options: Options) -> Report:
@@ -60,8 +75,8 @@ def run(options: Options) -> Report:
             for kind in KINDS:
                 for rate in RATES:
                     noisy = plant(clean, kind, rate, seed)
-                    found = dict(measure(clean, noisy, test, validation, seed))
-                    cells.setdefault((kind, rate), []).append(found)
+                    cell = measured(clean, noisy, test, validation, seed, (name, kind, str(rate)))
+                    cells.setdefault((kind, rate), []).append(cell)
                     print(f"{name}, seed {seed}, {kind} {rate:.0%}", file=sys.stderr)
         for regime in REGIMES:
             report.tables[f"{name}, {regime}"] = [
@@ -74,6 +89,24 @@ def parts(labels: Labels, seed: int) -> tuple[Bool, Bool]:
     """Which pairs test and validate, [N] each: whole prompts."""
     drawn = np.random.default_rng(seed).random(int(labels.prompts.max()) + 1)[labels.prompts]
     return drawn < TEST, (drawn >= TEST) & (drawn < TEST + VALIDATION)
+
+
+def measured(
+    clean: Labels, noisy: Labels, test: Bool, validation: Bool, seed: int, what: tuple[str, ...]
+) -> Cell:
+    """`measure`, or what it found before for the same cell."""
+
+    def make() -> Kept:
+        found = dict(measure(clean, noisy, test, validation, seed))
+        names = dict.fromkeys(name for name, _ in found)
+        return {name: (np.array([[found[name, of] for of in REGIMES]]), 0) for name in names}
+
+    found = kept(make, "soft", str(seed), *what)
+    return {
+        (name, of): float(value)
+        for name, (values, _) in found.items()
+        for of, value in zip(REGIMES, values[0], strict=True)
+    }
 
 
 def measure(
@@ -107,30 +140,49 @@ def learnt(split: Split, clean: Labels, labels: Labels, recipe: Recipe) -> tuple
 
 def recipes(noisy: Labels, on: Int, seed: int) -> dict[str, Recipe]:
     """Every method for the n training pairs `on`, from audits of those pairs alone."""
-    part = Labels(
-        name=noisy.name,
-        features=noisy.features,
-        chosen=noisy.chosen[on],
-        rejected=noisy.rejected[on],
-        prompts=noisy.prompts[on],
-        annotators=noisy.annotators[on],
-        score=noisy.score,
-        wrong=noisy.wrong[on],
-    )
+    part = subset(noisy, on)
     margins, noise = audited(part, {})
+    mean, dpo = margins.mean(axis=0), DPO(BETA)
+    closed = fit_noise(mean, replace(part.facts, annotators=None))
     weight, gamma = adaptive_weights(instability(margins / BETA), WeightConfig())
-    worst, backwards = standing_out(part, noise, margins.mean(axis=0))
-    dpo = DPO(BETA)
-    informed = using(*audited(part, {"judge": graded(part.wrong, JUDGE, seed)}))
-    return {
+    worst, backwards = standing_out(part, noise, mean)
+    p, prior = noise.p_wrong(mean), noise.p_prior()
+    found = {
         "dpo": Recipe(dpo),
-        **using(margins, noise),
         "adaptive-dpo (paper)": Recipe(AdaptiveDPO(BETA), weight=weight, gamma=gamma),
+        "distilled-dpo": Recipe(DistilledDPO(BETA), gamma=noise.single.gap(mean)),
+        "soft-dpo, closed": Recipe(SoftDPO(BETA), gamma=belief(closed.p_wrong(mean))),
+        **using("annotators", p, prior),
+        "weights 1 - 2 p_wrong, annotators": Recipe(dpo, weight=np.maximum(0.0, 1 - 2 * p)),
+        "drop p_wrong >= .5, annotators": Recipe(dpo, keep=p < 0.5),
+        "relabel p_wrong >= .5, annotators": Recipe(dpo, turn=p >= 0.5),
         "drop annotators": Recipe(dpo, keep=~worst),
         "reverse annotators": Recipe(dpo, turn=backwards),
-        **{name + OUTSIDE: recipe for name, recipe in informed.items()},
+        **staged(mean, p),
+    }
+    columns = {"p_flip": noise.single.p_flip(mean), "rank": ranks(p, mean)}
+    for count in REVIEWS:
+        at = list(choose(columns, count, 0.5))
+        found |= using(f"{count} reviews", *(reviewed(q, part.wrong, at) for q in (p, prior)))
+        turn = np.zeros(len(p), bool)
+        turn[at] = part.wrong[at]
+        found[f"dpo on corrected labels, {count} reviews"] = Recipe(dpo, turn=turn)
+    judge = {"judge": graded(part.wrong, JUDGE, seed)}
+    both, informed = audited(part, judge)
+    odds = judge_odds(part, judge, margins)
+    found |= using("judge", informed.p_wrong(both.mean(axis=0)), noise.p_prior(odds))
+    counts = np.maximum(np.bincount(part.annotators), 1)
+    rates = np.bincount(part.annotators, part.wrong) / counts
+    return found | {
+        TRUE_RATES: Recipe(ForwardDPO(BETA), gamma=belief(rates[part.annotators])),
         ORACLE: Recipe(dpo, keep=~part.wrong),
     }
+
+
+def subset(labels: Labels, on: Int) -> Labels:
+    """The pairs `on`."""
+    pairs = ("chosen", "rejected", "prompts", "annotators", "wrong")
+    return replace(labels, **{name: getattr(labels, name)[on] for name in pairs})
 
 
 def audited(part: Labels, numbers: dict[str, NDArray[np.float32]]) -> tuple[Float, Noise]:
@@ -139,17 +191,48 @@ def audited(part: Labels, numbers: dict[str, NDArray[np.float32]]) -> tuple[Floa
     return margins, fit_noise(margins.mean(axis=0), part.facts)
 
 
-def using(margins: Float, noise: Noise) -> dict[str, Recipe]:
-    """The methods that use p_wrong of margins [M, n]."""
-    mean = margins.mean(axis=0)
-    p = noise.p_wrong(mean)
-    dpo = DPO(BETA)
+def judge_odds(part: Labels, numbers: dict[str, NDArray[np.float32]], margins: Float) -> Float:
+    """Log odds [n] that labels are right by the judge alone, as an audit finds them."""
+    alone = replace(part, features={})
+    judged = fit(alone, HELD_OUT, {}, numbers, replicas=2).margins.mean(axis=0, dtype=np.float64)
+    found = {"model": margins.mean(axis=0), "judge": judged}
+    groups = {"model": (), "judge": ("judge",)}
+    evidence = Evidence({}, numbers, (part.chosen, part.rejected), part.keys, part.keys, HEADS)
+    odds = outside_odds(evidence, groups, lambda names: found[next(iter(names))], part.facts)
+    assert odds is not None
+    return odds
+
+
+def using(known: str, p_wrong: Float, prior: Float) -> dict[str, Recipe]:
+    """The methods that learn what an audit knows: by p_wrong, by p_prior, and by choice."""
+    gamma = belief(prior)
+    forward = Recipe(ForwardDPO(BETA), gamma=gamma)
+    plain = even(np.ones(len(gamma)), gamma)
     return {
-        "soft-dpo": Recipe(SoftDPO(BETA), gamma=belief(p)),
-        "weights 1 - 2 p_wrong": Recipe(dpo, weight=np.maximum(0.0, 1 - 2 * p)),
-        "distilled-dpo": Recipe(DistilledDPO(BETA), gamma=noise.single.gap(mean)),
-        "drop p_wrong >= .5": Recipe(dpo, keep=p < 0.5),
+        f"soft-dpo, {known}": Recipe(SoftDPO(BETA), gamma=belief(p_wrong)),
+        f"soft-dpo by p_prior, {known}": Recipe(SoftDPO(BETA), gamma=gamma),
+        f"{CHOICE}, {known}": Recipe(DPO(BETA)) if plain else forward,
     }
+
+
+def reviewed(p: Float, wrong: Bool, at: list[int]) -> Float:
+    """p [n] with those of the pairs `at` as `found_wrong` has them after one right answer."""
+    out = p.copy()
+    out[at] = np.where(wrong[at], 1 - UNCHECKED, UNCHECKED)
+    return out
+
+
+def staged(margins: Float, p: Float) -> dict[str, Recipe]:
+    """Curricula in thirds, easy pairs first: large |margin| or low p_wrong (2403.07230)."""
+    orders = {"|margin|": -np.abs(margins), "p_wrong": p}
+    return {
+        f"easy to hard by {name}": Recipe(DPO(BETA), stage=_thirds(hard))
+        for name, hard in orders.items()
+    }
+
+
+def _thirds(values: Float) -> Int:
+    return np.argsort(np.argsort(values, kind="stable")) * 3 // len(values)
 
 
 def standing_out(labels: Labels, noise: Noise, margins: Float) -> tuple[Bool, Bool]:

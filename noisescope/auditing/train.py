@@ -3,9 +3,9 @@
     done = train("hh-rlhf", steps=200)
     done.manifest()["result"]["last"]["accuracy"]
 
-Without an objective it is soft-dpo on the dataset's own audit, which is made first if it is
-missing, or plain dpo where that audit is too weak to change labels (scoring/trust.py) or knows
-no more than the policy learns from the pairs themselves.
+Without an objective it is forward-dpo on the dataset's own audit, which is made first if it is
+missing, or plain dpo where that audit knows of no label more than of another but by its responses,
+which the policy learns itself, or is too weak to change labels (scoring/trust.py) and unreviewed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from noisescope.progress import Reporter, Silent
 from noisescope.storage.workspace import default_model, find_workspace
 from noisescope.training.policy.distributed import precision
 from noisescope.training.policy.pair_weights import (
+    PROBABILITIES,
     PairWeights,
     WeightRule,
     file_weights,
@@ -68,9 +69,10 @@ def train(
 
     `dataset` and `model` are those of the workspace if None; `reading` holds format, columns,
     pairs, split and limit. `objective` None: the paper's adaptive-dpo with any of its settings,
-    else soft-dpo or dpo, by the audit. `weights` is a run, a file (pair_id and W, gamma or
-    p_wrong), "none", or None: the dataset's audit for objectives in ADAPTIVE, no weights for the
-    others. `weighting` (p_wrong, p_flip, u, soft, margin) turns a run's scores into weights.
+    else forward-dpo or dpo, by the audit. `weights` is a run, a file (pair_id and W, gamma,
+    p_prior or p_wrong), "none", or None: the dataset's audit for objectives in ADAPTIVE, no weights
+    for the others. `weighting` (p_wrong, p_flip, u, prior, soft, margin) turns a run's scores into
+    weights.
     `settings` are fields of `TrainSettings`.
 
     Raises UsageError, DataError, ModelError, RunError or EvidenceError. A training that is
@@ -112,8 +114,8 @@ def train(
     rule = WeightRule(weighting or chosen.weighting, chosen.k1, chosen.k2, chosen.c2, rho)
     found = _weights(weights, rule, chosen, pairs, policy, runs_directory, reporter, command)
     automatic = objective is None and weights is None
-    if automatic and found is not None and (found.doubt or not found.beyond):
-        if not found.doubt:
+    if automatic and found is not None and (found.even or (found.doubt and not found.judged)):
+        if found.even:
             reporter.note(
                 "this audit has no rates that differ (by annotator, say), no reviews and no other "
                 "evidence: it knows no more than the policy learns from the pairs"
@@ -147,9 +149,9 @@ PAPER = ("online", "online_replicas", "k1", "k2", "c2")
 
 
 def default_objective(preset: str | None, rho: float | None, settings: Mapping[str, Any]) -> str:
-    """The objective of a training that names none: soft-dpo, or the paper's for its settings."""
+    """The objective of a training that names none: forward-dpo, or the paper's by its settings."""
     paper = preset or rho is not None or any(settings.get(name) is not None for name in PAPER)
-    return "adaptive-dpo" if paper else "soft-dpo"
+    return "adaptive-dpo" if paper else "forward-dpo"
 
 
 #: Settings that change how a run's scores become weights.
@@ -204,7 +206,8 @@ def _weights(
     if given == "none" or (given is None and not adaptive):
         return None
     if given is not None and Path(given).is_file():
-        found = file_weights(Path(given), pairs, "soft" if rule.scheme == "soft" else "")
+        scheme = rule.scheme if rule.scheme in PROBABILITIES else ""
+        found = file_weights(Path(given), pairs, scheme)
     elif given is not None and Path(given).suffix in (".parquet", ".csv", ".jsonl", ".json"):
         raise UsageError(
             f"--weights {given}: no such file",

@@ -74,7 +74,7 @@ def export(
         str,
         typer.Option(
             help="weights, trl, hub: p_wrong, p_flip, u (W and gamma of the paper), "
-            "soft (labels for soft-dpo) or margin."
+            "prior (for forward-dpo), soft (labels for soft-dpo) or margin."
         ),
     ] = "p_wrong",
     drop_above: Annotated[

@@ -276,13 +276,14 @@ class ConstantOptions:
     ] = -1.0
     c2: Annotated[float, typer.Option(help="Eq. 15: c2.", rich_help_panel=CONSTANTS)] = 0.0
     released: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--released",
-            help="Compute W and Gamma from u_released, as in the released code.",
+            "--released/--literal",
+            help="Compute W and Gamma from u_released, as in the released code, or from u.",
+            show_default="released for images, literal for text",
             rich_help_panel=CONSTANTS,
         ),
-    ] = False
+    ] = None
 
 
 def _lora(text: str, default: object) -> Any:

@@ -110,9 +110,9 @@ def train(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="soft-dpo, dpo, ipo, hinge, adaptive-dpo, adaptive-ipo, distilled-dpo, cdpo, "
-            "rdpo, ropo, dr-dpo, holder-dpo, re-po, mapo, ln-dpo or rpo.",
-            show_default="soft-dpo or dpo, by the audit; adaptive-dpo with its settings",
+            help="forward-dpo, soft-dpo, dpo, ipo, hinge, adaptive-dpo, adaptive-ipo, "
+            "distilled-dpo, cdpo, rdpo, ropo, dr-dpo, holder-dpo, re-po, mapo, ln-dpo or rpo.",
+            show_default="forward-dpo or dpo, by the audit; adaptive-dpo with its settings",
             autocompletion=completion.objectives,
         ),
     ] = None,
@@ -140,7 +140,7 @@ def train(
 ) -> None:
     """Fine-tune a model on preference pairs, each by how far its label can be trusted.
 
-    Example: noisescope train hh-rlhf --objective soft-dpo --model models/SmolLM2-135M
+    Example: noisescope train hh-rlhf --objective forward-dpo --model models/SmolLM2-135M
 
     Several processes or GPUs: torchrun --nproc-per-node 2 -m noisescope train ...
     """

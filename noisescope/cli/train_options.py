@@ -40,9 +40,10 @@ class WeightOptions:
     weights: Annotated[
         str | None,
         typer.Option(
-            help="RUN, FILE (pair_id and W, gamma or, for soft-dpo, p_wrong) or none.",
-            show_default="soft-dpo, distilled-dpo, adaptive-*: the dataset's audit, made first if "
-            "missing",
+            help="RUN, FILE (pair_id and W, gamma; for forward-dpo p_prior, for soft-dpo p_wrong) "
+            "or none.",
+            show_default="forward-dpo, soft-dpo, distilled-dpo, adaptive-*: the dataset's audit, "
+            "made first if missing",
             rich_help_panel=NOISE,
         ),
     ] = None
@@ -50,8 +51,10 @@ class WeightOptions:
         str | None,
         typer.Option(
             help="How a run's scores become weights: p_wrong or p_flip (W = max(0, 1 - 2 p)), u "
-            "(the paper's W and Gamma), soft (for soft-dpo) or margin (for distilled-dpo).",
-            show_default="p_wrong; adaptive-* u; soft-dpo soft; distilled-dpo margin",
+            "(the paper's W and Gamma), prior (for forward-dpo), soft (for soft-dpo) or margin "
+            "(for distilled-dpo).",
+            show_default="p_wrong; adaptive-* u; forward-dpo prior; soft-dpo soft; distilled-dpo "
+            "margin",
             rich_help_panel=NOISE,
         ),
     ] = None

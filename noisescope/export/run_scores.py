@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from noisescope.datasets.flip.plan import U64, Float
 from noisescope.errors import EvidenceError, NoisescopeError, RunError, first_five
 from noisescope.pairs import keys_of
+from noisescope.scoring.reviews import found_wrong
 from noisescope.scoring.scores import require_scores
 from noisescope.storage.run import Run, find_run
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Columns of scores.parquet that exports use.
-NUMBERS = ("p_wrong", "p_flip", "u", "W", "gamma", "rank", "margin")
+NUMBERS = ("p_wrong", "p_prior", "p_flip", "u", "W", "gamma", "rank", "margin")
 #: Pairs per batch.
 BATCH = 8192
 
@@ -28,7 +29,10 @@ BATCH = 8192
 @final
 @dataclass(frozen=True)
 class RunScores:
-    """A finished run and its scores [N], in the order of `keys` (hashed ids, ascending)."""
+    """A finished run and its scores [N], in the order of `keys` (hashed ids, ascending).
+
+    p_wrong and p_prior of pairs that people judged are theirs (`reviews.found_wrong`).
+    """
 
     run: Run
     manifest: dict[str, Any]
@@ -140,6 +144,11 @@ def _read(run: Run) -> tuple[U64, dict[str, Float]]:
         raise RunError(f"{run.scores_path} cannot be read: {error}", hint=hint) from error
     every = np.concatenate(keys)
     order = np.argsort(every, kind="stable")
-    return every[order], {
+    every = every[order]
+    columns = {
         name: np.concatenate(parts)[order].astype(np.float64) for name, parts in numbers.items()
     }
+    ids, p = found_wrong(run)
+    for name in ("p_wrong", "p_prior"):
+        columns[name][np.searchsorted(every, keys_of(ids))] = p
+    return every, columns

@@ -4,8 +4,9 @@
     conversational   the same as message lists, if the source's prompts are conversations
 
 and pair_id, weight, gamma and p_flip; instead of gamma `belief`, the log odds that the label is
-right, where the weights are "soft" or "margin". TRL concatenates prompt and response, so a plain
-prompt without a space before its responses gets the empty line that the audit judged it with.
+right, where the weights are "soft" or "margin", and `prior` where they are "prior". TRL
+concatenates prompt and response, so a plain prompt without a space before its responses gets the
+empty line that the audit judged it with.
 `noisescope.training.trl.AdaptiveDPOTrainer` trains with these columns, TRL's trainer without.
 """
 
@@ -75,7 +76,8 @@ def write_trl(
     if scheme in ("p_wrong", "p_flip"):  # a flipped label is wrong with probability 1 - p
         flipped = np.maximum(0.0, 2 * np.nan_to_num(scores.columns[scheme], nan=1.0) - 1)
         weight = np.where(actions == FLIP, flipped, weight)
-    numbers = {"weight": weight, BELIEF if believed else "gamma": gamma}
+    named = {"prior": "prior"}.get(scheme, BELIEF) if believed else "gamma"
+    numbers = {"weight": weight, named: gamma}
     numbers |= {"p_flip": scores.columns["p_flip"]}
     schema = trl_schema(talks, talks and has_tools(scores), tuple(numbers))
     schema = schema.with_metadata(metadata_of(facts))

@@ -3,6 +3,7 @@
     scheme "p_wrong" W = max(0, 1 - 2 p_wrong), Gamma = 0: the default
     scheme "p_flip"  W = max(0, 1 - 2 p_flip), Gamma = 0
     scheme "u"       W and Gamma of the Adaptive-DPO paper, as scores (2503.16921, Eq. 14-15)
+    scheme "prior"   W = 1, Gamma = log((1 - p_prior)/p_prior): for forward-dpo only
     scheme "soft"    W = 1, Gamma = log((1 - p_wrong)/p_wrong): for soft-dpo only
     scheme "margin"  W = 1, Gamma = the calibrated held-out margin: for distilled-dpo only
 
@@ -29,8 +30,8 @@ from noisescope.storage.output import KEY, claim
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMES = ("p_wrong", "p_flip", "u", "soft", "margin")
-COLUMNS = ("W", "gamma", "u", "p_flip", "p_wrong")
+SCHEMES = ("p_wrong", "p_flip", "u", "prior", "soft", "margin")
+COLUMNS = ("W", "gamma", "u", "p_flip", "p_wrong", "p_prior")
 
 
 def weigh(columns: Mapping[str, Float], scheme: str) -> tuple[Float, Float]:
@@ -43,9 +44,11 @@ def weigh(columns: Mapping[str, Float], scheme: str) -> tuple[Float, Float]:
     elif scheme in ("p_wrong", "p_flip"):
         weight = np.maximum(0.0, 1.0 - 2.0 * columns[scheme])
         gamma = np.zeros(len(weight))
-    elif scheme in ("soft", "margin"):
-        soft = scheme == "soft"
-        gamma = belief(columns["p_wrong"]) if soft else believed_margin(columns["margin"])
+    elif scheme == "margin":
+        gamma = believed_margin(columns["margin"])
+        weight = np.where(np.isnan(gamma), 0.0, 1.0)
+    elif scheme in ("prior", "soft"):
+        gamma = belief(columns["p_prior" if scheme == "prior" else "p_wrong"])
         weight = np.where(np.isnan(gamma), 0.0, 1.0)
     else:
         raise UsageError(f"--weight {scheme}: one of {', '.join(SCHEMES)}")

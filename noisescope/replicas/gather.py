@@ -363,9 +363,15 @@ class HeadWork(Responses):
         from noisescope.replicas.head import HeadConfig, fit_heads
         from noisescope.replicas.second_fits import second_fits
         from noisescope.replicas.selected import with_answers
-        from noisescope.replicas.source_fits import MODEL, Evidence, what_each_added
+        from noisescope.replicas.source_fits import (
+            MODEL,
+            Evidence,
+            fits_of,
+            outside_odds,
+            what_each_added,
+        )
         from noisescope.replicas.sources import read_outside
-        from noisescope.scoring.margins import write_margins, write_shift
+        from noisescope.scoring.margins import OUTSIDE, SHIFT, write_margins, write_part
         from noisescope.scoring.opinions import second_opinions, write_opinions
         from noisescope.scoring.pair_facts import read_facts
         from noisescope.scoring.triads import count_triads
@@ -405,7 +411,7 @@ class HeadWork(Responses):
             )
         facts_of_pairs = read_facts(self.run.pairs_path, self.plan.modality)
         margins, shift, weights = with_answers(fit.margins, facts_of_pairs, outside.selected)
-        write_shift(self.run.margins_directory, table.column("pair_id"), shift)
+        write_part(self.run.margins_directory, SHIFT, table.column("pair_id"), shift)
         write_margins(
             self.run.margins_directory / "part-0.parquet",
             table.column("pair_id"),
@@ -423,7 +429,10 @@ class HeadWork(Responses):
             reporter.note(f"fitting with and without each of {len(groups_of)} sources")
             whole = Evidence(features, outside.numbers, sides, keys, groups.keys, config)
             with reporter.stage("fitting with and without each source"):
-                added = what_each_added(whole, groups_of)
+                fits = fits_of(whole, groups_of)
+                added = what_each_added(whole, groups_of, fits)
+                odds = outside_odds(whole, groups_of, fits, facts_of_pairs, outside.selected)
+            write_part(self.run.margins_directory, OUTSIDE, table.column("pair_id"), odds)
             reports = [replace(one, weight=weights.get(one.source, one.weight)) for one in added]
         watch.time("replicas", began)
         return {

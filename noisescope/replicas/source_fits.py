@@ -7,7 +7,7 @@ All numbers are of held-out margins, with the folds of the audit's own fit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -17,8 +17,11 @@ from scipy.special import log_expit
 
 from noisescope.replicas.head import HeadConfig, fit_heads
 from noisescope.replicas.prior import Int
+from noisescope.replicas.selected import judge_weight
 from noisescope.replicas.solver import Float
 from noisescope.scoring.contrasts import agreement
+from noisescope.scoring.noise_models import fit_noise
+from noisescope.scoring.pair_facts import PairFacts
 from noisescope.scoring.sources import SourceReport
 
 #: Name of the audited model among the sources.
@@ -76,10 +79,12 @@ class Evidence:
         return out
 
 
-def what_each_added(
-    evidence: Evidence, groups: Mapping[str, tuple[str, ...]]
-) -> list[SourceReport]:
-    """A report for each source; `groups` has the names of its groups."""
+#: Margins [N] of these sources alone.
+Fits = Callable[[Collection[str]], NDArray[np.float64]]
+
+
+def fits_of(evidence: Evidence, groups: Mapping[str, tuple[str, ...]]) -> Fits:
+    """Fits of sources, each made once; `groups` has the names of each source's groups."""
     found: dict[frozenset[str], NDArray[np.float64]] = {}
 
     def margins(sources: Collection[str]) -> NDArray[np.float64]:
@@ -88,6 +93,41 @@ def what_each_added(
             found[key] = evidence.margins({name for source in key for name in groups[source]})
         return found[key]
 
+    return margins
+
+
+def outside_odds(
+    evidence: Evidence,
+    groups: Mapping[str, tuple[str, ...]],
+    margins: Fits,
+    facts: PairFacts,
+    selected: Collection[str] = (),
+) -> NDArray[np.float64] | None:
+    """Log odds [N] that labels are right by outside judgements alone; None without any.
+
+    Those are sources of one number a side or pair (judges, reward models, people), but the
+    `selected`, which move the margins themselves. Embeddings are none: what they know of a label
+    is learnt from the labels, as the policy learns it. w x, x the judgements' own held-out margin
+    and w the weight of an answer under the p_wrong of the other evidence (`selected.judge_weight`).
+    """
+    columns = {**evidence.features, **evidence.numbers}
+    judges = [
+        source
+        for source, names in groups.items()
+        if source not in (*INSIDE, *selected) and all(columns[n].shape[1] == 1 for n in names)
+    ]
+    if not judges:
+        return None
+    x, rest = margins(judges), margins([one for one in groups if one not in judges])
+    p_wrong = fit_noise(rest, facts).p_wrong(rest)
+    return judge_weight(p_wrong, x, np.ones(len(x), bool)) * x
+
+
+def what_each_added(
+    evidence: Evidence, groups: Mapping[str, tuple[str, ...]], margins: Fits | None = None
+) -> list[SourceReport]:
+    """A report for each source; `groups` has the names of its groups."""
+    margins = margins or fits_of(evidence, groups)
     everything = margins(groups)
     reports = []
     for source in groups:

@@ -81,29 +81,37 @@ def write_margins(
     write_atomic(path, write)
 
 
-#: File of a run's margins that holds the `shift` of each pair.
-SHIFT = "shift.parquet"
+#: Files (with a column of that name) beside a run's margins.
+SHIFT, OUTSIDE = "shift", "outside"
 
 
-def write_shift(folder: Path, pair_ids: pa.ChunkedArray, shift: NDArray[np.float32] | None) -> None:
-    """Write the part of each pair's mean margin [N] that rests on answers to selected pairs.
+def write_part(
+    folder: Path, name: str, pair_ids: pa.ChunkedArray, part: NDArray[np.floating] | None
+) -> None:
+    """Write what one kind of outside evidence is worth for each pair [N], if there is any.
 
-    Pairs about which a judge is asked because their label looks wrong are no sample: their
-    margins move, and those of pairs whose label looks right do not. So what is estimated from
-    the margins of all pairs (noise, accuracy) is estimated from margin - shift.
+    SHIFT: the part of the mean margin that rests on answers to selected pairs. Pairs about which a
+    judge is asked because their label looks wrong are no sample: their margins move, and those of
+    pairs whose label looks right do not. So what is estimated from the margins of all pairs (noise,
+    accuracy) is estimated from margin - shift. OUTSIDE: the log odds that the label is right by
+    other judgements alone (`source_fits.outside_odds`).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if shift is not None:
-        whole = pa.table({"pair_id": pair_ids, "shift": pa.array(shift, pa.float32())})
-        write_atomic(folder / SHIFT, lambda path: pq.write_table(whole, path, compression="zstd"))
+    if part is not None:
+        whole = pa.table({"pair_id": pair_ids, name: pa.array(part, pa.float32())})
+        path = folder / f"{name}.parquet"
+        write_atomic(path, lambda path: pq.write_table(whole, path, compression="zstd"))
 
 
-def _read_shift(path: Path | Place, pairs: Path | io.BytesIO) -> NDArray[np.float32] | None:
-    """The shifts of a run's pairs; None if no pair was selected. Raises RunError."""
+def _read_part(
+    folder: Path | Place, name: str, pairs: Path | io.BytesIO
+) -> NDArray[np.float32] | None:
+    """A part of the margins of a run's pairs; None if there is none. Raises RunError."""
     import pyarrow.parquet as pq
 
+    path = folder / f"{name}.parquet"
     if not path.is_file():
         return None
     found = pq.read_table(path if isinstance(path, Path) else io.BytesIO(path.read()))
@@ -112,7 +120,7 @@ def _read_shift(path: Path | Place, pairs: Path | io.BytesIO) -> NDArray[np.floa
             f"{path} is of other pairs",
             hint="Remove it and run the command that made the run again.",
         )
-    return np.asarray(found.column("shift").to_numpy(), np.float32)
+    return np.asarray(found.column(name).to_numpy(), np.float32)
 
 
 #: A directory or file here, or on object storage.
@@ -137,8 +145,8 @@ class RunMargins:
     """A run's margins in the order of pairs.parquet; `steps` [T] ascending.
 
     `margins` [M, T, N] float32 (NaN where a replica has none), `held_out` [M, N] at each
-    replica's last step. Read with `last`, T = 1: each replica's own last step. `shift` [N] is the
-    part of the mean margin that rests on pairs selected by their label (see `write_shift`).
+    replica's last step. Read with `last`, T = 1: each replica's own last step. `shift` and
+    `outside` [N] are of outside evidence (see `write_part`), None without it.
     """
 
     replicas: list[int]
@@ -146,6 +154,7 @@ class RunMargins:
     margins: NDArray[np.float32]
     held_out: NDArray[np.bool_]
     shift: NDArray[np.float32] | None = None
+    outside: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return int(self.held_out.shape[1])
@@ -219,7 +228,8 @@ def _read(place: Where, last: bool, folder: str, spill: Spill, scratch: Path | N
             )
             _fill(connection, names, str(pairs), last_steps, steps, found)
         if folder == "margins":
-            found = replace(found, shift=_read_shift(place / folder / SHIFT, source))
+            shift, outside = (_read_part(place / folder, n, source) for n in (SHIFT, OUTSIDE))
+            found = replace(found, shift=shift, outside=outside)
         _require_all(found, source)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise failure(error, place, scratch, paths) from error

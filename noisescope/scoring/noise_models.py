@@ -37,7 +37,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit, ndtri
+from scipy.special import expit, logit, ndtri
 
 from noisescope.scoring.annotators import RATES, Crowd, fit_crowd
 from noisescope.scoring.flip_rate import MASS, OVERDISPERSION, FlipRate, fit_flip_rate
@@ -55,6 +55,8 @@ TOLERANCE = 2.0
 DECISIVE = 3.0
 #: Pairs treated at once where an array has a column per rate.
 BLOCK = 1 << 15
+#: Nearest that a probability comes to 0 or 1 before its log odds are taken.
+LEAST = 1e-6
 #: Widest two-sided rate of a side: above 1/2 a label would mean its opposite.
 WIDEST = 0.6
 
@@ -103,6 +105,21 @@ class Noise:
     def p_wrong(self, margins: Float, pairs: slice = slice(None)) -> Float:
         """P(the label is not what most people would choose | m) of these pairs, in [0, 1]."""
         return self.single.p_wrong(margins, self.this[pairs], self.other[pairs])
+
+    def p_prior(self, *evidence: Float) -> Float:
+        """P(the label is wrong) [N] by all that is known but the audited model's margins.
+
+        In P(label | F) = (1 - e_this) F + e_other (1 - F), which is proportional to
+        (1 - p) F + p (1 - F), p = e_other / (1 - e_this + e_other); `evidence` are log odds [N]
+        that the label is right, of sources that know it independently.
+        """
+        chance = self.other / np.maximum(1 - self.this + self.other, LEAST)
+        return np.asarray(expit(log_odds(chance) - sum(evidence)))
+
+
+def log_odds(p: Float) -> Float:
+    """log(p / (1 - p)) of p [N] kept LEAST from 0 and 1; NaN stays NaN."""
+    return np.asarray(logit(np.clip(p, LEAST, 1 - LEAST)))
 
 
 def fit_noise(margins: Float, facts: PairFacts | None = None) -> Noise:

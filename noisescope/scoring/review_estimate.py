@@ -62,6 +62,8 @@ CENSUS = 0
 FEWEST_SHARED = 10
 #: Beta prior of a reviewer's error rate below one half: mean 10 %.
 ERROR_PRIOR = (1.0, 9.0)
+#: Error rate of reviewers whom nobody checked, and the least of others.
+UNCHECKED = 0.02
 #: Standard deviations of the recalibration's prior: intercept, and slope around 1.
 RECALIBRATION_PRIOR = (0.5, 0.25)
 FLATTEST = 0.05
@@ -381,14 +383,19 @@ class Reviewed:
     def posterior(self) -> Float:
         """p_wrong [N] given the answers: recalibrated, and of judged pairs by Bayes' rule.
 
-        One reviewer whose error rate nobody measured is taken to err once in fifty.
+        Reviewers whose error rate nobody measured are taken to err once in fifty.
         """
         p = self.p.copy()
-        error = max(self.error.mean, 0.02)
+        error = checked_error(self.error)
         against, favour = (side[0] for side in self.votes.likelihoods(error))
         before = np.nan_to_num(p[self.votes.place], nan=0.5)
         p[self.votes.place] = against * before / (against * before + favour * (1 - before))
         return p
+
+
+def checked_error(error: ErrorRate) -> float:
+    """The error rate that one answer is read with: UNCHECKED where nobody measured more."""
+    return max(error.mean, UNCHECKED)
 
 
 def review(

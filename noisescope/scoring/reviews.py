@@ -35,6 +35,7 @@ from noisescope.scoring.review_estimate import (
     Recalibration,
     Reviewed,
     Votes,
+    checked_error,
     error_rate,
     queue,
     review,
@@ -380,6 +381,21 @@ def read_latest(run: Run) -> list[Judged]:
     log = read_reviews(run)
     judged = read_judged(run, replace(log, answers=log.latest), read_population(run))
     return [one for one in judged if any(answer.answer != "skip" for answer in one.answers)]
+
+
+def found_wrong(run: Run) -> tuple[list[str], Float]:
+    """The pairs of a run that people judged or decided about, and P(label wrong) [n] of each.
+
+    By Bayes' rule from their latest answers and even odds, whatever the audit suspects: a label
+    that one reviewer found wrong is right with their error rate (`checked_error`). 1/2 for ties,
+    even votes, and pairs that reviewers want out.
+    """
+    judged = read_latest(run)
+    votes = votes_of(judged)
+    against, favour = (side[0] for side in votes.likelihoods(checked_error(error_rate(votes))))
+    out = np.array([one.verdict == DROP for one in judged], bool)
+    p = np.where(out, 0.5, against / (against + favour))
+    return [one.pair_id for one in judged], p
 
 
 def join(judged: Sequence[Judged], log: Log, population: Population, p: Float) -> RunReviews:

@@ -28,7 +28,7 @@ from noisescope.scoring.detectors import (
 from noisescope.scoring.find import check_counts, expected_finds
 from noisescope.scoring.giveaways import run_notes
 from noisescope.scoring.margins import RunMargins, connect, failure, read_margins
-from noisescope.scoring.noise_models import Noise, fit_noise
+from noisescope.scoring.noise_models import Noise, fit_noise, log_odds
 from noisescope.scoring.pair_facts import PairFacts, read_facts
 from noisescope.scoring.review_estimate import Recalibration
 from noisescope.scoring.reviews import reviews_of_unwritten
@@ -57,14 +57,15 @@ class ScoreConfig:
     """Constants of Eq. 11 (rho: 1 for text, 15 for images) and Eq. 14-15 (k1, k2, c2).
 
     `rho` None is the modality's default; see `weights` for k2 and c2.
-    `released` takes W and Gamma from `u_released` instead of u. `spill` decides no number.
+    `released` takes W and Gamma from `u_released` instead of u; None does so for images, whose
+    l = margin / beta, beta in the thousands, leaves u at 0. `spill` decides no number.
     """
 
     rho: float | None = None
     k1: float = 10.0
     k2: float = -1.0
     c2: float = 0.0
-    released: bool = False
+    released: bool | None = None
     spill: Spill = field(default_factory=Spill)
 
     def __post_init__(self) -> None:
@@ -79,6 +80,11 @@ class ScoreConfig:
     def weights(self) -> WeightConfig:
         """The constants of W and Gamma. Raises UsageError where they make no sense."""
         return WeightConfig(self.k1, self.k2, self.c2)
+
+    def metric(self, modality: str) -> str:
+        """The column that W and Gamma are made of: u or u_released."""
+        released = modality == "image" if self.released is None else self.released
+        return "u_released" if released else "u"
 
 
 def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
@@ -192,18 +198,20 @@ def _plan_facts(run: Run) -> tuple[float, str]:
 @dataclass(frozen=True)
 class Survey:
     """What one pass over all pairs finds: each one's mean margin [N] over the replicas that count,
-    `base` [N] without its shift (equal without a judge's budget; see `margins.write_shift`),
-    the batch norm of l of each replica [M, 1] and averaged copy [2M, 1], the noise models, and
-    p_wrong [N].
+    `base` [N] without its shift (equal without a judge's budget; see `margins.write_part`),
+    the batch norm of l of each replica [M, 1] and averaged copy [2M, 1], the noise models, p_wrong
+    [N], and p_prior [N] (`noise_models.Noise.p_prior`).
     """
 
     beta: float
+    modality: str
     margins: Float
     base: Float
     scale: Float
     copies_scale: Float
     noise: Noise
     p_wrong: Float
+    p_prior: Float
 
 
 def survey(
@@ -221,7 +229,12 @@ def survey(
     copies = scale if averages is None else batch_norm(_scale(averages) / beta, modality)
     base = margins if found.shift is None else margins - found.shift
     noise = fit_noise(base, facts)
-    return Survey(beta, margins, base, scale, copies, noise, noise.p_wrong(margins))
+    p_wrong = noise.p_wrong(margins)
+    evidence = [] if found.outside is None else [found.outside.astype(np.float64)]
+    if found.shift is not None:
+        evidence.append(log_odds(noise.p_wrong(base)) - log_odds(p_wrong))
+    p_prior = np.where(np.isnan(p_wrong), np.nan, noise.p_prior(*evidence))
+    return Survey(beta, modality, margins, base, scale, copies, noise, p_wrong, p_prior)
 
 
 def judge(
@@ -266,10 +279,11 @@ def judged_blocks(
         rate = seen.noise.single
         columns["contested"] = rate.contested(held_out)
         columns["p_wrong"] = columns["p_wrong_audit"] = seen.p_wrong[block]
+        columns["p_prior"] = seen.p_prior[block]
         columns["p_flip"] = rate.p_flip(columns["margin"])
         columns["p_mislabelled"] = rate.p_mislabelled(columns["margin"])
         columns["W"], columns["gamma"] = adaptive_weights(
-            columns["u_released" if config.released else "u"],
+            columns[config.metric(seen.modality)],
             config.weights,
         )
         yield block, columns

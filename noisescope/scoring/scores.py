@@ -35,6 +35,7 @@ COLUMNS = (
     "margin",
     "p_wrong",
     "p_wrong_audit",
+    "p_prior",
     "p_flip",
     "p_mislabelled",
     "contested",

@@ -77,7 +77,10 @@ def believed_margin(margin: Float) -> Float:
 
 
 def belief(p_wrong: Float) -> Float:
-    """Gamma [N] of `soft-dpo`: log((1 - p)/p) of p_wrong [N], at most 12 from 0; NaN stays NaN."""
+    """log((1 - p)/p) of p [N], at most 12 from 0; NaN stays NaN.
+
+    Gamma of `soft-dpo` (p = p_wrong) and of `forward-dpo` (p = p_prior).
+    """
     return np.asarray(np.clip(-logit(p_wrong), -CERTAIN, CERTAIN), dtype=np.float64)
 
 

@@ -167,6 +167,7 @@ class Run:
         found = [
             *self.margin_parts(),
             *self.margins_directory.glob("shift.parquet"),
+            *self.margins_directory.glob("outside.parquet"),
             *self.directory.glob(self.opinions_path.name),
             *sorted(self.averages_directory.glob("part-*.parquet")),
         ]

@@ -345,12 +345,31 @@ class SoftDPO(DistilledDPO):
     """
 
 
+@final
+@dataclass(frozen=True)
+class ForwardDPO(DistilledDPO):
+    """-log[(1 - p) sigma(h) + p sigma(-h)]: the likelihood of a label that is wrong with chance p.
+
+    p = p_prior, what is known of the label without its responses (annotator, reviews, outside
+    evidence), enters as Gamma = log((1 - p)/p) (`--weighting prior`); the policy itself is the
+    model of the responses. The "forward" correction of 1609.03683, Theorem 2, for two classes with
+    a rate a pair. p = 0 is DPO; p = 1/2 teaches nothing.
+    """
+
+    def loss(self, values: PairValues) -> Tensor:
+        (gamma,) = values.need("gamma")
+        h, odds = self.margin(values), gamma.detach()
+        right, wrong = log_sigmoid(odds) + log_sigmoid(h), log_sigmoid(-odds) + log_sigmoid(-h)
+        return -right.logaddexp(wrong)
+
+
 OBJECTIVES: dict[str, type[Objective]] = {
     "dpo": DPO,
     "ipo": IPO,
     "hinge": Hinge,
     "adaptive-dpo": AdaptiveDPO,
     "adaptive-ipo": AdaptiveIPO,
+    "forward-dpo": ForwardDPO,
     "soft-dpo": SoftDPO,
     "distilled-dpo": DistilledDPO,
     "cdpo": CDPO,
@@ -384,6 +403,7 @@ __all__ = [
     "AdaptiveIPO",
     "DistilledDPO",
     "DrDPO",
+    "ForwardDPO",
     "Hinge",
     "HolderDPO",
     "LengthNormalisedDPO",

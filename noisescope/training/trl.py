@@ -9,8 +9,9 @@
 where trl.parquet is what `noisescope export --format trl` writes. The loss of a batch is the mean
 of -W log sigma(beta l - Gamma) (2503.16921, Eq. 16), W and Gamma the columns `weight` and `gamma`.
 Where the column is `belief`, the log odds that the label is right (`--weight soft`), it is the
-mean of -t log sigma(beta l) - (1 - t) log sigma(-beta l), t = sigma(belief). `objective` takes any
-other of `training.objectives`. Needs TRL: pip install 'noisescope[trl]'.
+mean of -t log sigma(beta l) - (1 - t) log sigma(-beta l), t = sigma(belief); where it is `prior`
+(`--weight prior`), of -log[t sigma(beta l) + (1 - t) sigma(-beta l)], t = sigma(prior). `objective`
+takes any other of `training.objectives`. Needs TRL: pip install 'noisescope[trl]'.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from noisescope.scoring.weights import CERTAIN
 from noisescope.training.objectives import (
     AdaptiveDPO,
     DistilledDPO,
+    ForwardDPO,
     Objective,
     PairValues,
     SoftDPO,
@@ -40,15 +42,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: Columns of a dataset that reach the loss.
-COLUMNS = ("weight", "gamma", "belief")
+COLUMNS = ("weight", "gamma", "belief", "prior")
 #: What a pair without a column gets. A label believed at log odds of 12 is plain DPO.
-NEUTRAL = {"weight": 1.0, "gamma": 0.0, "belief": CERTAIN}
+NEUTRAL = {"weight": 1.0, "gamma": 0.0, "belief": CERTAIN, "prior": CERTAIN}
+
+#: What exports each of them.
+SCHEMES = {"gamma": "p_wrong or u", "belief": "soft", "prior": "prior"}
 
 
 @final
 @dataclass(frozen=True)
 class WeightedCollator:
-    """`inner` collator's batch, with `weight`, `gamma` and `belief` [B] beside it."""
+    """`inner` collator's batch, with `weight`, `gamma`, `belief` and `prior` [B] beside it."""
 
     inner: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
 
@@ -76,9 +81,10 @@ class AdaptiveDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed 
 
     Everything else (data, reference, PEFT, precomputed reference log-probabilities, saving) is
     TRL's. `loss_type` must stay "sigmoid": the loss is `objective`; by default SoftDPO(args.beta)
-    if the training set has a column `belief`, else AdaptiveDPO(args.beta). Evaluation sets without
-    the columns count every pair once. Raises UsageError where the training set has no column
-    `weight`, for an objective that would misread its columns, or for settings of another loss.
+    if the training set has a column `belief`, ForwardDPO if it has `prior`, else AdaptiveDPO.
+    Evaluation sets without the columns count every pair once. Raises UsageError where the training
+    set has no column `weight`, for an objective that would misread its columns, or for settings of
+    another loss.
     """
 
     data_collator: Any
@@ -115,7 +121,7 @@ class AdaptiveDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed 
             reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
         ratios = chosen - reference[0], rejected - reference[1]
         neutral = {name: chosen.new_full(chosen.shape, value) for name, value in NEUTRAL.items()}
-        shift = "belief" if isinstance(self.objective, DistilledDPO) else "gamma"
+        shift = _column_of(self.objective)
         weight, gamma = (inputs.get(n, neutral[n]).to(chosen) for n in ("weight", shift))
         values = PairValues(
             ratios[0] - ratios[1],
@@ -173,17 +179,25 @@ def _model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _objective_for(train_dataset: Any, given: Objective | None, beta: float) -> Objective:
     """The objective of a training set's columns. Raises UsageError for one that misreads them."""
     names = getattr(train_dataset, "column_names", None) or ()
-    believed = "belief" in names
+    held = next((name for name in ("prior", "belief") if name in names), "gamma")
     if given is None:
-        return SoftDPO(beta=beta) if believed else AdaptiveDPO(beta=beta)
-    if names and believed != isinstance(given, DistilledDPO):
+        usual: dict[str, type[Objective]] = {"prior": ForwardDPO, "belief": SoftDPO}
+        return usual.get(held, AdaptiveDPO)(beta=beta)
+    needed = _column_of(given)
+    if names and held != needed:
         raise UsageError(
-            f"{type(given).__name__} does not work with this training set: it has "
-            f"{'the' if believed else 'no'} column belief, what SoftDPO and DistilledDPO learn",
-            hint=f"Export with --weight {'p_wrong or u' if believed else 'soft'}, or leave "
-            "objective= out.",
+            f"{type(given).__name__} does not work with this training set: it has the column "
+            f"{held}, and not {needed}",
+            hint=f"Export with --weight {SCHEMES[needed]}, or leave objective= out.",
         )
     return given
+
+
+def _column_of(objective: Objective) -> str:
+    """The column of a training set that is the objective's Gamma."""
+    if isinstance(objective, ForwardDPO):
+        return "prior"
+    return "belief" if isinstance(objective, DistilledDPO) else "gamma"
 
 
 def _check(args: Any, train_dataset: Any) -> None:

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from noisescope.datasets.readers import read_table
 from noisescope.errors import DataError, RunError, UsageError, first_five
 from noisescope.pairs import PreferenceDataset, digest
-from noisescope.scoring.noise_models import ONE_RATE
+from noisescope.scoring.reviews import found_wrong
 from noisescope.scoring.score import ScoreConfig
+from noisescope.scoring.scores import require_scores
 from noisescope.scoring.weights import adaptive_weights, belief, believed_margin, even
+from noisescope.storage.printable import plural
 from noisescope.storage.run import Run, finished_runs
 
 if TYPE_CHECKING:
@@ -32,8 +34,13 @@ if TYPE_CHECKING:
 Float = NDArray[np.float64]
 
 #: How a pair's scores become its weight: max(0, 1 - 2 p), Adaptive-DPO's W and Gamma, or W = 1 and
-#: Gamma the log odds that the label is right, by p_wrong or by the audit's calibrated margin.
-SCHEMES = ("p_wrong", "p_flip", "u", "soft", "margin")
+#: Gamma the log odds that the label is right, by p_prior, p_wrong or the audit's calibrated margin.
+SCHEMES = ("p_wrong", "p_flip", "u", "prior", "soft", "margin")
+#: Those that a file of probabilities serves: the column, and the words of a description.
+PROBABILITIES = {
+    "prior": ("p_prior", "the label's chance of an error, p_prior"),
+    "soft": ("p_wrong", "soft labels, 1 - p_wrong"),
+}
 #: What a weights file may call W.
 WEIGHT_NAMES = ("W", "weight", "w")
 
@@ -54,8 +61,8 @@ class WeightRule:
         if self.scheme not in SCHEMES:
             raise UsageError(
                 f"--weighting must be one of {', '.join(SCHEMES)}, not {self.scheme}",
-                hint="p_wrong and p_flip are max(0, 1 - 2 p), u is the paper's W and Gamma, "
-                "soft is for --objective soft-dpo, margin for distilled-dpo.",
+                hint="p_wrong and p_flip are max(0, 1 - 2 p), u is the paper's W and Gamma, prior "
+                "is for --objective forward-dpo, soft for soft-dpo, margin for distilled-dpo.",
             )
         _ = self.over({})
 
@@ -81,7 +88,7 @@ class PairWeights:
     """W [N] and Gamma [N] in the dataset's row order, and where they come from.
 
     `doubt`: why their audit is too weak to act on, empty if it is not or if there is none.
-    `beyond`: whether that audit knows more than responses show: who labels how, reviews, evidence.
+    `judged` counts the pairs that people judged.
     """
 
     weight: Float
@@ -89,7 +96,7 @@ class PairWeights:
     description: str
     scheme: str = ""  # one of `SCHEMES`; empty: not known
     doubt: str = ""
-    beyond: bool = True
+    judged: int = 0
 
     @property
     def even(self) -> bool:
@@ -125,21 +132,27 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
     _check_dataset(str(run.directory), source_of(run), run.plan().get("dataset"), dataset)
     if not run.scores_path.is_file():
         raise RunError(f"{run.directory} has no scores", hint="Make them: noisescope score DATASET")
-    names = ["W", "gamma", "u", "u_released", "p_wrong", "p_flip", "margin"]
+    require_scores(run)
+    names = ["W", "gamma", "u", "u_released", "p_wrong", "p_prior", "p_flip", "margin"]
     table = pq.read_table(run.scores_path, columns=["pair_id", *names])
     columns = {name: _numbers(table, name) for name in names}
+    judged = dict(zip(*found_wrong(run), strict=True))
+    if judged:
+        theirs = np.array([judged.get(n, np.nan) for n in table.column("pair_id").to_pylist()])
+        for name in ("p_wrong", "p_prior"):
+            columns[name] = np.where(np.isnan(theirs), columns[name], theirs)
     if rule.scheme in ("p_wrong", "p_flip"):
         made = np.maximum(0.0, 1.0 - 2.0 * columns[rule.scheme]), np.zeros(table.num_rows)
         how = f"W = max(0, 1 - 2 {rule.scheme}), Gamma = 0"
-    elif rule.scheme == "soft":
-        made = np.ones(table.num_rows), belief(columns["p_wrong"])
-        how = "soft labels, 1 - p_wrong"
+    elif rule.scheme in PROBABILITIES:
+        name, how = PROBABILITIES[rule.scheme]
+        made = np.ones(table.num_rows), belief(columns[name])
     elif rule.scheme == "margin":
         made = np.ones(table.num_rows), believed_margin(columns["margin"])
         how = "W = 1, Gamma = the held-out margin, calibrated"
     elif rule.restated:
         c = rule.over(run.manifest().get("constants", {}))
-        metric = "u_released" if c.released else "u"
+        metric = c.metric(str(run.plan().get("modality", "text")))
         u = columns[metric] if rule.rho is None else _at_rho(run, table, c, metric)
         made = adaptive_weights(u, c.weights)
         how = f"W = 1/(1 + {c.k1:g} {metric}), Gamma = {c.k2:g} {metric}² + {c.c2:g}"
@@ -147,17 +160,12 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
     else:
         made = columns["W"], columns["gamma"]
         how = "W and Gamma as scored"
+    if judged and rule.scheme in ("p_wrong", *PROBABILITIES):
+        how += f"; {plural(len(judged), 'pair')} as reviewed"
     source = f"run {run.directory.name}"
     aside = int(run.manifest().get("facts", {}).get("set_aside", 0))
     found = _matched(dataset, table, *made, source, f"{source}: {how}", aside)
-    return replace(found, scheme=rule.scheme, doubt=_doubt(run), beyond=_beyond(run))
-
-
-def _beyond(run: Run) -> bool:
-    """Whether p_wrong has rates that differ, reviews or evidence beside the model in it."""
-    summary = run.manifest().get("summary", {})
-    rates = summary.get("noise_model", ONE_RATE) != ONE_RATE
-    return bool(rates or summary.get("recalibration") or summary.get("sources"))
+    return replace(found, scheme=rule.scheme, doubt=_doubt(run), judged=len(judged))
 
 
 def _doubt(run: Run) -> str:
@@ -192,8 +200,8 @@ def _at_rho(run: Run, table: pa.Table, config: ScoreConfig, metric: str) -> Floa
 def file_weights(path: Path, dataset: PreferenceDataset, scheme: str = "") -> PairWeights:
     """Weights of a Parquet, CSV or JSONL file: pair_id, W (or weight), gamma (0 where absent).
 
-    The scheme "soft" needs pair_id and p_wrong alone. Raises RunError for another dataset's,
-    DataError for gaps or missing columns.
+    The schemes of PROBABILITIES need pair_id and their column alone. Raises RunError for another
+    dataset's, DataError for gaps or missing columns.
     """
     table = read_table(path)
     facts = _origin(table)
@@ -202,7 +210,8 @@ def file_weights(path: Path, dataset: PreferenceDataset, scheme: str = "") -> Pa
         description += " (it names no dataset: matched by pair_id alone)"
     else:
         _check_dataset(str(path), facts["dataset_fingerprint"], facts.get("dataset"), dataset)
-    wanted = ("p_wrong",) if scheme == "soft" else WEIGHT_NAMES
+    believed = PROBABILITIES.get(scheme)
+    wanted = WEIGHT_NAMES if believed is None else (believed[0],)
     name = next((name for name in wanted if name in table.column_names), None)
     if "pair_id" not in table.column_names or name is None:
         raise DataError(
@@ -211,9 +220,9 @@ def file_weights(path: Path, dataset: PreferenceDataset, scheme: str = "") -> Pa
             hint="Make one: noisescope export --format weights",
         )
     weight, gamma = _numbers(table, name), np.zeros(table.num_rows)
-    if scheme == "soft":
-        weight, gamma = np.ones(table.num_rows), _odds(weight)
-        description += ": soft labels, 1 - p_wrong"
+    if believed is not None:
+        weight, gamma = np.ones(table.num_rows), _odds(name, weight)
+        description += f": {believed[1]}"
     elif "gamma" in table.column_names:
         gamma = _numbers(table, "gamma")
     aside = int(facts.get("set_aside", 0))
@@ -221,15 +230,15 @@ def file_weights(path: Path, dataset: PreferenceDataset, scheme: str = "") -> Pa
     return replace(found, scheme=scheme or str(facts.get("weight", "")))
 
 
-def _odds(p_wrong: Float) -> Float:
-    """`belief` of a file's p_wrong [N]. Raises DataError for numbers outside [0, 1]."""
-    outside = (p_wrong < 0) | (p_wrong > 1)
+def _odds(name: str, p: Float) -> Float:
+    """`belief` of a file's column p [N]. Raises DataError for numbers outside [0, 1]."""
+    outside = (p < 0) | (p > 1)
     if outside.any():
         raise DataError(
-            f"p_wrong is {p_wrong[outside][0]:g} for one of the pairs, and must be in [0, 1]",
+            f"{name} is {p[outside][0]:g} for one of the pairs, and must be in [0, 1]",
             hint="Make one: noisescope export --format weights",
         )
-    return belief(p_wrong)
+    return belief(p)
 
 
 def _check_dataset(where: str, theirs: Any, name: Any, dataset: PreferenceDataset) -> None:

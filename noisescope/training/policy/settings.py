@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from noisescope.scoring.weights import WeightConfig
 
 #: Objectives whose loss has W and Gamma in it: they take an audit's weights by default.
-ADAPTIVE = ("adaptive-dpo", "adaptive-ipo", "soft-dpo", "distilled-dpo")
+ADAPTIVE = ("adaptive-dpo", "adaptive-ipo", "forward-dpo", "soft-dpo", "distilled-dpo")
 #: Those of them whose W and Gamma can be made while training.
 ONLINE = ("adaptive-dpo", "adaptive-ipo")
 #: Objectives whose Gamma is a belief, not a shift, and the weighting that makes it.
-BELIEFS = {"soft-dpo": "soft", "distilled-dpo": "margin"}
+BELIEFS = {"forward-dpo": "prior", "soft-dpo": "soft", "distilled-dpo": "margin"}
 #: beta of Eq. 6 by whether the pipeline is SDXL (2503.16921, settings).
 IMAGE_BETA = {True: 2500.0, False: 1000.0}
 TEXT_BETA = 0.1
