@@ -215,3 +215,15 @@ def test_decisions_are_no_blind_answers(scored, capsys):
     assert cli.run(command) == 2
     assert "noisescope apply" in capsys.readouterr().err
     assert not read_reviews(scored.run).answers
+
+
+def test_reviewers_whose_names_share_a_lock_are_recorded_together(scored, tmp_path):
+    names = ids(scored)
+    with (tmp_path / "both.jsonl").open("w") as stream:
+        for pair_id, who in zip(names, ("ann b", "ann-b"), strict=False):
+            row = {"pair_id": pair_id, "decision": "flip", "reviewer": who}
+            stream.write(json.dumps(row) + "\n")
+    assert apply("both.jsonl", scored.run.directory, "--record-only") == 0
+    assert read_reviews(scored.run).reviewers == ["ann b", "ann-b"]
+    lines = (scored.run.directory / "reviews.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["draw", "answer", "answer"]

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from helpers.toy_run import rows, scored_run, toy, write_lines
 
@@ -277,3 +278,13 @@ def test_the_command_imports_and_reports(
     assert command(typed) == 0
     assert "too little for a share of all labels" in capsys.readouterr().out
     assert command([*typed, "--terminal"]) == 2
+
+
+def test_the_file_imported_last_counts(scored, tmp_path):
+    (pair, *_) = pq.read_table(scored.run.pairs_path).to_pylist()
+    for number, word in enumerate(("flip", "keep", "flip")):
+        write_lines(tmp_path / f"{number}.jsonl", [{"pair_id": pair["pair_id"], "decision": word}])
+        path = tmp_path / ("0.jsonl" if number == 2 else f"{number}.jsonl")
+        assert import_answers(scored.run, path, "ann")["imported"] == 1
+        (counted,) = read_reviews(scored.run).answers
+        assert (counted.better == side_key(pair["rejected"])) == (word == "flip")

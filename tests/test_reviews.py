@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from helpers.toy_run import rows, scored_run, toy, write_lines
 from noisescope.datasets import load
 from noisescope.errors import RunError
 from noisescope.pairs import content_id
+from noisescope.report.review.session import open_session
 from noisescope.scoring.review_estimate import CENSUS
 from noisescope.scoring.reviews import (
     cells_of,
@@ -295,3 +297,30 @@ def test_a_run_without_reviews_has_none(tmp_path):
     run = Run(tmp_path / "runs" / "toy-1")
     assert read_reviews(run) == Log()
     assert read_run_reviews(run, np.empty(0)) is None
+
+
+def test_the_last_answer_counts_though_the_clock_was_set_back(run):
+    late = answer(1, time="2040-01-01T00:00:00.000000+00:00")
+    early = answer(1, "second", time="2020-01-01T00:00:00.000000+00:00")
+    write(run, late.to_json(), {"kind": "undo", "answer": "none"}, early.to_json())
+    (counted,) = read_reviews(run).answers
+    assert (counted.id, counted.time) == (early.id, "2040-01-01T00:00:00.000001+00:00")
+
+
+class SetBack(datetime):
+    """A clock that stays in 2020."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2020, 1, 1, tzinfo=tz)
+
+
+def test_undo_takes_back_the_last_answer_though_the_clock_was_set_back(run, monkeypatch):
+    session = open_session(run, reviewer="ann", purpose="fix", count=3)
+    session.answer(session.current().content_id, "first")
+    monkeypatch.setattr("noisescope.storage.reviews.datetime", SetBack)
+    session.answer(session.current().content_id, "first")
+    assert session.undo()
+    assert session.current() is session.tasks[1]
+    (counted,) = read_reviews(run).answers
+    assert counted.content_id == session.tasks[0].content_id

@@ -110,7 +110,7 @@ def import_answers(run: Run, path: Path, reviewer: str) -> dict[str, int]:
         except ValueError as error:
             faults.append(f"{row.where}: {error}")
             continue
-        where, earlier = first.setdefault((answer.reviewer, row.pair_id), (row.where, answer))
+        where, earlier = first.setdefault((answer.reviewer, answer.content_id), (row.where, answer))
         if _meaning(earlier) != _meaning(answer):
             faults.append(
                 f"{row.where}: {answer.reviewer} answers pair {row.pair_id} otherwise than in "
@@ -128,13 +128,18 @@ def import_answers(run: Run, path: Path, reviewer: str) -> dict[str, int]:
             f"none of the {len(rows):,} answers in {path} is about a pair of {run.directory}",
             hint="Name the run whose queue was answered: noisescope review RUN --import FILE",
         )
-    known = {answer.id for answer in read_reviews(run).answers}
-    new = {answer.id: answer for answer in answers if answer.id not in known}
-    if new:
-        journal = Journal(run.directory, reviewer)
+    journal = Journal(run.directory, reviewer)  # before reading: no other process adds the same
+    log = read_reviews(run)
+    known = {(one.reviewer, one.content_id): _meaning(one) for one in log.answers}
+    new = {
+        (one.reviewer, one.content_id): one
+        for one in answers
+        if known.get((one.reviewer, one.content_id)) != _meaning(one)
+    }
+    if new and draw.id not in log.draws:
         journal.append(draw.to_json())
-        for answer in new.values():
-            journal.append(answer.to_json())
+    for answer in new.values():
+        journal.append(answer.to_json())
     others = len(rows) - len(answers)
     return {"imported": len(new), "known before": len(answers) - len(new), "of other pairs": others}
 
@@ -149,7 +154,13 @@ def read_answers(path: Path) -> Iterator[Row]:
         where = f"{path.name}, row {row.number + 1}"  # a user's rows begin at 1
         if row.values is None:
             raise DataError(f"{where} cannot be read: {row.trouble}")
-        yield from _rows(where, row.values)
+        try:
+            yield from _rows(where, row.values)
+        except (AttributeError, TypeError, LookupError) as error:
+            raise DataError(
+                f"{where} is no row of such an export: {error}",
+                hint="docs/review.md lists the formats, the columns and their words.",
+            ) from error
 
 
 def _rows(where: str, values: Mapping[str, Any]) -> Iterator[Row]:
@@ -249,7 +260,6 @@ def _answer(row: Row, pair: Mapping[str, str], reviewer: str, draw: Draw) -> Ans
         choices[word],
         (side_key(shown[0]), side_key(shown[1])),
         draw.id,
-        id=digest("imported", draw.id, who, row.pair_id, word)[:16],
     )
 
 
@@ -265,7 +275,8 @@ def _pairs(run: Run, names: set[str]) -> dict[str, dict[str, str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = pa.array(sorted(names), pa.string())
+    encoded = (name.encode("utf-8", "replace") for name in sorted(names))  # lone surrogates
+    wanted = pa.array(encoded, pa.string())
     columns = ["pair_id", "content_id", "chosen", "rejected"]
     found: dict[str, dict[str, str]] = {}
     try:

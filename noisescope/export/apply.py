@@ -30,6 +30,7 @@ from noisescope.export.run_scores import RunScores, find_run_scores
 from noisescope.pairs import digest, keys_of
 from noisescope.scoring.reviews import read_population, read_verdicts
 from noisescope.storage import reviews
+from noisescope.storage.files import slug
 from noisescope.storage.output import MARK, claim, write_directory
 from noisescope.storage.printable import plural
 from noisescope.storage.reviews import Answer, Draw, Journal, read_reviews, side_key
@@ -293,7 +294,9 @@ def _record(
 ) -> int:
     """Add the decisions that the run's reviews do not have yet; how many."""
     rows = [replace(row, reviewer=row.reviewer or reviewer) for row in decisions.rows]
-    log = read_reviews(scores.run)
+    names_of = {slug(row.reviewer): row.reviewer for row in rows}
+    held = [Journal(scores.run.directory, who) for who in names_of.values()]
+    log = read_reviews(scores.run)  # what nobody else adds to now
     known = {
         (one.reviewer, one.content_id): (one.better or one.answer, one.note)
         for one in log.decisions
@@ -301,7 +304,7 @@ def _record(
     names = tuple(decisions.by_pair)
     purpose = reviews.DECIDE
     draw = Draw(digest(purpose, population, decisions.digest), purpose, population, pairs=names)
-    new: dict[str, list[Answer]] = {}
+    new: list[Answer] = []
     for row in rows:
         pair = pairs[row.pair_id]
         sides = side_key(pair["chosen"]), side_key(pair["rejected"])
@@ -309,15 +312,13 @@ def _record(
                         sides, draw.id, note=row.note)  # fmt: skip
         place = row.reviewer, pair["content_id"]
         if known.get(place) != (answer.better or answer.answer, row.note):
-            new.setdefault(row.reviewer, []).append(answer)
+            new.append(answer)
             known[place] = answer.better or answer.answer, row.note
-    for who, answers in new.items():
-        journal = Journal(scores.run.directory, who)
-        if draw.id not in log.draws:
-            journal.append(draw.to_json())
-        for answer in answers:
-            journal.append(answer.to_json())
-    return sum(map(len, new.values()))
+    if new and draw.id not in log.draws:
+        held[0].append(draw.to_json())
+    for answer in new:
+        held[0].append(answer.to_json())
+    return len(new)
 
 
 def _others(scores: RunScores, decisions: Decisions) -> int:

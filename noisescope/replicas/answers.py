@@ -100,9 +100,18 @@ class Answers:
                 return
             if record.get("vote") in (0, 1, 2):
                 self.votes.setdefault(key, []).append(record["vote"])
-            elif record["log_odds"] is None or abs(float(record["log_odds"])) <= BOUND:
-                self.odds[key] = record["log_odds"]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            elif record["log_odds"] is None:
+                self.odds[key] = None
+            elif abs(odds := float(record["log_odds"])) <= BOUND:
+                self.odds[key] = odds
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ):
             return
 
     @property
@@ -164,7 +173,7 @@ def token_odds(tokens: Sequence[Any]) -> float | None:
         place = next(token for token in tokens if _digit(token["token"]))
         listed = {str(one["token"]): one["logprob"] for one in place["top_logprobs"]}
         values = [float(value) for value in listed.values() if not isinstance(value, bool)]
-    except (StopIteration, LookupError, TypeError, ValueError, AttributeError):
+    except (StopIteration, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None
     if len(values) < max(2, len(listed)) or any(math.isnan(v) or v > 0.01 for v in values):
         return None

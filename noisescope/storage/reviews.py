@@ -30,7 +30,7 @@ import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -54,6 +54,8 @@ PURPOSES = ("estimate", "fix", "import", DECIDE)
 DROP: Literal["drop"] = "drop"
 #: Longest name of a reviewer.
 LONGEST_NAME = 100
+#: What precedes the time in a line.
+_TIME = b'"time":"'
 #: Most pairs that a draw's cells may describe: bounds what a damaged line can make of memory.
 _MOST_CELLS = 1 << 28
 
@@ -386,14 +388,18 @@ class Journal:
             ) from error
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write one line; it is on disk when this returns. Raises RunError if it cannot be."""
-        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        """Write one line; it is on disk when this returns. Raises RunError if it cannot be.
+
+        Its time is later than that of the line before, also if the clock was set back: the latest
+        answer counts.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         try:
             descriptor = os.open(self.path, flags, 0o666)
             try:
                 with _alone(descriptor):
-                    _mend(descriptor)
+                    timed = dict(line) | _later(line, _mend(descriptor))
+                    data = json.dumps(timed, separators=(",", ":")).encode() + b"\n"
                     size = os.fstat(descriptor).st_size
                     try:
                         while data:
@@ -422,21 +428,34 @@ def _alone(descriptor: int) -> Iterator[None]:
     yield  # closing the file releases it
 
 
-def _mend(descriptor: int) -> None:
-    """End a file's last line: keep a whole one, remove what a killed writer left of another."""
-    size = os.fstat(descriptor).st_size
-    if not size:
-        return
+def _mend(descriptor: int) -> bytes:
+    """End a file's last line: keep a whole one, remove what a killed writer left of another.
+
+    Returns what the file held before.
+    """
     os.lseek(descriptor, 0, os.SEEK_SET)
     data = b""
     while part := os.read(descriptor, 1 << 20):
         data += part
-    if data.endswith(b"\n"):
-        return
+    if not data or data.endswith(b"\n"):
+        return data
     kept = data.rfind(b"\n") + 1
     try:
         json.loads(data[kept:])
     except ValueError:
         os.truncate(descriptor, kept)
-    else:
-        os.write(descriptor, b"\n")
+        return data[:kept]
+    os.write(descriptor, b"\n")
+    return data
+
+
+def _later(line: Mapping[str, Any], before: bytes) -> dict[str, str]:
+    """A time for `line` after that of the last line `before` that has one; empty if it is later."""
+    stated = before[before.rfind(_TIME) + len(_TIME) :].partition(b'"')[0] if before else b""
+    try:
+        last = datetime.fromisoformat(stated.decode())
+        if datetime.fromisoformat(line["time"]) > last:
+            return {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {"time": (last + timedelta(microseconds=1)).isoformat(timespec="microseconds")}

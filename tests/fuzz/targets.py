@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,20 +21,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from helpers.chat_stub import weighs
 from helpers.planted_run import planted_run
 from PIL import Image
 from safetensors.numpy import save as tensors
 
 from noisescope.datasets import ADAPTERS, load, recognise
+from noisescope.datasets.adapters.mapping import checked_columns, parsed_columns
 from noisescope.datasets.flip.ground_truth import read_truth
 from noisescope.datasets.images import crop, decode
 from noisescope.datasets.load import read_pairs
 from noisescope.datasets.readers import Row
 from noisescope.errors import NoisescopeError
+from noisescope.export.answers import import_answers
+from noisescope.export.apply import DECISIONS, read_decisions
 from noisescope.gate.policy import read_policy
+from noisescope.models.chat import _answer, retry_after
 from noisescope.models.checkpoint import read_header, shard_names
+from noisescope.pairs import Fault
+from noisescope.replicas.answers import BOUND, Answers, named, token_odds
 from noisescope.storage.cache import open_chunk, serialise
 from noisescope.storage.files import read_sealed, write_sealed
+from noisescope.storage.reviews import CHOICES, read_reviews
 from noisescope.storage.run import Run
 from noisescope.storage.sql import query
 from noisescope.storage.workspace import FILE_NAME, read_workspace, resolve
@@ -77,6 +86,18 @@ SQL = (
 )
 
 
+#: A mapping of columns, then the row it is for.
+MAPPINGS = (
+    'prompt=q,chosen=best,rejected=worst\n{"q": "ask", "best": "a b", "worst": "c d"}',
+    "prompt=m.0.content,first=a|b,second=c+d,label=w,first_values=left\n"
+    '{"m": [{"content": "q"}], "a": "x", "b": "", "c": "y", "d": "z", "w": "left"}',
+    'prompt=q,responses=r,ratings=s\n{"q": "ask", "r": ["a", "b", "c"], "s": [3, 1, 2]}',
+)
+#: Answers of a judge as they are kept.
+KEPT = (
+    b'{"key": "k", "log_odds": 2.5}\n{"key": "l", "log_odds": null}\n'
+    b'{"key": "m", "vote": 1}\n{"key": "m", "vote": 0}\n'
+)
 #: JSON that a parser follows down until the stack ends.
 DEEP = b"[" * 100_000
 
@@ -102,6 +123,17 @@ def targets(folder: Path) -> dict[str, Target]:
         "adapter": Target(_adapter(folder / "adapter"), (b'{"r": 4, "peft_type": "LORA"}', DEEP)),
         "manifest": Target(_manifest(folder / "manifest"), (b'{"format": 1, "facts": {}}', DEEP)),
         "truth": Target(_truth(folder / "truth"), (_parquet(_flips(table)),)),
+    }
+    people = planted_run(folder / "people" / "planted-1", pairs=12)
+    ids = pq.read_table(people.pairs_path).column("pair_id").to_pylist()
+    found |= {
+        "columns": Target(_columns, tuple(text.encode() for text in MAPPINGS)),
+        "answers": Target(_answers(folder / "answers", people), tuple(_answered(ids))),
+        "answers.csv": Target(_answers(folder / "answers", people, ".csv"), (_csv(ids),)),
+        "decisions": Target(_decisions(folder / "decisions"), (_decided(ids),)),
+        "decisions.csv": Target(_decisions(folder / "decisions", ".csv"), (_csv(ids),)),
+        "judge": Target(_judge, tuple(_replies())),
+        "judge answers": Target(_kept(folder / "kept"), (KEPT,)),
     }
     for ending, seed in {
         ".jsonl": lines,
@@ -237,6 +269,102 @@ def _truth(folder: Path) -> Callable[[bytes], object]:
     path = _written(folder / "pairs.jsonl", "".join(json.dumps(r) + "\n" for r in ROWS).encode())
     pairs = load(path).table
     return lambda data: read_truth(_written(folder / "truth.parquet", data), pairs)
+
+
+def _columns(data: bytes) -> None:
+    """A mapping as it is typed, and a row of JSON that it is applied to."""
+    text, _, row = data.decode("utf-8", "replace").partition("\n")
+    roles = parsed_columns(text)
+    try:
+        values = json.loads(row)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(values, dict):
+        return
+    rows = [Row("a", 0, values)] * 3
+    schema, _ = recognise(rows, columns=checked_columns(roles, [values], "a"))
+    for pair in read_pairs(rows, schema):
+        assert isinstance(pair, Fault) or pair.chosen != pair.rejected
+
+
+def _answers(folder: Path, run: Run, ending: str = ".json") -> Callable[[bytes], object]:
+    folder.mkdir(exist_ok=True)
+
+    def import_(data: bytes) -> None:
+        try:
+            import_answers(run, _written(folder / f"answers{ending}", data), "ann")
+            assert all(one.answer in CHOICES for one in read_reviews(run).answers)
+        finally:
+            (run.directory / "reviews.jsonl").unlink(missing_ok=True)
+
+    return import_
+
+
+def _answered(ids: list[str]) -> list[bytes]:
+    """Answers as Label Studio (two ways), Argilla (two ways) and a table hold them."""
+    sides = {"a": "answer 1", "b": "reply 1"}
+    result = {"value": {"choices": ["tie"]}, "type": "choices"}
+    annotation = {"result": [result], "completed_by": {"email": "me"}, "was_cancelled": False}
+    shown = {"fields": sides, "id": ids[2]}
+    items: list[dict[str, Any]] = [
+        {"data": {"pair_id": ids[1]} | sides, "annotations": [annotation]},
+        shown | {"responses": {"better": [{"value": "tie", "user_id": "u"}]}},
+        shown | {"better.responses": ["skip"], "better.responses.users": ["u"]},
+        {"pair_id": ids[3], "decision": "flip", "mislabelled": "yes", "reviewer": "r"},
+    ]
+    return [json.dumps([item]).encode() for item in items]
+
+
+def _csv(ids: list[str]) -> bytes:
+    rows = "".join(f"{one},{word},\n" for one, word in zip(ids, ("keep", "flip"), strict=False))
+    return f"pair_id,decision,note\n{rows}".encode()
+
+
+def _decided(ids: list[str]) -> bytes:
+    words = ("keep", "flip", "drop", "unsure")
+    rows = [{"pair_id": i, "decision": w, "dataset": "d"} for i, w in zip(ids, words, strict=False)]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _decisions(folder: Path, ending: str = ".jsonl") -> Callable[[bytes], object]:
+    folder.mkdir(exist_ok=True)
+
+    def run(data: bytes) -> None:
+        found = read_decisions(_written(folder / f"decisions{ending}", data))
+        assert found.rows
+        assert {row.decision for row in found.rows} <= DECISIONS.keys()
+        assert len({(row.pair_id, row.decision) for row in found.rows}) == len(found.by_pair)
+        assert found.digest
+
+    return run
+
+
+def _judge(data: bytes) -> None:
+    """A reply of an endpoint, and the header that delays the next request."""
+    answer = _answer(data, 0)
+    assert isinstance(answer.text, str)
+    assert named(answer.text) in (0, 1, 2)
+    odds = None if answer.logprobs is None else token_odds(answer.logprobs)
+    assert odds is None or abs(odds) <= BOUND
+    pause = retry_after(data.decode("latin-1"), 0.0)
+    assert pause is None or pause >= 0
+
+
+def _replies() -> list[bytes]:
+    return [weighs(2.0)[2], weighs(-9.0, "Answer: 2")[2], b"Wed, 21 Oct 2015 07:28:00 GMT", DEEP]
+
+
+def _kept(folder: Path) -> Callable[[bytes], object]:
+    folder.mkdir()
+
+    def run(data: bytes) -> None:
+        found = Answers(_written(folder / "answers.jsonl", data))
+        for key in (*found.odds, *found.votes):
+            odds = found.log_odds(key)
+            assert isinstance(odds, float)
+            assert not abs(odds) > max(BOUND, math.log(2 * len(data) + 1))
+
+    return run
 
 
 def _flips(table: pa.Table) -> pa.Table:

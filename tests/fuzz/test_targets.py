@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from targets import Target, survive, targets
 
 TEXTS = ["rows", "names", "toml", "sql", "manifest", "adapter"]
+PEOPLE = ["answers", "answers.csv", "decisions", "decisions.csv"]
+TEXTS += [*PEOPLE, "columns", "judge", "judge answers"]
 FILES = ["image", "weights", "truth"]
 DATA = [".jsonl", ".json", ".csv", ".tsv", ".jsonl.gz", ".parquet", ".arrow"]
 NAMES = [*TEXTS, *FILES, *(f"data{ending}" for ending in DATA)]

@@ -133,9 +133,9 @@ class Session:
     def undo(self) -> bool:
         """Take back the latest answer, also one of an earlier session; whether there was one."""
         with self._lock:
-            latest = max(self._answers.values(), key=lambda one: (one.time, one.id), default=None)
-            if latest is None:
+            if not self._answers:
                 return False
+            latest = next(reversed(self._answers.values()))  # in their order, whatever the clock
             self._journal.append({"kind": "undo", "answer": latest.id})
             del self._answers[latest.content_id]
             return True
