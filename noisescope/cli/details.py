@@ -15,6 +15,7 @@ from rich.text import Text
 
 from noisescope.cli.console import OUT, duration, print_lines, short
 from noisescope.cli.summary import ceiling, reviews_of
+from noisescope.scoring.standouts import least_alike
 from noisescope.storage.printable import plural, printable
 from noisescope.storage.run import Run
 
@@ -68,7 +69,17 @@ def _facts(manifest: Mapping[str, Any]) -> Table:
     kind += "" if evidence["kind"] == "adapters" else " replicas"
     held = "held-out" if evidence.get("held_out", True) else "in-sample"
     table.add_row("evidence", f"{kind}, {held} margins, {seconds}")
+    if found := manifest["training"].get("by_source"):
+        table.add_row("sources", Text(printable(_by_source(found))))
     return table
+
+
+def _by_source(found: Mapping[str, Any]) -> str:
+    """Whether the sources have heads of their own, what that gains, and which two differ most."""
+    one, other, cosine = least_alike(found)
+    heads = "heads of their own" if found["own_heads"] else "one head"
+    gain = f"{found['gain_nats']:+.3f} nats a pair"
+    return f"differ: {heads} ({gain}); least alike {one} and {other}, cosine {cosine:.2f}"
 
 
 def _rows(facts: Mapping[str, Any]) -> str:

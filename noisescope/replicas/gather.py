@@ -370,6 +370,7 @@ class HeadWork(Responses):
             outside_odds,
             what_each_added,
         )
+        from noisescope.replicas.source_heads import origins
         from noisescope.replicas.sources import read_outside
         from noisescope.scoring.margins import OUTSIDE, SHIFT, write_margins, write_part
         from noisescope.scoring.opinions import second_opinions, write_opinions
@@ -398,6 +399,7 @@ class HeadWork(Responses):
         groups_of = {MODEL: tuple(features), **outside.groups}
         features |= outside.features
         write_opinions(self.run, table, second_opinions(features, chosen, rejected))
+        facts_of_pairs = read_facts(self.run.pairs_path, self.plan.modality)
         with reporter.stage(label) as progress:
             fit = fit_heads(
                 features,
@@ -407,9 +409,9 @@ class HeadWork(Responses):
                 config,
                 numbers=outside.fitted,
                 held_out=groups.keys,
+                sources=facts_of_pairs.sources,
                 progress=counted(progress, config.search_steps + config.replicas),
             )
-        facts_of_pairs = read_facts(self.run.pairs_path, self.plan.modality)
         margins, shift, weights = with_answers(fit.margins, facts_of_pairs, outside.selected)
         write_part(self.run.margins_directory, SHIFT, table.column("pair_id"), shift)
         write_margins(
@@ -440,6 +442,8 @@ class HeadWork(Responses):
             "held_out_log_likelihood": fit.log_likelihood,
             "chance_p": fit.chance,
             "held_out_remark": groups.remark,
+            "by_source": fit.by_source
+            and fit.by_source.to_json(origins(table, facts_of_pairs.sources), fit.variance),
             "contrasts": [contrast.to_json() for contrast in others],
             "triads": vars(count_triads(chosen, rejected)),
             **({"sources": [report.to_json() for report in reports]} if reports else {}),

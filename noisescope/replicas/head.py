@@ -4,7 +4,8 @@ A head is DPO for the policy class pi(y|c) ~ exp(theta . phi(c, y)): its margin
 beta * l = theta . (phi_chosen - phi_rejected) is antisymmetric in the sides. Groups of features
 are scaled separately, theta_g ~ N(0, v_g). A response that recurs in several pairs also has a free
 ability a ~ N(0, v_identity), margin += a_chosen - a_rejected ("pooling by identity"): legitimate
-evidence about this dataset, and useless for another. Nothing here knows text from images. Usage:
+evidence about this dataset, and useless for another. Sources of the pairs that want other things
+have heads of their own (`source_heads`). Nothing here knows text from images. Usage:
 
     fit = fit_heads({"middle": phi}, chosen, rejected, fold_key, HeadConfig(replicas=8))
     fit.margins  # [M, N], held out; positive agrees with the label
@@ -28,11 +29,11 @@ from noisescope.replicas.prior import (
     Int,
     Problem,
     pose,
-    search,
     unit_pair_scale,
     unit_scale,
 )
 from noisescope.replicas.solver import Float, solve
+from noisescope.replicas.source_heads import BySource, eligible, search_heads
 from noisescope.training.batch_order import bootstrap_weight
 
 Progress = Callable[[str], None]
@@ -79,6 +80,7 @@ class HeadFit:
     log_likelihood: float  # of the replicas' mean margin, nats per pair; log .5 = -.693 is chance
     pooled: int  # responses with a free ability
     chance: float | None  # p value of "no better than a coin" (`chance.sign_flip_test`)
+    by_source: BySource | None = None  # heads by source against one; None if alike
 
     def rewards(self, features: Mapping[str, Float]) -> Float:
         """theta . phi of new responses: group -> [R', D_g] in, [M, R'] out; no abilities.
@@ -99,6 +101,7 @@ def fit_heads(
     *,
     numbers: Mapping[str, Float] | None = None,
     held_out: NDArray[np.uint64] | None = None,
+    sources: Int | None = None,
     start: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> HeadFit:
@@ -110,8 +113,10 @@ def fit_heads(
     group -> [N, E_g] of the pairs, antisymmetric in the sides, 0 if unknown. `held_out`:
     keys that are held out whole, [N] of pairs or [N, 2] of their sides (see `cross_fit.assign`);
     `fold_key` if None. Abilities count only across these keys. Deterministic, independent of
-    row order to float32 rounding; swapping the sides negates a pair's margins. `start`: the
-    `variance` of a fit to almost the same labels, where the search for it begins.
+    row order to float32 rounding; swapping the sides negates a pair's margins. `sources` [N]
+    numbers where pairs are from (-1 if unknown): heads may differ between them. `start`: the
+    `variance` of a fit to almost the same labels, where the search for it begins; it also decides
+    about heads by source.
     Raises NoisescopeError on shapes, row numbers or values that cannot be fitted.
     """
     chosen, rejected = np.asarray(chosen, np.int64), np.asarray(rejected, np.int64)
@@ -129,30 +134,38 @@ def fit_heads(
     sample = searched(fold_key, config)
     drawn = {name: x[sample] for name, x in pairs.items()}
     posed = pose(rows, chosen[sample], rejected[sample], recurring, drawn)
-    chance = None
-    if config.test_chance:
-        groups = keys if keys.ndim == 1 else fold_key
-        folds = assign(keys[sample], seed=config.seed, replica=0, folds=FOLDS)
-        chance = sign_flip_test(posed, groups[sample], folds, seed=config.seed)
-    candidates = search(
+    folds = assign(keys[sample], seed=config.seed, replica=0, folds=config.folds)
+    own = eligible(sources, keys) if rows or pairs else None
+    found = search_heads(
         posed,
-        assign(keys[sample], seed=config.seed, replica=0, folds=config.folds),
+        folds,
+        own and own.among(sample),
+        keys[sample],
         steps=config.search_steps,
-        origin=start,
+        start=start,
         progress=progress,
     )
     problem = pose(rows, chosen, rejected, recurring, pairs)
-    variance = candidates[0].variance
+    if own and found.components:
+        posed = found.components.added_to(posed, own.codes[sample])
+        problem = found.components.added_to(problem, own.codes)
+    chance = None
+    if config.test_chance:
+        groups = keys if keys.ndim == 1 else fold_key
+        few = assign(keys[sample], seed=config.seed, replica=0, folds=FOLDS)
+        chance = sign_flip_test(posed, groups[sample], few, seed=config.seed)
+    variance = found.candidates[0].variance
     margins, theta = cross_fit(problem, variance, fold_key, keys, config, progress)
     return HeadFit(
         margins=margins,
-        theta={name: value * scales[name] for name, value in theta.items()},
+        theta={name: theta[name] * scale for name, scale in scales.items()},
         variance=variance,
-        candidates=candidates,
+        candidates=found.candidates,
         accuracy=((margins > 0).mean(axis=1) + (margins >= 0).mean(axis=1)) / 2,
         log_likelihood=float(log_expit(margins.mean(axis=0, dtype=np.float64)).mean()),
         pooled=int(recurring.sum()),
         chance=chance,
+        by_source=found.by_source,
     )
 
 

@@ -103,6 +103,7 @@ def refitter(run: Run, table: pa.Table, *, second: bool = True) -> Refit:
             config,
             numbers=turned.fitted,
             held_out=held_out,
+            sources=facts.sources if second else None,
             start=start,
         )
         moved, shift = fit.margins, None

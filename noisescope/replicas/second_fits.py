@@ -21,7 +21,7 @@ from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
 from noisescope.replicas.prior import IDENTITY, Int
 from noisescope.replicas.solver import Float
 from noisescope.scoring.contrasts import HELD_OUT, POOLED, Contrast, measure
-from noisescope.scoring.pair_facts import read_facts
+from noisescope.scoring.pair_facts import PairFacts, read_facts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,8 +46,9 @@ def second_fits(
     """Accuracy and flip rate of the cross-fits that `fit` is not; `pairs` is the pairs.parquet."""
     own = POOLED if config.identity and folds_by == "pair" else HELD_OUT
     found = []
-    facts = None
-    for name, keys in _kinds(table, sides, own, folds_by):
+    kinds = list(_kinds(table, sides, own, folds_by))
+    facts = read_facts(pairs, "image") if kinds else PairFacts()
+    for name, keys in kinds:
         identity = name == POOLED
         start = {group: value for group, value in fit.variance.items() if group != IDENTITY}
         settings = replace(
@@ -66,9 +67,9 @@ def second_fits(
             settings,
             numbers=numbers,
             held_out=keys,
+            sources=facts.sources,
             start=start,
         )
-        facts = facts or read_facts(pairs, "image")
         found.append(measure(name, other.margins.mean(axis=0, dtype=np.float64), facts))
     return found
 

@@ -9,6 +9,7 @@ all, by `DECISIVE` nats, and the interval of their rate is above the crowd's mea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -53,6 +54,37 @@ class Standouts:
             ],
             "others": {"count": self.others, "flip_rate": self.mean},
         }
+
+
+def least_alike(by_source: Mapping[str, Any]) -> tuple[str, str, float]:
+    """The two sources whose heads are least alike, and the cosine of their margins."""
+    alike, names = by_source["alike"], by_source["sources"]
+    pairs = [(alike[i][j], j, i) for i in range(len(names)) for j in range(i)]
+    cosine, one, other = min(pairs)
+    return names[one], names[other], cosine
+
+
+def notes_on_sources(by_source: Mapping[str, Any] | None) -> list[str]:
+    """Notes on sources that want other things, or contradict the others as if reversed.
+
+    `by_source` is the manifest's comparison of heads by source with one head.
+    """
+    if by_source and by_source["own_heads"]:
+        one, other, cosine = least_alike(by_source)
+        return [
+            f"Sources prefer different things ({one} and {other} least alike, cosine "
+            f"{cosine:.2f}): each is judged by a head of its own, so a bias that all labels of a "
+            "source share counts as its preference. If they should prefer the same, join them in "
+            "one file."
+        ]
+    if by_source and by_source["reversed"]:
+        return [
+            f"The labels of {', '.join(by_source['reversed'])} contradict those of "
+            f"{by_source['sources'][0]} as if chosen and rejected were swapped: with them "
+            "reversed, one head explains both as well as a head each does. Check the columns of "
+            "these sources; if people there do prefer the opposite, audit each source alone."
+        ]
+    return []
 
 
 #: What an interval above 1/2 means.

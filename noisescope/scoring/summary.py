@@ -40,7 +40,7 @@ from noisescope.scoring.noise_models import Noise, NoiseModel
 from noisescope.scoring.pair_facts import PairFacts
 from noisescope.scoring.scores import CONTESTED
 from noisescope.scoring.sources import SourceReport, source_notes
-from noisescope.scoring.standouts import Standouts
+from noisescope.scoring.standouts import Standouts, notes_on_sources
 from noisescope.scoring.triads import Triads
 from noisescope.scoring.trust import Trust, TrustFacts, judge_trust
 from noisescope.storage.run import Run
@@ -212,7 +212,7 @@ def summarise(
             notes.append(explain(held_out, pooled, triads))
             rate = widened(rate, other)
     sources = tuple(map(SourceReport.of, training.get("sources", ())))
-    notes += source_notes(sources)
+    notes += source_notes(sources) + notes_on_sources(training.get("by_source"))
     notes += _recalibrated(recalibration)
     chance_p = training.get("chance_p")
     chance = _at_chance(run, margins, facts, chance_p)
