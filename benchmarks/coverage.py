@@ -24,7 +24,7 @@ from benchmarks.detect import RATES, Bool, Float, Material, prepare, uniform
 from benchmarks.harness import Options, Report, main
 from benchmarks.models import smollm2
 from noisescope.models.causal_lm import load_causal_lm
-from noisescope.scoring.annotators import annotator_table
+from noisescope.scoring.annotators import annotator_table, coded
 from noisescope.scoring.detection import deciles, rise_chance
 from noisescope.scoring.flip_rate import fit_flip_rate
 from noisescope.scoring.metrics import calibration
@@ -133,8 +133,7 @@ def natural(ukp: Material, wrong: Bool, competence: Path, report: Report) -> Non
         "p_mislabelled": calibration(fitted.p_mislabelled(margins), wrong).ece,
     }
     report.tables["ECE on natural votes, truth = consensus"] = [errors]
-    names = ukp.dataset.table.column("annotator").to_pylist()
-    found = annotator_table(names, margins, fitted)
+    found = annotator_table(*coded(ukp.dataset.table.column("annotator")), margins, fitted)
     table = pq.read_table(competence).to_pylist()
     known = {str(row["annotator"]): row["competence"] for row in table}
     pairs = [

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from benchmarks.data import truth, with_sides_swapped
+from benchmarks.flops import flops
 from benchmarks.harness import Options, Report, main, peak_memory_mib
 from benchmarks.models import smollm2
 from noisescope.datasets import load
@@ -35,15 +36,16 @@ from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
 from noisescope.scoring.detectors import Evidence, u
 from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
 from noisescope.scoring.metrics import (
+    Interval,
     auroc,
     average_precision,
     bayes_auroc,
     bootstrap,
     calibration,
+    expected_auroc_interval,
     held_out_accuracy,
     precision_at,
 )
-from noisescope.scoring.metrics import expected_auroc as self_measured
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -105,7 +107,7 @@ def prepare(
     features = compute_features(policy, items, cache, lambda done, total, note: None)
     seconds = time.perf_counter() - began
     rate = matmul_rate.__wrapped__(policy.device, policy.dtype)
-    achieved = policy.flops(items) / seconds
+    achieved = flops(policy, items) / seconds
     cost = {
         "stage": f"features of {dataset.name}",
         "pairs": len(dataset),
@@ -178,7 +180,7 @@ def rates_row(
 ) -> dict[str, Any]:
     """Return the audit's own estimates beside the truth."""
     mean = fit.margins.mean(axis=0, dtype=np.float64)
-    accuracy = held_out_accuracy(mean)
+    accuracy, claimed = held_out_accuracy(mean), Interval(rate.estimate, rate.low, rate.high)
     return {
         "task": task,
         "planted": planted,
@@ -190,7 +192,7 @@ def rates_row(
         "bracket high": 1 - accuracy.low,
         "mislabelled": float(wrong.mean()),
         "accuracy": accuracy.estimate,
-        "expected AUROC": self_measured(mean, rate.estimate),
+        "expected AUROC": expected_auroc_interval(mean, claimed).estimate,
         "true AUROC": float(auroc(-mean, wrong)) if wrong.any() else None,
         "Bayes": bayes_auroc(rate.gap(mean)),
         "ECE": calibration(rate.p_flip(mean), wrong).ece,

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.flops import flops
 from benchmarks.harness import ROOT, Options, Report, main
 from benchmarks.models import smollm2
 from noisescope.auditing.audit import Job, compute_over_ranks
@@ -51,7 +52,7 @@ def rank(data: str, model: str, limit: str, runs: str) -> None:
         compute_over_ranks(job, run, job.work(run), Silent(), world)
         world.exchange()
         seconds = time.perf_counter() - began
-        facts = {"seconds": seconds, "responses": len(items), "flops": policy.flops(items)}
+        facts = {"seconds": seconds, "responses": len(items), "flops": flops(policy, items)}
     if world.first:
         print(json.dumps(facts))
 

@@ -207,12 +207,12 @@ class Audited:
         """
         import pyarrow as pa
 
-        from noisescope.scoring.annotators import coded, coded_table
+        from noisescope.scoring.annotators import coded, annotator_table
         from noisescope.scoring.flip_rate import fit_flip_rate
 
         names, codes = coded(self.pairs["annotator"])
         margins = self.scores["margin"].to_numpy()
-        rows = coded_table(names, codes, margins, fit_flip_rate(margins)) if names else []
+        rows = annotator_table(names, codes, margins, fit_flip_rate(margins)) if names else []
         return pa.Table.from_pylist([vars(row) for row in rows])
 
     @cached_property

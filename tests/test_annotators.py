@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from noisescope.errors import EvidenceError
 from noisescope.scoring.annotators import Annotator, annotator_table, coded
-from noisescope.scoring.flip_rate import fit_flip_rate
+from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
 
 
 def crowd(rates: dict[str, float], labels: int, seed: int = 0) -> tuple[list[str], np.ndarray]:
@@ -23,9 +23,13 @@ def crowd(rates: dict[str, float], labels: int, seed: int = 0) -> tuple[list[str
     return names, gap * label
 
 
+def table_of(names: list[str | None], margins: np.ndarray, rate: FlipRate) -> list[Annotator]:
+    return annotator_table(*coded(pa.chunked_array([names], pa.string())), margins, rate)
+
+
 def table(rates: dict[str, float], labels: int, seed: int = 0) -> dict[str, Annotator]:
     names, margins = crowd(rates, labels, seed)
-    return {row.name: row for row in annotator_table(names, margins, fit_flip_rate(margins))}
+    return {row.name: row for row in table_of(names, margins, fit_flip_rate(margins))}
 
 
 def test_careless_and_contrarian_annotators_are_found() -> None:
@@ -49,7 +53,7 @@ def test_reliability_orders_a_mixed_crowd() -> None:
 def test_few_labels_stay_near_the_crowd() -> None:
     names, margins = crowd({f"a{i}": 0.05 for i in range(20)}, 100)
     rate = fit_flip_rate(margins)
-    rows = annotator_table([*names, "once"], np.append(margins, -9.0), rate)
+    rows = table_of([*names, "once"], np.append(margins, -9.0), rate)
     once = next(row for row in rows if row.name == "once")
     assert once.labels == 1
     assert once.agreement == 0.0
@@ -60,12 +64,12 @@ def test_few_labels_stay_near_the_crowd() -> None:
 def test_unknown_annotators_are_left_out_and_order_does_not_matter() -> None:
     names, margins = crowd({"a": 0.1, "b": 0.3}, 50)
     rate = fit_flip_rate(margins)
-    with_unknown = annotator_table([*names, None], np.append(margins, -9.0), rate)
-    backwards = annotator_table(names[::-1], margins[::-1], rate)
+    with_unknown = table_of([*names, None], np.append(margins, -9.0), rate)
+    backwards = table_of(names[::-1], margins[::-1], rate)
     assert [row.name for row in with_unknown] == [row.name for row in backwards]
     assert [r.flip_rate for r in with_unknown] == pytest.approx([r.flip_rate for r in backwards])
     with pytest.raises(EvidenceError, match="no pair names its annotator"):
-        annotator_table([None, None], np.array([1.0, 2.0]), rate)
+        table_of([None, None], np.array([1.0, 2.0]), rate)
 
 
 def test_names_are_coded_in_their_order_whatever_the_chunks() -> None:

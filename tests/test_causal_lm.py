@@ -12,9 +12,10 @@ from helpers.tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.flops import flops
 from noisescope.errors import ModelError
 from noisescope.models import Item, ModelIdentity
-from noisescope.models.causal_lm import CausalLMPolicy
+from noisescope.models.causal_lm import CausalLMPolicy, truncation
 from noisescope.models.forward import (
     GROUPS,
     NEAR,
@@ -75,7 +76,7 @@ def test_features_are_what_transformers_gives(model: Any) -> None:
         with torch.inference_mode():
             ids = torch.tensor([encoded.tokens])
             out = model(input_ids=ids, output_hidden_states=True)
-        start = encoded.response_start
+        start = len(encoded.prompt)
         own = out.logits[0, start - 1 : -1].log_softmax(-1)
         lp = own.gather(1, ids[0, start:, None])[:, 0].numpy()
         entropy = -(own.exp() * own).sum(1).numpy()
@@ -112,7 +113,7 @@ def test_response_logps_have_gradients_and_sum_by_owner(model: Any) -> None:
     for place, index in enumerate(batch.items):
         (encoded,) = judged.encode([ITEMS[index]])
         logits = model(input_ids=torch.tensor([encoded.tokens])).logits[0].log_softmax(-1)
-        picks = range(encoded.response_start, len(encoded.tokens))
+        picks = range(len(encoded.prompt), len(encoded.tokens))
         whole = sum(float(logits[at - 1, encoded.tokens[at]].detach()) for at in picks)
         assert float(sums[place].detach()) == pytest.approx(whole, rel=1e-4)
 
@@ -201,7 +202,7 @@ def test_useful_flops_by_hand() -> None:
     layer = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
     seen = p * (p + 1) / 2 + p * a + a * (a + 1) / 2 + p * b + b * (b + 1) / 2
     expected = 2 * (4 * layer + 32) * (p + a + b) + 4 * 4 * 32 * seen + 2 * 320 * 32 * (a + b)
-    assert judged.flops(items) == pytest.approx(expected)
+    assert flops(judged, items) == pytest.approx(expected)
     assert measure(model).attention == 4 * 32
     np.testing.assert_array_equal(judged.sizes(items), [p + a, p + b])
 
@@ -292,7 +293,7 @@ def test_every_text_encodes_within_bounds(
 def test_truncation_is_counted() -> None:
     judged = policy(MODELS["llama"], max_length=32)
     items = [item("Wait, " * 20, "x"), item("How?", "Why? " * 30), item("How?", "x")]
-    counts = judged.truncated(items)
+    counts = truncation(items, judged.encode(items))
     assert (counts["prompts"], counts["responses"]) == (1, 1)
     assert counts["tokens"] == sum(e.cut_prompt + e.cut_response for e in judged.encode(items))
 

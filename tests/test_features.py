@@ -37,9 +37,6 @@ class Counting:
 
         return None
 
-    def flops(self, items: Sequence[Item]) -> float:
-        return 1e9 * len(items)
-
     def features(self, items: Sequence[Item]) -> dict[str, NDArray[np.float32]]:
         if self.calls == self.dies_after:
             raise KeyboardInterrupt

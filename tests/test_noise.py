@@ -25,7 +25,6 @@ from noisescope.scoring.clusters import (
     auroc_interval,
     half_width,
     no_better_than_chance,
-    seed_interval,
     share_interval,
 )
 from noisescope.scoring.contrasts import HELD_OUT, POOLED, Contrast, differ, explain
@@ -338,13 +337,6 @@ def test_the_estimate_is_the_auroc_and_a_share_stays_in_range() -> None:
     assert 0 < sure.low < 1
     with pytest.raises(EvidenceError):
         share_interval(np.array([np.nan]), [])
-
-
-def test_three_seeds_get_student_s_interval() -> None:
-    found = seed_interval([0.7, 0.8, 0.9])
-    assert found.high - found.estimate == pytest.approx(2.91999 * 0.1 / np.sqrt(3), rel=1e-4)
-    with pytest.raises(EvidenceError):
-        seed_interval([0.7])
 
 
 # --- triads and contrasts --------------------------------------------------------------------

@@ -16,13 +16,11 @@ from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
 from noisescope.scoring.metrics import (
     Interval,
     auroc,
-    auroc_of_accuracy,
     average_precision,
     bayes_auroc,
     bootstrap,
     calibration,
     efficiency,
-    expected_auroc,
     expected_auroc_interval,
     held_out_accuracy,
     precision_at,
@@ -143,16 +141,14 @@ def test_signed_rank_by_hand_and_against_pairs() -> None:
 
 def test_self_measured_auroc_meets_the_true_one() -> None:
     margins, flipped = planted(0, 20_000, 0.2)
-    assert expected_auroc(margins, 0.2) == pytest.approx(auroc(-margins, flipped), abs=0.01)
+    found = expected_auroc_interval(margins, Interval(0.2, 0.2, 0.2)).estimate
+    assert found == pytest.approx(auroc(-margins, flipped), abs=0.01)
     assert bayes_auroc(margins) == pytest.approx(auroc(-margins, flipped), abs=0.01)
     with pytest.raises(EvidenceError):
-        expected_auroc(margins, 0.5)
+        expected_auroc_interval(margins, Interval(0.5, 0.5, 0.5))
 
 
-def test_closed_form_of_the_ceiling() -> None:
-    table = {0.55: 0.571, 0.60: 0.640, 0.65: 0.707, 0.70: 0.771, 0.75: 0.830, 0.80: 0.883}
-    for accuracy, ceiling in table.items():
-        assert auroc_of_accuracy(accuracy) == pytest.approx(ceiling, abs=2e-3)
+def test_efficiency_is_the_share_of_the_ceiling() -> None:
     assert efficiency(0.7, 0.9) == pytest.approx(0.5)
     assert math.isnan(efficiency(0.7, 0.5))
 
@@ -260,7 +256,7 @@ def test_the_expected_auroc_interval_holds_both_errors() -> None:
     assert known.estimate - known.low == pytest.approx(half, rel=1e-3)
     open_rate = expected_auroc_interval(margins, Interval(0.1, 0.05, 0.2))
     assert open_rate.low < known.low < known.estimate < known.high < open_rate.high <= 1
-    assert open_rate.high > expected_auroc(margins, 0.2)
+    assert open_rate.high > known.estimate
     agreed = expected_auroc_interval(np.full(20, 2.0), Interval(0.0, 0.0, 0.0))
     assert agreed.high == 1.0
     assert agreed.low == pytest.approx(1 / (1 + 1.6449**2 / 20), rel=1e-4)  # 20 of 20, no more

@@ -52,12 +52,6 @@ class Reader:
 
         return None
 
-    def flops(self, items: Sequence[Item]) -> float:
-        return 1.0
-
-    def remarks(self, items: Sequence[Item]) -> list[str]:
-        return []
-
     def features(self, items: Sequence[Item]) -> dict[str, np.ndarray]:
         self.passes += 1
         quality = np.array([float(item.response.split()[1]) for item in items])

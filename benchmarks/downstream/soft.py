@@ -39,7 +39,7 @@ from benchmarks.trust import HELD_OUT, fit, ukp_labels
 from noisescope.export.review import choose
 from noisescope.replicas.head import HeadConfig
 from noisescope.replicas.source_fits import Evidence, outside_odds
-from noisescope.scoring.annotators import coded_table
+from noisescope.scoring.annotators import annotator_table
 from noisescope.scoring.detectors import u as instability
 from noisescope.scoring.noise_models import DECISIVE, Noise, fit_noise
 from noisescope.scoring.review_estimate import UNCHECKED
@@ -242,7 +242,7 @@ def standing_out(labels: Labels, noise: Noise, margins: Float) -> tuple[Bool, Bo
         nobody = np.zeros(len(margins), bool)
         return nobody, nobody
     names = [str(code) for code in range(int(labels.annotators.max()) + 1)]
-    table = coded_table(names, labels.annotators, margins, noise.single)
+    table = annotator_table(names, labels.annotators, margins, noise.single)
     worst = [int(one.name) for one in table if one.careless or one.contrarian]
     backwards = [int(one.name) for one in table if one.contrarian]
     return np.isin(labels.annotators, worst), np.isin(labels.annotators, backwards)

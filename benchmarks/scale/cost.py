@@ -2,16 +2,17 @@
 
     python -m benchmarks.scale.cost [--model DIR] [--json FILE]
 
-FLOPs are those of noisescope's own cost function (`policy.flops` for text) or of the denoiser it
-calls, counted on models without weights (device "meta") in their published shapes. Token counts
-are those of the model's tokenizer (--model) on the transcripts of hh-harmless. Hours follow from
-an assumed rate (RATE) and utilisation (UTILISATION): scale them by the rate of your machine.
+FLOPs are those of `benchmarks.flops` for text, or of the calls of the denoiser, counted on models
+without weights (device "meta") in their published shapes. Token counts are those of the model's
+tokenizer (--model) on the transcripts of hh-harmless. Hours follow from an assumed rate (RATE) and
+utilisation (UTILISATION): scale them by the rate of your machine.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.flops import flops
 from benchmarks.harness import Options, Report, main
 
 #: Dense bf16 FLOP/s an H100 SXM is sold with (NVIDIA's datasheet), and the share assumed reached.
@@ -97,7 +98,7 @@ def text_costs(options: Options) -> list[dict[str, Any]]:
                 "model": name,
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "tokens a pair": tokens / len(pairs),
-                "TFLOP a pair": policy.flops(items) / len(pairs) / 1e12,
+                "TFLOP a pair": flops(policy, items) / len(pairs) / 1e12,
                 "pairs": HH_PAIRS,
                 "cache GB": HH_PAIRS * SIDES * width * SINGLE / 1e9,
             }

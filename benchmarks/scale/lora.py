@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.flops import flops
 from benchmarks.harness import Options, Report, main
 from benchmarks.scale.cost import (
     DRAWS,
@@ -60,7 +61,7 @@ def text_costs(options: Options) -> list[dict[str, Any]]:
         blocks = [m for m in policy.model.modules() if isinstance(m, torch.nn.Linear)]
         sides = sum(m.in_features + m.out_features for m in blocks) - sum(size_of_head(policy))
         adapted = share * LoraConfig.rank * sides
-        reference = policy.flops(items)
+        reference = flops(policy, items)
         attention = reference - 2 * size.body * tokens - 2 * size.head * answers
         trained = share * (4 * size.body * tokens + 3 * attention) + 6 * adapted * tokens
         trained += 4 * size.head * answers

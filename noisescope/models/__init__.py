@@ -52,9 +52,6 @@ class Policy(Protocol):
     def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
         """Work of each item, [n] (tokens, or denoiser calls): for bucketing and estimates."""
 
-    def flops(self, items: Sequence[Item]) -> float:
-        """Useful floating-point operations of one feature pass over `items`."""
-
     def features(self, items: Sequence[Item]) -> dict[str, NDArray[np.float32]]:
         """Feature groups, group -> [n, D_g]; an item's row does not depend on its batch-mates."""
 

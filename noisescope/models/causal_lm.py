@@ -11,7 +11,6 @@ The vocabulary head runs at response positions only, a few at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -25,9 +24,7 @@ from noisescope.models.forward import (
     FEATURES_VERSION,
     GROUPS,
     Batch,
-    Dimensions,
     mask_type,
-    measure,
     run_batch,
     to_batch,
 )
@@ -100,10 +97,6 @@ class CausalLMPolicy:
         """Tokens of each item, prompt included, [n]."""
         return np.array([len(item.tokens) for item in self.encode(items)], np.int64)
 
-    def truncated(self, items: Sequence[Item]) -> dict[str, int]:
-        """How many items lost prompt or response tokens to max_length, and how many tokens."""
-        return truncation(items, self.encode(items))
-
     def open_encodings(self, directory: Path) -> None:
         """Nothing: text needs no inputs computed ahead."""
 
@@ -125,24 +118,6 @@ class CausalLMPolicy:
             f"{cut['distinct']:,} prompts (in their oldest turns) and {cut['responses']:,} of "
             f"{len(encoded):,} responses (at their end), {cut['tokens']:,} tokens",
         ]
-
-    def flops(self, items: Sequence[Item]) -> float:
-        """Useful FLOPs of one pass: no padding, a shared prompt once.
-
-        2 x (parameters outside embeddings and head) a token, 4 x layers x heads x head size for
-        each pair of a token and one it sees, 2 x D x vocabulary a response token. A mixture of
-        experts counts all of its experts.
-        """
-        corpus = self._corpus(items)
-        prompt_of_each = corpus.prompt_sizes[corpus.prompt_of]
-        prompts = corpus.prompt_sizes if self.rows == "packed" else prompt_of_each
-        answers = corpus.response_sizes
-        pairs = _triangle(prompts).sum() + (_triangle(answers) + prompt_of_each * answers).sum()
-        tokens = prompts.sum() + answers.sum()
-        size = self._dimensions
-        return float(
-            2 * size.body * tokens + 4 * size.attention * pairs + 2 * size.head * answers.sum()
-        )
 
     def features(self, items: Sequence[Item]) -> dict[str, Float]:
         """Feature groups in the order of `items`: group -> [n, D_g] float32.
@@ -194,10 +169,6 @@ class CausalLMPolicy:
         row = ROW_TOKENS.get(self.device.type, 1024)
         kind = mask_type(self.model, self.dtype)
         return to_batch(corpus, pack(corpus, part, row), self.device, kind)
-
-    @cached_property
-    def _dimensions(self) -> Dimensions:
-        return measure(self.model)
 
     def _corpus(self, items: Sequence[Item]) -> Corpus:
         encoded = [(item.prompt, item.response) for item in self.encode(items)]
@@ -299,8 +270,3 @@ def _by_length(corpus: Corpus, budget: int) -> Iterator[list[int]]:
         part.append(item)
     if part:
         yield part
-
-
-def _triangle(lengths: Int) -> Int:
-    """Pairs of a token and itself or an earlier one, by sequence length."""
-    return lengths * (lengths + 1) // 2

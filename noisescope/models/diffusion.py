@@ -142,28 +142,6 @@ class DiffusionPolicy:
         self.encodings.open(directory)
         return self.encodings
 
-    def flops(self, items: Sequence[Item]) -> float:
-        """Useful FLOPs of one feature pass: denoiser calls, and each new image encoded once.
-
-        Counted on the first item; captions' embeddings are not counted.
-        """
-        if not items:
-            return 0.0
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
-
-        first = items[0]
-        with torch.inference_mode():
-            _, framings = self.latents([first.response])
-            self.conditioning([first.prompt, ""], framings * 2)
-            with FlopCounterMode(display=False) as denoising:
-                self._measure([first])
-            with FlopCounterMode(display=False) as encoding:
-                source = self.encodings.latents_of
-                source.encode(source.square(first.response)[0][None])
-        images = self.encodings.unknown_images(items)
-        return float(denoising.get_total_flops() * len(items) + encoding.get_total_flops() * images)
-
     def features(self, items: Sequence[Item]) -> dict[str, Float]:
         """Feature groups in the order of `items`: group -> [n, D_g] float32.
 

@@ -20,7 +20,7 @@ from noisescope.models import Item, ModelIdentity
 from noisescope.models.anatomy import setting
 from noisescope.models.checkpoint import find_converted, fingerprint
 from noisescope.models.memory import Limit
-from noisescope.models.text_batches import Text, batched_rows, flops_a_token
+from noisescope.models.text_batches import Text, batched_rows
 from noisescope.pairs import Modality
 
 if TYPE_CHECKING:
@@ -57,10 +57,6 @@ class Encoder:
     def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
         """Tokens of each response, [n]."""
         return np.array([len(t.ids) for t in self.encode([i.response for i in items])], np.int64)
-
-    def flops(self, items: Sequence[Item]) -> float:
-        """Useful floating-point operations of one pass over `items`, prompts left out."""
-        return flops_a_token(self.model) * float(self.sizes(items).sum())
 
     def features(self, items: Sequence[Item]) -> dict[str, Float]:
         """`response` [n, D], of norm 1, and `similarity` [n, 1], its cosine with the prompt's."""

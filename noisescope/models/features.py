@@ -2,9 +2,9 @@
 
     features = compute_features(policy, items, cache_directory, progress)  # group -> [n, D_g]
 
-The cache is `<cache_directory>/<policy fingerprint>/`, in parts (`parts.py`). Values are float32,
-as computed: half the size would overflow on the middle layers of some models, and a part is
-small beside the model that made it.
+The cache is `<cache_directory>/<policy fingerprint>/`, in chunks (`storage/cache.py`). Values are
+float32, as computed: half the size would overflow on the middle layers of some models, and a chunk
+is small beside the model that made it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def compute_features(
 ) -> dict[str, Float]:
     """Feature groups of `items`, in their order: group -> [n, D_g] float32.
 
-    Only keys that no sound part holds are computed. A damaged part is computed again, with a
+    Only keys that no sound chunk holds are computed. A damaged chunk is computed again, with a
     note to `progress`. Raises RunError if the cache cannot be written.
     """
     parts = fill_cache(policy, items, cache_directory, progress)

@@ -195,10 +195,6 @@ class Encodings:
             kept.append(compute_missing(source, fitting, path, progress, path.name))
         self._disk = (Rows(kept[0]), Rows(kept[1]))
 
-    def unknown_images(self, items: Iterable[Item]) -> int:
-        """How many distinct images of `items` are not cached."""
-        return sum(item.key not in self._disk[0] for item in self._distinct(list(items))[0])
-
     def latents(self, keys: Sequence[str]) -> tuple[Tensor, list[Framing]]:
         """Scaled latent modes [B, C, h, w] float32 of images by key, and how each was cropped."""
         import torch

@@ -21,7 +21,7 @@ from noisescope.models.anatomy import setting
 from noisescope.models.checkpoint import Checkpoint, find_converted, fingerprint
 from noisescope.models.memory import Limit
 from noisescope.models.rendering import finished
-from noisescope.models.text_batches import Text, batched_rows, flops_a_token
+from noisescope.models.text_batches import Text, batched_rows
 from noisescope.pairs import Message, Modality
 
 if TYPE_CHECKING:
@@ -61,10 +61,6 @@ class RewardModel:
     def sizes(self, items: Sequence[Item]) -> NDArray[np.int64]:
         """Tokens of each item, [n]."""
         return np.array([len(text.ids) for text in self.encode(items)], np.int64)
-
-    def flops(self, items: Sequence[Item]) -> float:
-        """Useful floating-point operations of one pass over `items`."""
-        return flops_a_token(self.model) * float(self.sizes(items).sum())
 
     def features(self, items: Sequence[Item]) -> dict[str, Float]:
         """`score` [n, K], the outputs, and `state` [n, D], what the last layer computes them from.

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 Float = NDArray[np.float32]
 #: Tokens of a padded batch, by device.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-#: Multiply-accumulates of a token are twice the weights it meets.
-FLOPS_A_WEIGHT = 2.0
-
 #: Inputs of the model by name, each [B, T] -> group -> [B, D_g].
 Compute = Callable[[dict[str, "torch.Tensor"]], dict[str, "torch.Tensor"]]
 
@@ -104,13 +101,3 @@ def by_length(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
         part.append(one)
     if part:
         yield part
-
-
-def flops_a_token(model: Any) -> float:
-    """Floating-point operations a token costs: the weights outside of embeddings, twice."""
-    import torch
-
-    tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding))
-    embedded = sum(module.weight.numel() for module in tables)
-    whole = sum(weight.numel() for weight in model.parameters())
-    return float(FLOPS_A_WEIGHT * (whole - embedded))

@@ -48,11 +48,6 @@ class Encoded:
         """The whole sequence."""
         return self.prompt + self.response
 
-    @property
-    def response_start(self) -> int:
-        """Index in `tokens` of the first response token; at least 1."""
-        return len(self.prompt)
-
 
 @final
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from noisescope.report import bars, curves, dots
 from noisescope.report import dots as scatter
 from noisescope.report.ground_truth import DRAWN, Known, column, known_labels, read_known
 from noisescope.report.style import Picture
-from noisescope.scoring.annotators import Annotator, coded, coded_table
+from noisescope.scoring.annotators import Annotator, annotator_table, coded
 from noisescope.scoring.flip_rate import fit_flip_rate
 from noisescope.scoring.history import History, earlier_runs, history
 from noisescope.scoring.metrics import Interval
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Float = NDArray[np.float64]
-Bool = NDArray[np.bool_]
 
 #: Keys of the manifest that a report needs.
 NEEDED = (
@@ -163,7 +162,7 @@ def _annotators(facts: pa.Table) -> list[Annotator]:
     if not any(names):
         return []
     margins = column(facts, "margin")
-    return coded_table(names, codes, margins, fit_flip_rate(margins))
+    return annotator_table(names, codes, margins, fit_flip_rate(margins))
 
 
 def draw(

@@ -4,7 +4,7 @@ Annotator a flips a share e_a of labels; a label agrees with its held-out margin
 (1 - e_a) F + e_a (1 - F), F = sigma(g(m)) (see `flip_rate`). e_a ~ Beta(mean, concentration) in
 the whole crowd, both fitted by marginal likelihood (empirical Bayes): an annotator with few
 labels stays near the crowd. This is RE-PO's per-annotator EM with the Beta posterior in place of
-its M step. Usage: `table = annotator_table(names, margins, rate)`.
+its M step. Usage: `annotator_table(*coded(column), margins, rate)`.
 """
 
 from __future__ import annotations
@@ -58,14 +58,12 @@ class Annotator:
 @final
 @dataclass(frozen=True)
 class Crowd:
-    """The fitted crowd: Beta(mean, concentration) of flip rates and each annotator's posterior.
+    """The fitted crowd: mean flip rate, Beta prior and each annotator's posterior.
 
-    `log_likelihood` [A, 200] over `RATES`; `posterior` [A, 200] and `prior` [200] sum to 1.
+    `posterior` [A, 200] and `prior` [200] are over `RATES` and sum to 1.
     """
 
     mean: float
-    concentration: float
-    log_likelihood: Float
     posterior: Float
     prior: Float
 
@@ -112,7 +110,7 @@ def fit_crowd(codes: Int, share: Float, weights: Float | None = None) -> Crowd:
     log_posterior = log_likelihood + log_prior
     log_posterior -= logsumexp(log_posterior, axis=1, keepdims=True)
     mean = float(np.exp(log_prior) @ RATES)
-    return Crowd(mean, concentration, log_likelihood, np.exp(log_posterior), np.exp(log_prior))
+    return Crowd(mean, np.exp(log_posterior), np.exp(log_prior))
 
 
 def coded(names: pa.ChunkedArray) -> tuple[list[str], Int]:
@@ -127,22 +125,13 @@ def coded(names: pa.ChunkedArray) -> tuple[list[str], Int]:
 
 
 def annotator_table(
-    names: Sequence[str | None] | NDArray[np.object_], margins: Float, rate: FlipRate
-) -> list[Annotator]:
-    """Every named annotator, least reliable first; names [N] (None: unknown), margins [N] held out.
-
-    Raises EvidenceError where no pair has both a name and a held-out margin.
-    """
-    import pyarrow as pa
-
-    texts = [None if name is None else str(name) for name in names]
-    return coded_table(*coded(pa.chunked_array([texts], pa.string())), margins, rate)
-
-
-def coded_table(
     names: Sequence[str], codes: Int, margins: Float, rate: FlipRate
 ) -> list[Annotator]:
-    """`annotator_table` of distinct names and each pair's place among them [N], -1 unknown."""
+    """Every named annotator, least reliable first.
+
+    `names` are distinct and `codes` [N] each pair's place among them, -1 unknown (see `coded`);
+    margins [N] are held out. Raises EvidenceError if no pair has both a name and such a margin.
+    """
     known = (codes >= 0) & np.isfinite(margins)
     if not known.any():
         raise EvidenceError(

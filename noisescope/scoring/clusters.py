@@ -144,18 +144,6 @@ def auroc_interval(score: Float, wrong: Bool, groupings: Sequence[Int]) -> Inter
     return cluster_interval(area, scale * (place - area), groupings, classes=wrong)
 
 
-def seed_interval(values: Sequence[float], mass: float = MASS) -> Interval:
-    """Mean over S >= 2 seeds with Student's t interval; resampling three seeds covers too little.
-
-    Raises EvidenceError for fewer than two values.
-    """
-    found = np.asarray(values, dtype=np.float64)
-    if len(found) < 2:
-        raise EvidenceError("one seed has no interval between seeds")
-    half = stdtrit(len(found) - 1, (1 + mass) / 2) * found.std(ddof=1) / np.sqrt(len(found))
-    return Interval(float(found.mean()), float(found.mean() - half), float(found.mean() + half))
-
-
 def no_better_than_chance(margins: Float, codes: Int | None, *, cross_fitted: bool) -> bool:
     """Whether held-out margins [N] agree with the labels no more than a coin would (level 5 %).
 

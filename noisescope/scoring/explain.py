@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtr, ndtri
 
-from noisescope.scoring.annotators import Annotator, coded_table
+from noisescope.scoring.annotators import Annotator, annotator_table
 from noisescope.scoring.clusters import share_interval, widest
 from noisescope.scoring.metrics import MASS, Interval
 from noisescope.scoring.noise_models import Noise
@@ -207,7 +207,9 @@ def _of_group(
         count = int(inside.sum())
         if min(count, int(outside.sum())) < FEWEST:
             continue
-        rows = rows or {r.name: r for r in coded_table(values, codes, labels.margins, noise.single)}
+        rows = rows or {
+            r.name: r for r in annotator_table(values, codes, labels.margins, noise.single)
+        }
         clusters = [own for own in labels.clusters if len(np.unique(own[inside])) > 1]
         one, two = (_mean(against[u], [own[u] for own in clusters])[0] for u in (inside, outside))
         effect, p = _difference(one, two)

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, ndtr, ndtri
+from scipy.special import expit, ndtri
 from scipy.stats import rankdata
 
 from noisescope.errors import EvidenceError
@@ -195,14 +195,6 @@ def signed_rank(margins: Float) -> float:
     return float((ranks * (np.sign(m) + 1) / 2).sum() / (len(m) * (len(m) + 1) / 2))
 
 
-def expected_auroc(margins: Float, flip_rate: float) -> float:
-    """A = (W - e) / (1 - 2 e) in [0, 1]: the AUROC to expect of -margin, no truth needed.
-
-    W is measured on noisy labels, of which a share e is flipped.
-    """
-    return _corrected(signed_rank(margins), flip_rate)
-
-
 def _corrected(w: float, flip_rate: float) -> float:
     if not 0 <= flip_rate < 0.5:
         raise EvidenceError(f"a flip rate must be in [0, 0.5), not {flip_rate:g}")
@@ -235,7 +227,10 @@ def signed_rank_influence(margins: Float) -> Float:
 def expected_auroc_interval(
     margins: Float, flip_rate: Interval, half_width: float | None = None
 ) -> Interval:
-    """`expected_auroc` with its 90 % interval: W's own error and that of the flip rate together.
+    """A = (W - e) / (1 - 2 e), the AUROC to expect of -margin, with its 90 % interval.
+
+    W is `signed_rank` of noisy labels, of which a share e, the flip rate, is flipped. No truth is
+    needed. The interval holds W's own error and that of the flip rate together.
 
     Each side is the root of the squared distances to A at that end of the flip rate's interval
     and to A at `half_width` of W, which is 1.64 standard errors over single pairs if None, and that
@@ -268,11 +263,6 @@ def bayes_auroc(gaps: Float) -> float:
         raise EvidenceError("no gap to compute a ceiling from")
     weight = (2 * np.arange(len(size)) + 1) / len(size) ** 2  # P(max is the i-th)
     return float((weight * expit(size)).sum())
-
-
-def auroc_of_accuracy(accuracy: float) -> float:
-    """Phi(sqrt(2) Phi^-1(q)): AUROC of a scorer that is right on a share q of correct labels."""
-    return float(ndtr(np.sqrt(2) * ndtri(accuracy)))
 
 
 def efficiency(measured: float, ceiling: float) -> float:

@@ -40,7 +40,6 @@ from noisescope.storage.run import Run
 from noisescope.storage.sql import Spill
 
 Float = NDArray[np.float64]
-Bool = NDArray[np.bool_]
 
 SUSPECTS = 10
 #: Note for adapters that may have been trained on these pairs.

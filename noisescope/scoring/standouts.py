@@ -16,7 +16,7 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.scoring.annotators import Annotator, coded, coded_table
+from noisescope.scoring.annotators import Annotator, annotator_table, coded
 from noisescope.scoring.noise_models import DECISIVE, Noise
 from noisescope.storage.run import Run
 
@@ -102,7 +102,7 @@ def find_standouts(run: Run, noise: Noise, margins: Float) -> Standouts | None:
     kinds: tuple[Kind, ...] = ("annotator", "source")
     for kind in kinds:
         if gains.get(kind, 0.0) > DECISIVE:
-            table = coded_table(*_names(run, kind), margins, noise.single)
+            table = annotator_table(*_names(run, kind), margins, noise.single)
             worst = tuple(one for one in table if one.careless or one.contrarian)
             if worst:
                 rest = [one for one in table if one not in worst]

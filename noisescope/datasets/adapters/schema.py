@@ -94,7 +94,6 @@ VALUES: dict[str, str] = {
     "b_wins": "values of preference if b is better",
     "tie": "values of preference if neither is",
 }
-_BY_SIDE = ("share_a", "share_b", "votes_a", "votes_b")
 _OPENING = ("system", "tools", "history", "context")
 _TIES = {
     "tie", "ties", "tied", "draw", "both", "both_bad", "bothbad", "tie_bothbad", "tie_both_bad",

@@ -10,7 +10,6 @@ the next part, and a part of a different model or dataset is never used.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -162,8 +161,3 @@ class Activations:
             here = np.flatnonzero(filled & (part == p))
             result[torch.from_numpy(here)] = self._parts[p][torch.from_numpy(row[here])]
         return result.view(*packed.slots.shape, width).to(self.split.device)
-
-    @staticmethod
-    def discard(directory: Path) -> None:
-        """Remove the stored parts."""
-        shutil.rmtree(directory, ignore_errors=True)
