@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.errors import ModelError, first_line
+from noisescope.errors import ModelError
 from noisescope.models import Item, ModelIdentity
 from noisescope.models.anatomy import setting
 from noisescope.models.checkpoint import find_converted, fingerprint
 from noisescope.models.memory import Limit
-from noisescope.models.text_batches import Text, batched_rows
+from noisescope.models.text_batches import Text, batched_rows, load_reader
 from noisescope.pairs import Modality
 
 if TYPE_CHECKING:
@@ -92,32 +92,17 @@ class Encoder:
 
 def load_encoder(name: str, *, device: str = "auto") -> Encoder:
     """Load an encoder by directory or Hub name. Raises ModelError and UsageError."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    from noisescope.models.device import pick_device
-
-    found, where = find_converted(name, CONVERT.format(name)), pick_device(device)
-    try:
-        model, notes = AutoModel.from_pretrained(
-            found.directory,
-            use_safetensors=True,
-            output_loading_info=True,
-            dtype="auto",
-            trust_remote_code=False,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(found.directory, trust_remote_code=False)
-    except Exception as error:  # of many kinds; all mean "does not load"
-        raise ModelError(f"{name} does not load: {first_line(error)}", hint=None) from error
-    missing = sorted(key for key in notes["missing_keys"] if "pooler" not in key)
+    found = find_converted(name, CONVERT.format(name))
+    model, tokenizer, missing = load_reader(AutoModel, found, device)
+    missing = [key for key in missing if "pooler" not in key]
     if missing or model.config.is_encoder_decoder:
         fault = f"it has no {missing[0]}" if missing else "it has an encoder and a decoder"
         raise ModelError(
             f"{name} is not a text encoder: {fault}",
             hint="Give a model such as sentence-transformers/all-MiniLM-L6-v2.",
         )
-    if where.type == "cpu":
-        model = model.float()
-    model = model.to(where).eval().requires_grad_(False)
     settings = {"embed": VERSION, "dtype": str(model.dtype)}
     return Encoder(
         model, tokenizer, ModelIdentity(name, found.revision, fingerprint(found, settings))

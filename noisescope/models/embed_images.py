@@ -20,6 +20,7 @@ from noisescope.models import Item, ModelIdentity
 from noisescope.models.checkpoint import find_converted, fingerprint
 from noisescope.models.embed import CONVERT
 from noisescope.models.memory import Limit, OomRetry
+from noisescope.models.text_batches import load_reader
 from noisescope.pairs import ImageStore, Modality
 
 if TYPE_CHECKING:
@@ -111,24 +112,11 @@ def _pooled(found: Any) -> torch.Tensor:
 
 def load_image_encoder(name: str, images: ImageStore, *, device: str = "auto") -> ImageEncoder:
     """Load an image and text encoder by directory or Hub name. Raises ModelError, UsageError."""
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoImageProcessor, AutoModel
 
-    from noisescope.models.device import pick_device
-
-    found, where = find_converted(name, CONVERT.format(name)), pick_device(device)
-    try:
-        model, notes = AutoModel.from_pretrained(
-            found.directory,
-            use_safetensors=True,
-            output_loading_info=True,
-            dtype="auto",
-            trust_remote_code=False,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(found.directory, trust_remote_code=False)
-    except Exception as error:  # of many kinds; all mean "does not load"
-        raise ModelError(f"{name} does not load: {first_line(error)}", hint=None) from error
+    found = find_converted(name, CONVERT.format(name))
+    model, tokenizer, missing = load_reader(AutoModel, found, device)
     towers = getattr(model.config, "text_config", None), getattr(model, "vision_model", None)
-    missing = sorted(notes["missing_keys"])
     if missing or None in towers or not callable(getattr(model, "get_image_features", None)):
         fault = f"it has no {missing[0]}" if missing else "it has no image and text tower"
         raise ModelError(
@@ -144,9 +132,6 @@ def load_image_encoder(name: str, images: ImageStore, *, device: str = "auto") -
             f"{name} has no image processor that loads: {first_line(error)}",
             hint="Copy its preprocessor_config.json beside config.json.",
         ) from error
-    if where.type == "cpu":
-        model = model.float()
-    model = model.to(where).eval().requires_grad_(False)
     settings = {"embed images": VERSION, "dtype": str(model.dtype)}
     identity = ModelIdentity(name, found.revision, fingerprint(found, settings))
     return ImageEncoder(model, prepare, tokenizer, images, identity)

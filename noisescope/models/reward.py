@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.errors import ModelError, first_line
+from noisescope.errors import ModelError
 from noisescope.models import Item, ModelIdentity
 from noisescope.models.anatomy import setting
 from noisescope.models.checkpoint import Checkpoint, find_converted, fingerprint
 from noisescope.models.memory import Limit
 from noisescope.models.rendering import finished
-from noisescope.models.text_batches import Text, batched_rows
+from noisescope.models.text_batches import Text, batched_rows, load_reader
 from noisescope.pairs import Message, Modality
 
 if TYPE_CHECKING:
@@ -110,25 +110,10 @@ def load_reward(name: str, *, device: str = "auto") -> RewardModel:
 
 def load_classifier(found: Checkpoint, device: str) -> tuple[Any, Any]:
     """(sequence classifier in evaluation mode, tokenizer). Raises ModelError and UsageError."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification as Classifier
 
-    from noisescope.models.device import pick_device
-
-    where = pick_device(device)
-    try:
-        model, notes = AutoModelForSequenceClassification.from_pretrained(
-            found.directory,
-            use_safetensors=True,
-            output_loading_info=True,
-            dtype="auto",
-            trust_remote_code=False,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            found.directory, truncation_side="left", trust_remote_code=False
-        )
-    except Exception as error:  # of many kinds; all mean "does not load"
-        raise ModelError(f"{found.name} does not load: {first_line(error)}", hint=None) from error
-    if missing := sorted(notes["missing_keys"]):
+    model, tokenizer, missing = load_reader(Classifier, found, device, truncation_side="left")
+    if missing:
         raise ModelError(
             f"{found.name} is not a reward model: it has no {missing[0]}",
             hint="Give a sequence classifier that was trained as a reward model.",
@@ -136,9 +121,7 @@ def load_classifier(found: Checkpoint, device: str) -> tuple[Any, Any]:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    if where.type == "cpu":
-        model = model.float()
-    return model.to(where).eval().requires_grad_(False), tokenizer
+    return model, tokenizer
 
 
 def longest(model: Any, tokenizer: Any) -> int:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.errors import ModelError, first_line
+from noisescope.models.checkpoint import Checkpoint
 from noisescope.models.memory import Limit, OomRetry
 
 if TYPE_CHECKING:
@@ -40,6 +42,36 @@ class Text:
         """The last `limit` tokens of what a tokenizer returned."""
         types = encoded.get("token_type_ids", ())
         return cls(tuple(encoded["input_ids"])[-limit:], tuple(types)[-limit:])
+
+
+def load_reader(
+    kind: Any, found: Checkpoint, device: str, **settings: Any
+) -> tuple[Any, Any, list[str]]:
+    """Load a model by the transformers class `kind`, and its tokenizer with these settings.
+
+    Return (model in evaluation mode, tokenizer, names of missing weights). Raises ModelError and
+    UsageError.
+    """
+    from transformers import AutoTokenizer
+
+    from noisescope.models.device import pick_device
+
+    where = pick_device(device)
+    try:
+        model, notes = kind.from_pretrained(
+            found.directory,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype="auto",
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            found.directory, trust_remote_code=False, **settings
+        )
+    except Exception as error:  # of many kinds; all mean "does not load"
+        raise ModelError(f"{found.name} does not load: {first_line(error)}") from error
+    model = model.float() if where.type == "cpu" else model
+    return model.to(where).eval().requires_grad_(False), tokenizer, sorted(notes["missing_keys"])
 
 
 def padded(texts: Sequence[Text], pad: int) -> dict[str, torch.Tensor]:

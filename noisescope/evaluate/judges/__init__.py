@@ -50,13 +50,13 @@ class JudgeKind:
 
 
 def _image(name: str, model: str, licence: str, options: JudgeOptions) -> Judge:
-    from noisescope.evaluate.judges.image_scores import open_image_judge
+    from noisescope.evaluate.judges.models import open_image_judge
 
     return open_image_judge(name, model, licence, options.device)
 
 
 def _reward(model: str, licence: str, options: JudgeOptions) -> Judge:
-    from noisescope.evaluate.judges.reward_model import open_reward
+    from noisescope.evaluate.judges.models import open_reward
 
     return open_reward(model, options.device)
 

@@ -1,4 +1,4 @@
-"""Judge responses by a reward model: a transformers sequence classifier with one output."""
+"""Judges that score one output at a time with a model: image scorers and reward models."""
 
 from __future__ import annotations
 
@@ -10,10 +10,38 @@ from typing import Any, final
 from noisescope.errors import ModelError
 from noisescope.evaluate.comparison import Comparison, JudgeCard, Output, Prompt, Verdict, by_score
 from noisescope.models.checkpoint import Checkpoint, find_converted, fingerprint
+from noisescope.models.image_scores import SCORERS, ImageScorer
 from noisescope.models.reward import CONVERT, conversation, load_classifier, longest
 from noisescope.models.text_batches import padded
 
 BATCH = 8
+
+
+@final
+@dataclass(frozen=True)
+class ImageJudge:
+    """The image with the higher score wins."""
+
+    card: JudgeCard
+    scorer: ImageScorer
+
+    def cost(self, comparisons: int) -> str:
+        return ""
+
+    def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        mine = self._scores(comparisons, [c.policy for c in comparisons])
+        return by_score(mine, self._scores(comparisons, [c.against for c in comparisons]))
+
+    def _scores(self, comparisons: Sequence[Comparison], images: Sequence[Output]) -> list[float]:
+        shown = [image for image in images if isinstance(image, bytes)]
+        assert len(shown) == len(images)
+        return self.scorer.scores([c.prompt.text for c in comparisons], shown)
+
+
+def open_image_judge(name: str, model: str, licence: str, device: str) -> ImageJudge:
+    """Open the scorer `name` as a judge. Raises ModelError."""
+    scorer = SCORERS[name].open(name, model, device)
+    return ImageJudge(JudgeCard(name, model, licence, "image", scorer.fingerprint), scorer)
 
 
 @final
