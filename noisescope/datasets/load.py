@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.datasets.adapters.cells import RowFault, shortened, value
+from noisescope.datasets.adapters.labels import canonical
 from noisescope.datasets.adapters.mapping import parsed_columns
 from noisescope.datasets.adapters.recognise import recognise as recognised
 from noisescope.datasets.adapters.refuse import unused
-from noisescope.datasets.adapters.schema import Schema, canonical
+from noisescope.datasets.adapters.schema import Schema
 from noisescope.datasets.adapters.table import ADAPTERS
 from noisescope.datasets.image_store import Gallery
 from noisescope.datasets.readers import NO_ROWS, Row

@@ -19,6 +19,7 @@ from noisescope.datasets.adapters.cells import (
     numbers,
     value,
 )
+from noisescope.datasets.adapters.labels import canonical, is_unlabelled, tags, word_side
 from noisescope.datasets.adapters.mapping import Roles, flag
 from noisescope.datasets.adapters.names import (
     CONTEXTS,
@@ -40,14 +41,7 @@ from noisescope.datasets.adapters.names import (
     WINS,
 )
 from noisescope.datasets.adapters.sample import Sample, is_messages, is_picture, items
-from noisescope.datasets.adapters.schema import (
-    VALUES,
-    Schema,
-    canonical,
-    is_unlabelled,
-    tags,
-    word_side,
-)
+from noisescope.datasets.adapters.schema import VALUES, Schema
 from noisescope.errors import DataError
 
 

@@ -26,6 +26,7 @@ from noisescope.datasets.adapters.guess import (
     with_input,
     with_ties,
 )
+from noisescope.datasets.adapters.labels import tags
 from noisescope.datasets.adapters.mapping import Roles, checked_columns, checked_pairs, named
 from noisescope.datasets.adapters.names import MORE, OPEN, OPENINGS, OWN, USUAL
 from noisescope.datasets.adapters.refuse import (
@@ -38,7 +39,7 @@ from noisescope.datasets.adapters.refuse import (
     unread,
 )
 from noisescope.datasets.adapters.sample import Sample, is_conversation, is_messages, items
-from noisescope.datasets.adapters.schema import VALUES, Schema, tags
+from noisescope.datasets.adapters.schema import VALUES, Schema
 from noisescope.datasets.adapters.table import ADAPTERS
 
 

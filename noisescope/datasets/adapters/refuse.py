@@ -19,6 +19,7 @@ from noisescope.datasets.adapters.guess import (
     prompt_of,
     two_columns,
 )
+from noisescope.datasets.adapters.labels import canonical, word_side
 from noisescope.datasets.adapters.mapping import Roles, flag
 from noisescope.datasets.adapters.names import (
     ABOUT,
@@ -45,7 +46,7 @@ from noisescope.datasets.adapters.sample import (
     items,
     strings,
 )
-from noisescope.datasets.adapters.schema import VALUES, Schema, canonical, word_side
+from noisescope.datasets.adapters.schema import VALUES, Schema
 from noisescope.datasets.adapters.table import ADAPTERS
 from noisescope.errors import DataError
 

@@ -19,15 +19,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from itertools import chain, combinations, pairwise, product
+from functools import cached_property
+from itertools import combinations, pairwise
 from typing import Any, Literal, final
 
+from noisescope.datasets.adapters import labels, reverse
 from noisescope.datasets.adapters.cells import (
     MISSING,
     RawRow,
     RowFault,
-    changed,
     decoded,
     identifier,
     is_missing,
@@ -95,20 +95,6 @@ VALUES: dict[str, str] = {
     "tie": "values of preference if neither is",
 }
 _OPENING = ("system", "tools", "history", "context")
-_TIES = {
-    "tie", "ties", "tied", "draw", "both", "both_bad", "bothbad", "tie_bothbad", "tie_both_bad",
-    "both_good", "tie_bothgood", "neither", "equal", "same", "no_preference", "neutral", "c",
-}  # fmt: skip
-_UNLABELLED = {"unknown", "skip", "skipped", "unlabelled", "unlabeled", "n_a", "na", "invalid"}
-_FIRST, _SECOND = {"a", "1", "first", "left", "1st", "chosen"}, {
-    "b", "2", "second", "right", "2nd", "rejected",
-}  # fmt: skip
-_ORDER = re.compile(r"\W*([a-z0-9])\W*?([<>=]+)\W*([a-z0-9])\W*", re.IGNORECASE)
-_FILLERS = {
-    "model", "response", "answer", "output", "assistant", "option", "candidate", "completion",
-    "text", "conversation", "summary", "image", "img", "is", "better", "wins", "win", "won",
-    "winner", "prefer", "preferred", "the", "side", "system", "choice", "generation",
-}  # fmt: skip
 
 
 @final
@@ -179,8 +165,6 @@ class Schema:
         steps = [part for path in paths for part in re.split(r"[|+]", path)]
         return frozenset([*paths, *steps, *(step.partition(".")[0] for step in steps)])
 
-    # --- a row to pairs ---------------------------------------------------------------------
-
     def parse(self, row: RawRow) -> list[Pair | RowFault]:
         """Pairs that the row states; in the place of one that is a tie, its RowFault.
 
@@ -220,7 +204,7 @@ class Schema:
         if self._is_tie(row):
             raise RowFault("tie", f"{self.roles['share_tie']} is true")
         status = self.roles.get("status")
-        if status and key(str(value(row, status))) in _TIES:
+        if status and key(str(value(row, status))) in labels.TIES:
             raise RowFault("tie", f"{status} is {value(row, status)}")
         strength, votes = self._number(row, "strength"), self._number(row, "votes")
         return Pair(
@@ -331,7 +315,7 @@ class Schema:
             return 0.0, None, None
         if "preference" not in roles:
             return self._difference(row), None, None
-        prefers: float | str | None = self._named(row) if "name_a" in roles else None
+        prefers: float | str | None = self.named(row) if "name_a" in roles else None
         if prefers is None:
             prefers = self.meaning(value(row, roles["preference"]))
         if isinstance(prefers, str):
@@ -364,7 +348,7 @@ class Schema:
         """Whether a column of its own states that the row is a tie."""
         return "share_tie" in self.roles and bool(self._share(row, "share_tie"))
 
-    def _named(self, row: RawRow) -> float | None:
+    def named(self, row: RawRow) -> float | None:
         """Which side `preference` names by the name that the row gives it; None if neither."""
         name = self._name(row, "preference")
         one, other = self._name(row, "name_a"), self._name(row, "name_b")
@@ -375,8 +359,8 @@ class Schema:
     def _share(self, row: RawRow, role: str) -> float | None:
         path = self.roles[role]
         found = value(row, path)
-        if isinstance(found, (bool, str)) and canonical(found) in ("0", "1"):
-            return float(canonical(found))
+        if isinstance(found, (bool, str)) and labels.canonical(found) in ("0", "1"):
+            return float(labels.canonical(found))
         share = number(row, path)
         if share is not None and not 0 <= share <= 1:
             raise RowFault("unreadable", f"{path} is {share:g}, not between 0 and 1")
@@ -406,22 +390,22 @@ class Schema:
             return None
         if not isinstance(found, (str, int, float)):
             return f"{kind(found)}, expected a label"
-        text = canonical(found)
-        if isinstance(found, bool) and "0" not in self._coding:
+        text = labels.canonical(found)
+        if isinstance(found, bool) and "0" not in self.coding:
             return "true or false, expected a label"
-        if text in self._coding:
-            return self._coding[text]
+        if text in self.coding:
+            return self.coding[text]
         if self.graded:
-            if not _is_number(text):
+            if not labels.is_number(text):
                 return f"{shortened(str(found), 20)!r}, expected a number"
             size = float(text)
             return size if self.roles["a_wins"] == "positive" else -size
         if not text or MISSING.fullmatch(text):
             return None
-        if is_unlabelled(text):
+        if labels.is_unlabelled(text):
             return None
         stated = set(VALUES) & set(self.roles)
-        side = None if stated else word_side(str(found), self._tags)
+        side = None if stated else labels.word_side(str(found), self.tags)
         if side is None and not stated:
             return f"{shortened(str(found), 20)!r}"
         if side is None:
@@ -430,19 +414,19 @@ class Schema:
         return side
 
     @cached_property
-    def _coding(self) -> dict[str, float]:
+    def coding(self) -> dict[str, float]:
         """Canonical text of each stated value of `preference`, with its meaning."""
         sides = {"a_wins": 1.0, "b_wins": -1.0, "tie": 0.0}
         return {
-            canonical(text): side
+            labels.canonical(text): side
             for role, side in sides.items()
             for text in self.roles.get(role, "").split("|")
             if text and text not in ("negative", "positive")
         }
 
     @cached_property
-    def _tags(self) -> tuple[str, str]:
-        return tags(self.roles["a"], self.roles["b"])
+    def tags(self) -> tuple[str, str]:
+        return labels.tags(self.roles["a"], self.roles["b"])
 
     def _said(self, row: RawRow) -> str:
         """What the row's label is, for a fault."""
@@ -583,177 +567,14 @@ class Schema:
     def _name(self, row: RawRow, role: str) -> str | None:
         return identifier(row, self.roles[role]) if role in self.roles else None
 
-    # --- a row with its preference reversed -------------------------------------------------
-
     @property
     def cannot_flip(self) -> str:
         """Why rows of this schema cannot be written back reversed; empty if they can."""
-        if self.shape == "rows":
-            return "its pairs are made of several rows, so no row has a preference to reverse"
-        if self.shape == "list" and self.pairs == "best":
-            return "--pairs best compares with the best answer, which reversing would change"
-        if self.shape == "labelled" and not {"preference", "share_a", "votes_a"} & set(self.roles):
-            return "its labels follow from scores, which are not exchanged"
-        if len({"a_wins", "b_wins"} & set(self.roles)) == 1:
-            return "its labels name one side only, so there is no word for the other"
-        order = {"sides": ("chosen", "rejected"), "labelled": (), "list": ("ranks", "ratings")}
-        for role in order.get(self.shape, ()):
-            path = self.roles.get(role, "")
-            if self.shape == "sides" and not path.replace(".", "").isidentifier():
-                return f"{role} is composed of several cells ({path})" if "+" in path else ""
-        return ""
+        return reverse.cannot_flip(self)
 
     def flip(self, row: RawRow, *, correction: bool = False) -> dict[str, Any]:
-        """Return the row with its preference reversed; flipping twice restores it exactly.
-
-        A planted error leaves scores where they are: moved, they would give it away. In a
-        `correction`, scores, ranks and models follow their texts, a margin changes its sign and
-        a status names the better side.
-
-        Only for a schema without a reason in `cannot_flip`.
-        """
-        if self.shape == "sides":
-            flipped = exchanged(row, (self.roles["chosen"], self.roles["rejected"]), *self.twins)
-            flipped = self._copied(row, flipped)
-            return self._corrected(row, flipped) if correction else flipped
-        if self.shape == "list":
-            flipped = dict(row)
-            for role in ("ranks", "ratings"):
-                if role in self.roles:
-                    flipped = changed(flipped, self.roles[role], mirrored_ranks)
-            return flipped
-        twins = [(f"{kind}_a", f"{kind}_b") for kind in ("share", "votes")]
-        twin = next(((a, b) for a, b in twins if a in self.roles), None)
-        if twin is not None:
-            flipped = exchanged(row, (self.roles[twin[0]], self.roles[twin[1]]))
-        elif "name_a" in self.roles and self._named(row) is not None:
-            other = "name_b" if (self._named(row) or 0) > 0 else "name_a"
-            name = value(row, self.roles[other])
-            flipped = changed(row, self.roles["preference"], lambda _: name)
-        else:
-            flipped = changed(row, self.roles["preference"], self._mirrored)
-            if "votes" in self.roles and self.roles["votes"] != self.roles["preference"]:
-                flipped = changed(flipped, self.roles["votes"], self._mirrored)
-        if self.ids is not None:
-            best, *sides = (row.get(name) for name in self.ids)
-            if best is not None and best in sides and sides[0] != sides[1]:
-                flipped[self.ids[0]] = sides[1 - sides.index(best)]
-        return flipped
-
-    def _copied(self, row: RawRow, flipped: dict[str, Any]) -> dict[str, Any]:
-        """A column that repeats one side, normally the chosen one, repeats the other."""
-        sides = self.roles["chosen"], self.roles["rejected"]
-        for name in self.copies:
-            for side, other in (sides, sides[::-1]):
-                if name in row and side in row and other in row and row[name] == row[side]:
-                    flipped[name] = row[other]
-                    break
-        return flipped
-
-    def _corrected(self, row: RawRow, flipped: dict[str, Any]) -> dict[str, Any]:
-        """The flipped row with what describes one side moved with its text."""
-        roles = self.roles
-        moved = {roles["chosen"], roles["rejected"], *chain(*self.twins)}
-        twins = [
-            (roles[f"{what}_chosen"], roles[f"{what}_rejected"])
-            for what in ("score", "rank")
-            if {f"{what}_chosen", f"{what}_rejected"} <= set(roles)
-        ]
-        twins += [twin for twin in self._named_twins(row) if twin not in twins]
-        for twin in twins:
-            if not any(f"{name}.".startswith(f"{path}.") for name in twin for path in moved):
-                flipped = exchanged(flipped, twin)
-        if "margin" in roles:
-            flipped = changed(flipped, roles["margin"], _opposite)
-        if "status" in roles:
-            flipped = changed(flipped, roles["status"], self._status_of_better)
-        return flipped
-
-    def _named_twins(self, row: RawRow) -> list[tuple[str, str]]:
-        """Columns that differ in the name of the side, and contain numbers or name models."""
-        keyed = {key(name): name for name in row}
-        twins = []
-        sides = tags(self.roles["chosen"], self.roles["rejected"]), ("chosen", "rejected")
-        for (one, other), (name, column) in product(dict.fromkeys(sides), keyed.items()):
-            words = name.split("_")
-            twin = keyed.get("_".join(other if word == one else word for word in words))
-            if not one or one not in words or twin is None or twin == column:
-                continue
-            if "model" in words or all(_is_number_or_missing(row[n]) for n in (column, twin)):
-                twins.append((column, twin))
-        return list(dict.fromkeys(twins))
-
-    def _status_of_better(self, found: Any) -> Any:
-        """A status word for a corrected row: chosen names the better side, a and b change."""
-        own = tags(self.roles["chosen"], self.roles["rejected"])
-        own = own if own[0] else ("chosen", "rejected")
-        side = word_side(found, own) if isinstance(found, str) else None
-        if not side or (side > 0 and {own[0], "chosen"} & set(key(found).split("_"))):
-            return found
-        return mirrored_word(found, own)
-
-    def _mirrored(self, found: Any) -> Any:
-        """A value of `preference` that means the opposite, of the same type and spelling."""
-        if isinstance(found, list):
-            return [self._mirrored(one) for one in found]
-        meaning = self.meaning(found)
-        if not isinstance(meaning, (int, float)) or meaning == 0:
-            return found
-        text = canonical(found)
-        if text in self._coding:
-            mine, theirs = ("a_wins", "b_wins") if meaning > 0 else ("b_wins", "a_wins")
-            at = [canonical(each) for each in self.roles[mine].split("|")].index(text)
-            options = self.roles[theirs].split("|")
-            return _like(options[min(at, len(options) - 1)], found)
-        if self.graded:
-            return -found if not isinstance(found, str) else _negated(found)
-        return mirrored_word(str(found), self._tags)
-
-
-def exchanged(row: RawRow, *twins: tuple[str, str]) -> dict[str, Any]:
-    """A copy of the row with the values of each pair of cells exchanged, if both exist."""
-    flipped = dict(row)
-    for one, other in twins:
-        if one in row and other in row:
-            flipped[one], flipped[other] = row[other], row[one]
-        elif "." in one or "." in other:
-            a, b = value(row, one), value(row, other)
-            if a is not None and b is not None:
-                flipped = changed(changed(flipped, one, lambda _, b=b: b), other, lambda _, a=a: a)
-    return flipped
-
-
-def _is_number_or_missing(found: Any) -> bool:
-    """Whether a cell is missing, a number, or text for one."""
-    if isinstance(found, bool):
-        return False
-    return isinstance(found, (int, float)) or is_missing(found) or (
-        isinstance(found, str) and _is_number(found.strip())
-    )  # fmt: skip
-
-
-def _opposite(found: Any) -> Any:
-    """A difference with the sides exchanged, of the same type."""
-    if isinstance(found, str):
-        return _negated(found) if _is_number(found) else found
-    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    return -found if is_number else found
-
-
-def mirrored_ranks(found: Any) -> Any:
-    """Ranks or ratings with the order reversed; doing it twice restores them."""
-    if isinstance(found, list) and found and all(isinstance(one, list) for one in found):
-        return [mirrored_ranks(one) for one in found]
-    if not isinstance(found, list) or not all(_is_rank(rank) for rank in found):
-        return found
-    order = sorted(set(found))
-    mirror = dict(zip(order, reversed(order), strict=True))
-    return [mirror[rank] for rank in found]
-
-
-def _is_rank(found: Any) -> bool:
-    """Whether a value has a place in an order (NaN has none)."""
-    return isinstance(found, int | float) and not isinstance(found, bool) and found == found
+        """Return the row with its preference reversed, see `reverse.flip`."""
+        return reverse.flip(self, row, correction=correction)
 
 
 def item_path(row: RawRow, path: str, at: int) -> str:
@@ -767,111 +588,3 @@ def item_path(row: RawRow, path: str, at: int) -> str:
             return ".".join([*steps[:done], str(at), *steps[done:]])
         found = found.get(step) if isinstance(found, Mapping) else None
     return f"{path}.{at}"
-
-
-@lru_cache(maxsize=256)
-def tags(one: str, other: str) -> tuple[str, str]:
-    """What differs in the names of two columns: response_a, response_b -> a, b."""
-    a, b = re.findall(r"[a-z]+|\d+", key(one)), re.findall(r"[a-z]+|\d+", key(other))
-    if len(a) == len(b):
-        differ = [(x, y) for x, y in zip(a, b, strict=True) if x != y]
-        if len(differ) == 1:
-            return differ[0]
-    return "", ""
-
-
-def word_side(text: str, own: tuple[str, str]) -> float | None:
-    """Which side a word names: 1 the first, -1 the second, 0 neither; None if it names none.
-
-    `own` are the tags of the two columns. "model_a", "A>B", "[[B]]", "response_1", "tie (bothbad)".
-    """
-    name = key(text)
-    if name in _TIES:
-        return 0.0
-    if match := _ORDER.fullmatch(text.strip()):
-        x, sign, y = (part.lower() for part in match.groups())
-        one, other = _position(x, own), _position(y, own)
-        if one is None or other is None or one == other:
-            return None
-        return 0.0 if sign == "=" else one if ">" in sign else other
-    words = re.findall(r"[a-z]+|\d+", name)
-    rest = [word for word in words if word not in _FILLERS]
-    if len(rest) != 1 or (rest[0].isdecimal() and len(words) == 1):
-        return None  # a bare number needs a stated coding
-    return _position(rest[0], own)
-
-
-def is_unlabelled(text: str) -> bool:
-    """Whether a word states that there is no label."""
-    return key(text) in _UNLABELLED
-
-
-def _position(tag: str, own: tuple[str, str]) -> float | None:
-    if tag in own and own[0] != own[1]:
-        return 1.0 if tag == own[0] else -1.0
-    if own[0] in ("0",):  # response_0, response_1: 1 is the second
-        return None if tag.isdecimal() else (1.0 if tag in _FIRST else None)
-    return 1.0 if tag in _FIRST else -1.0 if tag in _SECOND else None
-
-
-def mirrored_word(text: str, own: tuple[str, str]) -> str:
-    """The word that names the other side, spelled alike."""
-    if match := _ORDER.fullmatch(text.strip()):
-        swap = {match[1]: match[3], match[3]: match[1]}
-        return re.sub(r"[A-Za-z0-9]", lambda found: swap.get(found[0], found[0]), text)
-    pairs = [own, *(("a", "b"), ("1", "2"), ("first", "second"), ("left", "right"))]
-    pairs += [("1st", "2nd"), ("chosen", "rejected")]
-    for one, other in pairs:
-        for mine, theirs in ((one, other), (other, one)):
-            found = re.search(rf"(?<![A-Za-z0-9]){re.escape(mine)}(?![A-Za-z0-9])", text, re.I)
-            found = found or re.search(rf"(?<=[a-z]){re.escape(mine)}\s*$", text)
-            if mine and found:
-                new = theirs.upper() if found[0].isupper() else theirs
-                new = new.capitalize() if found[0].istitle() and len(found[0]) > 1 else new
-                return text[: found.start()] + new + text[found.end() :]
-    return text
-
-
-def canonical(found: Any) -> str:
-    """A label as labels are compared: 1, 1.0, "1.0", true are one."""
-    if isinstance(found, bool):
-        return "1" if found else "0"
-    text = str(found).strip().lower() if not isinstance(found, int) else _digits(found)
-    text = {"true": "1", "false": "0"}.get(text, text)
-    return f"{float(text):g}" if _is_number(text) else text
-
-
-def _digits(found: int) -> str:
-    try:
-        return str(found)
-    except ValueError:  # thousands of digits
-        return "a number of thousands of digits"
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[+-]?(?:\d{1,15}\.?\d{0,15}|\.\d{1,15})", text) is not None
-
-
-def _like(text: str, found: Any) -> Any:
-    """`text` as a value of the type of `found`."""
-    if isinstance(found, bool):
-        return canonical(text) == "1"
-    if isinstance(found, int) and _is_number(text):
-        return int(float(text))
-    if isinstance(found, float) and _is_number(text):
-        return float(text)
-    if not isinstance(found, str):
-        return text
-    core = found.strip()
-    if core.lower() in ("true", "false"):
-        text = "true" if canonical(text) == "1" else "false"
-    elif re.fullmatch(r"[+-]?\d+\.0", core) and "." not in text:
-        text = f"{text}.0"
-    if core.isupper() or core.istitle():
-        text = text.upper() if core.isupper() else text.capitalize()
-    return found.replace(core, text)
-
-
-def _negated(text: str) -> str:
-    bare = text.strip()
-    return bare[1:] if bare.startswith("-") else f"-{bare.removeprefix('+')}"
