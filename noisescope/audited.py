@@ -207,7 +207,7 @@ class Audited:
         """
         import pyarrow as pa
 
-        from noisescope.scoring.annotators import coded, annotator_table
+        from noisescope.scoring.annotators import annotator_table, coded
         from noisescope.scoring.flip_rate import fit_flip_rate
 
         names, codes = coded(self.pairs["annotator"])

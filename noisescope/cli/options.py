@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final, get_type_hints
@@ -82,6 +82,22 @@ class Command(TyperCommand):
         )
 
 
+def in_panel(panel: str) -> Callable[..., Any]:
+    """A maker of options in one panel of the help: (help, the default shown, choices)."""
+
+    def option(text: str, shown: object = True, choices: Sequence[str] = (), **more: Any) -> Any:
+        if choices:
+            more["autocompletion"] = completion.among(*choices)
+        shown = shown if isinstance(shown, bool) else str(shown)
+        return typer.Option(help=text, show_default=shown, rich_help_panel=panel, **more)
+
+    return option
+
+
+_reading, _machine, _constant = in_panel(READING), in_panel(MACHINE), in_panel(CONSTANTS)
+#: The shown default of a LoRA replica's option is that of `LoraConfig`.
+_heads, _lora, _adapters = in_panel(HEADS), in_panel(LORA), in_panel(ADAPTERS)
+
 #: Arguments and options that several commands share.
 DatasetArgument = Annotated[
     str | None,
@@ -109,73 +125,39 @@ ModelOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str,
-    typer.Option(
-        help="auto, cpu, cuda, cuda:1 or mps.",
-        rich_help_panel=MACHINE,
-        autocompletion=completion.among("auto", "cpu", "cuda", "mps"),
-    ),
+    str, _machine("auto, cpu, cuda, cuda:1 or mps.", choices=("auto", "cpu", "cuda", "mps"))
 ]
 DtypeOption = Annotated[
     str,
-    typer.Option(
-        help="auto, float32, bfloat16 or float16.",
-        rich_help_panel=MACHINE,
-        autocompletion=completion.among("auto", "float32", "bfloat16", "float16"),
+    _machine(
+        "auto, float32, bfloat16 or float16.", choices=("auto", "float32", "bfloat16", "float16")
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 FormatOption = Annotated[
     str | None,
-    typer.Option(
-        help="Dataset format.",
-        show_default="recognised by its columns",
-        rich_help_panel=READING,
-        autocompletion=completion.formats,
-    ),
+    _reading("Dataset format.", "recognised by its columns", autocompletion=completion.formats),
 ]
 ColumnsOption = Annotated[
     str | None,
-    typer.Option(
-        help="Which column plays which role: prompt=question,chosen=best,rejected=worst.",
-        rich_help_panel=READING,
-    ),
+    _reading("Which column plays which role: prompt=question,chosen=best,rejected=worst."),
 ]
 PairsOption = Annotated[
     str | None,
-    typer.Option(
-        help="Pairs of ranked or rated answers: all, best or adjacent.",
-        rich_help_panel=READING,
-        autocompletion=completion.among("all", "best", "adjacent"),
+    _reading(
+        "Pairs of ranked or rated answers: all, best or adjacent.",
+        choices=("all", "best", "adjacent"),
     ),
 ]
-SplitOption = Annotated[
-    str | None, typer.Option(help="Split of a dataset that has several.", rich_help_panel=READING)
-]
-LimitOption = Annotated[
-    int | None, typer.Option(help="Read only the first rows.", min=1, rich_help_panel=READING)
-]
+SplitOption = Annotated[str | None, _reading("Split of a dataset that has several.")]
+LimitOption = Annotated[int | None, _reading("Read only the first rows.", min=1)]
 MaxLengthOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Tokens kept of a prompt and response.",
-        show_default="1024, or the model's limit",
-        rich_help_panel=READING,
-    ),
+    int | None, _reading("Tokens kept of a prompt and response.", "1024, or the model's limit")
 ]
-ImageSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Side of images in pixels.", show_default="the pipeline's", rich_help_panel=READING
-    ),
-]
+ImageSizeOption = Annotated[int | None, _reading("Side of images in pixels.", "the pipeline's")]
 ChatTemplateOption = Annotated[
     str | None,
-    typer.Option(
-        help="auto, never (plain text), or the name of one of several templates.",
-        show_default="auto",
-        rich_help_panel=READING,
-    ),
+    _reading("auto, never (plain text), or the name of one of several templates.", "auto"),
 ]
 
 
@@ -193,31 +175,18 @@ class SourceOptions:
     chat_template: ChatTemplateOption = None
     max_length: MaxLengthOption = None
     image_size: ImageSizeOption = None
-    draws: Annotated[
-        int | None,
-        typer.Option(
-            help="K, the number of (t, eps) draws per image.",
-            show_default="4",
-            rich_help_panel=READING,
-        ),
-    ] = None
+    draws: Annotated[int | None, _reading("K, the number of (t, eps) draws per image.", "4")] = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = "auto"
     device_map: Annotated[
         str | None,
-        typer.Option(
-            help="auto spreads a language model's layers over all GPUs, then memory.",
-            show_default="one device",
-            rich_help_panel=MACHINE,
+        _machine(
+            "auto spreads a language model's layers over all GPUs, then memory.", "one device"
         ),
     ] = None
     quantize: Annotated[
         str | None,
-        typer.Option(
-            help="4bit loads a language model's weights in bitsandbytes' NF4.",
-            show_default="as stored",
-            rich_help_panel=MACHINE,
-        ),
+        _machine("4bit loads a language model's weights in bitsandbytes' NF4.", "as stored"),
     ] = None
     runs_dir: RunsDirOption = Path("runs")
     run_dir: Annotated[
@@ -262,19 +231,10 @@ class SourceOptions:
 class ConstantOptions:
     """The paper's constants, from margins to u, W and Gamma."""
 
-    rho: Annotated[
-        float | None,
-        typer.Option(
-            help="Eq. 11 rho.", show_default="1 for text, 15 for images", rich_help_panel=CONSTANTS
-        ),
-    ] = None
-    k1: Annotated[
-        float, typer.Option(help="Eq. 14: W = 1 / (1 + k1 u).", rich_help_panel=CONSTANTS)
-    ] = 10.0
-    k2: Annotated[
-        float, typer.Option(help="Eq. 15: Gamma = k2 u^2 + c2.", rich_help_panel=CONSTANTS)
-    ] = -1.0
-    c2: Annotated[float, typer.Option(help="Eq. 15: c2.", rich_help_panel=CONSTANTS)] = 0.0
+    rho: Annotated[float | None, _constant("Eq. 11 rho.", "1 for text, 15 for images")] = None
+    k1: Annotated[float, _constant("Eq. 14: W = 1 / (1 + k1 u).")] = 10.0
+    k2: Annotated[float, _constant("Eq. 15: Gamma = k2 u^2 + c2.")] = -1.0
+    c2: Annotated[float, _constant("Eq. 15: c2.")] = 0.0
     released: Annotated[
         bool | None,
         typer.Option(
@@ -284,11 +244,6 @@ class ConstantOptions:
             rich_help_panel=CONSTANTS,
         ),
     ] = None
-
-
-def _lora(text: str, default: object) -> Any:
-    """An option of LoRA replicas; its shown default is that of `LoraConfig`."""
-    return typer.Option(help=text, show_default=str(default), rich_help_panel=LORA)
 
 
 @final
@@ -309,22 +264,8 @@ class EvidenceOptions:
         typer.Option(help="M, the number of replicas.", show_default=str(EvidenceConfig.replicas)),
     ] = None
     seed: Annotated[int, typer.Option(help="Random seed of folds and replicas.")] = 0
-    beta: Annotated[
-        float | None,
-        typer.Option(
-            help="DPO beta.",
-            show_default="0.1 for text, 2500 for images",
-            rich_help_panel=CONSTANTS,
-        ),
-    ] = None
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            help="Folds of each replica.",
-            show_default=str(EvidenceConfig.folds),
-            rich_help_panel=HEADS,
-        ),
-    ] = None
+    beta: Annotated[float | None, _constant("DPO beta.", "0.1 for text, 2500 for images")] = None
+    folds: Annotated[int | None, _heads("Folds of each replica.", EvidenceConfig.folds)] = None
     pool: Annotated[
         bool | None,
         typer.Option(
@@ -337,36 +278,30 @@ class EvidenceOptions:
     ] = None
     folds_by: Annotated[
         str | None,
-        typer.Option(
-            help="What a fold (a half, for LoRA) holds out whole: pair, prompt, response or a "
+        _heads(
+            "What a fold (a half, for LoRA) holds out whole: pair, prompt, response or a "
             "column (annotator, source, group).",
-            show_default="prompt; pair with --pool",
-            rich_help_panel=HEADS,
+            "prompt; pair with --pool",
         ),
     ] = None
     evidence: Annotated[
         list[str] | None,
-        typer.Option(
-            help="What else knows something of the labels: lora, adapters:DIRECTORY, "
+        _heads(
+            "What else knows something of the labels: lora, adapters:DIRECTORY, "
             "reward:MODEL, lm:MODEL, embed:MODEL, image-reward:NAME, judge:URL#MODEL, "
-            "column:NAME or file:NUMBERS.parquet. May be repeated.",
-            rich_help_panel=HEADS,
+            "column:NAME or file:NUMBERS.parquet. May be repeated."
         ),
     ] = None
     budget: Annotated[
         int | None,
-        typer.Option(
-            help="Calls to a judge of --evidence at most. Too few for all pairs: those where an "
+        _heads(
+            "Calls to a judge of --evidence at most. Too few for all pairs: those where an "
             "answer changes most, and some at random.",
-            show_default="none: state it",
-            rich_help_panel=HEADS,
+            "none: state it",
         ),
     ] = None
     key_env: Annotated[
-        str | None,
-        typer.Option(
-            help="Environment variable with the key of a judge's endpoint.", rich_help_panel=HEADS
-        ),
+        str | None, _heads("Environment variable with the key of a judge's endpoint.")
     ] = None
     lora_r: Annotated[int | None, _lora("LoRA rank.", f"{LoraConfig.rank}, images 8")] = None
     lora_alpha: Annotated[float | None, _lora("LoRA alpha.", f"{LoraConfig.alpha:g}")] = None
@@ -385,9 +320,7 @@ class EvidenceOptions:
     epochs: Annotated[
         float | None, _lora("Epochs over half of the pairs.", f"{LoraConfig.epochs:g}, images 2")
     ] = None
-    steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps, instead of --epochs.", rich_help_panel=LORA)
-    ] = None
+    steps: Annotated[int | None, _lora("Optimiser steps, instead of --epochs.")] = None
     warmup: Annotated[
         float | None, _lora("Share of the steps that warm up.", f"{LoraConfig.warmup:g}")
     ] = None
@@ -402,11 +335,7 @@ class EvidenceOptions:
     ] = None
     early_stopping: Annotated[
         int | None,
-        typer.Option(
-            help="Stop after this many checkpoints without a better held-out loss.",
-            show_default="never",
-            rich_help_panel=LORA,
-        ),
+        _lora("Stop after this many checkpoints without a better held-out loss.", "never"),
     ] = None
     ema: Annotated[
         bool,
@@ -426,10 +355,9 @@ class EvidenceOptions:
     ] = False
     from_adapters: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Score with these PEFT LoRA adapters instead: a directory of one or of several. "
-            "May be repeated.",
-            rich_help_panel=ADAPTERS,
+        _adapters(
+            "Score with these PEFT LoRA adapters instead: a directory of one or of several. "
+            "May be repeated."
         ),
     ] = None
     held_out: Annotated[

@@ -21,15 +21,15 @@ from noisescope.cli.options import (
     MaxLengthOption,
     PairsOption,
     SplitOption,
+    in_panel,
 )
 from noisescope.training.policy.settings import TrainSettings
 
 LOOP, ADAPTER, NOISE = "Optimisation", "What trains", "Weights"
 
 
-def _loop(text: str, default: object) -> Any:
-    """An option of the loop; its shown default is that of `TrainSettings`."""
-    return typer.Option(help=text, show_default=str(default), rich_help_panel=LOOP)
+#: The shown default of the loop is that of `TrainSettings`.
+_loop, _adapter, _noise = in_panel(LOOP), in_panel(ADAPTER), in_panel(NOISE)
 
 
 @final
@@ -39,82 +39,45 @@ class WeightOptions:
 
     weights: Annotated[
         str | None,
-        typer.Option(
-            help="RUN, FILE (pair_id and W, gamma; for forward-dpo p_prior, for soft-dpo p_wrong) "
+        _noise(
+            "RUN, FILE (pair_id and W, gamma; for forward-dpo p_prior, for soft-dpo p_wrong) "
             "or none.",
-            show_default="forward-dpo, soft-dpo, distilled-dpo, adaptive-*: the dataset's audit, "
+            "forward-dpo, soft-dpo, distilled-dpo, adaptive-*: the dataset's audit, "
             "made first if missing",
-            rich_help_panel=NOISE,
         ),
     ] = None
     weighting: Annotated[
         str | None,
-        typer.Option(
-            help="How a run's scores become weights: p_wrong or p_flip (W = max(0, 1 - 2 p)), u "
+        _noise(
+            "How a run's scores become weights: p_wrong or p_flip (W = max(0, 1 - 2 p)), u "
             "(the paper's W and Gamma), prior (for forward-dpo), soft (for soft-dpo) or margin "
             "(for distilled-dpo).",
-            show_default="p_wrong; adaptive-* u; forward-dpo prior; soft-dpo soft; distilled-dpo "
-            "margin",
-            rich_help_panel=NOISE,
+            "p_wrong; adaptive-* u; forward-dpo prior; soft-dpo soft; distilled-dpo margin",
         ),
     ] = None
     online: Annotated[
         str | None,
-        typer.Option(
-            help="Compute weights during training: replicas (M co-trained adapters, as in the "
-            "paper) or ema (live and two averaged copies, as in its code).",
-            rich_help_panel=NOISE,
+        _noise(
+            "Compute weights during training: replicas (M co-trained adapters, as in the "
+            "paper) or ema (live and two averaged copies, as in its code)."
         ),
     ] = None
     online_replicas: Annotated[
-        int | None,
-        typer.Option(
-            help="M of --online replicas.",
-            show_default=str(TrainSettings.online_replicas),
-            rich_help_panel=NOISE,
-        ),
+        int | None, _noise("M of --online replicas.", TrainSettings.online_replicas)
     ] = None
-    rho: Annotated[
-        float | None,
-        typer.Option(
-            help="Eq. 11 rho.", show_default="1 for text, 15 for images", rich_help_panel=NOISE
-        ),
-    ] = None
-    k1: Annotated[
-        float | None,
-        typer.Option(
-            help="Eq. 14: W = 1/(1 + k1 u).",
-            show_default="as scored, or 10",
-            rich_help_panel=NOISE,
-        ),
-    ] = None
-    k2: Annotated[
-        float | None,
-        typer.Option(
-            help="Eq. 15: Gamma = k2 u² + c2.",
-            show_default="as scored, or -1",
-            rich_help_panel=NOISE,
-        ),
-    ] = None
-    c2: Annotated[
-        float | None,
-        typer.Option(help="Eq. 15.", show_default="as scored, or 0", rich_help_panel=NOISE),
-    ] = None
-    flip_rate: Annotated[
-        float | None,
-        typer.Option(help="e of cdpo and rdpo.", show_default="0.1", rich_help_panel=NOISE),
-    ] = None
+    rho: Annotated[float | None, _noise("Eq. 11 rho.", "1 for text, 15 for images")] = None
+    k1: Annotated[float | None, _noise("Eq. 14: W = 1/(1 + k1 u).", "as scored, or 10")] = None
+    k2: Annotated[float | None, _noise("Eq. 15: Gamma = k2 u² + c2.", "as scored, or -1")] = None
+    c2: Annotated[float | None, _noise("Eq. 15.", "as scored, or 0")] = None
+    flip_rate: Annotated[float | None, _noise("e of cdpo and rdpo.", "0.1")] = None
     parameter: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Another number of the objective, NAME=VALUE: ropo a, rpo a, dr-dpo "
-            "temperature, holder-dpo g, re-po reliability.",
-            rich_help_panel=NOISE,
+        _noise(
+            "Another number of the objective, NAME=VALUE: ropo a, rpo a, dr-dpo "
+            "temperature, holder-dpo g, re-po reliability."
         ),
     ] = None
-    runs_dir: Annotated[
-        Path, typer.Option(help="Directory of all runs.", rich_help_panel=NOISE)
-    ] = Path("runs")
+    runs_dir: Annotated[Path, _noise("Directory of all runs.")] = Path("runs")
 
 
 @final
@@ -123,42 +86,27 @@ class LoopOptions:
     """How to optimise."""
 
     beta: Annotated[
-        float | None,
-        typer.Option(
-            help="DPO beta.",
-            show_default="0.1 for text, 1000 for SD1.5, 2500 for SDXL",
-            rich_help_panel=LOOP,
-        ),
+        float | None, _loop("DPO beta.", "0.1 for text, 1000 for SD1.5, 2500 for SDXL")
     ] = None
     learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Learning rate.",
-            show_default="2e-4; --full 5e-6, images 1e-5",
-            rich_help_panel=LOOP,
-        ),
+        float | None, _loop("Learning rate.", "2e-4; --full 5e-6, images 1e-5")
     ] = None
     epochs: Annotated[
         float | None, _loop("Passes over the pairs.", f"{TrainSettings.epochs:g}")
     ] = None
-    steps: Annotated[
-        int | None, typer.Option(help="Optimiser steps, instead of epochs.", rich_help_panel=LOOP)
-    ] = None
+    steps: Annotated[int | None, _loop("Optimiser steps, instead of epochs.")] = None
     batch_size: Annotated[
-        int | None,
-        _loop("Pairs per optimiser step, over all processes.", TrainSettings.batch),
+        int | None, _loop("Pairs per optimiser step, over all processes.", TrainSettings.batch)
     ] = None
     accumulation: Annotated[
-        int | None,
-        _loop("Micro-batches per step.", "as many as memory requires"),
+        int | None, _loop("Micro-batches per step.", "as many as memory requires")
     ] = None
     warmup: Annotated[
         float | None,
         _loop("Share of the steps (below 1) or number of steps.", TrainSettings.warmup),
     ] = None
     schedule: Annotated[
-        str | None,
-        _loop("linear, cosine or constant after warm-up.", TrainSettings.schedule),
+        str | None, _loop("linear, cosine or constant after warm-up.", TrainSettings.schedule)
     ] = None
     weight_decay: Annotated[
         float | None, _loop("Weight decay of AdamW.", f"{TrainSettings.weight_decay:g}")
@@ -167,8 +115,7 @@ class LoopOptions:
         float | None, _loop("Gradient clipping.", f"{TrainSettings.max_grad_norm:g}")
     ] = None
     seed: Annotated[
-        int | None,
-        _loop("Random seed of adapters, data order and noise.", TrainSettings.seed),
+        int | None, _loop("Random seed of adapters, data order and noise.", TrainSettings.seed)
     ] = None
     validation: Annotated[
         float | None,
@@ -178,8 +125,7 @@ class LoopOptions:
         ),
     ] = None
     save_every: Annotated[
-        int | None,
-        _loop("Steps between checkpoints and validations.", TrainSettings.save_every),
+        int | None, _loop("Steps between checkpoints and validations.", TrainSettings.save_every)
     ] = None
 
 
@@ -197,35 +143,19 @@ class AdapterOptions:
             rich_help_panel=ADAPTER,
         ),
     ] = None
-    lora_r: Annotated[
-        int | None,
-        typer.Option(
-            help="LoRA rank.", show_default="16 for text, 8 for images", rich_help_panel=ADAPTER
-        ),
-    ] = None
+    lora_r: Annotated[int | None, _adapter("LoRA rank.", "16 for text, 8 for images")] = None
     lora_alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="LoRA alpha.",
-            show_default="twice the rank for text, the rank for images",
-            rich_help_panel=ADAPTER,
-        ),
+        float | None, _adapter("LoRA alpha.", "twice the rank for text, the rank for images")
     ] = None
     targets: Annotated[
-        str | None,
-        typer.Option(
-            help="Linear layers of a text model's blocks, comma-separated.",
-            show_default="all",
-            rich_help_panel=ADAPTER,
-        ),
+        str | None, _adapter("Linear layers of a text model's blocks, comma-separated.", "all")
     ] = None
     layers: Annotated[
         int | None,
-        typer.Option(
-            help="Adapt only the last K blocks (text) or up blocks (images). Blocks below run once "
+        _adapter(
+            "Adapt only the last K blocks (text) or up blocks (images). Blocks below run once "
             "for the policy and its reference.",
-            show_default="all",
-            rich_help_panel=ADAPTER,
+            "all",
         ),
     ] = None
     gradient_checkpointing: Annotated[
@@ -238,15 +168,12 @@ class AdapterOptions:
     ] = False
     dtype: Annotated[
         str,
-        typer.Option(
-            help="auto, float32, bfloat16 or (GPU) float16; adapters stay float32. auto takes "
-            "accelerate's mixed precision where its launcher set one.",
-            rich_help_panel=ADAPTER,
+        _adapter(
+            "auto, float32, bfloat16 or (GPU) float16; adapters stay float32. auto takes "
+            "accelerate's mixed precision where its launcher set one."
         ),
     ] = "auto"
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=ADAPTER)
-    ] = "auto"
+    device: Annotated[str, _adapter("auto, cpu, cuda, cuda:1, mps.")] = "auto"
 
     @property
     def target_names(self) -> tuple[str, ...] | None:
