@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from noisescope.cli import completion
 from noisescope.cli.console import OUT, print_json, print_lines, print_note
-from noisescope.cli.options import JsonOption, RunsDirOption
+from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -21,13 +18,7 @@ SHOWN = 12
 
 
 def explain(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            help="A finished run: a directory or a name.",
-            autocompletion=completion.datasets_and_runs,
-        ),
-    ] = None,
+    run: RunArgument = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
 ) -> None:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli import completion
 from noisescope.cli.console import print_json, print_lines, print_note
 from noisescope.cli.export_annotators import act_on_annotators, print_annotators
-from noisescope.cli.options import JsonOption, RunsDirOption
+from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
 from noisescope.errors import DataError, NoisescopeError, UsageError
 from noisescope.storage.printable import plural, printable
 
@@ -57,14 +56,7 @@ _OPTIONS: dict[Format, tuple[str, ...]] = {
 
 def export(
     context: typer.Context,
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            help="Run or scored dataset.",
-            show_default="the latest run",
-            autocompletion=completion.datasets_and_runs,
-        ),
-    ] = None,
+    run: RunArgument = None,
     format: Annotated[Format, typer.Option(help="What to write.")] = Format.weights,
     output: Annotated[
         Path | None,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli import completion
 from noisescope.cli.console import (
     ERR,
     OUT,
@@ -25,6 +24,7 @@ from noisescope.cli.console import (
 from noisescope.cli.launch import audited, finished
 from noisescope.cli.options import (
     ColumnsOption,
+    DatasetOrRunArgument,
     DeviceOption,
     FormatOption,
     LimitOption,
@@ -117,14 +117,7 @@ Typed = list[str] | None
 
 def gate(
     context: typer.Context,
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[DATASET|RUN]",
-            help="A dataset (audited first) or a finished run.",
-            autocompletion=completion.datasets_and_runs,
-        ),
-    ] = None,
+    target: DatasetOrRunArgument = None,
     baseline: Annotated[
         str | None,
         typer.Option(help="Finished run to compare with, of the same or of other files."),

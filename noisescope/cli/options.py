@@ -110,9 +110,9 @@ DatasetArgument = Annotated[
 RunArgument = Annotated[
     str | None,
     typer.Argument(
-        help="Run directory or name.",
+        help="Run directory or name, or a scored dataset.",
         show_default="the latest run",
-        autocompletion=completion.runs,
+        autocompletion=completion.datasets_and_runs,
     ),
 ]
 RunsDirOption = Annotated[Path, typer.Option(help="Directory of all runs.")]
@@ -131,6 +131,14 @@ DtypeOption = Annotated[
     str,
     _machine(
         "auto, float32, bfloat16 or float16.", choices=("auto", "float32", "bfloat16", "float16")
+    ),
+]
+DatasetOrRunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DATASET|RUN]",
+        help="A dataset (audited first) or a finished run.",
+        autocompletion=completion.datasets_and_runs,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -161,12 +169,10 @@ ChatTemplateOption = Annotated[
 ]
 
 
-@final
 @dataclass(frozen=True)
-class SourceOptions:
-    """Which pairs, which model, and where the run is written."""
+class ReadingOptions:
+    """How pairs are read."""
 
-    model: ModelOption = None
     format: FormatOption = None
     columns: ColumnsOption = None
     pairs: PairsOption = None
@@ -175,6 +181,14 @@ class SourceOptions:
     chat_template: ChatTemplateOption = None
     max_length: MaxLengthOption = None
     image_size: ImageSizeOption = None
+
+
+@final
+@dataclass(frozen=True)
+class SourceOptions(ReadingOptions):
+    """Which pairs, which model, and where the run is written."""
+
+    model: ModelOption = None
     draws: Annotated[int | None, _reading("K, the number of (t, eps) draws per image.", "4")] = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = "auto"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisescope.cli import completion
 from noisescope.cli.console import (
     OUT,
     Stopped,
@@ -20,6 +19,7 @@ from noisescope.cli.console import (
     print_note,
     safe_block,
 )
+from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
 from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,14 +40,7 @@ class Purpose(StrEnum):
 
 
 def review(
-    run: Annotated[
-        str | None,
-        typer.Argument(
-            help="Run directory or name, or a scored dataset.",
-            show_default="the latest run",
-            autocompletion=completion.datasets_and_runs,
-        ),
-    ] = None,
+    run: RunArgument = None,
     count: Annotated[
         int, typer.Option(min=1, help="Pairs to judge, those done before included.")
     ] = 100,
@@ -80,8 +73,8 @@ def review(
     summary: Annotated[
         bool, typer.Option("--summary", help="Print what the answers so far give, judge nothing.")
     ] = False,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    runs_dir: RunsDirOption = Path("runs"),
+    json: JsonOption = False,
 ) -> None:
     """Judge a few pairs yourself: how many labels are wrong is then known, whatever the audit says.
 

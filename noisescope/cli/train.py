@@ -14,13 +14,14 @@ import typer
 
 from noisescope.cli import completion
 from noisescope.cli.console import OUT, Terminal, duration, print_json, print_lines, short
-from noisescope.cli.options import DatasetArgument, JsonOption, ModelOption, spread
-from noisescope.cli.train_options import (
-    AdapterOptions,
-    LoopOptions,
+from noisescope.cli.options import (
+    DatasetArgument,
+    JsonOption,
+    ModelOption,
     ReadingOptions,
-    WeightOptions,
+    spread,
 )
+from noisescope.cli.train_options import AdapterOptions, LoopOptions, WeightOptions
 from noisescope.storage.printable import printable
 from noisescope.training.policy.presets import describe
 

@@ -12,17 +12,7 @@ from typing import Annotated, Any, final
 
 import typer
 
-from noisescope.cli.options import (
-    ChatTemplateOption,
-    ColumnsOption,
-    FormatOption,
-    ImageSizeOption,
-    LimitOption,
-    MaxLengthOption,
-    PairsOption,
-    SplitOption,
-    in_panel,
-)
+from noisescope.cli.options import in_panel
 from noisescope.training.policy.settings import TrainSettings
 
 LOOP, ADAPTER, NOISE = "Optimisation", "What trains", "Weights"
@@ -179,18 +169,3 @@ class AdapterOptions:
     def target_names(self) -> tuple[str, ...] | None:
         """`targets` one by one."""
         return None if self.targets is None else tuple(self.targets.replace(" ", "").split(","))
-
-
-@final
-@dataclass(frozen=True)
-class ReadingOptions:
-    """How pairs are read."""
-
-    format: FormatOption = None
-    columns: ColumnsOption = None
-    pairs: PairsOption = None
-    split: SplitOption = None
-    limit: LimitOption = None
-    chat_template: ChatTemplateOption = None
-    max_length: MaxLengthOption = None
-    image_size: ImageSizeOption = None

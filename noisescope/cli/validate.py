@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from noisescope.cli import completion
 from noisescope.cli.console import OUT, Terminal, print_json, print_lines
 from noisescope.cli.launch import audited, finished
 from noisescope.cli.options import (
     ColumnsOption,
+    DatasetOrRunArgument,
     DeviceOption,
     FormatOption,
     JsonOption,
@@ -30,14 +30,7 @@ from noisescope.storage.printable import printable
 
 def validate(
     context: typer.Context,
-    target: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[DATASET|RUN]",
-            help="A dataset (audited first) or a finished run.",
-            autocompletion=completion.datasets_and_runs,
-        ),
-    ] = None,
+    target: DatasetOrRunArgument = None,
     rate: Annotated[float, typer.Option(help="Share of labels to flip.")] = 0.2,
     rates: Annotated[
         str | None,
