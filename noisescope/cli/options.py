@@ -70,15 +70,15 @@ class Command(TyperCommand):
     """A command whose help has rare options last, and flags without a type."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """All parameters, those of `LATE` panels last."""
-        panels = {name: place for place, name in enumerate(LATE, 1)}
+        """All parameters, those of no panel first and those of `LATE` panels last."""
+        panels = {None: 0} | {name: place for place, name in enumerate(LATE, 2)}
         found = super().get_params(ctx)
         for option in found:
             if getattr(option, "is_flag", False):
                 option.metavar = ""
         return sorted(
             found,
-            key=lambda one: panels.get(getattr(one, "rich_help_panel", None) or "", 0),
+            key=lambda one: panels.get(getattr(one, "rich_help_panel", None), 1),
         )
 
 
