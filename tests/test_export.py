@@ -562,7 +562,7 @@ def test_a_look_is_worth_most_at_the_threshold() -> None:
 
 def test_the_queue_is_the_most_valuable_and_some_of_the_worst() -> None:
     p = np.linspace(0.99, 0.01, 99)
-    columns = {"p_flip": p, "rank": np.arange(1.0, 100)}
+    columns = {"p_wrong": p, "rank": np.arange(1.0, 100)}
     chosen = choose(columns, 10, 0.5)
     assert sorted(p[[k for k, why in chosen.items() if why == "worst"]]) == pytest.approx(
         [0.98, 0.99]
@@ -589,7 +589,7 @@ def test_review_files_are_blind_and_hold_text_as_text(scored: RunScores, tmp_pat
         better = key[record["id"]]["labelled_better"]
         worse = "b" if better == "a" else "a"
         assert before[record["id"]] == (fields[better], fields[worse])
-        assert "p_flip" not in json.dumps([record, task])
+        assert "p_wrong" not in json.dumps([record, task])
     sides = [row["labelled_better"] for row in key.values()]
     assert 0.3 < sides.count("a") / len(sides) < 0.7
     config = ET.parse(out / "label-studio" / "config.xml").getroot()
@@ -760,7 +760,7 @@ def test_annotators_are_not_acted_on_without_reason(scored: RunScores, tmp_path:
     who = annotators_of(scored)
     assert [who[row["pair_id"]] for row in key] == ["a1"] * 5
     assert {row["reason"] for row in key} == {"annotator"}
-    p = [row["p_flip"] for row in key]
+    p = [row["p_wrong"] for row in key]
     assert p == sorted(p, reverse=True)
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 from helpers.toy_run import rows, scored_run, write_lines
 
 from noisescope import cli
 from noisescope.cli.console import OUT, duration
 from noisescope.cli.query import fitting
+from noisescope.cli.show import half_blocks
 from noisescope.cli.summary import answer, print_summary
 from noisescope.datasets import load
 from noisescope.storage.printable import plural
@@ -190,3 +192,13 @@ def test_probabilities_of_a_weak_audit_come_with_a_caution(
         assert warned == expected
         assert cli.run(["show", "--rank", "1", run, "--json"]) == 0
         assert (json.loads(capsys.readouterr().out)["caution"] is None) == good
+
+
+def test_a_picture_is_drawn_in_half_blocks() -> None:
+    picture = PIL.Image.new("RGB", (2, 4), "white")
+    picture.putpixel((0, 0), (255, 0, 0))
+    drawn = half_blocks(picture, 2)
+    assert drawn.plain == "▀▀\n▀▀"
+    styles = [str(span.style) for span in drawn.spans]
+    assert styles[0] == "#ff0000 on #ffffff"
+    assert styles[1:] == ["#ffffff on #ffffff"] * 3

@@ -100,7 +100,7 @@ def export(
     ] = None,
     count: Annotated[int, typer.Option(help="review: pairs in the queue.", min=1)] = 200,
     threshold: Annotated[
-        float, typer.Option(help="review: p_flip at which you would drop a pair unseen.")
+        float, typer.Option(help="review: p_wrong at which you would drop a pair unseen.")
     ] = 0.5,
     repo_id: Annotated[
         str | None, typer.Option(help="hub: OWNER/NAME of the dataset repository.")

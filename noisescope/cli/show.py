@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,13 @@ from noisescope.cli.console import OUT, print_json, print_lines, print_note, saf
 from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
 from noisescope.errors import UsageError
 from noisescope.storage.printable import printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from rich.text import Text
+
+#: Widest picture in a terminal, in characters.
+WIDEST = 80
 
 
 def show(
@@ -55,10 +62,7 @@ def show(
     if weak:
         OUT.print(f"\n{printable(weak)}", markup=False, style="yellow")
     if found.manifest().get("modality") == "image":
-        if output is None:
-            print_note("--output FILE.png writes both pictures side by side")
-        else:
-            _write_picture(found, pair, output)
+        _show_pictures(found, pair, output)
     if isinstance(place := pair.get("rank"), int):
         OUT.print()
         print_lines(next=_next(found, place, run_word(run, runs_dir, found.directory)))
@@ -131,14 +135,39 @@ def _print(pair: dict[str, Any]) -> None:
         OUT.print(Text(safe_block(pair[name])), soft_wrap=True)
 
 
-def _write_picture(run: Any, pair: dict[str, Any], path: Path) -> None:
+def _show_pictures(run: Any, pair: dict[str, Any], path: Path | None) -> None:
+    """Both pictures, chosen left: in half blocks on a terminal of many colours, and as a PNG."""
     from noisescope.cli.report import images_of
     from noisescope.datasets.images import side_by_side
     from noisescope.storage.files import write_atomic
 
-    images = images_of(run)
-    if images is None:
-        return
-    picture = side_by_side(images.get(pair["chosen"]), images.get(pair["rejected"]))
-    write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))
-    OUT.print(f"picture  {path} (chosen left, rejected right)", markup=False, soft_wrap=True)
+    many = OUT.console.is_terminal and OUT.console.color_system in ("truecolor", "256")
+    images = images_of(run) if many or path else None
+    if images is not None:
+        picture = side_by_side(images.get(pair["chosen"]), images.get(pair["rejected"]))
+        if many:
+            OUT.print()
+            OUT.print(half_blocks(picture, min(OUT.console.width, WIDEST)))
+        if path is not None:
+            write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))
+            line = f"picture  {path} (chosen left, rejected right)"
+            OUT.print(line, markup=False, soft_wrap=True)
+    if path is None:
+        print_note("--output FILE.png writes both pictures side by side")
+
+
+def half_blocks(picture: Image, columns: int) -> Text:
+    """A picture as characters whose upper and lower halves are two of its pixels."""
+    from rich.text import Text
+
+    lines = max(round(picture.height * columns / picture.width / 2), 1)
+    small = picture.convert("RGB").resize((columns, 2 * lines))
+    text = Text(no_wrap=True)
+    for y in range(0, 2 * lines, 2):
+        for x in range(columns):
+            above, below = (
+                f"#{small.crop((x, y + at, x + 1, y + at + 1)).tobytes().hex()}" for at in (0, 1)
+            )
+            text.append("▀", f"{above} on {below}")
+        text.append("\n" if y < 2 * lines - 2 else "")
+    return text

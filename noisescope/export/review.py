@@ -5,12 +5,12 @@
       label-studio/tasks.json, config.xml   import the tasks, paste the labelling interface
       answers.csv                           a spreadsheet with an empty column `answer`
       images/                               the images, for image pairs
-      key.parquet                           pair_id, labelled_better, p_flip, value, reason
+      key.parquet                           pair_id, labelled_better, p_wrong, value, reason
 
 Without a review the best guess drops a pair at p >= t and has the expected cost
 value = min(p (1 - t), (1 - p) t), largest at the threshold t: that is what a review saves. Most of
 the queue are the pairs of highest value (`unsure`), most valuable first; the rest are the highest
-p_flip that remain (`worst`), which show how many such pairs are really wrong. Reviewers are blind:
+p_wrong that remain (`worst`), which show how many such pairs are really wrong. Reviewers are blind:
 the order of the sides is drawn by hash, and only key.parquet, which they do not see, records which
 side the label prefers.
 """
@@ -60,20 +60,20 @@ class Reviewed:
     a: str
     b: str
     labelled_better: str
-    p_flip: float
+    p_wrong: float
     value: float
     reason: str
 
 
-def values(p_flip: Float, threshold: float) -> Float:
+def values(p_wrong: Float, threshold: float) -> Float:
     """Compute the expected cost without review, min(p (1 - t), (1 - p) t), [N]; NaN counts 0."""
-    p = np.nan_to_num(p_flip)
+    p = np.nan_to_num(p_wrong)
     return np.minimum(p * (1 - threshold), (1 - p) * threshold)
 
 
 def choose(columns: Mapping[str, Float], number: int, threshold: float) -> dict[int, str]:
     """Choose the positions of the pairs to review, most valuable first, with the reasons."""
-    value, rank = values(columns["p_flip"], threshold), columns["rank"]
+    value, rank = values(columns["p_wrong"], threshold), columns["rank"]
     unsure = number - int(number * WORST_SHARE)
     chosen = dict.fromkeys(np.lexsort((rank, -value))[:unsure].tolist(), UNSURE)
     rest = [place for place in np.argsort(rank)[:number].tolist() if place not in chosen]
@@ -122,8 +122,8 @@ def export_review(
 def _queue(scores: RunScores, chosen: Mapping[int, str], threshold: float) -> list[Reviewed]:
     """Read the chosen pairs with their texts, in the order of `chosen`."""
     found: dict[int, Reviewed] = {}
-    p_flip = scores.columns["p_flip"]
-    value = values(p_flip, threshold)
+    p_wrong = scores.columns["p_wrong"]
+    value = values(p_wrong, threshold)
     for batch, at in scores.pairs(["prompt", "chosen", "rejected"]):
         here = [index for index, place in enumerate(at.tolist()) if place in chosen]
         for index in here:
@@ -136,7 +136,7 @@ def _queue(scores: RunScores, chosen: Mapping[int, str], threshold: float) -> li
                 prompt,
                 *sides,
                 labelled_better="b" if swapped else "a",
-                p_flip=float(p_flip[place]),
+                p_wrong=float(p_wrong[place]),
                 value=float(value[place]),
                 reason=chosen[place],
             )
@@ -248,7 +248,7 @@ def _write_key(queue: list[Reviewed], path: Path, facts: Mapping[str, Any]) -> N
     import pyarrow.parquet as pq
 
     fields = [pa.field(name, pa.string()) for name in ("pair_id", "labelled_better")]
-    fields += [pa.field(name, pa.float64()) for name in ("p_flip", "value")]
+    fields += [pa.field(name, pa.float64()) for name in ("p_wrong", "value")]
     schema = pa.schema([*fields, pa.field("reason", pa.string())], metadata=metadata_of(facts))
     rows = [{name: getattr(pair, name) for name in schema.names} for pair in queue]
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
