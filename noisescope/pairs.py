@@ -3,12 +3,15 @@
 A pair has a prompt c, a chosen side w and a rejected side l. `content_id` hashes the prompt
 and the *unordered* two sides, so relabelling a pair never changes its identity; `pair_id` is
 the dataset's own id where it has one, else the content id (repeats get `~2`, `~3`, ...).
-For text a side is the response itself; for images it is the content key of the image.
+For text a side is the response itself; for images it is the content key of the image. In modality
+"vision" a pair is one of texts, and each picture in its prompt is written `<image:KEY>` there, by
+its content key: whatever depends on the prompt depends on its pictures.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
     Float = NDArray[np.float64]
     U64 = NDArray[np.uint64]
 
-Modality = Literal["text", "image"]
+Modality = Literal["text", "image", "vision"]
+#: A picture in a prompt: its content key.
+PICTURE = re.compile(r"<image:([0-9a-f]{20})>")
 
 #: Pairs turned into Arrow at once.
 BATCH_PAIRS = 8192

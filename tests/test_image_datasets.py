@@ -74,16 +74,6 @@ def test_a_rows_reference_image_is_kept_for_both_sides() -> None:
     assert directions("pick_a_pic", pick(reference_jpg=b"GIF89a")) == ["unreadable"]
 
 
-@pytest.mark.parametrize("side", ["a cat", [{"role": "assistant", "content": "a cat"}]])
-def test_texts_about_pictures_are_refused_by_name(side: Any) -> None:
-    row = {"images": [picture(0)], "prompt": "What is it?", "chosen": side, "rejected": "a dog"}
-    with pytest.raises(DataError, match=r"trl_vision.*vision-language model") as caught:
-        recognise([Row("rows", 0, row)])
-    assert "--format trl" in str(caught.value.hint)
-    assert "chosen_image" in str(caught.value.hint)
-    assert recognise([Row("rows", 0, row)], format="trl")[0].name == "trl"
-
-
 BROKEN = [
     {"jpg_0": b""},
     {"jpg_0": None},

@@ -17,7 +17,7 @@ import pytest
 from noisescope.datasets import load
 from noisescope.datasets.in_memory import load_table
 from noisescope.errors import DataError
-from noisescope.pairs import PreferenceDataset
+from noisescope.pairs import PICTURE, PreferenceDataset
 
 SHARED = Path(os.environ.get("NOISESCOPE_SHARED", Path(__file__).parents[2] / "shared/data"))
 ASKED = "What causes ants in the kitchen 0?"
@@ -159,11 +159,27 @@ def test_one_vote_a_row() -> None:
     assert (len(dataset), dataset.facts.annotators, dataset.facts.contradictions) == (12, 3, 4)
 
 
-@pytest.mark.parametrize("name", ["rlaif_v", "rlaif_v_trl", "rlhf_v", "mm_rlhf"])
-def test_texts_about_a_picture_are_refused(name: str) -> None:
-    with pytest.raises(DataError, match="vision-language model") as caught:
-        read(f"schemas/{name}.parquet")
-    assert "--format trl" in str(caught.value.hint)
+@pytest.mark.parametrize(
+    ("name", "adapter", "lead"),
+    [
+        ("rlaif_v", "columns", ""),
+        ("rlaif_v_trl", "trl_vision", "Human: "),
+        ("rlhf_v", "columns", ""),
+    ],
+)
+def test_texts_about_a_picture(name: str, adapter: str, lead: str) -> None:
+    dataset = read(f"schemas/{name}.parquet")
+    assert (dataset.adapter, dataset.modality, len(dataset)) == (adapter, "vision", 12)
+    pair = first(dataset)
+    (key,) = PICTURE.findall(pair["prompt"])
+    assert pair["prompt"] == f"{lead}<image:{key}>\n{ASKED}"
+    assert dataset.images is not None
+    assert dataset.images.get(key).startswith(b"\x89PNG")
+
+
+def test_texts_about_pictures_that_are_not_there() -> None:
+    with pytest.raises(DataError, match=r"0\.png: No such file"):
+        read("schemas/mm_rlhf.parquet")
 
 
 def test_texts_about_a_picture_keep_their_question_if_judged_alone() -> None:

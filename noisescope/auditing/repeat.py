@@ -71,11 +71,11 @@ class Repeat:
             files += [*source.files, *_existing((root or Path()) / "README.md")]
         try:
             inputs: dict[str, str] = {}
-            modalities: tuple[Modality, ...] = ("text", "image")
+            modalities: tuple[Modality, ...] = ("text", "image", "vision")
             for modality in modalities:
                 named = default_model(model, modality, workspace) or packaged_model(modality)
                 judge = _model_files(Path(named)) if named else None
-                shown = _below(root, runs_directory) if root and modality == "image" else []
+                shown = _below(root, runs_directory) if root and modality != "text" else []
                 if judge and shown is not None:
                     inputs[modality] = _stamp([*files, *judge, *shown])
             stated = json.dumps(dict(options), sort_keys=True, default=str)

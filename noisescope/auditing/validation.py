@@ -273,7 +273,7 @@ def _judge(
     )
     keep = np.ones(len(wrong), bool) if known is None else known
     lengths = None
-    if modality == "text":
+    if modality != "image":
         lengths = _lengths(seen)[:, keep]
     opinions = read_opinions(run, labels.table.column("pair_id").to_pylist())
     evidence = Evidence(

@@ -158,7 +158,7 @@ def _notes(dataset: PreferenceDataset) -> list[str]:
     """What gives labels away on the surface of the texts, and what else a reader should know."""
     from noisescope.scoring.giveaways import table_notes
 
-    found = table_notes(dataset.table) if dataset.modality == "text" else []
+    found = table_notes(dataset.table) if dataset.modality != "image" else []
     return [*dataset.facts.notes, *found]
 
 

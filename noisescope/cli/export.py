@@ -190,7 +190,7 @@ def _hub(
 
     name = check_repo(repo_id)
     opened = None
-    if scores.modality == "image":
+    if scores.modality != "text":
         opened = open_source_of(scores, source, *_command(scores, Format.hub))
     counts = export_hub(scores, out, policy, source=opened, scheme=weight)
     done = {"counts": counts, "policy": done_words(scores, policy.or_default()), "repo_id": name}

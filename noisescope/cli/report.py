@@ -134,7 +134,7 @@ def report(
 
 
 def images_of(run: Run) -> ImageStore | None:
-    """The images of an image run, read from its dataset; None for text, or when it has moved."""
+    """The pictures of a run, read from its dataset; None without any, or when it has moved."""
     from noisescope.datasets.load import images_again
 
     return images_again(run.manifest(), lambda text: print_note(printable(text)))

@@ -137,7 +137,7 @@ def _in_browser(session: Session, run: Run, port: int, *, opened: bool) -> None:
 
 def _in_terminal(session: Session, run: Run) -> None:
     """Ask about one pair after the other until all are judged, `q`, or the end of stdin."""
-    if run.manifest().get("modality") == "image":
+    if run.manifest().get("modality", "text") != "text":
         raise UsageError("images cannot be judged in the terminal", hint="Leave out --terminal.")
     try:
         while (task := session.current()) is not None:

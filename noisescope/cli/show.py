@@ -31,7 +31,7 @@ def show(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write both pictures of a pair to this PNG."),
+        typer.Option("--output", "-o", help="Write the pictures of a pair to this PNG."),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,
@@ -41,6 +41,7 @@ def show(
     Example: noisescope show --rank 1
     """
     from noisescope.cli.resolve import run_word
+    from noisescope.report.pictures import numbered
     from noisescope.scoring.answer import caution
     from noisescope.storage.run import find_run
 
@@ -58,11 +59,16 @@ def show(
         print_json(pair | {"caution": weak})
         return
     print_note(f"run: {found.directory}")
+    modality = found.manifest().get("modality", "text")
+    keys = [pair["chosen"], pair["rejected"]]
+    if modality == "vision":
+        keys = []
+        pair["prompt"] = numbered(pair["prompt"], keys)
     _print(pair)
     if weak:
         OUT.print(f"\n{printable(weak)}", markup=False, style="yellow")
-    if found.manifest().get("modality") == "image":
-        _show_pictures(found, pair, output)
+    if modality != "text":
+        _show_pictures(found, keys, output, whole=modality == "vision")
     if isinstance(place := pair.get("rank"), int):
         OUT.print()
         print_lines(next=_next(found, place, run_word(run, runs_dir, found.directory)))
@@ -135,8 +141,9 @@ def _print(pair: dict[str, Any]) -> None:
         OUT.print(Text(safe_block(pair[name])), soft_wrap=True)
 
 
-def _show_pictures(run: Any, pair: dict[str, Any], path: Path | None) -> None:
-    """Both pictures, chosen left: in half blocks on a terminal of many colours, and as a PNG."""
+def _show_pictures(run: Any, keys: list[str], path: Path | None, *, whole: bool) -> None:
+    """The pictures of a pair or its prompt: in half blocks on a terminal of many colours, and as a
+    PNG."""
     from noisescope.cli.report import images_of
     from noisescope.datasets.images import side_by_side
     from noisescope.storage.files import write_atomic
@@ -144,16 +151,17 @@ def _show_pictures(run: Any, pair: dict[str, Any], path: Path | None) -> None:
     many = OUT.console.is_terminal and OUT.console.color_system in ("truecolor", "256")
     images = images_of(run) if many or path else None
     if images is not None:
-        picture = side_by_side(images.get(pair["chosen"]), images.get(pair["rejected"]))
+        picture = side_by_side(*map(images.get, keys), whole=whole)
         if many:
             OUT.print()
             OUT.print(half_blocks(picture, min(OUT.console.width, WIDEST)))
         if path is not None:
             write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))
-            line = f"picture  {path} (chosen left, rejected right)"
-            OUT.print(line, markup=False, soft_wrap=True)
+            order = "in order" if whole else "chosen left, rejected right"
+            OUT.print(f"picture  {path} ({order})", markup=False, soft_wrap=True)
     if path is None:
-        print_note("--output FILE.png writes both pictures side by side")
+        which = "the prompt's pictures" if whole else "both pictures"
+        print_note(f"--output FILE.png writes {which} side by side")
 
 
 def half_blocks(picture: Image, columns: int) -> Text:

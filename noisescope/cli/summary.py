@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from noisescope.cli.console import OUT, duration, short
+from noisescope.pairs import PICTURE
 from noisescope.scoring.answer import answer
 from noisescope.storage.printable import plural, printable
 from noisescope.storage.redact import masked
@@ -142,8 +143,8 @@ def _worst(rows: Sequence[Mapping[str, Any]], image: bool, width: int) -> list[T
 
 
 def _last_turn(prompt: str) -> str:
-    """The prompt without the speaker that it begins with."""
-    return prompt.removeprefix("Human:").strip()
+    """The prompt without the speaker that it begins with, and without pictures."""
+    return PICTURE.sub("", prompt.removeprefix("Human:")).strip()
 
 
 def _print_helps(summary: Mapping[str, Any], manifest: Mapping[str, Any], run: str) -> None:

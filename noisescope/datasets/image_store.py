@@ -7,6 +7,10 @@ file, or to the folder named after it (train.json: train/, as in HPDv2). HELD_BY
 in memory; of the others only the place is remembered: a file, a cell of a Parquet column, or, for
 streams and lists, a temporary file on disk.
 A row of any image format may also contain the caption's own image, in the column REFERENCE.
+
+Texts about pictures name the column of the prompt's pictures (`Schema.roles["images"]`): `admit`
+writes each into the prompt by its content key, where PLACE stands for it, or else before the text
+of the first user turn.
 """
 
 from __future__ import annotations
@@ -17,11 +21,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-from noisescope.datasets.adapters.cells import RowFault, kind, shortened
+from noisescope.datasets.adapters.cells import RowFault, is_missing, kind, shortened, value
+from noisescope.datasets.adapters.schema import Schema
+from noisescope.datasets.adapters.vision import PLACE
+from noisescope.datasets.conversations import rendered
 from noisescope.datasets.images import MAX_BYTES, Location, Spool, StoredImages, check, image_key
 from noisescope.datasets.readers import Row
 from noisescope.errors import DataError
-from noisescope.pairs import Pair, response_key
+from noisescope.pairs import PICTURE, Message, Pair, digest, response_key
 
 #: Bytes of images kept in memory: small sets are read once, large ones stay small.
 HELD_BYTES = 32 << 20
@@ -46,12 +53,25 @@ class Gallery:
     spool: Spool = field(default_factory=Spool)
     size: int = 0
     most: int = HELD_BYTES
+    prompts: str | None = None
+
+    @classmethod
+    def of(cls, schema: Schema) -> Gallery | None:
+        """A gallery for the rows of a schema; None if it has no pictures.
+
+        `prompts` is the path of the pictures in prompts, if sides are texts.
+        """
+        if schema.modality == "text":
+            return None
+        return cls(prompts=schema.roles["images"] if schema.modality == "vision" else None)
 
     def admit(self, row: Row, pair: Pair) -> Pair:
-        """The pair with content keys as its sides.
+        """The pair with content keys as its sides, or in its prompt.
 
         Raises RowFault: `unreadable` for a missing or broken image, `identical sides`.
         """
+        if self.prompts is not None:
+            return _shown(pair, [self._key(row, path) for path in _paths(row, self.prompts)])
         chosen, rejected = (self._key(row, side) for side in (pair.chosen, pair.rejected))
         if chosen == rejected:
             raise RowFault("identical sides", f"image {chosen}")
@@ -87,6 +107,48 @@ class Gallery:
         else:
             self.located[key] = place
         return key
+
+
+def _paths(row: Row, path: str) -> list[str]:
+    """Paths of the pictures in a cell that is one, or a list of them. Raises RowFault for none."""
+    found = value(row.values or {}, path)
+    if is_missing(found):
+        raise RowFault("unreadable", f"{path} holds no picture")
+    several = isinstance(found, (list, tuple))
+    return [f"{path}.{number}" for number in range(len(found))] if several else [path]
+
+
+def _shown(pair: Pair, keys: list[str]) -> Pair:
+    """The pair with pictures by content key in its prompt, in order."""
+    turns = list(pair.turns or (Message("user", pair.prompt),))
+    sides = (pair.chosen, pair.rejected)
+    if any(PICTURE.search(text) for text in (*(turn.content for turn in turns), *sides)):
+        raise RowFault("unreadable", "a text holds <image:...> as noisescope writes pictures")
+    if any(PLACE in side for side in sides):
+        raise RowFault("unreadable", f"a response holds a picture or {PLACE}")
+    marks = [f"<image:{key}>" for key in keys]
+    places = sum(turn.content.count(PLACE) for turn in turns)
+    if not places:
+        first = next((at for at, turn in enumerate(turns) if turn.role == "user"), 0)
+        text = "\n".join([*[PLACE] * len(marks), turns[first].content])
+        turns[first] = Message(turns[first].role, text)
+    elif places != len(marks):
+        raise RowFault(
+            "unreadable",
+            f"{len(marks)} pictures, and {places} parts or {PLACE} for them in the prompt",
+        )
+    left = iter(marks)
+    turns = [
+        Message(turn.role, re.sub(PLACE, lambda _: next(left), turn.content)) for turn in turns
+    ]
+    prompt = turns[0].content if pair.turns is None else rendered(turns)
+    own = pair.group != digest("group", pair.prompt)
+    return replace(
+        pair,
+        prompt=prompt,
+        turns=None if pair.turns is None else tuple(turns),
+        group=pair.group if own else digest("group", prompt),
+    )
 
 
 def _find(row: Row, side: str) -> tuple[bytes, Location | None]:

@@ -243,13 +243,15 @@ class StoredImages:
         return sum(len(data or b"") for group in self._groups.values() for data in group)
 
 
-def side_by_side(first: bytes, second: bytes, side: int = 384) -> Image:
-    """Both pictures of a pair at the same height, a white gap between: `noisescope show`."""
-    from PIL import Image
+def side_by_side(*pictures: bytes, side: int = 384, whole: bool = False) -> Image:
+    """Pictures at the same height, white gaps between: squares cut from them, or the `whole` ones
+    made to fit: `noisescope show`."""
+    from PIL import Image, ImageOps
 
-    squares = [crop(decode(data), side)[0] for data in (first, second)]
     gap = side // 16
-    sheet = Image.new("RGB", (2 * side + gap, side), "white")
-    for index, square in enumerate(squares):
-        sheet.paste(square, (index * (side + gap), 0))
+    sheet = Image.new("RGB", (len(pictures) * (side + gap) - gap, side), "white")
+    for index, data in enumerate(pictures):
+        image = decode(data)
+        fitted = ImageOps.pad(image, (side, side), color="white") if whole else crop(image, side)[0]
+        sheet.paste(fitted, (index * (side + gap), 0))
     return sheet

@@ -102,7 +102,7 @@ def read_source(
     known = [row.values for row in ahead if row.values is not None]
     spare = unused(schema, [name for row in known for name in row])
     tally = Tally()
-    gallery = Gallery() if schema.modality == "image" else None
+    gallery = Gallery.of(schema)
     rows = islice(source.rows(schema.used), limit)
     table = to_table(tally.pairs(read_pairs(rows, schema, tally, gallery)))
     facts = replace(tally.facts(table), unused_columns=tuple(spare))
@@ -171,11 +171,11 @@ def load_again(
 
 
 def images_again(manifest: Mapping[str, Any], note: Callable[[str], None]) -> ImageStore | None:
-    """The images of an image run, read from its dataset; None for text.
+    """The pictures of a run, read from its dataset; None for text.
 
     If the dataset has moved, `note` gets the reason and the result is None too.
     """
-    if manifest.get("modality") != "image":
+    if manifest.get("modality", "text") == "text":
         return None
     try:
         return load_again(str(manifest["resolved"]), manifest).images
@@ -195,7 +195,8 @@ def restored(manifest: Mapping[str, Any]) -> Schema | None:
     if not isinstance(roles, dict):
         return None
     base = ADAPTERS.get(name) or Schema(name, {}, modality=manifest.get("modality", "text"))
-    return replace(base, roles=roles, pairs=manifest.get("pairs_of", "all"))
+    modality = manifest.get("modality", base.modality)
+    return replace(base, roles=roles, pairs=manifest.get("pairs_of", "all"), modality=modality)
 
 
 def _ahead(rows: Iterable[Row], name: str, limit: int | None = None) -> list[Row]:
@@ -332,8 +333,7 @@ def read_pairs(
     `gallery` keeps their bytes findable. Memory stays constant but for the gallery, and for
     answers rated in rows of their own, which are gathered by prompt.
     """
-    if schema.modality == "image" and gallery is None:
-        gallery = Gallery()
+    gallery = gallery or Gallery.of(schema)
     if schema.shape == "rows":
         yield from _read_groups(rows, schema, tally)
         return

@@ -80,4 +80,4 @@ def read_numbers(dataset: PreferenceDataset, columns: tuple[str, ...]) -> Float:
 def _schema(dataset: PreferenceDataset) -> Schema:
     """The schema that the dataset was read by."""
     base = ADAPTERS.get(dataset.adapter) or Schema(dataset.adapter, {}, modality=dataset.modality)
-    return replace(base, roles=dataset.columns)
+    return replace(base, roles=dataset.columns, modality=dataset.modality)

@@ -189,7 +189,7 @@ def check_same(scores: RunScores, source: Source, adapter: Adapter) -> None:
     from noisescope.datasets import read_pairs
     from noisescope.datasets.image_store import Gallery
 
-    gallery = Gallery() if adapter.modality == "image" else None
+    gallery = Gallery.of(adapter)
     sha, used = hashlib.sha256(), dict[str, int]()
     for pair in read_pairs(source.rows(), adapter, None, gallery):
         if isinstance(pair, Pair):  # as `dataset_fingerprint` does, without holding a table

@@ -159,7 +159,7 @@ def export_hub(
         adapter = scores.manifest.get("adapter")
         if source is None or adapter not in WHOLE:
             raise UsageError(
-                f"{adapter} refers to its images by path: an upload would not contain them",
+                f"{adapter} may refer to its images by path: an upload would not contain them",
                 hint="Use --format clean, and upload its files and the images by hand.",
             )
         cleaner = plan_cleaning(scores, source, policy)

@@ -92,9 +92,15 @@ def export_review(
     """Write the queue; return its number of pairs. `images` is needed for image runs.
 
     With `annotators` the queue is of pairs of those who stand out alone, most suspicious first.
-    Raises UsageError for a threshold outside (0, 1) or if `out` is not an export, and as
+    Raises UsageError for prompts that show pictures, a threshold outside (0, 1) or if `out` is not
+    an export, and as
     `acted_on` does.
     """
+    if scores.modality == "vision":
+        raise UsageError(
+            "--format review writes prompts as text, and those of this run show pictures",
+            hint="Judge them on a local page that shows them: noisescope review",
+        )
     if not 0 < threshold < 1:
         raise UsageError(
             f"--threshold {threshold:g} is not between 0 and 1", hint="The default is 0.5."

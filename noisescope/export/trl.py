@@ -43,11 +43,12 @@ def export_trl(
     """Write `out`: a .parquet file, or a directory for `datasets.load_from_disk`.
 
     Returns the counts of keep, drop and flip; without a policy every pair is kept. Raises
-    UsageError for images (TRL has no trainer for them) and if `out` is not an export.
+    UsageError for images (TRL has no trainer for them), for prompts that show some, and if `out`
+    is not an export.
     """
     if scores.modality != "text":
         raise UsageError(
-            "TRL trains on text, and this run judged images",
+            "--format trl writes texts alone, and the pairs of this run have images",
             hint="Use --format clean or --format weights.",
         )
     policy = policy or CleanPolicy()

@@ -174,7 +174,7 @@ def encoding_faults(subject: Subject, policy: Policy) -> Result | None:
     """Share of pairs with replacement or control characters, or text decoded twice."""
     if policy.max_encoding_faults is None:
         return None
-    rows = _rows(subject, _BROKEN, broken=BROKEN, texts=subject.modality == "text")
+    rows = _rows(subject, _BROKEN, broken=BROKEN, texts=subject.modality != "image")
     what = "pairs hold broken characters"
     return _counted("encoding", len(rows), len(subject), policy.max_encoding_faults, what, rows)
 

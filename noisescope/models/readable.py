@@ -89,8 +89,10 @@ def _without(
     import numpy as np
     import pyarrow as pa
 
+    cut = "Raise --max-length if they are too long, or reduce their pictures."
+    text = "To judge them as plain text: --chat-template never."
     hints = {
-        "unreadable": "To judge them as plain text: --chat-template never.",
+        "unreadable": cut if dataset.modality == "vision" else text,
         SAME_ONCE_CUT: "Raise --max-length to include the difference.",
     }
     facts, total = dataset.facts, len(refused) + len(same)

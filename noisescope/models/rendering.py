@@ -28,7 +28,7 @@ from typing import Any, final
 
 from noisescope.datasets.conversations import TOOLS, has_field, template_input, template_message
 from noisescope.errors import ModelError, first_line
-from noisescope.pairs import Message
+from noisescope.pairs import PICTURE, Message
 
 #: The day of every rendering: the date that Llama 3.2 assumes where it cannot ask for one.
 DATE = datetime(2024, 7, 26)
@@ -351,10 +351,10 @@ def _message(role: str, content: str) -> dict[str, Any]:
 
 
 def _holds(text: str, *parts: str) -> bool:
-    """Whether every part is in the text, as it is or as JSON writes it."""
+    """Whether every part is in the text, as it is or as JSON writes it; pictures are not text."""
+    pieces = [piece.strip() for part in parts for piece in PICTURE.sub("\0", part).split("\0")]
     return all(
-        part.strip() in text or json.dumps(part.strip(), ensure_ascii=False)[1:-1] in text
-        for part in parts
+        piece in text or json.dumps(piece, ensure_ascii=False)[1:-1] in text for piece in pieces
     )
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 #: Kinds of replicas: log-linear, LoRA, external LoRA adapters.
 KINDS = ("head", "lora", "adapters")
 #: beta of the published runs: 0.1 for text, 2500 for images (SDXL; SD1.5 uses 1000).
-DEFAULT_BETA: dict[Modality, float] = {"text": 0.1, "image": 2500.0}
+DEFAULT_BETA: dict[Modality, float] = {"text": 0.1, "image": 2500.0, "vision": 0.1}
 
 
 @final
@@ -124,6 +124,11 @@ class EvidenceConfig:
 
     def check(self, modality: Modality) -> None:
         """Raise UsageError for settings that `modality` does not have. Loads no model."""
+        if modality == "vision" and self.kind != "head":
+            raise UsageError(
+                f"--kind {self.kind} trains on texts without pictures, and these prompts show some",
+                hint="Leave it out: log-linear replicas (--kind head) read the pictures.",
+            )
         if self.kind == "adapters" and modality != "text":
             raise UsageError(
                 "--from-adapters reads PEFT adapters of causal language models; these are images",

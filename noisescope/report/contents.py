@@ -219,7 +219,7 @@ def _of_groups(facts: pa.Table, modality: str) -> list[Picture]:
         rates = {name: mean_interval(p_wrong[codes == at]) for at, name in enumerate(sources)}
         title = "Expected wrong labels by the file a pair comes from"
         pictures.append(dots.groups("by-source", title, rates, base))
-    if modality == "text":
+    if modality != "image":
         lengths = column(facts, "length")
         edges = (0, *LENGTHS, np.inf)
         rates = {}

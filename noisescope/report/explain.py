@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.pairs import PICTURE
 from noisescope.report.image_traits import compare_images
 from noisescope.scoring.annotators import coded
 from noisescope.scoring.explain import Finding, Labels, explain
@@ -122,7 +123,8 @@ def explain_run(run: Run, images: ImageStore | None = None) -> Explanation:
 def _sides(rows: pa.Table, images: ImageStore | None, text: bool) -> dict[Trait, NDArray[np.int8]]:
     prompt, chosen, rejected = (rows[name].to_pylist() for name in ("prompt", "chosen", "rejected"))
     if text:
-        return dict(compare_sides(prompt, chosen, rejected))
+        asked = [PICTURE.sub("", text) for text in prompt]
+        return dict(compare_sides(asked, chosen, rejected))
     return {} if images is None else dict(compare_images(chosen, rejected, images))
 
 

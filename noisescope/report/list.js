@@ -165,6 +165,12 @@
       prompt.append(details);
     }
     prompt.append(text(pair.prompt));
+    for (const [at, content] of (pair.shown || []).entries()) {
+      const image = make(content.image === undefined ? "p" : "img", "", content.text);
+      if (content.image !== undefined) image.src = data.pictures[content.image];
+      image.alt = `picture ${at + 1} of the prompt of pair ${pair.rank}`;
+      prompt.append(image);
+    }
     if (pair.prompt && pair.prompt.cut)
       prompt.append(make("p", "cut", `… ${number(pair.prompt.cut)} more characters`));
     const sides = make("div", "sides");

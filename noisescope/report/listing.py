@@ -9,7 +9,6 @@ facets are always over all pairs.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import DataError
 from noisescope.report.contents import BINS, Contents
+from noisescope.report.pictures import jpeg, numbered
 from noisescope.report.template import data_uri
 from noisescope.scoring.scores import CONTESTED
 from noisescope.storage.printable import printable
@@ -36,7 +36,8 @@ BUDGET = 8_000_000
 def listing(contents: Contents, images: ImageStore | None = None) -> str:
     """The page's data as JSON; `images` provides the pictures of image pairs."""
     manifest = contents.manifest
-    sides = _Pictures(images) if manifest.get("modality") == "image" else _Texts()
+    modality = str(manifest.get("modality", "text"))
+    sides = _Texts() if modality == "text" else _Pictures(images, of_prompts=modality == "vision")
     pairs: list[dict[str, Any]] = []
     size = 0
     for pair in contents.pairs:
@@ -66,14 +67,17 @@ def _counts(rows: Mapping[str, int]) -> list[tuple[str, int]]:
 def _pair(pair: Mapping[str, Any], sides: _Texts | _Pictures) -> tuple[dict[str, Any], int]:
     """A pair for the script, without empty entries, and its size in characters."""
     turns = pair["turns"] or []
-    earlier, prompt = "", pair["prompt"]
+    earlier, prompt = "", sides.prompt(pair["prompt"] if len(turns) < 2 else "")
     if len(turns) > 1:
         from noisescope.datasets.conversations import SPEAKERS
 
-        lines = [f"{SPEAKERS.get(t['role'], t['role'])}: {t['content']}" for t in turns]
+        lines = [
+            sides.prompt(f"{SPEAKERS.get(t['role'], t['role'])}: {t['content']}") for t in turns
+        ]
         earlier, prompt = "\n\n".join(lines[:-1]), lines[-1]
     shown = {"prompt": _text(prompt), "earlier": _text(earlier)}
     shown |= {side: sides.side(pair[side]) for side in ("chosen", "rejected")}
+    pictures = sides.taken()
     size = sum(len(part.get("text", "")) for part in shown.values()) + sides.added()
     margin = pair["margin"]
     facts = {
@@ -88,6 +92,7 @@ def _pair(pair: Mapping[str, Any], sides: _Texts | _Pictures) -> tuple[dict[str,
         value = pair.get(name)
         facts[name] = printable(str(value)) if value else None
     found = {name: value for name, value in facts.items() if value not in (None, False)}
+    found |= {"shown": pictures} if pictures else {}
     return found | {name: part for name, part in shown.items() if part}, size
 
 
@@ -104,6 +109,12 @@ class _Texts:
 
     uris: tuple[str, ...] = ()
 
+    def prompt(self, text: str) -> str:
+        return text
+
+    def taken(self) -> list[dict[str, Any]]:
+        return []
+
     def side(self, text: str) -> dict[str, Any]:
         return _text(text)
 
@@ -113,29 +124,37 @@ class _Texts:
 
 @final
 class _Pictures:
-    """Sides that are pictures: each thumbnail once, as a data URI."""
+    """Sides that are pictures, or prompts that show some: each thumbnail once, as a data URI."""
 
-    def __init__(self, images: ImageStore | None) -> None:
-        self.images, self.uris = images, list[str]()
+    def __init__(self, images: ImageStore | None, *, of_prompts: bool = False) -> None:
+        self.images, self.uris, self.of_prompts = images, list[str](), of_prompts
+        self._keys: list[str] = []
         self._places: dict[str, int] = {}
         self._counted = 0
 
-    def side(self, key: str) -> dict[str, Any]:
+    def prompt(self, text: str) -> str:
+        """A part of a prompt, with numbers for the pictures that it shows."""
+        return numbered(text, self._keys) if self.of_prompts else text
+
+    def taken(self) -> list[dict[str, Any]]:
+        """The pictures of the prompt since the last call, each as `side` gives one."""
+        keys, self._keys = self._keys, []
+        return [self._picture(key) for key in keys]
+
+    def side(self, text: str) -> dict[str, Any]:
+        return _text(text) if self.of_prompts else self._picture(text)
+
+    def _picture(self, key: str) -> dict[str, Any]:
         """The picture's place in `uris`, or the reason why there is none."""
         if self.images is None:
             return _text(f"image {key}")
         if key not in self._places:
-            from noisescope.datasets.images import decode
-
             try:
-                image = decode(self.images.get(key))
+                data = jpeg(self.images, key, THUMBNAIL, 82)
             except DataError as error:
                 return _text(error.message)
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            sink = io.BytesIO()
-            image.save(sink, "JPEG", quality=82)
             self._places[key] = len(self.uris)
-            self.uris.append(data_uri("image/jpeg", sink.getvalue()))
+            self.uris.append(data_uri("image/jpeg", data))
         return {"image": self._places[key]}
 
     def added(self) -> int:

@@ -20,9 +20,9 @@ Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 #: Adaptive-DPO's sharpness of the confidence (arXiv 2503.16921, settings).
-RHO = {"text": 1.0, "image": 15.0}
+RHO = {"text": 1.0, "image": 15.0, "vision": 1.0}
 #: Pairs of one device's micro-batch in the released code: it divides l by the norm over them.
-LOCAL_BATCH = {"text": 4, "image": 16}
+LOCAL_BATCH = {"text": 4, "image": 16, "vision": 4}
 
 
 @final

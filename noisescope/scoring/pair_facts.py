@@ -117,7 +117,7 @@ def read_facts(
         groups=_coded(columns["group"]),
         strengths=_tenths(columns["strength"]),
         first=_small(columns["first"]),
-        longer=None if modality != "text" or longer is None else _side(longer),
+        longer=None if modality == "image" or longer is None else _side(longer),
         weights=1.0 / count[copies],
     )
 

@@ -128,7 +128,7 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
         find=expected_finds(seen.noise, seen.margins, counts, people),
         annotators=find_standouts(run, seen.noise, seen.margins),
         in_sample=found.in_sample,
-        giveaways=run_notes(run) if modality == "text" else (),
+        giveaways=run_notes(run) if modality != "image" else (),
     )
     return replace(summary, notes=(IN_SAMPLE, *summary.notes)) if found.in_sample else summary
 

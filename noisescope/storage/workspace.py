@@ -6,6 +6,7 @@
     [models]
     text = "models/tiny-lm"              # the default model of each modality
     image = "models/tiny-sd"
+    vision = "models/tiny-vlm"           # of texts about pictures
 
     [datasets.hh-rlhf]
     path = "data/hh-rlhf"                # file, directory or glob, relative to this file
@@ -50,7 +51,7 @@ HUB_NAMES = {
 
 Section = Literal["score", "train", "gate"]
 SECTIONS: tuple[Section, ...] = ("score", "train", "gate")
-_MODALITIES: tuple[Modality, ...] = ("text", "image")
+_MODALITIES: tuple[Modality, ...] = ("text", "image", "vision")
 _DATASET_KEYS = ("path", "truth", "format", "split", "judge", "columns", "pairs")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

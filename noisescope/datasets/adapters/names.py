@@ -6,7 +6,7 @@ import re
 
 #: Schemas of the two usual columns, which are recognised by what these hold.
 USUAL = {"hh_rlhf", "ultrafeedback", "ultrafeedback_argilla", "trl", "columnar",
-          "columnar_label", "image_columnar"}  # fmt: skip
+          "columnar_label", "image_columnar", "trl_vision"}  # fmt: skip
 #: Known schemas whose other columns are looked for by their usual names.
 OPEN = USUAL | {"image_folder", "openai", "stack_exchange_paired", "ms_swift", "ms_swift_query"}
 #: Usual names of a prompt, the likeliest first.

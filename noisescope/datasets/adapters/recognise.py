@@ -34,13 +34,13 @@ from noisescope.datasets.adapters.refuse import (
     refuse_halves,
     refuse_label,
     refuse_lost,
-    refuse_vision,
     unknown,
     unread,
 )
 from noisescope.datasets.adapters.sample import Sample, is_conversation, is_messages, items
 from noisescope.datasets.adapters.schema import VALUES, Schema
 from noisescope.datasets.adapters.table import ADAPTERS
+from noisescope.datasets.adapters.vision import of_vision, with_pictures
 
 
 def recognise(
@@ -61,8 +61,9 @@ def recognise(
         schema = _known(table, mapped) or _guessed(table, mapped)
     schema = _completed(schema, table, mapped, explicit=format is not None)
     if format is None:
-        refuse_vision(schema, table, mapped)
         schema = _with_modality(schema, table)
+        schema = with_pictures(schema, table, mapped)
+    schema = of_vision(schema, table)
     refuse_lost(schema, table, mapped)
     family = schema.name if format or mapped else _family(schema, table)
     transcripts = schema.transcripts or family == "hh_rlhf"
@@ -215,6 +216,8 @@ def _family(schema: Schema, table: Sample) -> str:
         return "image_columnar" if pair == ("chosen", "rejected") else "image_folder"
     if (roles["chosen"], roles["rejected"]) != ("chosen", "rejected"):
         return "columns"
+    if schema.modality == "vision":
+        return "trl_vision" if roles["images"] == "images" else "columns"
     found = [one for side in ("chosen", "rejected") for one in table.values(side)]
     if "prompt" not in roles and any(map(is_transcript, found)):
         return "hh_rlhf"

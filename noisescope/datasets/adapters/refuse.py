@@ -1,6 +1,6 @@
 """Refuse a table whose pairs would mean something else: the cause, and the mapping to type.
 
-A lost prompt or context, a label of unclear meaning, texts about a picture, unknown columns.
+A lost prompt or context, a label of unclear meaning, unknown columns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from noisescope.datasets.adapters.names import (
     IMAGE_NAME,
     INNER,
     LIKELY,
-    MEDIA,
     OPEN,
     PREFERENCES,
     PROMPTS,
@@ -150,24 +149,6 @@ def refuse_halves(roles: Roles, table: Sample) -> None:
             f"{table.name}: {', '.join(coding)} without preference: no column holds these values",
             hint=f"Name the column: {flag({'preference': named_} | coding)}",
         )
-
-
-def refuse_vision(schema: Schema, table: Sample, mapped: Roles) -> None:
-    """Raise DataError for texts about pictures: an input of a vision-language model."""
-    if schema.modality == "image" or pictures(schema, table):
-        return
-    for column in table.columns:
-        if column in schema.used or not MEDIA.search(key(column)):
-            continue
-        found = [one for one in table.values(column) if not is_missing(one)]
-        if found and not all(isinstance(one, (int, float)) for one in found):
-            raise DataError(
-                f"{table.name}: its sides are texts about a picture ({column}), as in TRL's vision "
-                "preference format (trl_vision): a vision-language model is shown both, and no "
-                "policy here sees them",
-                hint="To judge the texts alone, without the pictures: --format trl. If two "
-                "pictures are compared: --columns chosen=chosen_image,rejected=rejected_image",
-            )
 
 
 def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:

@@ -40,6 +40,7 @@ from noisescope.datasets.adapters.cells import (
     value,
 )
 from noisescope.datasets.adapters.compose import Opening, compose
+from noisescope.datasets.adapters.vision import with_places
 from noisescope.pairs import Modality, Pair, digest
 
 Shape = Literal["sides", "labelled", "list", "rows"]
@@ -87,6 +88,7 @@ ROLES: dict[str, str] = {
     "group": "pairs that belong together",
     "origin": "the dataset's own source of the row",
     "reference": "an image that the sides should look like",
+    "images": "what a prompt of text shows: a picture, or a list of pictures",
 }
 #: Values instead of columns: what `preference` holds if a, b or neither is better.
 VALUES: dict[str, str] = {
@@ -130,7 +132,7 @@ class Schema:
     def required(self) -> tuple[str, ...]:
         """Roles without which a row states nothing."""
         of_shape: dict[Shape, tuple[str, ...]] = {
-            "sides": ("prompt", "chosen", "rejected"),
+            "sides": ("prompt", "images", "chosen", "rejected"),
             "labelled": (
                 "prompt",
                 "a",
@@ -193,7 +195,7 @@ class Schema:
             prompt, chosen, rejected = self._text(row, "prompt"), one, other
             turns = None
         else:
-            a, b = value(row, one), value(row, other)
+            a, b = self._said_in(row, one), self._said_in(row, other)
             absent = [path for path, side in ((one, a), (other, b)) if side is None]
             if absent:
                 raise unexpected(row, "text", *absent)
@@ -253,7 +255,7 @@ class Schema:
             prefers, agreement, votes = self._prefers(row)
             prompt, a, b, turns = self._text(row, "prompt"), one, other, None
         else:
-            sides = value(row, one), value(row, other)
+            sides = self._said_in(row, one), self._said_in(row, other)
             absent = [path for path, s in zip((one, other), sides, strict=True) if s is None]
             if absent:
                 raise unexpected(row, "text", *absent)
@@ -444,7 +446,7 @@ class Schema:
 
     def _list(self, row: RawRow) -> list[Pair | RowFault]:
         path = self.roles["responses"]
-        found = value(row, path)
+        found = self._said_in(row, path)
         if isinstance(found, str):
             found = decoded(found)
         order = "ranks" if "ranks" in self.roles else "ratings"
@@ -539,12 +541,17 @@ class Schema:
         if not any(role in roles for role in _OPENING):
             if "prompt" not in roles:
                 return Opening(implicit=True, transcripts=self.transcripts)
-            return Opening(value(row, roles["prompt"]))
-        parts = {role: value(row, roles[role]) for role in _OPENING if role in roles}
+            return Opening(self._said_in(row, roles["prompt"]))
+        parts = {role: self._said_in(row, roles[role]) for role in _OPENING if role in roles}
         if "system" in parts and parts["system"] is None:
             parts["system"] = ""
-        prompt = value(row, roles["prompt"]) if "prompt" in roles else None
+        prompt = self._said_in(row, roles["prompt"]) if "prompt" in roles else None
         return Opening(prompt, **parts, implicit="prompt" not in roles)
+
+    def _said_in(self, row: RawRow, path: str) -> Any:
+        """A cell of text or messages; parts that are pictures are PLACEs in the text."""
+        found = value(row, path)
+        return with_places(found) if self.modality == "vision" else found
 
     def _check(self, chosen: str, rejected: str, one: str, other: str) -> None:
         """Raise RowFault for blank, placeholder or identical sides."""

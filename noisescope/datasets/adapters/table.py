@@ -47,6 +47,12 @@ def _schemas() -> list[Schema]:
             twins=_MODELS,
             about="texts or message lists; prompt given or implied",
         ),
+        Schema(
+            "trl_vision",
+            {"prompt": "prompt", **_SIDES, "images": "images", **_NAMED},
+            modality="vision",
+            about="texts or message lists about the pictures of the prompt",
+        ),
         Schema("columnar", {"prompt": "prompt", **_SIDES, **_NAMED}, about="our own text format"),
         Schema(
             "columnar_label",

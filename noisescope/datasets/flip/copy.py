@@ -263,7 +263,7 @@ class Planter:
         target = out / name
 
         def change(rows: Sequence[Decoded]) -> Mapping[int, Mapping[str, Any]]:
-            if self.adapter.modality == "image":
+            if self.adapter.modality != "text":
                 copy_images(rows, file.parent, target.parent)
             return self._change(rows, name, file.parent, truth)
 

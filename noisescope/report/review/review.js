@@ -27,9 +27,9 @@
     }
   };
 
-  const picture = (node, key, number) => {
+  const picture = (node, key, name) => {
     const image = document.createElement("img");
-    image.alt = `Answer ${number}`;
+    image.alt = name;
     image.addEventListener("error", () => {
       const lost = document.createElement("p");
       lost.className = "cut";
@@ -54,13 +54,18 @@
     if (!pair || !changed) return;
     document.body.dataset.pair = pair.id;
     fill(find("prompt"), pair.prompt);
+    find("shown").replaceChildren(...pair.shown.map((key, at) => {
+      const node = document.createElement("div");
+      picture(node, key, `Picture ${at + 1}`);
+      return node;
+    }));
     const earlier = find("earlier");
     earlier.hidden = !pair.earlier.shown;
     earlier.open = false;
     earlier.querySelector(".text").textContent = pair.earlier.shown;
     pair.sides.forEach((side, at) => {
       const node = find(`side-${at + 1}`).querySelector(".content");
-      if (side.image) picture(node, side.image, at + 1);
+      if (side.image) picture(node, side.image, `Answer ${at + 1}`);
       else fill(node, side.text);
       node.scrollTop = 0;
     });

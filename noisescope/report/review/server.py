@@ -16,11 +16,10 @@ with status 409 and the next pair, so that tabs of one reviewer merge.
 from __future__ import annotations
 
 import hmac
-import io
 import json
 import secrets
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +27,8 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Self, final
 
 from noisescope.errors import DataError, NoisescopeError, RunError, UsageError
+from noisescope.pairs import PICTURE
+from noisescope.report.pictures import jpeg, numbered
 from noisescope.report.review.session import OutOfTurn, Session, Task
 from noisescope.report.template import content_policy, render, resource
 from noisescope.storage.printable import printable
@@ -49,10 +50,20 @@ _TIMEOUT = 30
 
 @final
 class ReviewServer:
-    """A local server of one session. `port` 0 takes a free one; raises RunError if it is taken."""
+    """A local server of one session. `port` 0 takes a free one; raises RunError if it is taken.
 
-    def __init__(self, session: Session, images: ImageStore | None = None, port: int = 0) -> None:
-        self.session, self.images = session, images
+    `images` are the sides, or what prompts show (`of_prompts`).
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        images: ImageStore | None = None,
+        port: int = 0,
+        *,
+        of_prompts: bool = False,
+    ) -> None:
+        self.session, self.images, self.of_prompts = session, images, of_prompts
         self.token = secrets.token_urlsafe(24)
         self.finished = Event()
         try:
@@ -130,7 +141,10 @@ class ReviewServer:
 
             lines = [f"{SPEAKERS.get(t['role'], t['role'])}: {t['content']}" for t in task.turns]
             earlier, prompt = "\n\n".join(lines[:-1]), lines[-1]
-        if self.images is None:
+        keys: list[str] = []
+        if self.of_prompts:
+            earlier, prompt = numbered(earlier, keys), numbered(prompt, keys)
+        if self.images is None or self.of_prompts:
             sides: list[dict[str, Any]] = [{"text": _text(side)} for side in task.sides]
         else:
             sides = [{"image": side} for side in task.sides]
@@ -138,20 +152,19 @@ class ReviewServer:
             "id": task.content_id,
             "prompt": _text(prompt),
             "earlier": _text(earlier),
+            "shown": keys,
             "sides": sides,
         }
 
     def picture(self, key: str) -> bytes:
         """An image of the session's pairs as JPEG. Raises DataError for any other key."""
-        from noisescope.datasets.images import decode
-
-        if self.images is None or not any(key in task.sides for task in self.session.tasks):
+        if self.images is None or not any(key in self._keys(task) for task in self.session.tasks):
             raise DataError("no image of this session")
-        image = decode(self.images.get(key))
-        image.thumbnail((LARGEST, LARGEST))
-        sink = io.BytesIO()
-        image.save(sink, "JPEG", quality=92)
-        return sink.getvalue()
+        return jpeg(self.images, key, LARGEST, 92)
+
+    def _keys(self, task: Task) -> Sequence[str]:
+        """Content keys of the pictures of a pair."""
+        return PICTURE.findall(task.prompt) if self.of_prompts else task.sides
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
@@ -302,14 +315,15 @@ def serve(
 ) -> None:
     """Serve the page until Finish is pressed or an interrupt comes; `note` gets its address.
 
-    Raises UsageError for an image run without `images`.
+    Raises UsageError for a run with pictures without `images`.
     """
-    if images is None and run.manifest().get("modality") == "image":
+    modality = run.manifest().get("modality", "text")
+    if images is None and modality != "text":
         raise UsageError(
             "the images of this run cannot be read, so there is nothing to show",
             hint="Put the dataset back where it was when it was scored.",
         )
-    with ReviewServer(session, images, port) as server:
+    with ReviewServer(session, images, port, of_prompts=modality == "vision") as server:
         note(f"page: {server.url}")
         note("Keep the address to yourself. Stop with Finish on the page, or Ctrl-C here.")
         if opened:
