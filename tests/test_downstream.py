@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 from pathlib import Path
@@ -10,8 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from noisescope.training.objectives import CDPO, DPO, RDPO, ROPO, AdaptiveDPO, DistilledDPO
+from noisescope.training.objectives import (
+    CDPO,
+    DPO,
+    RDPO,
+    ROPO,
+    AdaptiveDPO,
+    DistilledDPO,
+    PairValues,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -267,6 +277,19 @@ def test_what_an_audit_knows_of_annotators_reaches_the_policies() -> None:
     assert noisy.wrong[train][stages == 2].mean() > 0.5 > noisy.wrong[train][stages == 0].mean()
 
 
+def test_rivals_have_their_papers_formulas() -> None:
+    rivals = part("rivals")
+    h = torch.tensor([[3.0], [1.0], [-2.0], [0.5]])
+    values = PairValues(h / 0.1, gamma=torch.tensor([[2.0], [-1.0], [0.0], [0.0]]))
+    smooth = 0.9 * F.softplus(torch.tensor(2.0)) + 0.1 * F.softplus(torch.tensor(-2.0))
+    expected = [F.softplus(-h[0]), F.softplus(-h[1]), smooth[None], F.softplus(-h[3])]
+    found = rivals.SelfRefined(0.1)(values)  # the tenth of four: the lowest one
+    torch.testing.assert_close(found, torch.stack(expected))
+    scale = torch.tensor([[1 + 0.5 * (1 - np.exp(-1.0))], [1.0], [1.0], [1.0]])
+    expected = F.softplus(-scale * h)
+    torch.testing.assert_close(rivals.RewardScaled(0.1)(values).double(), expected.double())
+
+
 def test_reviews_and_a_judge_enter_what_is_learnt() -> None:
     soft = part("soft")
     clean = soft.simulated(600, 2, width=4)
@@ -295,3 +318,26 @@ def test_gains_have_t_intervals_over_seeds() -> None:
     half = 2.919986 * 1.0 / np.sqrt(3)  # t of 2 degrees of freedom, sd 1 point
     assert rows["soft-dpo"]["gained"] == f"+5.00 [{5 - half:+.2f}, {5 + half:+.2f}]"
     assert rows["soft-dpo"]["recovered"] == "0.50"
+
+
+def test_a_path_sets_prompts_aside_and_has_its_queue_answered(tmp_path: Path) -> None:
+    path = importlib.import_module("benchmarks.path")
+    better = path.prepare(ROOT / "sample_data" / "hh-rlhf", tmp_path, 0)
+    gold, aside = (
+        [json.loads(line) for line in (tmp_path / name).read_text("utf-8").splitlines()]
+        for name in ("gold.jsonl", "right.jsonl")
+    )
+    assert (len(gold), len(aside)) == (path.PAIRS, path.TESTED)
+    assert not {row["prompt"] for row in gold} & {row["prompt"] for row in aside}
+    queue = tmp_path / "answers.csv"
+    with queue.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["pair_id", "a", "b", "answer"])
+        for at, row in enumerate(gold[:400]):
+            sides = (row["chosen"], row["rejected"])[:: 1 if at % 2 else -1]
+            writer.writerow([at, f" {sides[0]}", sides[1], ""])
+    assert path.answer(queue, better, 0) == 400
+    with queue.open(encoding="utf-8", newline="") as file:
+        answers = [row["answer"] for row in csv.DictReader(file)]
+    right = [answer == ("A" if at % 2 else "B") for at, answer in enumerate(answers)]
+    assert 0.9 < np.mean(right) < 1  # one in twenty is wrong

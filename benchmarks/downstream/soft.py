@@ -32,6 +32,7 @@ from scipy.stats import t as student
 from benchmarks.detect import BETA, Bool, Float, Material
 from benchmarks.downstream.kept import Kept, kept
 from benchmarks.downstream.policies import Recipe, Split, right, split_of, train
+from benchmarks.downstream.rivals import rivals
 from benchmarks.harness import Options, Report, main
 from benchmarks.planted_noise import Labels, graded, plant, simulated
 from benchmarks.planted_noise import right as corrected
@@ -155,12 +156,11 @@ def recipes(noisy: Labels, on: Int, seed: int) -> dict[str, Recipe]:
         **using("annotators", p, prior),
         "weights 1 - 2 p_wrong, annotators": Recipe(dpo, weight=np.maximum(0.0, 1 - 2 * p)),
         "drop p_wrong >= .5, annotators": Recipe(dpo, keep=p < 0.5),
-        "relabel p_wrong >= .5, annotators": Recipe(dpo, turn=p >= 0.5),
         "drop annotators": Recipe(dpo, keep=~worst),
         "reverse annotators": Recipe(dpo, turn=backwards),
-        **staged(mean, p),
+        **rivals(mean, p),
     }
-    columns = {"p_flip": noise.single.p_flip(mean), "rank": ranks(p, mean)}
+    columns = {"p_wrong": p, "rank": ranks(p, mean)}
     for count in REVIEWS:
         at = list(choose(columns, count, 0.5))
         found |= using(f"{count} reviews", *(reviewed(q, part.wrong, at) for q in (p, prior)))
@@ -220,19 +220,6 @@ def reviewed(p: Float, wrong: Bool, at: list[int]) -> Float:
     out = p.copy()
     out[at] = np.where(wrong[at], 1 - UNCHECKED, UNCHECKED)
     return out
-
-
-def staged(margins: Float, p: Float) -> dict[str, Recipe]:
-    """Curricula in thirds, easy pairs first: large |margin| or low p_wrong (2403.07230)."""
-    orders = {"|margin|": -np.abs(margins), "p_wrong": p}
-    return {
-        f"easy to hard by {name}": Recipe(DPO(BETA), stage=_thirds(hard))
-        for name, hard in orders.items()
-    }
-
-
-def _thirds(values: Float) -> Int:
-    return np.argsort(np.argsort(values, kind="stable")) * 3 // len(values)
 
 
 def standing_out(labels: Labels, noise: Noise, margins: Float) -> tuple[Bool, Bool]:
