@@ -304,9 +304,10 @@ def test_the_command_prints_claims_beside_the_truth(
     assert "--truth plants nothing, so it takes no --kind" in err
 
 
-def test_ids_of_a_truth_csv_are_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["pair_id", "id"])
+def test_ids_of_a_truth_csv_are_text(tmp_path: Path, column: str) -> None:
     path = tmp_path / "truth.csv"
-    path.write_text("pair_id,mislabelled\n007,true\n010,false\n")
+    path.write_text(f"{column},mislabelled\n007,true\n010,false\n")
     table = pa.table({"pair_id": ["007", "010", "7"]})
     wrong, known = read_truth(path, table)
     assert wrong.tolist() == [True, False, False]
@@ -340,6 +341,10 @@ def test_wrong_truth_files_are_named(run: Run, tmp_path: Path) -> None:
     pq.write_table(pa.table({"pair_id": ["x"], "mislabelled": [True]}), path)
     with pytest.raises(DataError, match="names none of the run's pairs"):
         validate_truth(run, path)
+    pq.write_table(pa.table({"uid": ["x"], "mislabelled": [True]}), path)
+    with pytest.raises(DataError, match="names none of the run's pairs") as caught:
+        validate_truth(run, path)
+    assert "--columns pair_id=uid" in str(caught.value.hint)
 
 
 def test_impossible_plans_are_refused() -> None:

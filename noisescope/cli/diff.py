@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SHOWN = 5
 #: Sources and annotators shown: the most changed ones.
 GROUPS = 10
-#: Characters of a drawn interval.
-WIDE = 20
+#: Characters of a run's name and of a drawn interval: a line of a history fits 80 columns.
+NAME, WIDE = 14, 14
 
 
 def diff(
@@ -72,13 +72,14 @@ def print_history(past: History) -> None:
     table = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     top = max(point.flip_rate.high for point in past.points)
     scale = f"0%{f'{top:.0%}':>{WIDE - 2}}"
-    for name in ("dataset", "date", "pairs", "wrong labels", "flip rate", scale, "trust"):
+    for name in ("dataset", "pairs", "wrong labels", "flip rate", scale, "trust"):
         table.add_column(name, justify="right" if name == "pairs" else "left", no_wrap=True)
     for point in past.points:
         wrong, rate = (f"{one.low:.0%} to {one.high:.0%}" for one in (point.wrong, point.flip_rate))
         drawn = whisker(point.flip_rate, top)
-        cells = (point.finished[:10], f"{point.pairs:,}", wrong, rate, drawn, point.trust)
-        table.add_row(Text(short(point.dataset, 24)), *cells)
+        trust = point.trust.removesuffix(" to change labels")
+        cells = (f"{point.pairs:,}", wrong, rate, drawn, trust)
+        table.add_row(Text(short(point.dataset, NAME)), *cells)
     OUT.print(table)
     OUT.print(f"\n{past.sentence}", style="bold", markup=False)
     for note in past.notes:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, AnyStr, cast, final
 
 from noisescope.datasets.adapters.cells import kind
+from noisescope.datasets.adapters.names import OWN_IDS
 from noisescope.datasets.columnar_files import BATCH_ROWS as BATCH_ROWS
 from noisescope.datasets.columnar_files import Decoded, check_unique, read_arrow, read_parquet
 from noisescope.errors import DataError, first_line
@@ -303,7 +304,7 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a small Parquet, CSV or JSON-lines file whole; `pair_id` is text. Raises DataError."""
+    """Read a small Parquet, CSV or JSON-lines file whole; ids are text. Raises DataError."""
     import pyarrow as pa
 
     name = path.name.lower()
@@ -311,7 +312,8 @@ def read_table(path: Path) -> pa.Table:
         if name.endswith((".csv", ".csv.gz")):
             from pyarrow import csv as arrow_csv
 
-            text_ids = arrow_csv.ConvertOptions(column_types={"pair_id": pa.string()})  # 007
+            ids = dict.fromkeys(("pair_id", *OWN_IDS), pa.string())  # 007 is no number
+            text_ids = arrow_csv.ConvertOptions(column_types=ids)
             return arrow_csv.read_csv(path, convert_options=text_ids)
         if name.endswith((".jsonl", ".jsonl.gz", ".ndjson", ".json")):
             from pyarrow import json as arrow_json

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.datasets.adapters.names import OWN_IDS
 from noisescope.datasets.flip.plan import U64, FlipPlan, Float, Parsed
 from noisescope.datasets.readers import read_table
 from noisescope.errors import DataError, UsageError
@@ -37,10 +38,15 @@ LABELS = ("mislabelled", "flipped")
 def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
     """(mislabelled, known) [N] of the pairs from a Parquet, CSV or JSON-lines file.
 
-    Raises DataError if the file cannot be read, has not both columns, or names no pair of the run.
+    Without pair_id a column of the user's own ids (id, uid...) takes its place. Raises
+    DataError if the file cannot be read, has not both columns, or names no pair of the run.
     """
     stated = read_table(path)
     columns = stated.schema.names
+    own = next((name for name in columns if name in OWN_IDS), None)
+    if own and "pair_id" not in columns:
+        columns = ["pair_id" if name == own else name for name in columns]
+        stated = stated.rename_columns(columns)
     lists = {name: column.to_pylist() for name, column in _wanted(stated).items()}
     label = next((name for name in LABELS if name in columns), None)
     if label is None or "pair_id" not in columns:
@@ -55,7 +61,7 @@ def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
         raise DataError(
             f"{path}: names none of the run's pairs",
             hint="Name the truth of the dataset that was scored: --truth FILE. If its ids are a "
-            "column of the dataset, score with --columns pair_id=COLUMN.",
+            f"column of the dataset, score with --columns pair_id={own or 'COLUMN'}.",
         )
     return np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in found]), known
 
