@@ -211,6 +211,16 @@ def fetch(url, data=None, **headers):
             return error.code, dict(error.headers), error.read()
 
 
+def preflight(url):
+    """Status of the question whether another origin may post here, and what permits it."""
+    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    request = urllib.request.Request(url, headers=asked, method="OPTIONS")
+    with pytest.raises(urllib.error.HTTPError) as refused, urllib.request.urlopen(request):
+        pass
+    with refused.value as error:
+        return error.code, [name for name in error.headers if name.startswith("Access-Control")]
+
+
 def test_only_the_page_itself_is_answered(run):
     with reviewing(run) as (_, url):
         root, token = url.rstrip("/").rsplit("/", 1)
@@ -235,6 +245,9 @@ def test_only_the_page_itself_is_answered(run):
             fetch(url + "image/" + "0" * 20),
             fetch(url + "state", Host="evil.example"),
             fetch(url + "state", Host="evil.example:80"),
+            fetch(url + "state", Host=f"0.0.0.0:{root.rpartition(':')[2]}"),
+            fetch(url + "state", Sec_Fetch_Site="same-site"),
+            fetch(url + "image/%2e%2e%2f%2e%2e%2fetc%2fpasswd"),
             fetch(url + "answer", good, Origin="https://evil.example", **kind),
             fetch(url + "answer", good, Origin="null", **kind),
             fetch(url + "answer", good, Sec_Fetch_Site="cross-site", **kind),
@@ -247,6 +260,7 @@ def test_only_the_page_itself_is_answered(run):
             fetch(f"{root}/{token}x/answer", good, **kind),
         ]
         assert [status for status, _, _ in refused if status < 400] == []
+        assert preflight(url + "answer") == (501, [])
         assert not log(run).answers
         assert fetch(url + "answer", good, Origin=root, **kind)[0] == 200
         assert len(log(run).answers) == 1

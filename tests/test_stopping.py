@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.planted_run import planted_run
 
 from noisescope.cli import _explained
 from noisescope.cli import console as stopping
@@ -40,6 +42,23 @@ def test_a_signal_stops_once_and_the_next_one_ends_the_process(number: signal.Si
     with pytest.raises(Stopped, match=number.name):
         os.kill(os.getpid(), number)
     assert {signal.getsignal(each) for each in SIGNALS} == {signal.SIG_DFL}
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_query_that_is_stopped_prints_how_to_repeat_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = planted_run(tmp_path / "run", pairs=12)
+    endless = (
+        "SELECT count(*) FROM range(1000000000) a, range(1000000000) b WHERE a.range < b.range"
+    )
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    assert command(["query", endless, str(run.directory)]) == 2
+    shown = capsys.readouterr().err
+    assert "Stopped." in shown
+    assert "run it again: noisescope query" in shown
+    assert "unexpected" not in shown
 
 
 class Dying:

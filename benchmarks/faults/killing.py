@@ -25,6 +25,11 @@ from typing import Any
 
 from benchmarks.faults.leftovers import IGNORED, Case, Outcome, Whole, compare, contents, rows
 
+#: A file of a start directory that commands read as what is typed.
+TYPED = "typed.txt"
+#: How a review ends that was interrupted: nothing of it is to be repeated.
+REVIEWED = "stopped; every answer is saved"
+
 
 def prepare() -> None:
     """Import what commands import, so that a fork of this process starts at once."""
@@ -106,6 +111,8 @@ def _become(
     code = 70
     try:
         os.chdir(place)
+        if (place / TYPED).is_file():
+            os.dup2(os.open(place / TYPED, os.O_RDONLY), 0)
         stream = os.open(place / log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(stream, 1)
         os.dup2(stream, 2)
@@ -271,6 +278,9 @@ def _interrupt(
             found.faults.append(f"{command[0]}: printed no command to continue: {output}")
         if left := [path.name for path in place.rglob(f"{IGNORED[0]}*")]:
             found.faults.append(f"{command[0]}: stopped, and left {left}")
+    elif code == 0 and REVIEWED in output:
+        found.stops += 1
+        found.by_write += at_write is not None
     elif code != 0:
         found.faults.append(f"{command[0]} {after or at_write}: ended with {code}: {output}")
 

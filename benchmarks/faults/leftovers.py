@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 #: Keys of JSON objects that may differ between two runs: times, and checksums over them.
 TIMES = frozenset({"finished", "timings", "checksum", "seconds", "created", "elapsed"})
+#: The same of lines of reviews: the times and ids of judgements.
+OF_LINES = frozenset({"time", "id", "draw", "seed"})
 #: Files that are no result: what an interrupted write leaves, and the lock.
 IGNORED = (".partial-", ".lock")
 #: A folder of records about inodes and times of inputs, which differ between two places.
 RECORDS = ".cache/finished"
+#: Files to which a judgement a line is appended.
+RECORDED = ("reviews.jsonl", "answers.jsonl")
 #: Columns whose values together are unique in a table.
 KEYS = ("pair_id", "replica", "step")
 
@@ -89,17 +94,35 @@ def contents(place: Path, case: Case) -> dict[str, str]:
 
 
 def _timeless(path: Path) -> bytes:
-    """Return the bytes of a file; JSON (and JSON lines of records with times) without times."""
+    """Return the bytes of a file; JSON without times, records of judgements in no order."""
     content = path.read_bytes()
     if path.suffix == ".json":
         return json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
+    if path.name in RECORDED:
+        kept = [{k: v for k, v in line.items() if k not in OF_LINES} for line in records(content)]
+        return "\n".join(sorted(json.dumps(line, sort_keys=True) for line in kept)).encode()
     return content
+
+
+def records(content: bytes) -> list[dict[str, Any]]:
+    """The whole lines of a file of records: a torn one is none."""
+    found = []
+    for line in content.splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_times(item) for key, item in value.items() if key not in TIMES}
     return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def _judgement(line: Mapping[str, Any]) -> bytes:
+    """What makes a record the only one: whose judgement of what."""
+    names = ("kind", "reviewer", "content_id", "draw") if "kind" in line else ("key", "vote")
+    return json.dumps([line.get(name) for name in names]).encode()
 
 
 def rows(place: Path, case: Case) -> tuple[dict[str, int], int]:
@@ -119,6 +142,8 @@ def rows(place: Path, case: Case) -> tuple[dict[str, int], int]:
                 repeated += table.num_rows - distinct
         for path in sorted((place / result).rglob("*.jsonl")):
             lines = path.read_bytes().splitlines()
+            if path.name in RECORDED:
+                lines = [_judgement(line) for line in records(path.read_bytes())]
             counts[path.relative_to(place).as_posix()] = len(lines)
             repeated += len(lines) - len(set(lines))
     return counts, repeated

@@ -41,7 +41,7 @@ from noisescope.cli import (
     train,
     validate,
 )
-from noisescope.cli.console import Stopped, listen, print_error, print_note
+from noisescope.cli.console import Stopped, interrupted, listen, print_error, print_note
 from noisescope.cli.options import Command
 from noisescope.cli.renamed import current_words
 from noisescope.cli.settings import blamed, workspace_settings
@@ -225,18 +225,24 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
     except (Stopped, KeyboardInterrupt) as signal:
-        kept = " ".join(getattr(signal, "__notes__", ()))
-        again = f"To continue, run it again: noisescope {shlex.join(arguments)}"
-        print_note("\n".join([f"Stopped. {kept}".strip(), AGAIN if launched() else again]))
-    except NoisescopeError as error:
-        if "--debug" in arguments:
-            raise
-        print_error(error.message, error.hint)
+        _print_stopped(signal, arguments)
     except Exception as error:
-        if "--debug" in arguments:
+        if interrupted():  # DuckDB, for one, raises an error of its own instead
+            _print_stopped(error, arguments)
+        elif "--debug" in arguments:
             raise
-        print_error(*_explained(error))
+        elif isinstance(error, NoisescopeError):
+            print_error(error.message, error.hint)
+        else:
+            print_error(*_explained(error))
     return 2
+
+
+def _print_stopped(signal: BaseException, arguments: Sequence[str]) -> None:
+    """What is kept, and the command that continues."""
+    kept = " ".join(getattr(signal, "__notes__", ()))
+    again = f"To continue, run it again: noisescope {shlex.join(arguments)}"
+    print_note("\n".join([f"Stopped. {kept}".strip(), AGAIN if launched() else again]))
 
 
 def _explained(error: Exception) -> tuple[str, str]:

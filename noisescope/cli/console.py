@@ -58,6 +58,11 @@ def check() -> None:
         raise Stopped(_received[0])
 
 
+def interrupted() -> bool:
+    """Whether a signal was received."""
+    return bool(_received)
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, signal.SIG_DFL)

@@ -215,7 +215,9 @@ def apply_decisions(
         facts = {"decisions": decisions.digest}
         _claim(out, facts | {"dataset_fingerprint": scores.manifest.get("dataset_fingerprint")})
         words = ", ".join(f"{number:,} {name}" for name, number in counts.items())
-        cleaner = plan_copy(scores, source, actions, f"decided by people: {words}", "apply")
+        own = {"p_wrong": np.full(len(scores), np.nan)}  # of no moment: it changes with the reviews
+        unscored = replace(scores, columns=scores.columns | own)
+        cleaner = plan_copy(unscored, source, actions, f"decided by people: {words}", "apply")
         write_directory(out, cleaner.facts | facts, lambda folder: cleaner.fill(folder, folder))
     recorded = _record(scores, decisions, pairs, population.digest, reviewer)
     changed = [name for name, choice in decisions.by_pair.items() if DECISIONS[choice] != KEEP]

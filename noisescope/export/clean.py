@@ -207,8 +207,9 @@ def check_same(scores: RunScores, source: Source, adapter: Adapter) -> None:
 
 
 def write_decisions(scores: RunScores, actions: Actions, path: Path) -> dict[str, dict[int, int]]:
-    """Write pair_id, action and p_wrong of every pair; return the changes by source file and row.
+    """Write pair_id, action and p_wrong (null if people decided) of every pair.
 
+    Returns the changes by source file and row.
     Raises UsageError if a row contains several pairs: its format cannot drop one of them.
     """
     import pyarrow as pa

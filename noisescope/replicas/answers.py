@@ -28,7 +28,7 @@ import numpy as np
 from noisescope.errors import RunError
 from noisescope.models.chat import LONGEST
 from noisescope.pairs import digest
-from noisescope.storage.files import refuse_link, unwritten
+from noisescope.storage.files import append, refuse_link, unwritten
 
 #: Increase this when the question's wording, here or in `models.chat`, changes.
 WORDING = 1
@@ -147,8 +147,7 @@ class Answers:
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
                 descriptor = os.open(self.path, flags, 0o666)
                 try:
-                    os.write(descriptor, self._end + line)
-                    os.fsync(descriptor)
+                    append(descriptor, self._end + line)
                 finally:
                     os.close(descriptor)
             except OSError as error:

@@ -37,8 +37,8 @@ PATTERNS = {
         for name in ("adapter_*.json", "adapter_*.safetensors", "pytorch_lora_*.safetensors")
     ),
 }
-#: Folders of margins, whose files are all required.
-FOLDERS = ("margins", "averages")
+#: Folders whose files are all required: margins, and the adapters of replicas.
+FOLDERS = ("margins", "averages", "replicas")
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,12 +111,19 @@ def drop_damaged(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
     A run that has lost an adapter is unfinished, so its manifest is removed too: a kill while the
     adapter is made again then leaves no run that seems complete.
     """
-    names = damaged(directory, manifest)
+    names = [*damaged(directory, manifest), *_gone(directory, manifest, ("replicas",))]
     for name in names:
         (directory / name).unlink(missing_ok=True)
     if any(name.startswith("replicas/") for name in names):
         (directory / "manifest.json").unlink(missing_ok=True)
     return names
+
+
+def _gone(directory: Path, manifest: Mapping[str, Any], folders: Collection[str]) -> list[str]:
+    """Files in `folders` that `manifest` records and that do not exist."""
+    kept = tuple(f"{folder}/" for folder in folders)
+    recorded = (name for name in _recorded(manifest) if name.startswith(kept))
+    return [name for name in recorded if not (directory / name).is_file()]
 
 
 def _recorded(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -127,15 +134,15 @@ def _recorded(manifest: Mapping[str, Any]) -> dict[str, str]:
 def require_sound(
     directory: Path, manifest: Mapping[str, Any], tables: Collection[str] = tuple(PATTERNS)
 ) -> None:
-    """Raise RunError naming data files that are damaged, are links, or (margins) are missing.
+    """Raise RunError naming data files that are damaged, links, or (margins, adapters) gone.
 
     Only files of `tables` are read: hashing takes about a second a gigabyte.
     """
     refuse_links(directory)
     recorded, here = _recorded(manifest), checksums(directory, tables)
     names = [name for name, found in here.items() if recorded.get(name, found) != found]
-    gone = tuple(f"{folder}/" for folder in FOLDERS if folder in tables)
-    names += [f"{name} (gone)" for name in recorded if name.startswith(gone) and name not in here]
+    gone = _gone(directory, manifest, [folder for folder in FOLDERS if folder in tables])
+    names += [f"{name} (gone)" for name in gone]
     if names:
         raise RunError(
             f"{directory}: damaged since it was written: {first_five(names)}",

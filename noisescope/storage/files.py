@@ -63,6 +63,19 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], object]) ->
             temporary.unlink(missing_ok=True)
 
 
+def append(descriptor: int, data: bytes) -> None:
+    """Write all of `data` to the end of an open file and sync it, or none: raises OSError."""
+    size = os.fstat(descriptor).st_size
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(descriptor, size)
+        raise
+
+
 def refuse_link(path: Path, option: str = "--output") -> None:
     """Raise RunError if `path`, an output, is a symbolic link.
 
@@ -216,5 +229,6 @@ def _take(directory: Path, descriptor: int, elsewhere: str) -> None:
             f"{directory} is being written by another process ({holder})",
             hint=f"Wait until it is done, or write elsewhere with {elsewhere}.",
         ) from error
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
+    with contextlib.suppress(OSError):  # a full disk: the lock is held without a name
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from noisescope.errors import RunError
 from noisescope.pairs import digest
-from noisescope.storage.files import hold, refuse_link, slug, unwritten
+from noisescope.storage.files import append, hold, refuse_link, slug, unwritten
 from noisescope.storage.run import Run
 
 if TYPE_CHECKING:
@@ -400,15 +400,7 @@ class Journal:
                 with _alone(descriptor):
                     timed = dict(line) | _later(line, _mend(descriptor))
                     data = json.dumps(timed, separators=(",", ":")).encode() + b"\n"
-                    size = os.fstat(descriptor).st_size
-                    try:
-                        while data:
-                            data = data[os.write(descriptor, data) :]
-                        os.fsync(descriptor)
-                    except OSError:
-                        with contextlib.suppress(OSError):
-                            os.truncate(descriptor, size)
-                        raise
+                    append(descriptor, data)
             finally:
                 os.close(descriptor)
         except OSError as error:

@@ -217,6 +217,12 @@ def test_damaged_adapters_of_a_run_are_named_and_made_again_without_training(
     assert evidence_bytes(run.directory) == before
     assert run.margin_parts()[0].stat().st_mtime_ns == margins
     assert find_run(str(run.directory), run.directory) == run
+    path.unlink()
+    with pytest.raises(RunError, match=rf"damaged since it was written: {name} \(gone\)") as gone:
+        find_run(str(run.directory), run.directory)
+    assert "command of this run again" in str(gone.value.hint)
+    assert command(line) == 0
+    assert evidence_bytes(run.directory) == before
     path.write_bytes(b"damaged")
     assert run.drop_damaged() == [name]  # and killed before it is made again
     assert command(line) == 0

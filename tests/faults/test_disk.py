@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.planted_run import planted_run
@@ -22,7 +23,10 @@ from helpers.toy_run import rows, scored_run, write_lines
 from noisescope.cli import run as command
 from noisescope.datasets import load
 from noisescope.errors import RunError
+from noisescope.replicas.answers import Answers
+from noisescope.report.review.session import open_session
 from noisescope.storage.files import TEMPORARY_PREFIX, read_sealed, write_atomic, write_sealed
+from noisescope.storage.reviews import read_reviews
 
 pytestmark = pytest.mark.slow
 
@@ -167,3 +171,51 @@ def test_what_a_killed_write_left_does_not_keep_a_flip_out(
     (tmp_path / "copy" / "mine.txt").write_text("mine")
     (tmp_path / "copy" / ".flip.json").unlink()
     assert command(words("flip", tmp_path)) == 2
+
+
+def test_a_judgement_is_recorded_whole_or_not_at_all(tmp_path: Path) -> None:
+    run = planted_run(tmp_path / "runs", pairs=40)
+    session = open_session(run, reviewer="ann", purpose="fix", count=3)
+    kept = Answers(tmp_path / "answers.jsonl")
+    kept.add({"key": "a", "log_odds": 1.0})
+    reviews, odds = run.directory / "reviews.jsonl", tmp_path / "answers.jsonl"
+    before = reviews.read_bytes(), odds.read_bytes()
+    first = session.current()
+    assert first is not None
+    with (
+        limited(len(before[0]) + 20),  # room for a part of the line
+        pytest.raises(RunError, match=r"cannot write .*reviews\.jsonl"),
+    ):
+        session.answer(first.content_id, "first")
+    with (
+        limited(len(before[1]) + 5),
+        pytest.raises(RunError, match=r"cannot write .*answers\.jsonl"),
+    ):
+        kept.add({"key": "b", "log_odds": -1.0})
+    assert (reviews.read_bytes(), odds.read_bytes()) == before
+    assert session.current() is first
+    session.answer(first.content_id, "first")
+    kept.add({"key": "b", "log_odds": -1.0})
+    assert len(read_reviews(run).answers) == 1
+    assert Answers(odds).odds == {"a": 1.0, "b": -1.0}
+
+
+@pytest.mark.parametrize("name", ["review", "apply"])
+def test_judgements_that_cannot_be_recorded_are_refused(
+    name: str, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(work)
+    run = work / "runs" / "toy-1"
+    (pair_id, *_) = pq.read_table(run / "pairs.parquet")["pair_id"].to_pylist()
+    (work / "file.csv").write_text(f"pair_id,decision\n{pair_id},flip\n")
+    before = contents(run)
+    lines = {
+        "review": ["review", str(run), "--import", "file.csv"],
+        "apply": ["apply", "file.csv", str(run), "--record-only"],
+    }
+    with limited(0):
+        assert command(lines[name]) == 2
+    assert "cannot write" in " ".join(capsys.readouterr().err.split())
+    empty = hashlib.sha256(b"").hexdigest()
+    after = {name: sha for name, sha in contents(run).items() if sha != empty}
+    assert after.items() <= before.items()
