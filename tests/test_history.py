@@ -11,7 +11,7 @@ from helpers.gate_runs import made_pairs, made_run, margins_of
 from noisescope import cli
 from noisescope.cli.diff import WIDE, whisker
 from noisescope.report.html import write_report
-from noisescope.scoring.history import Point, earlier_runs, history, trend
+from noisescope.scoring.history import Point, earlier_runs, history, last_step, trend
 from noisescope.scoring.metrics import Interval
 from noisescope.storage.run import Run
 
@@ -64,9 +64,23 @@ def test_the_slope_is_that_of_weighted_least_squares() -> None:
     assert gap.estimate == pytest.approx(0.1)  # two runs later
 
 
+def test_a_step_at_the_end_is_named_though_it_is_no_trend(tmp_path: Path) -> None:
+    found = history(deliveries(tmp_path, (0.1, 0.1, 0.1, 0.3)))
+    assert found.last is not None
+    assert found.last.low < 0.2 < found.last.high
+    assert "The last run differs from those before it by +" in found.sentence
+    step = last_step([point(0.1, 0.03), point(0.1, 0.03), point(0.3, 0.04)])
+    assert step is not None
+    assert step.estimate == pytest.approx(0.2)
+    assert step.high - step.estimate == pytest.approx((0.04**2 + 0.03**2 / 2) ** 0.5)
+    assert last_step([point(0.1, 0.03), point(0.1, 0.03), point(0.3, 0.04, acts=False)]) is None
+
+
 def test_equal_runs_and_other_judges_have_no_trend(tmp_path: Path) -> None:
     same = deliveries(tmp_path, (0.1, 0.1, 0.1), 400)
     assert history(same).sentence.startswith("No trend: ")
+    assert "last run" not in history(same).sentence
+    assert "gate --baseline" in history(same).sentence
     manifest = same[1].manifest()
     same[1].write_manifest({**manifest, "model_fingerprint": "1" * 20})
     found = history(same)

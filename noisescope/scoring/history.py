@@ -5,7 +5,8 @@
 
 The trend is the slope b of rate_t = a + b t + e_t over the runs' flip rates (weighted least
 squares, t = 0, 1, 2...), weights and interval from the runs' own 90 % intervals, wider where the
-rates scatter more than these allow. Runs whose audit
+rates scatter more than these allow. A step at the end is no trend: the last run is also compared
+with the mean of those before it. Runs whose audit
 is too weak to act on are listed, and no part of it. Deliveries share no pairs, so their errors are
 independent; runs of one growing dataset share most, which makes the interval too wide. To decide
 whether a delivery is worse than the one before, `gate --baseline` compares them pair by pair.
@@ -18,10 +19,13 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noisescope.scoring.metrics import Interval
 from noisescope.scoring.scores import require_scores
 from noisescope.storage.run import Run, finished_runs
+
+Float = NDArray[np.float64]
 
 #: Half of a 90 % interval in standard errors.
 Z = 1.6448536269514722
@@ -53,12 +57,14 @@ class Point:
 class History:
     """Runs in order, the slope of their flip rates per run (None: fewer than two count).
 
-    `start` is the fitted rate of the first run.
+    `start` is the fitted rate of the first run, `last` the difference of the last run's rate from
+    the mean of those before it (None: fewer than three count, or the last does not).
     """
 
     points: tuple[Point, ...]
     trend: Interval | None
     start: float | None
+    last: Interval | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -66,19 +72,22 @@ class History:
         """The trend in words."""
         if self.trend is None:
             return "No trend: it takes two audits by one judge that are strong enough to act on."
-        low, high = 100 * self.trend.low, 100 * self.trend.high
-        span = f"{low:+.1f} to {high:+.1f} points a run"
+        span = f"{_points(self.trend)} a run"
+        text = f"No trend: {span} fit. To see smaller changes: noisescope gate --baseline RUN."
         if self.trend.low > 0:
-            return f"The flip rate rises: {span}."
-        if self.trend.high < 0:
-            return f"The flip rate falls: {span}."
-        return f"No trend: {span} fit."
+            text = f"The flip rate rises: {span}."
+        elif self.trend.high < 0:
+            text = f"The flip rate falls: {span}."
+        if self.last is not None and self.last.low * self.last.high > 0:
+            text += f" The last run differs from those before it by {_points(self.last)}."
+        return text
 
     def to_json(self) -> dict[str, Any]:
         """The stable JSON object of `diff --json` with more than two runs."""
         return {
             "runs": [point.to_json() for point in self.points],
             "trend": self.trend and self.trend.to_json(),
+            "last": self.last and self.last.to_json(),
             "sentence": self.sentence,
             "notes": list(self.notes),
         }
@@ -98,7 +107,8 @@ def history(runs: Sequence[Run]) -> History:
     if weak:
         notes.append(f"too weak to count in the trend: {', '.join(weak)}")
     slope, start = (None, None) if len(judges) > 1 else trend(points)
-    return History(points, slope, start, tuple(notes))
+    last = None if len(judges) > 1 else last_step(points)
+    return History(points, slope, start, last, tuple(notes))
 
 
 def _point(run: Run) -> Point:
@@ -127,9 +137,7 @@ def trend(points: Sequence[Point]) -> tuple[Interval | None, float | None]:
     at = np.flatnonzero([point.acts for point in points])
     if len(at) < 2:
         return None, None
-    rates = [point.flip_rate for point in points if point.acts]
-    y = np.array([rate.estimate for rate in rates])
-    errors = np.array([max((rate.high - rate.low) / 2 / Z, LEAST) for rate in rates])
+    y, errors = _rates(points)
     weights = errors**-2.0
     middle = np.average(at, weights=weights)
     t = at - middle
@@ -138,6 +146,28 @@ def trend(points: Sequence[Point]) -> tuple[Interval | None, float | None]:
     misfit = float((weights * (y - level - slope * t) ** 2).sum()) / max(len(at) - 2, 1)
     half = Z * information**-0.5 * max(misfit, 1.0) ** 0.5
     return Interval(slope, slope - half, slope + half), float(level - slope * middle)
+
+
+def last_step(points: Sequence[Point]) -> Interval | None:
+    """The last rate less the weighted mean of all before it; None for fewer than three that act."""
+    y, errors = _rates(points)
+    if len(y) < 3 or not points[-1].acts:
+        return None
+    weights = errors[:-1] ** -2.0
+    step = float(y[-1] - np.average(y[:-1], weights=weights))
+    half = Z * float(np.sqrt(errors[-1] ** 2 + 1 / weights.sum()))
+    return Interval(step, step - half, step + half)
+
+
+def _rates(points: Sequence[Point]) -> tuple[Float, Float]:
+    """Flip rates and their standard errors [n] of the points that act."""
+    rates = [point.flip_rate for point in points if point.acts]
+    errors = [max((rate.high - rate.low) / 2 / Z, LEAST) for rate in rates]
+    return np.array([rate.estimate for rate in rates]), np.array(errors)
+
+
+def _points(change: Interval) -> str:
+    return f"{100 * change.low:+.1f} to {100 * change.high:+.1f} points"
 
 
 def earlier_runs(run: Run) -> list[Run]:
