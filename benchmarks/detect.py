@@ -98,10 +98,14 @@ class Material:
 
 
 def prepare(
-    path: Path, policy: CausalLMPolicy, cache: Path, limit: int | None = None
+    path: Path,
+    policy: CausalLMPolicy,
+    cache: Path,
+    limit: int | None = None,
+    columns: str | None = None,
 ) -> tuple[Material, dict[str, Any]]:
     """Load a dataset and run the feature pass; return both and the speed."""
-    dataset = load(path, limit=limit)
+    dataset = load(path, limit=limit, columns=columns)
     items, chosen, rejected = distinct_items(dataset.table)
     began = time.perf_counter()
     features = compute_features(policy, items, cache, lambda done, total, note: None)

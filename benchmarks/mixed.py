@@ -38,6 +38,7 @@ Bool = NDArray[np.bool_]
 PAIRS, WIDTH, EACH = 1500, 16, 4
 FLIPS = 0.2
 CONFIG = HeadConfig(replicas=2, identity=False)
+PANDALM = "prompt=instruction,a=response1,b=response2,preference=annotator1"
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,9 @@ def mixtures(options: Options) -> Iterator[tuple[str, Mixture]]:
     ).some(some)
     yield "ukp, two halves of the topics", one
     policy = load_causal_lm(options.model or str(smollm2()), max_length=512)
-    for name in ("llmbar", "pandalm"):
+    for name, columns in (("llmbar", None), ("pandalm", PANDALM)):
         with tempfile.TemporaryDirectory() as scratch:
-            material, _ = prepare(options.data / name, policy, Path(scratch))
+            material, _ = prepare(options.data / name, policy, Path(scratch), columns=columns)
         table = material.dataset.table
         prompts, files = (
             np.unique(table.column(column).to_pylist(), return_inverse=True)[1]

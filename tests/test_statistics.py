@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -198,6 +199,21 @@ def test_flip_rate_refuses_too_little_evidence() -> None:
         fit_flip_rate(np.r_[np.ones(9), np.nan])
     with pytest.raises(EvidenceError, match="learnt nothing"):
         fit_flip_rate(np.zeros(20))
+
+
+def test_a_lower_flip_rate_has_a_flatter_link() -> None:
+    rng = np.random.default_rng(0)
+    margins = rng.normal(1.0, 1.5, 2000)
+    agree = 0.85 * expit(2 * np.abs(margins)) + 0.15 * expit(-2 * np.abs(margins))
+    margins = np.where(rng.random(2000) < agree, 1, -1) * np.abs(margins)
+    rate = fit_flip_rate(margins)
+    assert rate.at(rate.estimate) == rate
+    low, high = rate.at(rate.low), rate.at(rate.high)
+    assert low.gap(np.array([3.0])) < rate.gap(np.array([3.0])) < high.gap(np.array([3.0]))
+    worst = np.sort(margins)[:200]
+    unmoved = replace(rate, estimate=rate.low)
+    assert low.p_flip(worst).sum() < unmoved.p_flip(worst).sum()
+    assert RATE.at(0.05) == replace(RATE, estimate=0.05)  # no profile: the link as it is
 
 
 RATE = FlipRate(0.1, 0.05, 0.15, temperature=2.0, exponent=1.0, scale=1.0, pairs=100)

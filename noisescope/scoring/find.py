@@ -4,12 +4,12 @@
         found.pairs, found.low, found.high        # check 400 pairs, find 217 to 369 wrong labels
 
 The low end counts flips alone, at the low end of the flip rate's interval; the high end also
-counts close calls (`p_mislabelled`), at the high end. Annotators' own rates move with the rate, in
-log odds. Both ends then widen by the sampling error of a count, sum_i p_i (1 - p_i) with the
-likelihood's overdispersion. One flip rate for all pairs counts too unless another model beats it
-clearly; if "every label that the judge disagrees with is wrong" fits as well, the high end counts
-all of those. Reviewers' judgements of a random sample replace all this for counts that contain
-enough of them.
+counts close calls (`p_mislabelled`), at the high end, each with the link that is likeliest there
+(`FlipRate.at`). Annotators' own rates move with the rate, in log odds. Both ends then widen by the
+sampling error of a count, sum_i p_i (1 - p_i) with the likelihood's overdispersion. One flip rate
+for all pairs counts too unless another model beats it clearly; if "every label that the judge
+disagrees with is wrong" fits as well, the high end counts all of those. Reviewers' judgements of a
+random sample replace all this for counts that contain enough of them.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def _readings(
     for rate, this, other in rates:
         low, high = ([_moved(e, rate.estimate, end) for e in (this, other)] for end in
                      (rate.low, rate.high))  # fmt: skip
-        flips, close = single.flipped(margins, *low), single.p_mislabelled(margins, *high)
+        flips = single.at(rate.low).flipped(margins, *low)
+        close = single.at(rate.high).p_mislabelled(margins, *high)
         yield np.minimum(flips, close), np.maximum(flips, close)
 
 

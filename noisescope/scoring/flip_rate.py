@@ -12,7 +12,7 @@ Usage: `rate = fit_flip_rate(margins); p = rate.p_flip(margins)`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -58,6 +58,16 @@ class FlipRate:
     exponent: float
     scale: float
     pairs: int
+    #: Flip rates [E] and the likeliest (log tau, log k) [E, 2] at each; None where not fitted.
+    profile: tuple[Float, Float] | None = field(default=None, repr=False, compare=False)
+
+    def at(self, rate: float) -> FlipRate:
+        """The fit if the flip rate were `rate`: with the link that is likeliest then."""
+        if self.profile is None:
+            return replace(self, estimate=rate)
+        rates, theta = self.profile
+        tau, k = (float(np.exp(np.interp(rate, rates, theta[:, j]))) for j in (0, 1))
+        return replace(self, estimate=rate, temperature=tau, exponent=k)
 
     @property
     def identifiable(self) -> bool:
@@ -237,16 +247,8 @@ def fit_flip_rate(margins: Float, weights: Float | None = None) -> FlipRate:
     density /= density.sum()
     estimate = float((density * rates).sum())
     low, high = _highest_density(rates, value, density)
-    log_tau, log_k = (float(np.interp(estimate, rates, theta[:, j])) for j in (0, 1))
-    return FlipRate(
-        estimate=estimate,
-        low=min(low, estimate),
-        high=max(high, estimate),
-        temperature=float(np.exp(log_tau)),
-        exponent=float(np.exp(log_k)),
-        scale=scale,
-        pairs=len(judged),
-    )
+    ends = min(low, estimate), max(high, estimate)
+    return FlipRate(estimate, *ends, 1.0, 1.0, scale, len(judged), (rates, theta)).at(estimate)
 
 
 def _focus(binned: Binned) -> Float:
