@@ -317,9 +317,9 @@ def test_every_schema_is_recognised_and_read(shape: str, tmp_path: Path) -> None
     name, row, expected = SHAPES[shape]
     (tmp_path / "a.jsonl").write_bytes(lines([row]))
     format = name if name == "columnar_label" else None
-    adapter, rows = recognise(open_source(tmp_path / "a.jsonl").rows(), format=format)
+    adapter = recognise([row], format=format)
     assert adapter.name == name
-    (pair,) = read_pairs(rows, adapter)
+    (pair,) = read_pairs(open_source(tmp_path / "a.jsonl").rows(), adapter)
     turns = pair.turns and len(pair.turns)
     assert (pair.prompt, pair.chosen, pair.rejected, turns) == expected
     (flipped,) = adapter.parse(adapter.flip(row))

@@ -13,7 +13,6 @@ import torch
 from helpers.gate_runs import made_pairs, made_run
 
 from noisescope.datasets import ADAPTERS, recognise
-from noisescope.datasets.readers import Row
 from noisescope.evaluate.comparison import Comparison, Prompt
 from noisescope.evaluate.judges import JUDGES, JudgeOptions, open_judge
 from noisescope.gate.checks import CHECKS
@@ -44,7 +43,7 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("examples")
 def test_the_examples_run() -> None:
     row = {"question": "Bread?", "best": "Bake it.", "worst": "No."}
-    adapter, _ = recognise([Row("a", number, row) for number in range(3)])
+    adapter = recognise([row] * 3)
     (pair,) = adapter.parse(row)
     assert (pair.prompt, pair.chosen, pair.rejected) == ("Bread?", "Bake it.", "No.")
     assert adapter.flip(adapter.flip(row)) == row

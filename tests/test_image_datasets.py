@@ -160,7 +160,7 @@ def test_every_schema_and_form(adapter: str, form: str, tmp_path: Path) -> None:
     assert directions(adapter, flipped, tmp_path) == reverse
     assert ADAPTERS[adapter].flip(flipped) == row
     if form != "path" or adapter != "image_columnar":  # paths there cannot be told from text
-        assert recognise([Row("rows", 0, row)])[0].name == adapter
+        assert recognise([row]).name == adapter
 
 
 def test_pick_a_pic_flip_moves_the_best_image_and_comes_back() -> None:

@@ -10,9 +10,10 @@ May import `storage` and below.
 from __future__ import annotations
 
 from noisescope.datasets.adapters.cells import RawRow, RowFault
+from noisescope.datasets.adapters.recognise import recognise
 from noisescope.datasets.adapters.schema import Schema
 from noisescope.datasets.adapters.table import ADAPTERS
-from noisescope.datasets.load import load, read_pairs, recognise, restored
+from noisescope.datasets.load import load, read_pairs, restored
 from noisescope.datasets.readers import Row
 from noisescope.datasets.sources import Source, open_source
 

@@ -62,15 +62,13 @@ def read_arrow(path: Path, columns: Collection[str] | None = None) -> Iterator[D
 
 
 def _damaged(path: Path, form: str, error: Exception) -> Exception:
-    """The error of a columnar file that does not open, and what it is instead if that shows."""
+    """The error of a columnar file that does not open."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    with path.open("rb") as stream:
-        start = stream.read(64)
-    hint = "It may be cut short: fetch it again. Text belongs in a .jsonl, .json or .csv file."
-    if start.startswith(b"version https://git-lfs"):
-        hint = "It is a Git LFS pointer, not the data: git lfs pull"
-    return DataError(f"{path}: not a readable {form} file ({first_line(error)})", hint=hint)
+    return DataError(
+        f"{path}: not a readable {form} file ({first_line(error)})",
+        hint="It may be cut short: fetch it again. Text belongs in a .jsonl, .json or .csv file.",
+    )
 
 
 def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:

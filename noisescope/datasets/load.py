@@ -7,14 +7,14 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.datasets.adapters.cells import RowFault, shortened, value
 from noisescope.datasets.adapters.labels import canonical
 from noisescope.datasets.adapters.mapping import parsed_columns
-from noisescope.datasets.adapters.recognise import recognise as recognised
+from noisescope.datasets.adapters.recognise import recognise
 from noisescope.datasets.adapters.refuse import unused
 from noisescope.datasets.adapters.schema import Schema
 from noisescope.datasets.adapters.table import ADAPTERS
@@ -97,7 +97,7 @@ def read_source(
     """Read all pairs of an opened source, by `schema` if it is known. Raises as `load` does."""
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1", hint="Leave it out to read all.")
-    ahead = _ahead(source.rows(), source.resolved, limit)
+    ahead = first_rows(source, limit)
     schema = schema or schema_of(ahead, source, format=format, columns=columns, pairs=pairs)
     known = [row.values for row in ahead if row.values is not None]
     spare = unused(schema, [name for row in known for name in row])
@@ -129,35 +129,19 @@ def schema_of(
     ahead: Sequence[Row],
     source: Source,
     *,
-    format: str | None = None,
-    columns: Mapping[str, str] | str | None = None,
-    pairs: str | None = None,
+    format: str | None,
+    columns: Mapping[str, str] | str | None,
+    pairs: str | None,
 ) -> Schema:
     """The schema of a source, by its first rows, the options and the workspace's entry."""
-    return recognised(
+    given = parsed_columns(columns) if isinstance(columns, str) else columns or {}
+    return recognise(
         [row.values for row in ahead if row.values is not None],
         format=format or source.format,
-        columns={**(source.columns or {}), **as_mapping(columns)},
+        columns={**(source.columns or {}), **given},
         pairs=pairs or source.pairs or "all",
         name=source.resolved,
     )
-
-
-def recognise(
-    rows: Iterable[Row],
-    *,
-    format: str | None = None,
-    columns: Mapping[str, str] | str | None = None,
-    pairs: str = "all",
-    name: str = "the dataset",
-) -> tuple[Schema, Iterator[Row]]:
-    """Return (schema, all the rows again). Raises DataError if none fits."""
-    stream = iter(rows)
-    ahead = _ahead(stream, name)
-    values = [row.values for row in ahead if row.values is not None]
-    mapping = as_mapping(columns)
-    schema = recognised(values, format=format, columns=mapping, pairs=pairs, name=name)
-    return schema, chain(ahead, stream)
 
 
 def load_again(
@@ -184,11 +168,6 @@ def images_again(manifest: Mapping[str, Any], note: Callable[[str], None]) -> Im
         return None
 
 
-def as_mapping(columns: Mapping[str, str] | str | None) -> Mapping[str, str]:
-    """A mapping of roles to columns from what a user gave. Raises UsageError."""
-    return parsed_columns(columns) if isinstance(columns, str) else columns or {}
-
-
 def restored(manifest: Mapping[str, Any]) -> Schema | None:
     """The schema that a run was read by, from its manifest; None if it does not record one."""
     name, roles = str(manifest.get("adapter")), manifest.get("columns")
@@ -199,11 +178,12 @@ def restored(manifest: Mapping[str, Any]) -> Schema | None:
     return replace(base, roles=roles, pairs=manifest.get("pairs_of", "all"), modality=modality)
 
 
-def _ahead(rows: Iterable[Row], name: str, limit: int | None = None) -> list[Row]:
+def first_rows(source: Source, limit: int | None = None) -> list[Row]:
     """Rows until enough of them could be decoded. Raises DataError if none could."""
+    name = source.resolved
     ahead: list[Row] = []
     decoded = 0
-    for row in islice(rows, limit):
+    for row in islice(source.rows(), limit):
         ahead.append(row)
         decoded += row.values is not None
         if decoded == SAMPLE_ROWS:

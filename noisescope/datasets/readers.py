@@ -136,19 +136,18 @@ def _is_windows_text(start: bytes) -> bool:
 
 
 @contextmanager
-def _binary(path: Path) -> Iterator[IO[bytes]]:
-    """Open a text file or a gzip-compressed one for reading."""
-    zipped = path.name.lower().endswith(".gz")
-    with path.open("rb") as raw:
-        if zipped:
-            with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
-                yield cast(IO[bytes], stream)
-        else:
-            yield raw
+def opened(path: Path, mode: str = "rb") -> Iterator[IO[bytes]]:
+    """A file, through gzip if its name ends in .gz; no time stamp, for equal bytes each time."""
+    with path.open(mode) as raw:
+        if not path.name.lower().endswith(".gz"):
+            yield cast(IO[bytes], raw)
+            return
+        with gzip.GzipFile("", mode, 1, raw, mtime=0) as zipped:
+            yield cast(IO[bytes], zipped)
 
 
 def _read_lines(path: Path) -> Iterator[Decoded]:
-    with _binary(path) as stream:
+    with opened(path) as stream:
         for number, line in enumerate(bounded_lines(stream, path)):
             content = line.removeprefix(_BOM).strip() if number == 0 else line.strip()
             if content:
@@ -179,7 +178,7 @@ def _read_json(path: Path) -> Iterator[Decoded]:
     if is_json_lines(path):
         yield from _read_lines(path)
         return
-    with _binary(path) as stream:
+    with opened(path) as stream:
         content = bounded_read(stream, path).removeprefix(_BOM)
     if not content.strip():
         return
@@ -222,7 +221,7 @@ def _by_columns(found: dict[str, Any]) -> list[dict[str, Any]] | None:
 def is_json_lines(path: Path) -> bool:
     """Whether a .json file holds one object a line. One object alone is lines only if it is a row:
     it holds neither an array of objects nor columns."""
-    with _binary(path) as stream:
+    with opened(path) as stream:
         lines = (line for line in bounded_lines(stream, path) if line.strip())
         first = next(lines, b"").removeprefix(_BOM).strip()
         found = decoded_object(first)[0] if first.startswith(b"{") else None
@@ -263,7 +262,7 @@ def _read_csv(path: Path) -> Iterator[Decoded]:
     """Comma- or tab-separated values with a header. Bytes outside UTF-8 spoil only their row."""
     csv.field_size_limit(MAX_ROW)
     tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
-    with _binary(path) as stream:
+    with opened(path) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.reader(bounded_lines(text, path), delimiter="\t" if tabs else ",", strict=True)
         header = _header(path, reader)

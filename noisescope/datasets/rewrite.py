@@ -22,10 +22,9 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from noisescope.datasets.columnar_files import decoded_rows, sound
 from noisescope.datasets.readers import (
@@ -34,6 +33,7 @@ from noisescope.datasets.readers import (
     damaged_gzip,
     decoded_object,
     is_json_lines,
+    opened,
     suffix,
 )
 from noisescope.errors import DataError
@@ -64,20 +64,9 @@ def rewrite(source: Path, target: Path, change: Change) -> None:
         raise damaged_gzip(source, error) from error
 
 
-@contextmanager
-def _opened(path: Path, mode: str) -> Iterator[IO[bytes]]:
-    """A file, through gzip if its name ends in .gz; no time stamp, for equal bytes each time."""
-    if not path.name.lower().endswith(".gz"):
-        with path.open(mode) as plain:
-            yield plain
-    else:
-        with path.open(mode) as raw, gzip.GzipFile("", mode, 1, raw, mtime=0) as zipped:
-            yield cast(IO[bytes], zipped)
-
-
 def _rewrite_lines(source: Path, target: Path, change: Change) -> None:
     """JSON lines; the row number is the line's, blank lines included."""
-    with _opened(source, "rb") as stream, _opened(target, "wb") as out:
+    with opened(source, "rb") as stream, opened(target, "wb") as out:
         lines = enumerate(bounded_lines(stream, source))
         while chunk := list(islice(lines, CHUNK_ROWS)):
             bodies = [
@@ -107,7 +96,7 @@ def _rewrite_json(source: Path, target: Path, change: Change) -> None:
     if is_json_lines(source):
         _rewrite_lines(source, target, change)
         return
-    with _opened(source, "rb") as stream:
+    with opened(source, "rb") as stream:
         content = bounded_read(stream, source)
     whole = json.loads(content.removeprefix(_BOM).decode())
     arrays = [whole] if isinstance(whole, list) else []
@@ -130,14 +119,14 @@ def _rewrite_json(source: Path, target: Path, change: Change) -> None:
         if changes.get(number, row) is not None
     ]
     text = json.dumps(whole, ensure_ascii=content.isascii(), indent=2)
-    with _opened(target, "wb") as out:
+    with opened(target, "wb") as out:
         out.write(text.encode("utf-8", "surrogatepass") + b"\n")
 
 
 def _rewrite_csv(source: Path, target: Path, change: Change) -> None:
     """CSV or TSV with a header. Raises DataError for a record that cannot be written again."""
     delimiter = "\t" if source.name.lower().removesuffix(".gz").endswith(".tsv") else ","
-    with _opened(source, "rb") as stream, _opened(target, "wb") as out:
+    with opened(source, "rb") as stream, opened(target, "wb") as out:
         text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
         copy = io.TextIOWrapper(
             out, "utf-8", errors="surrogateescape", newline="", write_through=True

@@ -178,7 +178,7 @@ def _rows(data: bytes) -> None:
         if not adapter.cannot_flip:
             flipped = adapter.flip(adapter.flip(row))
             assert list(flipped) == list(row)
-    recognise([Row("a", 0, row)] * 3)
+    recognise([row] * 3)
 
 
 def _data(folder: Path, ending: str) -> Callable[[bytes], object]:

@@ -146,20 +146,15 @@ def plant(
     without scores. Raises UsageError or RunError where `out` is the source or holds something else,
     DataError where the source cannot be read; the source is never written to.
     """
-    from noisescope.datasets.load import as_mapping, recognise
+    from noisescope.datasets.load import first_rows, schema_of
 
     if not source.files or source.root is None:
         raise UsageError(
             f"{source.resolved} is on the Hub: flip copies files",
             hint="Save it first: datasets.load_dataset(...).to_parquet('data.parquet').",
         )
-    adapter, _ = recognise(
-        source.rows(),
-        format=format or source.format,
-        columns={**(source.columns or {}), **as_mapping(columns)},
-        pairs=pairs or source.pairs or "all",
-        name=source.resolved,
-    )
+    ahead = first_rows(source)
+    adapter = schema_of(ahead, source, format=format, columns=columns, pairs=pairs)
     if reason := adapter.cannot_flip:
         raise UsageError(
             f"{source.resolved}: {adapter.name} cannot be written back flipped: {reason}",
