@@ -38,9 +38,9 @@ def said(role: str, *parts: Any) -> list[dict[str, Any]]:
 
 def outcomes(*rows: dict[str, Any], folder: Path | None = None, **options: Any) -> list[Any]:
     stream = [Row("rows", at, row, folder=folder) for at, row in enumerate(rows)]
-    schema, again = recognise(stream, **options)
+    schema = recognise(rows, **options)
     assert schema.modality == "vision"
-    return list(read_pairs(again, schema))
+    return list(read_pairs(stream, schema))
 
 
 def trl(*parts: Any, images: Any = (ONE,), **more: Any) -> dict[str, Any]:
@@ -135,11 +135,10 @@ def test_what_would_be_lost_is_refused(more: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="pictures, films or sound") as caught:
         outcomes(PLAIN | more)
     assert "--columns images=" in str(caught.value.hint)
-    schema, rows = recognise([Row("rows", 0, PLAIN | more)], columns={"images": ""})
+    schema = recognise([PLAIN | more], columns={"images": ""})
     assert schema.modality == "text"
-    assert [pair.prompt for pair in read_pairs(rows, schema) if isinstance(pair, Pair)] == [
-        "What is it?"
-    ]
+    found = read_pairs([Row("rows", 0, PLAIN | more)], schema)
+    assert [pair.prompt for pair in found if isinstance(pair, Pair)] == ["What is it?"]
 
 
 def test_one_answer_a_row_and_pictures_as_sides_have_no_pictures_in_prompts() -> None:
@@ -192,7 +191,7 @@ def test_a_table_in_memory() -> None:
 
 def test_large_pictures_stay_on_disk() -> None:
     gallery = Gallery(most=0, prompts="images")
-    rows = [Row("rows", 0, trl(None, "What?"))]
-    list(read_pairs(rows, recognise(rows)[0], gallery=gallery))
+    row = trl(None, "What?")
+    list(read_pairs([Row("rows", 0, row)], recognise([row]), gallery=gallery))
     assert not gallery.held
     assert gallery.store().get(A) == ONE

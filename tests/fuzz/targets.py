@@ -281,9 +281,8 @@ def _columns(data: bytes) -> None:
         return
     if not isinstance(values, dict):
         return
-    rows = [Row("a", 0, values)] * 3
-    schema, _ = recognise(rows, columns=checked_columns(roles, [values], "a"))
-    for pair in read_pairs(rows, schema):
+    schema = recognise([values] * 3, columns=checked_columns(roles, [values], "a"))
+    for pair in read_pairs([Row("a", 0, values)] * 3, schema):
         assert isinstance(pair, Fault) or pair.chosen != pair.rejected
 
 
