@@ -267,12 +267,13 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     from noisescope.replicas.gather import EvidenceConfig
     from noisescope.scoring.score import ScoreConfig
 
-    for argument, kind in {"evidence": EvidenceConfig, "score": ScoreConfig}.items():
-        for name in settings.keys() & {field.name for field in fields(kind)}:
-            hint = f"Pass {argument}=noisescope.{kind.__name__}({name}=...)."
-            raise UsageError(f"audit has no argument {name!r}", hint=hint)
     own = [name for name in signature(audit).parameters if name != "settings"]
-    refuse_unknown("audit", settings, [*own, *MODEL_SETTINGS])
+    elsewhere = {
+        field.name: f"Pass {argument}=noisescope.{kind.__name__}({field.name}=...)."
+        for argument, kind in (("evidence", EvidenceConfig), ("score", ScoreConfig))
+        for field in fields(kind)
+    }
+    refuse_unknown("audit", settings, [*own, *MODEL_SETTINGS], elsewhere)
 
 
 def _policy(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -275,13 +275,23 @@ def _attributes(summary: Any) -> SimpleNamespace:
     return found
 
 
-def refuse_unknown(function: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise UsageError for the first argument that a function does not have, with the nearest."""
-    names = list(known)
+def refuse_unknown(
+    function: str,
+    given: Iterable[str],
+    known: Iterable[str],
+    elsewhere: Mapping[str, str] | None = None,
+) -> None:
+    """Raise UsageError for the first argument that a function does not have, with the nearest.
+
+    `elsewhere` has names that belong to another place, and the hint to it.
+    """
+    names, others = list(known), elsewhere or {}
     for name in given:
         if name not in names:
-            close = get_close_matches(name, names, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"It has {', '.join(names)}."
+            close = get_close_matches(name, [*names, *others], n=1)
+            hint = f"It has {', '.join(names)}."
+            if close:
+                hint = others.get(close[0], f"Did you mean {close[0]}?")
             raise UsageError(f"{function} has no argument {name!r}", hint=hint)
 
 

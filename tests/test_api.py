@@ -162,6 +162,9 @@ def test_a_wrong_argument_is_named_with_its_place(model: Path) -> None:
     with pytest.raises(noisescope.UsageError, match="no argument 'replicas'") as caught:
         noisescope.audit(ROWS, model, replicas=4)
     assert "EvidenceConfig(replicas=...)" in str(caught.value.hint)
+    with pytest.raises(noisescope.UsageError, match="no argument 'replica'") as caught:
+        noisescope.audit(ROWS, model, replica=4)
+    assert "EvidenceConfig(replicas=...)" in str(caught.value.hint)
     with pytest.raises(noisescope.UsageError, match="no argument 'modle'") as caught:
         noisescope.audit(ROWS, modle="x")
     assert caught.value.hint == "Did you mean model?"
