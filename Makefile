@@ -4,6 +4,7 @@
 # make fuzz   the property tests with new, random examples
 # make coverage  the tests once more, with the branches they take counted: at least 90 %
 # make audit  known vulnerabilities of the versions the tests run with (needs the network)
+# make licences  the licence of every installed package (needs the network)
 # make docs   the documentation as a site, in site/
 # make gate   the sample dataset's own gate: passes as it is, fails if annotators vote backwards, is refused if broken
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test test-all lint gate bench docs fuzz coverage audit clean
+.PHONY: install demo test test-all lint gate bench docs fuzz coverage audit licences clean
 
 install: $(VENV)/.installed
 
@@ -54,6 +55,11 @@ audit:
 	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt || \
 	  { echo "make audit: not clean. Either advisories are listed above, or the last line names a package that"; \
 	    echo "could not be audited: then no advisory service was reached, and nothing is known."; exit 1; }
+
+licences: install
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-licenses
+	$(VENV)-audit/bin/pip-licenses --python=$(BIN)/python --from=mixed --order=license
 
 gate: install
 	$(BIN)/noisescope gate hh-rlhf --junit runs/gate.xml --sarif runs/gate.sarif

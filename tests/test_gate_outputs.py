@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
+import subprocess
+import sys
 import xml.sax
 from collections import Counter
 from dataclasses import replace
@@ -14,8 +17,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from helpers.gate_runs import made_pairs, made_run, margins_of, noisescope
-from helpers.planted_run import HOSTILE
+from helpers.planted_run import HOSTILE, planted_run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +39,7 @@ from noisescope.gate.verdict import Result, Row, Status, Verdict
 from noisescope.storage.printable import one_line
 from noisescope.storage.run import Run
 
+ROOT = Path(__file__).resolve().parents[1]
 HOSTILE_ROW = Row("id::error::x", "a b,c:%.jsonl", 4, f"{HOSTILE}\n::error::owned %0A ]]> | @you")
 
 
@@ -346,3 +351,30 @@ def test_all_outputs_of_the_command_inside_github_actions(noisy: Run, tmp_path: 
     told = [line for line in done.stderr.splitlines() if line.startswith("::")]
     assert len(told) == 1
     assert told[0].startswith("::error title=noisescope gate%3A flip_rate,file=pairs.jsonl::")
+
+
+def test_the_action_gates_and_hands_on_the_exit_code(tmp_path: Path) -> None:
+    run = planted_run(tmp_path / "runs")
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    (gate,) = (step for step in action["runs"]["steps"] if step.get("id") == "gate")
+    inputs = {name: given["default"] for name, given in action["inputs"].items()}
+    inputs |= {"target": str(run.directory), "arguments": "--max-flip-rate\n0.05\n"}
+    environment = {
+        name: re.sub(r"\$\{\{ inputs\.(\S+) \}\}", lambda found: inputs[found[1]], value)
+        for name, value in gate["env"].items()
+    }
+    (tmp_path / "noisescope").write_text(f'#!/bin/sh\nexec {sys.executable} -m noisescope "$@"\n')
+    (tmp_path / "noisescope").chmod(0o755)
+    environment |= {"GITHUB_OUTPUT": "output.txt", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", gate["run"]],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert (tmp_path / "output.txt").read_text() == "exit-code=1\n"
+    assert read_sarif((tmp_path / action["outputs"]["sarif"]["value"]).read_text())
+    assert (tmp_path / "noisescope-gate.xml").is_file()
+    assert (tmp_path / "noisescope-report.html").is_file(), done.stderr

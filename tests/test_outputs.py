@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -251,6 +253,16 @@ def test_no_command_shows_a_secret(
     said = told(capsys)
     assert "***" in said
     assert "pl4nt3d" not in said
+
+
+def test_a_traceback_shows_no_secret(tmp_path: Path) -> None:
+    words = ["--debug", "merge", "s3x://AKID:pl4nt3d@bucket/runs"]
+    line = [sys.executable, "-m", "noisescope", *words]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "s3x://***@bucket/runs cannot be opened" in done.stderr
+    assert "pl4nt3d" not in done.stderr + done.stdout
 
 
 def test_what_to_type_next_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from types import TracebackType
 from typing import Annotated, Any, final
 
 import typer
@@ -201,15 +200,12 @@ def root(
 def main() -> None:
     """Run the command line of this process and exit with its code."""
     listen()
-    sys.excepthook = _print_traceback
-    sys.exit(run(sys.argv[1:]))
-
-
-def _print_traceback(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Print an exception of `--debug` without secrets."""
-    sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
+    try:
+        code = run(sys.argv[1:])
+    except Exception as error:  # of `--debug`; a hook of ours would be replaced by typer's
+        sys.stderr.write(masked("".join(traceback.format_exception(error))))
+        code = 2
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
