@@ -45,6 +45,15 @@ def test_a_table_of_prompts_or_of_pairs_is_told_by_its_columns(tmp_path: Path) -
     assert read(tmp_path / "pairs.jsonl", limit=20) == sorted(pair["prompt"] for pair in pairs)
 
 
+def test_prompts_that_show_pictures_are_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": "What is it?", "image": "cat.png", "image_id": 7}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"may show what image holds, and the models read text"):
+        read(tmp_path / "p.jsonl")
+    found = read_prompts(str(tmp_path / "p.jsonl"), modality="image")  # captions
+    assert [prompt.text for prompt in found.kept] == ["What is it?"]
+
+
 def test_conversations_are_prompts(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": TALK}) + "\n")
     (text,) = read(tmp_path / "p.jsonl")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from noisescope.datasets.adapters.vision import media_of
 from noisescope.errors import DataError
 from noisescope.evaluate.comparison import Prompt
 from noisescope.pairs import Message, Modality, digest
@@ -53,7 +54,7 @@ def read_prompts(
 ) -> Prompts:
     """Read a file of prompts, or the prompts of a preference dataset. Raises DataError."""
     path = Path(source).expanduser()
-    found = _alone(path) if path.is_file() else None
+    found = _alone(path, modality) if path.is_file() else None
     resolved = str(path)
     if found is None:
         from noisescope.datasets import load
@@ -90,8 +91,11 @@ def _prompt(text: str, turns: Sequence[dict[str, str]] | None) -> Prompt:
     return Prompt(text, messages or None)
 
 
-def _alone(path: Path) -> list[Prompt] | None:
-    """Read a .txt, or a table with a `prompt` column and no preferences; else return None."""
+def _alone(path: Path, modality: Modality) -> list[Prompt] | None:
+    """Read a .txt, or a table with a `prompt` column and no preferences; else return None.
+
+    Raises DataError for unreadable prompts, and for those of texts that show pictures.
+    """
     if path.suffix == ".txt":
         try:
             text = path.read_text("utf-8-sig")
@@ -108,6 +112,11 @@ def _alone(path: Path) -> list[Prompt] | None:
         raise DataError(
             f"{path}: {len(bad):,} rows have no readable prompt, first row {bad[0] + 1}",
             hint="A prompt is a text, or a list of messages with role and content.",
+        )
+    if modality == "text" and (shown := media_of(rows)):
+        raise DataError(
+            f"{path}: its prompts may show what {', '.join(shown)} holds, and the models read text",
+            hint="Leave that column out to compare the models on the texts alone.",
         )
     return [_of_value(row[ALONE]) for row in rows]
 

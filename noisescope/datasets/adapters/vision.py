@@ -9,7 +9,7 @@ several columns, are refused, because a model would judge the texts without them
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,17 @@ def with_places(cell: Any) -> Any:
     return [with_places(found) for found in cell] if isinstance(cell, (list, tuple)) else cell
 
 
+def media_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns of rows that may hold pictures, films or sound, by their names."""
+    names = dict.fromkeys(name for row in rows for name in row if MEDIA.search(key(name)))
+    found = {name: [row[name] for row in rows if not is_missing(row.get(name))] for name in names}
+    return [
+        name
+        for name, values in found.items()
+        if not all(isinstance(one, (int, float)) for one in values)
+    ]
+
+
 def with_pictures(schema: Schema, table: Sample, mapped: Mapping[str, str]) -> Schema:
     """The schema with the column that holds the prompt's pictures, if there is one.
 
@@ -46,10 +57,9 @@ def with_pictures(schema: Schema, table: Sample, mapped: Mapping[str, str]) -> S
         return schema
     found = {
         column: values
-        for column in table.columns
-        if column not in schema.used and MEDIA.search(key(column))
+        for column in media_of(table.rows)
+        if column not in schema.used
         if (values := [one for one in table.values(column) if not is_missing(one)])
-        if not all(isinstance(one, (int, float)) for one in values)
     }
     if not found:
         return schema
