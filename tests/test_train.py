@@ -317,7 +317,7 @@ def test_mistakes_are_named(place, tmp_path, capsys):
         (["--online", "ema", "--weighting", "u"], "--online makes its own"),
         (["--weights", "w.csv", "--rho", "2"], "w.csv contains finished weights"),
         (["--weights", "absent.parquet"], "no such file"),
-        (["--flip-rate", "0.2"], "soft-dpo has no parameter flip_rate"),
+        (["--flip-rate", "0.2"], "forward-dpo has no parameter flip_rate"),
         (["--online", "mea"], "--online must be one of replicas, ema"),
         (["--report-to", "notepad"], "--report-to must be one of"),
     ],
@@ -339,6 +339,7 @@ def test_an_audit_no_better_than_chance_is_said(place, dataset, tmp_path, capsys
     run.write_manifest(manifest | {"summary": manifest["summary"] | {"chance": True}})
     line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model"), "--steps", "1"]
     line += ["--weights", str(run.directory), "--device", "cpu", "--dtype", "float32"]
+    line += ["--objective", "soft-dpo"]
     assert command([*line, "--output", str(tmp_path / "tuned")]) == 0
     assert "no better than chance" in capsys.readouterr().err
 
