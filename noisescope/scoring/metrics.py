@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, final
+from typing import Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,27 +76,20 @@ class Calibration:
     brier: float
 
 
-def calibration(
-    p: Float, truth: Bool, *, bins: Literal["mass", "width"] = "mass", count: int = BINS
-) -> Calibration:
+def calibration(p: Float, truth: Bool) -> Calibration:
     """How far probabilities p [N] are from the truth [N].
 
-    `bins`: "mass" (the default, and what noisescope reports as ECE) puts as nearly as possible
-    N / 15 pairs in each bin in the order of p; "width" cuts [0, 1] into 15 equal intervals.
+    Each of 15 bins has as nearly as possible N / 15 pairs, in the order of p.
     """
     if not len(p):
         raise EvidenceError("no probability to check")
     wrong = np.asarray(truth, dtype=np.float64)
-    if bins == "mass":
-        order = np.argsort(p, kind="stable")
-        where = np.empty(len(p), dtype=np.int64)
-        where[order] = np.arange(len(p)) * count // len(p)
-    else:
-        where = np.minimum((p * count).astype(np.int64), count - 1)
-    size = np.bincount(where, minlength=count).astype(np.float64)
+    where = np.empty(len(p), dtype=np.int64)
+    where[np.argsort(p, kind="stable")] = np.arange(len(p)) * BINS // len(p)
+    size = np.bincount(where, minlength=BINS).astype(np.float64)
     full = size > 0
-    predicted = np.bincount(where, p, count)[full] / size[full]
-    observed = np.bincount(where, wrong, count)[full] / size[full]
+    predicted = np.bincount(where, p, BINS)[full] / size[full]
+    observed = np.bincount(where, wrong, BINS)[full] / size[full]
     ece = float((size[full] * np.abs(observed - predicted)).sum() / len(p))
     brier = float(np.square(p - wrong).mean())
     return Calibration(predicted, observed, size[full], ece, brier)
