@@ -43,6 +43,7 @@ from noisescope.report.html import page
 from noisescope.scoring.margins import RunMargins
 from noisescope.scoring.pair_facts import PairFacts
 from noisescope.scoring.sources import SourceReport, source_notes
+from noisescope.storage.run import find_run
 
 CONFIG = HeadConfig(replicas=2, folds=4, search_steps=10)
 
@@ -431,6 +432,23 @@ def test_damaged_numbers_are_found(model: Path, place: Path) -> None:
     audited(model, runs, "column:other_a,other_b")
     outside = read_outside(found.run, runs / ".cache" / "features", evidence, found.pairs, [])
     assert outside.numbers["column:other_a,other_b"].shape == (60, 1)
+
+
+def test_what_a_source_knows_of_each_label_is_kept(model: Path, place: Path) -> None:
+    """p_prior has the flip rate's odds less the source's; its file is under checksum."""
+    found = audited(model, place / "kept", "column:other_a,other_b")
+    path = found.run.margins_directory / "outside.parquet"
+    kept = pq.read_table(path)
+    odds = dict(zip(kept["pair_id"].to_pylist(), kept["outside"].to_numpy(), strict=True))
+    scores = pq.read_table(found.run.scores_path)
+    outside = np.array([odds[name] for name in scores["pair_id"].to_pylist()])
+    prior = scores["p_prior"].to_numpy()
+    rest = np.log(prior / (1 - prior)) + outside
+    np.testing.assert_allclose(rest, rest[0], atol=1e-4)
+    assert "margins/outside.parquet" in found.run.manifest()["checksums"]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(RunError, match=r"damaged since it was written: .*outside\.parquet"):
+        find_run(str(found.run.directory), place)
 
 
 def test_the_audited_model_is_no_second_source(model: Path, tmp_path: Path) -> None:

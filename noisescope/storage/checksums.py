@@ -29,7 +29,7 @@ PATTERNS = {
     "pairs": ("pairs.parquet",),
     "scores": ("scores.parquet",),
     "opinions": ("opinions.parquet",),
-    "margins": ("margins/part-*.parquet", "margins/shift.parquet"),
+    "margins": ("margins/part-*.parquet", "margins/shift.parquet", "margins/outside.parquet"),
     "averages": ("averages/part-*.parquet",),
     "replicas": tuple(
         f"replicas/{folder}/{name}"
