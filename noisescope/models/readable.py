@@ -4,7 +4,7 @@
 
 Two reasons: the chat template does not render a side as it is (`rendering.py`), or both sides are
 the same once cut to --max-length. They are counted as rejected rows, with the first few named,
-and left out of pairs.parquet: a margin of 0 would read as a pair on which people split.
+and not in pairs.parquet: a margin of 0 would read as a pair on which people split.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ DRAWS = 2000
 @dataclass(frozen=True)
 class Votes:
     """V votes: content [V] and annotator [V] codes from 0; first [V]: 1 where the chosen side
-    sorts before the rejected one, else 0. names [A] of the annotators, unnamed rows left out.
+    sorts before the rejected one, else 0. names [A] of the annotators, unnamed rows omitted.
     """
 
     content: Int

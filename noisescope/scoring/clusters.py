@@ -117,7 +117,7 @@ def _units(codes: NDArray[Any]) -> tuple[Int, Bool]:
 
 
 def share_interval(values: Float, groupings: Sequence[Int]) -> Interval:
-    """Mean of `values` [N] in [0, 1] with its cluster interval; NaN values are left out."""
+    """Mean of `values` [N] in [0, 1] with its cluster interval; NaN values are omitted."""
     known = np.isfinite(values)
     if not known.any():
         raise EvidenceError("a share of nothing has no value")

@@ -32,7 +32,7 @@ class Evidence:
 
     `margins` [M, T, N] (NaN: not judged), `held_out` [M, N] (replica never trained on the pair),
     `lengths` [2, N] of chosen and rejected, `annotators` [N] codes 0.. (-1 unknown). `flip_rate`
-    is fitted from held-out margins when left out. `released` [N]: u_released of averaged copies.
+    is fitted from held-out margins if None. `released` [N]: u_released of averaged copies.
     `wrong` [N]: p_wrong under the chosen noise model. `opinions` [N]: see `opinions`.
     """
 

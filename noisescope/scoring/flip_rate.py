@@ -216,7 +216,7 @@ class Binned:
 
 
 def fit_flip_rate(margins: Float, weights: Float | None = None) -> FlipRate:
-    """Fit e with its 90 % interval on mean held-out margins [N]; NaN margins are left out.
+    """Fit e with its 90 % interval on mean held-out margins [N]; NaN margins are omitted.
 
     The profile likelihood over tau and k, tempered by `OVERDISPERSION`, with a uniform prior on
     e in [0, 1/2): its mean is the estimate, its highest-density 90 % the interval (so 0 is in

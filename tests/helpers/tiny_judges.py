@@ -19,10 +19,14 @@ from transformers import (
 )
 
 from helpers.tiny_diffusion import CAPTIONS, picture, sample_module
-from helpers.tiny_models import tiny_tokenizer
+from helpers.tiny_models import LLAMA, tiny_tokenizer
 from noisescope.evaluate import Comparison, Prompt
 
 SIDE = 16
+#: Of every tower: text of width 16, pictures of width 24.
+TOWER = {"intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = TOWER | {"hidden_size": 16}
+VISION = TOWER | {"hidden_size": 24, "image_size": SIDE, "patch_size": 8}
 
 
 def comparisons() -> list[Comparison]:
@@ -37,27 +41,11 @@ def tiny_clip(folder: Path) -> tuple[Path, Any, Any]:
     """(directory as save_pretrained writes it, model, tokenizer)."""
     words = sample_module("tiny_pipelines").tokenizer(CAPTIONS, 24)
     torch.manual_seed(0)
+    ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    text = TEXT | ends | {"vocab_size": len(words), "max_position_embeddings": 24}
     config = CLIPConfig(
-        text_config={
-            "vocab_size": len(words),
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 24,
-            "bos_token_id": words.bos_token_id,
-            "eos_token_id": words.eos_token_id,
-            "hidden_act": "gelu",
-        },
-        vision_config={
-            "hidden_size": 24,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": SIDE,
-            "patch_size": 8,
-            "hidden_act": "gelu",
-        },
+        text_config=text | {"hidden_act": "gelu"},
+        vision_config=VISION | {"hidden_act": "gelu"},
         projection_dim=12,
     )
     model = CLIPModel(config).eval()
@@ -108,27 +96,9 @@ def tiny_image_reward(folder: Path) -> tuple[Path, Any, torch.nn.Sequential, Any
     """(directory, BLIP, head, tokenizer); the checkpoint has ImageReward's names."""
     words = sample_module("tiny_pipelines").tokenizer(CAPTIONS, 35)
     torch.manual_seed(1)
-    config = BlipConfig(
-        text_config={
-            "vocab_size": len(words),
-            "hidden_size": 16,
-            "encoder_hidden_size": 24,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": 40,
-            "bos_token_id": 0,
-            "pad_token_id": words.pad_token_id,
-        },
-        vision_config={
-            "hidden_size": 24,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": SIDE,
-            "patch_size": 8,
-        },
-    )
+    text = TEXT | {"vocab_size": len(words), "encoder_hidden_size": 24, "bos_token_id": 0}
+    text |= {"max_position_embeddings": 40, "pad_token_id": words.pad_token_id}
+    config = BlipConfig(text_config=text, vision_config=VISION)
     blip = BlipForImageTextRetrieval(config).eval()
     head = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 1)).eval()
     tensors = {
@@ -162,22 +132,9 @@ def tiny_image_reward(folder: Path) -> tuple[Path, Any, torch.nn.Sequential, Any
 def tiny_reward_model(folder: Path, *, template: bool = True, labels: int = 1) -> Path:
     """A Llama with a classification head."""
     torch.manual_seed(2)
-    model = LlamaForSequenceClassification(
-        LlamaConfig(
-            vocab_size=320,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            num_labels=labels,
-            initializer_range=0.2,
-            bos_token_id=None,
-            eos_token_id=0,
-            pad_token_id=0,
-        )
-    )
+    shape = {"num_hidden_layers": 2, "max_position_embeddings": 128, "pad_token_id": 0}
+    config = LlamaConfig(**LLAMA | shape, num_labels=labels)
+    model = LlamaForSequenceClassification(config)
     model.save_pretrained(folder)
     words = tiny_tokenizer() if template else tiny_tokenizer(None)
     words.save_pretrained(folder)

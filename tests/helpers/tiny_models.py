@@ -36,22 +36,25 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> Any:
     return FastTokenizer(tokenizer_object=bpe, eos_token="<|end|>", chat_template=template)
 
 
+#: Rotary positions, grouped queries, four layers of width 32.
+LLAMA: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+}
+
+
 def tiny_llama(seed: int = 0, **changes: Any) -> Any:
-    """Rotary positions, grouped queries, four layers of width 32."""
+    """A Llama of LLAMA, with changes."""
     torch.manual_seed(seed)
-    settings = {
-        "vocab_size": 320,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.2,
-        "bos_token_id": None,
-        "eos_token_id": 0,
-    }
-    return LlamaForCausalLM(LlamaConfig(**settings | changes)).eval()
+    return LlamaForCausalLM(LlamaConfig(**LLAMA | changes)).eval()
 
 
 def tiny_gpt2(seed: int = 0) -> Any:

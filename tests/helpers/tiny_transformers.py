@@ -36,7 +36,12 @@ from transformers import (
 from helpers.tiny_diffusion import CAPTIONS, sample_module
 
 WIDTH, LAYERS = 32, 2
-
+#: Of every denoiser with joint attention: two heads of 16.
+JOINT: dict[str, Any] = {
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH,
+}
 
 #: Scheduler settings of each kind, as in the published pipelines.
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -114,9 +119,7 @@ def _sd3(scheduler: Any) -> Any:
             patch_size=2,
             in_channels=16,
             num_layers=LAYERS,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=WIDTH,
+            **JOINT,
             caption_projection_dim=WIDTH,
             pooled_projection_dim=32,
             out_channels=16,
@@ -143,9 +146,7 @@ def _flux(scheduler: Any) -> Any:
             in_channels=64,
             num_layers=1,
             num_single_layers=LAYERS,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=WIDTH,
+            **JOINT,
             pooled_projection_dim=16,
             guidance_embeds=True,
             axes_dims_rope=(4, 4, 8),
@@ -188,9 +189,7 @@ def _qwen(scheduler: Any) -> Any:
             in_channels=64,
             out_channels=16,
             num_layers=LAYERS,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=WIDTH,
+            **JOINT,
             axes_dims_rope=(4, 4, 8),
         ),
         scheduler=scheduler,
