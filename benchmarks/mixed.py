@@ -38,7 +38,7 @@ Bool = NDArray[np.bool_]
 PAIRS, WIDTH, EACH = 1500, 16, 4
 FLIPS = 0.2
 CONFIG = HeadConfig(replicas=2, identity=False)
-PANDALM = "prompt=instruction,a=response1,b=response2,preference=annotator1"
+PANDALM = "prompt=instruction,a=response1,b=response2,preference=annotator1,a_wins=1,b_wins=2,tie=0"
 
 
 @dataclass(frozen=True)

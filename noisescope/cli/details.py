@@ -69,7 +69,7 @@ def _facts(manifest: Mapping[str, Any]) -> Table:
     kind += "" if evidence["kind"] == "adapters" else " replicas"
     held = "held-out" if evidence.get("held_out", True) else "in-sample"
     table.add_row("evidence", f"{kind}, {held} margins, {seconds}")
-    if found := manifest["training"].get("by_source"):
+    if found := manifest.get("training", {}).get("by_source"):
         table.add_row("sources", Text(printable(_by_source(found))))
     return table
 
