@@ -152,6 +152,6 @@ def test_store_reads_files_and_parquet_and_notices_change(tmp_path: Path) -> Non
 
 
 def test_side_by_side_shows_both() -> None:
-    sheet = side_by_side(encoded(gradient()), encoded(Image.new("RGB", (9, 9), "black")), 32)
+    sheet = side_by_side(encoded(gradient()), encoded(Image.new("RGB", (9, 9), "black")), side=32)
     assert sheet.size == (66, 32)
     assert sheet.getpixel((60, 10)) == (0, 0, 0)
