@@ -26,6 +26,7 @@ from benchmarks.data import truth, with_sides_swapped
 from benchmarks.flops import flops
 from benchmarks.harness import Options, Report, main, peak_memory_mib
 from benchmarks.models import smollm2
+from benchmarks.resampling import bootstrap
 from noisescope.datasets import load
 from noisescope.models.causal_lm import CausalLMPolicy, load_causal_lm
 from noisescope.models.device import matmul_rate
@@ -40,7 +41,6 @@ from noisescope.scoring.metrics import (
     auroc,
     average_precision,
     bayes_auroc,
-    bootstrap,
     calibration,
     expected_auroc_interval,
     held_out_accuracy,

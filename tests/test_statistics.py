@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.special import expit
 
+from benchmarks.resampling import bootstrap
 from noisescope.errors import EvidenceError
 from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
 from noisescope.scoring.metrics import (
@@ -19,7 +20,6 @@ from noisescope.scoring.metrics import (
     auroc,
     average_precision,
     bayes_auroc,
-    bootstrap,
     calibration,
     efficiency,
     expected_auroc_interval,

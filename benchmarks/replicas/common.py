@@ -19,9 +19,10 @@ from benchmarks.replicas.ours import (
 )
 from benchmarks.replicas.peer import Peer
 from benchmarks.replicas.task import Bool, Float, Task, judged, margins_of
+from benchmarks.resampling import bootstrap
 from noisescope.models.causal_lm import CausalLMPolicy
 from noisescope.models.items import fold_keys
-from noisescope.scoring.metrics import auroc, bootstrap
+from noisescope.scoring.metrics import auroc
 
 
 def common_problem(

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.data import truth, with_sides_swapped
+from benchmarks.resampling import bootstrap
 from noisescope.datasets import load
 from noisescope.models.causal_lm import CausalLMPolicy
 from noisescope.models.items import distinct_items, fold_keys
 from noisescope.pairs import PreferenceDataset
-from noisescope.scoring.metrics import auroc, bootstrap
+from noisescope.scoring.metrics import auroc
 from noisescope.training.batch_order import held_out_by
 
 Bool = NDArray[np.bool_]

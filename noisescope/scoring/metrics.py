@@ -1,15 +1,14 @@
 """How well a score ranks mislabelled pairs: AUROC, average precision, precision at a count.
 
 Scores [N] are higher = more suspicious, truth [N] is True for a mislabelled pair. Each metric takes
-optional sample weights [..., N] (bootstrap draws) and broadcasts over them. The last part needs
-no truth: what the margins themselves say about the AUROC to expect (docs/method.md 5).
+optional sample weights [..., N] and broadcasts over them. The last part needs no truth: the AUROC
+to expect by the margins alone (docs/method.md 5).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,16 +94,6 @@ def calibration(p: Float, truth: Bool) -> Calibration:
     return Calibration(predicted, observed, size[full], ece, brier)
 
 
-#: Elements of one block of bootstrap weights: bounds memory at about 64 MB.
-BLOCK = 1 << 23
-
-
-class Metric(Protocol):
-    """A ranking metric of score [N] and truth [N] under weights [..., N] -> [...]."""
-
-    def __call__(self, score: Float, truth: Bool, weights: Float | None = None) -> Float: ...
-
-
 def _tied(score: Float, truth: Bool, weights: Float | None) -> tuple[Float, Float]:
     """Weights [..., G] of mislabelled and of other pairs in groups of equal scores, ascending."""
     if np.isnan(score).any():
@@ -148,30 +137,6 @@ def precision_at(score: Float, truth: Bool, share: float, weights: Float | None 
     before = np.cumsum(group, axis=-1) - group
     part = np.clip((budget - before) / np.maximum(group, np.finfo(np.float64).tiny), 0, 1)
     return np.asarray((positive * part).sum(axis=-1) / budget[..., 0], dtype=np.float64)
-
-
-def bootstrap(
-    metric: Metric | Callable[[Float, Bool, Float], Float],
-    score: Float,
-    truth: Bool,
-    *,
-    draws: int = 1000,
-    mass: float = 0.9,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of `metric` over `draws` resamples of the pairs (Poisson bootstrap).
-
-    The same seed gives the same interval. The estimate is the metric of the sample itself.
-    """
-    rng = np.random.default_rng(seed)
-    count, block = len(score), max(1, BLOCK // max(len(score), 1))
-    values = [
-        metric(score, truth, rng.poisson(1.0, (min(block, draws - done), count)).astype(np.float64))
-        for done in range(0, draws, block)
-    ]
-    low, high = np.nanquantile(np.concatenate(values), [(1 - mass) / 2, (1 + mass) / 2])
-    estimate = float(metric(score, truth, np.ones(count)))
-    return Interval(estimate, min(float(low), estimate), max(float(high), estimate))
 
 
 def signed_rank(margins: Float) -> float:
