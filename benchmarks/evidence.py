@@ -8,6 +8,7 @@ whose scores have errors, and sources are added to the audited model's features 
 * judges who are right about 65, 75 and 85 % of the pairs and as sure as they are right
   (`planted_noise.graded`), the same of 75 % reversed, judges of one confidence, random numbers;
   a tenth of the answers, chosen by `auditing.asking.choose`, and the share of the gain it reaches;
+  prompts held out, and for some pooled;
 * a reward model: a head fitted to right labels of the other half of the topics, as evidence for
   natural labels (not with --quick) and three kinds of planted errors, prompts held out and pooled;
 * the judge of 75 % through the whole audit: `file:`, and `judge:` with a server on this machine.
@@ -79,14 +80,14 @@ def run(options: Options) -> Report:
         judge_targets(report, kind, {row["evidence"]: row for row in rows}, options.quick)
     title = "a reward model of the other half of the topics"
     noted(report, title, rewarded(given, options.seed, options.quick))
+    rows = noted(report, "the sample, whole audits, a judge of 75%", whole_audits(options.seed))
+    first, second = (row["AUROC"] for row in rows[2:])
+    report.at_most("AUROC of judge: and file: with the same answers", abs(first - second), LOSS)
     if not options.quick:
         for kind, rate in NOISE.items():
             labels = plant(clean, kind, rate, options.seed)
             noted(report, f"{kind} noise, an encoder", embedded(labels, items(options)))
         flipped(harmless(options), options.seed, report)
-    rows = noted(report, "the sample, whole audits, a judge of 75%", whole_audits(options.seed))
-    first, second = (row["AUROC"] for row in rows[2:])
-    report.at_most("AUROC of judge: and file: with the same answers", abs(first - second), LOSS)
     return report
 
 
@@ -105,8 +106,9 @@ def judge_targets(report: Report, kind: str, rows: Mapping[str, Row], quick: boo
     plain = rows["model alone"]
     for accuracy, bound in zip(ACCURACIES[1:], TARGETS[kind], strict=True):
         name = f"+ graded judge of {accuracy:.0%}"
-        if not quick:
-            report.at_least(f"{kind}: {name}", rows[name]["AUROC"], bound)
+        folds = (name, f"{name}, --pool") if kind == "uniform" else (name,)
+        for one in () if quick else folds:
+            report.at_least(f"{kind}: {one}", rows[one]["AUROC"], bound)
     for name in ("+ random numbers", "+ graded judge of 75% reversed"):
         for asked in (name, f"{name}, a tenth"):
             lost = plain["AUROC"] - rows[asked]["AUROC"]
@@ -141,6 +143,16 @@ def judged(labels: Labels, seed: int) -> Iterator[Row]:
         yield audited(labels, column, f"+ {name}", plain)[1] | {"source alone": alone}
         if name in tenths:
             yield a_tenth(labels, values[:, 0], plain, f"+ {name}, a tenth", seed)
+    yield from pooled(labels, judges)
+
+
+def pooled(labels: Labels, judges: Mapping[str, Float]) -> Iterator[Row]:
+    """The model alone and with judges of 75 and 85 % where responses are pooled (`--pool`)."""
+    plain, row = audited(labels, {}, "model alone, --pool", None, POOLED)
+    yield row
+    for accuracy in ACCURACIES[1:]:
+        name = f"graded judge of {accuracy:.0%}"
+        yield audited(labels, {"outside": judges[name]}, f"+ {name}, --pool", plain, POOLED)[1]
 
 
 def a_tenth(
