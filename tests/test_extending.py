@@ -68,7 +68,7 @@ def test_the_check_and_the_judge_of_the_examples_decide(tmp_path: Path) -> None:
 
 def test_named_files_exist_and_hold_the_named_registries() -> None:
     named = set(re.findall(r"`((?:noisescope|tests|\.ci)/[\w/.]*)`", PAGE))
-    assert len(named) > 10
+    assert len(named) >= 8
     assert [name for name in named if not (ROOT / name).exists()] == []
     for registry, path in re.findall(r"`([A-Z]{5,})`\s+\(`([\w/.]+)`\)", PAGE):
         assert re.search(rf"^{registry}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
