@@ -398,9 +398,9 @@ def test_a_small_budget_asks_some_at_random_and_some_around_the_line(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
     with serving(lambda number, text: weighs(-2 if "good" in shown(text)[0] else 2)) as stub:
-        found = audited(model, data, tmp_path, stub, budget=81)
+        found = audited(model, data, tmp_path, stub, budget=80)
         assert len(stub.requests) == 80
-        again = audited(model, data, tmp_path, stub, budget=81)
+        again = audited(model, data, tmp_path, stub, budget=80)
         assert len(stub.requests) == 80
     assert again.run.directory == found.run.directory
     asked = found.run.plan()["evidence"]["sources"][0]["asked"]
@@ -411,6 +411,13 @@ def test_a_small_budget_asks_some_at_random_and_some_around_the_line(
     assert found.summary.sources[1].covered == 0.25
     assert any("is read in reverse" in note for note in found.summary.notes)
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) >= 3  # the first audit too
+
+
+@pytest.mark.parametrize("seed", [5, 7])
+def test_a_budget_is_never_exceeded(model: Path, data: Path, tmp_path: Path, seed: int) -> None:
+    with serving(fair) as stub:
+        audited(model, data, tmp_path, stub, budget=40, seed=seed)
+        assert len(stub.requests) <= 40
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ def _opened(
     else:
         cost = _cost(min(config.budget, _needed(judge, pairs, every, mode)), pairs)
         reporter.note(f"{source}: at most {cost}; the texts are sent to {judge.endpoint.url}")
-        mode = judge.probe(_questions(pairs[:1], every[:1])[0], command)
+        drawn_first = int(np.argmin(_places(pair_keys(table), config.seed)))
+        mode = judge.probe(_questions([pairs[drawn_first]], every[:1])[0], command)
         count = _affordable(config.budget, mode, len(pairs))
         if count == len(pairs):
             drawn, selected = every, ~every
@@ -163,12 +164,17 @@ def choose(
     """
     random = min(count // 2, max(count // DRAWN_SHARE, DRAWN_LEAST))
     drawn, selected = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
-    drawn[np.argsort(hashed(keys, seed, _SALT), kind="stable")[:random]] = True
+    drawn[np.argsort(_places(keys, seed), kind="stable")[:random]] = True
     rest = np.flatnonzero(~drawn)
     line = np.sort(p_wrong)[::-1][min(len(keys) - 1, round(float(p_wrong.sum())))]
     near = np.argsort(np.abs(p_wrong[rest] - line), kind="stable")
     selected[rest[near[: count - random]]] = True
     return drawn, selected
+
+
+def _places(keys: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Random numbers [N] by which pairs are drawn, the least first: always asked, so probed."""
+    return hashed(keys, seed, _SALT)
 
 
 def _first_audit(
