@@ -28,7 +28,7 @@ def stored(data: bytes) -> dict[str, Any]:
     return {"bytes": data, "path": None}
 
 
-def said(role: str, *parts: Any) -> list[dict[str, Any]]:
+def turn(role: str, *parts: Any) -> list[dict[str, Any]]:
     content = [
         {"type": "image", "text": None} if part is None else {"type": "text", "text": part}
         for part in parts
@@ -45,8 +45,8 @@ def outcomes(*rows: dict[str, Any], folder: Path | None = None, **options: Any) 
 
 def trl(*parts: Any, images: Any = (ONE,), **more: Any) -> dict[str, Any]:
     pictures = [stored(one) for one in images]
-    sides = {"chosen": said("assistant", "A cat."), "rejected": said("assistant", "A dog.")}
-    return {"images": pictures, "prompt": said("user", *parts), **sides, **more}
+    sides = {"chosen": turn("assistant", "A cat."), "rejected": turn("assistant", "A dog.")}
+    return {"images": pictures, "prompt": turn("user", *parts), **sides, **more}
 
 
 def test_pictures_are_in_the_prompt_where_its_parts_are() -> None:
@@ -79,9 +79,9 @@ def test_a_pair_about_another_picture_is_another_pair() -> None:
         ({"images": [stored(b"")]}, "expected an image"),
         ({"images": [stored(ONE[:60])]}, "broken image"),
         ({"images": [stored(ONE), stored(TWO)]}, "2 pictures, and 1"),
-        ({"prompt": said("user", None, None, "What?")}, "1 pictures, and 2"),
-        ({"chosen": said("assistant", None, "A cat.")}, "a response holds a picture"),
-        ({"rejected": said("assistant", f"<image:{B}>")}, "as noisescope writes"),
+        ({"prompt": turn("user", None, None, "What?")}, "1 pictures, and 2"),
+        ({"chosen": turn("assistant", None, "A cat.")}, "a response holds a picture"),
+        ({"rejected": turn("assistant", f"<image:{B}>")}, "as noisescope writes"),
         (
             {"images": [{"bytes": None, "path": "https://example.org/cat.png"}]},
             "fetch the pictures",

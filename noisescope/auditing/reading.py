@@ -14,7 +14,7 @@ from noisescope.progress import Reporter
 def read_dataset(
     dataset: Any, reading: Mapping[str, Any], reporter: Reporter, name: str = "pairs"
 ) -> PreferenceDataset:
-    """Load the pairs that `dataset` stands for: the workspace's if None, a name, or a table.
+    """Load the pairs of `dataset`: the workspace's if None, a name, or a table.
 
     `reading` holds format, columns, pairs, split and limit. Raises UsageError and DataError.
     """

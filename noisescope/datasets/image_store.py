@@ -9,7 +9,7 @@ streams and lists, a temporary file on disk.
 A row of any image format may also contain the caption's own image, in the column REFERENCE.
 
 Texts about pictures name the column of the prompt's pictures (`Schema.roles["images"]`): `admit`
-writes each into the prompt by its content key, where PLACE stands for it, or else before the text
+writes each into the prompt by its content key, in the place of PLACE, or else before the text
 of the first user turn.
 """
 

@@ -421,7 +421,7 @@ def _alone(descriptor: int) -> Iterator[None]:
 
 
 def _mend(descriptor: int) -> bytes:
-    """End a file's last line: keep a whole one, remove what a killed writer left of another.
+    """End a file's last line: keep a whole one, remove what a killed writer left.
 
     Returns what the file held before.
     """

@@ -263,9 +263,9 @@ class Schema:
             self._check(a, b, one, other)
             prefers, agreement, votes = self._prefers(row)
         if prefers is None:
-            raise RowFault("unlabelled", self._said(row))
+            raise RowFault("unlabelled", self._statement(row))
         if prefers == 0:
-            raise RowFault("tie", self._said(row))
+            raise RowFault("tie", self._statement(row))
         first = prefers > 0
         strength = self._number(row, "strength")
         scored = self._difference(row)
@@ -430,7 +430,7 @@ class Schema:
     def tags(self) -> tuple[str, str]:
         return labels.tags(self.roles["a"], self.roles["b"])
 
-    def _said(self, row: RawRow) -> str:
+    def _statement(self, row: RawRow) -> str:
         """What the row's label is, for a fault."""
         if "share_a" in self.roles:
             one, other = (self._share(row, role) for role in ("share_a", "share_b"))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from noisescope.datasets.adapters.sample import Sample
     from noisescope.datasets.adapters.schema import Schema
 
-#: What stands for a picture in a text, as in LLaVA's and LLaMA-Factory's files.
+#: The mark of a picture in a text, as in LLaVA's and LLaMA-Factory's files.
 PLACE = "<image>"
 _FILM = re.compile(r"(?:^|_)(?:videos?|audios?|frames?)(?:$|_)")
 
