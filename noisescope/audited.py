@@ -134,40 +134,37 @@ class Audited:
         format: str = "weights",
         output: str | Path | None = None,
         *,
-        weight: str = "p_wrong",
-        source: str | Path | None = None,
-        count: int = 200,
-        threshold: float = 0.5,
-        **policy: Any,
+        force: bool = False,
+        **options: Any,
     ) -> Path:
         """Write weights, a TRL dataset, the clean dataset or a queue for review; return the path.
 
-        Arguments are those of `noisescope export`; `policy` holds `drop_above`, `flip_top`, `most`,
-        `force`... (`CleanPolicy`). `output` None is exports/RUN-FORMAT. Raises EvidenceError for
-        an audit that is too weak, unless `force`.
+        `options` are those of `noisescope export` for this format: `weight`, `drop_above`,
+        `flip_top`, `count`... `output` None is exports/RUN-FORMAT. Raises UsageError for an option
+        that the format does not take, EvidenceError for an audit too weak, unless `force`.
         """
         from noisescope.datasets import open_source
-        from noisescope.export.local import default_output, export_local
+        from noisescope.export.local import TAKES, default_output, export_local
         from noisescope.export.removal import CleanPolicy
         from noisescope.export.run_scores import find_run_scores
         from noisescope.storage.workspace import find_workspace
 
-        refuse_unknown("export", policy, {"force": None, **vars(CleanPolicy())})
-        done = CleanPolicy(**policy)
+        refuse_unknown(f"export({format!r})", options, TAKES.get(format, options))
+        kept = ("weight", "source", "count", "threshold")
+        given = {name: options.pop(name) for name in kept if name in options}
+        done = CleanPolicy(**options, force=force)
         directory = self.run.directory
         scores = find_run_scores(str(directory), directory.parent, force=done.force)
-        target = str(source or scores.manifest["resolved"])
+        target = str(given.pop("source", scores.manifest["resolved"]))
         out = default_output(scores, format) if output is None else Path(output)
         export_local(
             scores,
             format,
             out,
             done,
-            weight=weight,
             source=lambda: open_source(target, workspace=find_workspace()),
             images=self._images,
-            count=count,
-            threshold=threshold,
+            **given,
         )
         return out
 

@@ -17,6 +17,7 @@ from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
 from user_script import suspicious
 
 import noisescope
+import noisescope.errors
 from noisescope.datasets.in_memory import as_table, load_table
 
 EVIDENCE = noisescope.EvidenceConfig(replicas=2, folds=2)
@@ -245,6 +246,18 @@ def test_a_finished_audit_explains_draws_reports_and_exports(
     assert queue.is_dir()
     with pytest.raises(noisescope.UsageError, match="no argument 'drop_abov'") as caught:
         result.export("clean", drop_abov=0.7)
+    for format, given in (("weights", {"drop_above": 0.5}), ("clean", {"count": 3})):
+        with pytest.raises(noisescope.errors.UsageError, match="has no argument"):
+            result.export(format, force=True, **given)
+    with pytest.raises(noisescope.errors.UsageError, match="--count 0"):
+        result.export("review", tmp_path / "none", count=0, force=True)
+    with pytest.raises(noisescope.errors.UsageError, match="--annotators reverze: one of"):
+        result.export("trl", tmp_path / "t.parquet", annotators="reverze", force=True)
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("precious")
+    with pytest.raises(noisescope.errors.UsageError, match=r"must end in \.html"):
+        result.report(mine)
+    assert mine.read_text() == "precious"
     assert caught.value.hint == "Did you mean drop_above?"
     with pytest.raises(noisescope.UsageError, match="no format 'cleen'"):
         result.export("cleen", force=True)

@@ -10,6 +10,7 @@ from helpers.gate_runs import made_pairs, made_run, margins_of
 
 from noisescope import cli
 from noisescope.cli.diff import WIDE, whisker
+from noisescope.errors import UsageError
 from noisescope.report.html import write_report
 from noisescope.scoring.history import Point, earlier_runs, history, last_step, trend
 from noisescope.scoring.metrics import Interval
@@ -34,6 +35,8 @@ def rising(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 def test_a_rise_is_named_and_its_slope_is_the_planted_one(rising: list[Run]) -> None:
+    with pytest.raises(UsageError, match="is named twice"):
+        history([*rising, rising[0]])
     found = history(rising)
     assert [point.dataset for point in found.points] == ["week1", "week2", "week3", "week4"]
     assert all(point.acts for point in found.points)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from helpers.tiny_models import save, tiny_gpt2, tiny_tokenizer
 from scipy.special import expit
@@ -23,6 +24,7 @@ from noisescope.replicas.source_heads import (
     Components,
     eligible,
     mean_gain,
+    origins,
     reverse,
     search_heads,
 )
@@ -307,3 +309,8 @@ def test_a_note_states_what_heads_of_their_own_cannot_show() -> None:
     assert notes_on_sources(None) == []
     (other,) = notes_on_sources(record | {"own_heads": False, "reversed": ["c"]})
     assert other.startswith("The labels of c contradict those of a")
+
+
+def test_pairs_of_no_known_source_shift_no_name() -> None:
+    table = pa.table({"source": [None, "a", "b", "a"]})
+    assert origins(table, np.array([-1, 0, 1, 0])) == ["a", "b"]

@@ -314,6 +314,17 @@ def test_ids_of_a_truth_csv_are_text(tmp_path: Path, column: str) -> None:
     assert known.tolist() == [True, True, False]
 
 
+def test_a_truth_is_joined_on_the_column_that_the_ids_are_from(tmp_path: Path) -> None:
+    path = tmp_path / "truth.csv"
+    path.write_text("id,uid,mislabelled\na,b,true\nb,a,false\n")
+    pairs = pa.table({"pair_id": ["a", "b"]})
+    assert read_truth(path, pairs, "uid")[0].tolist() == [False, True]
+    with pytest.raises(DataError, match="several columns of ids: id, uid"):
+        read_truth(path, pairs)
+    with pytest.raises(DataError, match=r"pair_id \(or key\)"):
+        read_truth(path, pairs, "key")
+
+
 @pytest.mark.parametrize("name", ["truth.parquet", "truth.csv", "truth.jsonl"])
 def test_a_truth_file_replaces_planting(run: Run, tmp_path: Path, name: str) -> None:
     ids = pq.read_table(run.pairs_path).column("pair_id").to_pylist()[:300]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.datasets.flip.ground_truth import read_truth
+from noisescope.datasets.flip.ground_truth import own_ids, read_truth
 from noisescope.datasets.flip.kinds import KINDS, WORDS
 from noisescope.datasets.flip.plan import FlipPlan, chance_of, decide, margin_gaps, table_chunks
 from noisescope.errors import UsageError
@@ -99,7 +99,7 @@ class Labels:
         table = _pairs(run)
         if gold is None:
             return cls(run, table, np.zeros(table.num_rows, bool), _own(run))
-        wrong, known = read_truth(gold, table)
+        wrong, known = read_truth(gold, table, own_ids(run))
         if not known.all():
             raise UsageError(
                 f"{gold} knows {int(known.sum()):,} of {len(known):,} pairs, and --gold needs all",
@@ -196,7 +196,7 @@ def _described(planting: Planting, gold: Path | None) -> str:
 def validate_truth(run: Run, truth: Path) -> dict[str, Any]:
     """Hold `run`'s scores against a truth file (pair_id, mislabelled); result as `validate`'s."""
     table = _pairs(run)
-    wrong, known = read_truth(truth, table)
+    wrong, known = read_truth(truth, table, own_ids(run))
     found = read_margins(run.directory, last=False)  # some detectors look at all checkpoints
     labels = Labels(run, table, np.zeros(len(wrong), bool), Own(flip_rate=None))
     training = run.manifest().get("training", {})

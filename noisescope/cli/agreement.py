@@ -78,7 +78,9 @@ def agreement(
 def _draw(found: Agreement, path: Path) -> None:
     from noisescope.report.agreement import agreement_figure
     from noisescope.storage.files import write_atomic
+    from noisescope.storage.output import require_ending
 
+    require_ending(path, ".png", ".svg")
     picture = agreement_figure(found)
     write_atomic(path, picture.encode("svg" if path.suffix.lower() == ".svg" else "png"))
 

@@ -31,7 +31,9 @@ def diff(
     run_b: Annotated[str, typer.Argument(help="The later run.")],
     more: Annotated[
         list[str] | None,
-        typer.Argument(help="Later runs still: then a history with its trend.", show_default=False),
+        typer.Argument(
+            help="More runs, oldest first: a history with its trend.", show_default=False
+        ),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     json: JsonOption = False,

@@ -43,17 +43,6 @@ class Annotators(StrEnum):
     reverse = "reverse"
 
 
-_CLEANING = ("drop_above", "drop_top", "flip_above", "flip_top", "most", "annotators")
-#: Options of a format, in addition to those of all formats.
-_OPTIONS: dict[Format, tuple[str, ...]] = {
-    Format.weights: ("weight",),
-    Format.trl: ("weight", *_CLEANING),
-    Format.clean: ("source", *_CLEANING),
-    Format.review: ("source", "count", "threshold", "annotators"),
-    Format.hub: ("source", "weight", "repo_id", "dry_run", "public", *_CLEANING),
-}
-
-
 def export(
     context: typer.Context,
     run: RunArgument = None,
@@ -163,15 +152,17 @@ def export(
 
 def _refuse_unknown(context: typer.Context, format: Format) -> None:
     """Raise UsageError for options that the format would ignore."""
-    every = {name for names in _OPTIONS.values() for name in names}
+    from noisescope.export.local import TAKES
+
+    every = {name for names in TAKES.values() for name in names}
     given = [
         name
-        for name in sorted(every - set(_OPTIONS[format]))
+        for name in sorted(every - set(TAKES[format]))
         if (stated := context.get_parameter_source(name)) and stated.name == "COMMANDLINE"
     ]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        takes = ", ".join(f"--{name.replace('_', '-')}" for name in _OPTIONS[format])
+        takes = ", ".join(f"--{name.replace('_', '-')}" for name in TAKES[format])
         raise UsageError(f"--format {format} takes no {flags}", hint=f"It takes {takes}.")
 
 

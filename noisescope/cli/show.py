@@ -147,7 +147,10 @@ def _show_pictures(run: Any, keys: list[str], path: Path | None, *, whole: bool)
     from noisescope.cli.report import images_of
     from noisescope.datasets.images import side_by_side
     from noisescope.storage.files import write_atomic
+    from noisescope.storage.output import require_ending
 
+    if path is not None:
+        require_ending(path, ".png")
     many = OUT.console.is_terminal and OUT.console.color_system in ("truecolor", "256")
     images = images_of(run) if many or path else None
     if images is not None:

@@ -46,8 +46,14 @@ class Acted:
 def acted_on(scores: RunScores, mode: str) -> list[Acted]:
     """Every annotator that stands out, worst first; `reverse` keeps the careless as they are.
 
-    Raises UsageError if nobody stands out, and if `reverse` finds nobody who votes backwards.
+    Raises UsageError for another mode, if nobody stands out, and if `reverse` finds nobody who
+    votes backwards.
     """
+    if mode not in (REVIEW, DROP, REVERSE):
+        raise UsageError(
+            f"--annotators {mode}: one of {REVIEW}, {DROP}, {REVERSE}",
+            hint=f"{REVIEW} changes nothing: it queues their pairs for people.",
+        )
     found: dict[str, Any] = scores.summary.get("annotators") or {}
     run = shlex.quote(str(scores.run.directory))
     if found.get("kind") != "annotator":

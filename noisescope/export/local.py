@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from noisescope.pairs import ImageStore
 
 FORMATS = ("weights", "trl", "clean", "review")
+_CLEANING = ("drop_above", "drop_top", "flip_above", "flip_top", "most", "annotators")
+#: Options of a format, in addition to those of all formats.
+TAKES: dict[str, tuple[str, ...]] = {
+    "weights": ("weight",),
+    "trl": ("weight", *_CLEANING),
+    "clean": ("source", *_CLEANING),
+    "review": ("source", "count", "threshold", "annotators"),
+    "hub": ("source", "weight", "repo_id", "dry_run", "public", *_CLEANING),
+}
 
 
 def default_output(scores: RunScores, format: str) -> Path:

@@ -92,9 +92,8 @@ def export_review(
     """Write the queue; return its number of pairs. `images` is needed for image runs.
 
     With `annotators` the queue is of pairs of those who stand out alone, most suspicious first.
-    Raises UsageError for prompts that show pictures, a threshold outside (0, 1) or if `out` is not
-    an export, and as
-    `acted_on` does.
+    Raises UsageError for prompts that show pictures, a count below 1, a threshold outside (0, 1),
+    an `out` that is no export, or if no annotator stands out.
     """
     if scores.modality == "vision":
         raise UsageError(
@@ -105,6 +104,8 @@ def export_review(
         raise UsageError(
             f"--threshold {threshold:g} is not between 0 and 1", hint="The default is 0.5."
         )
+    if number < 1:
+        raise UsageError(f"--count {number}: at least 1 pair", hint="The default is 200.")
     if annotators:
         theirs = positions_of(scores, acted_on(scores, REVIEW))
         worst = theirs[np.argsort(scores.columns["rank"][theirs], kind="stable")][:number]

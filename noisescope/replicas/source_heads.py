@@ -163,7 +163,8 @@ def origins(table: pa.Table, sources: Int | None) -> list[str]:
     if sources is None:
         return []
     columns = [table.column(n) for n in ("origin", "source") if n in table.column_names]
-    first = np.unique(sources, return_index=True)[1]
+    known = np.flatnonzero(sources >= 0)  # -1: of no known source
+    first = known[np.unique(sources[known], return_index=True)[1]]
     return [str(name) for name in pc.coalesce(*columns).take(first).to_pylist()]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from numpy.typing import NDArray
 
-from noisescope.datasets.flip.ground_truth import read_truth
+from noisescope.datasets.flip.ground_truth import own_ids, read_truth
 from noisescope.errors import DataError
 from noisescope.scoring.metrics import Interval
 from noisescope.storage.run import Run
@@ -102,7 +102,7 @@ def known_labels(run: Run, pair_ids: Sequence[str]) -> dict[str, str]:
     for path in _truths(run):
         words = REMARKS.get(path.name, REMARKS["truth.parquet"])
         try:
-            wrong, known = read_truth(path, table)
+            wrong, known = read_truth(path, table, own_ids(run))
         except DataError:  # of a different dataset, or without these pairs
             continue
         rows = zip(pair_ids, wrong, known, strict=True)

@@ -22,6 +22,7 @@ from noisescope.report.style import Picture, dark
 from noisescope.report.template import content_policy, data_uri, render, resource
 from noisescope.scoring.history import History
 from noisescope.storage.files import write_atomic
+from noisescope.storage.output import require_ending
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def write_report(
     """Write a run's page (report.html in it if None) and its figures; return their paths.
 
     Its history has the `earlier` runs, by default those of earlier states of the same dataset.
-    Raises RunError for an unfinished or damaged run.
+    Raises RunError for an unfinished or damaged run, UsageError unless `output` ends in .html.
     """
+    if output is not None:
+        require_ending(output, ".html", ".htm")
     contents = gather(run, earlier=earlier)
     path = output or run.directory / "report.html"
     write_atomic(path, page(contents, images))

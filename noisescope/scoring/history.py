@@ -21,6 +21,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.errors import UsageError
 from noisescope.scoring.metrics import Interval
 from noisescope.scoring.scores import require_scores
 from noisescope.storage.run import Run, finished_runs
@@ -94,7 +95,16 @@ class History:
 
 
 def history(runs: Sequence[Run]) -> History:
-    """The runs in the order given, and their trend. Raises RunError for an unfinished run."""
+    """The runs in the order given, and their trend. Raises RunError for an unfinished run,
+    UsageError if a run is repeated: its labels would count twice.
+    """
+    places = [run.directory.resolve() for run in runs]
+    repeated = next((place for place in places if places.count(place) > 1), None)
+    if repeated is not None:
+        raise UsageError(
+            f"{repeated.name} is named twice: a history counts each run once",
+            hint="Name different runs, oldest first.",
+        )
     points = tuple(map(_point, runs))
     judges = {run.manifest().get("model_fingerprint") for run in runs}
     settings = [run.manifest().get("evidence") for run in runs]

@@ -41,6 +41,15 @@ def claim(out: Path) -> None:
         )
 
 
+def require_ending(out: Path, *endings: str) -> None:
+    """Raise UsageError unless the name ends as its kind does: a dataset is never written over."""
+    if out.suffix.lower() not in endings:
+        raise UsageError(
+            f"--output {out} must end in {' or '.join(endings)}",
+            hint=f"Such as --output {out.with_suffix(endings[0])}.",
+        )
+
+
 def _marked(out: Path) -> set[str]:
     """Files that a directory's mark lists, and the mark itself."""
     try:

@@ -30,28 +30,38 @@ from noisescope.storage.files import TEMPORARY_PREFIX, unwritten, write_atomic
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from noisescope.storage.run import Run
+
 Bool = NDArray[np.bool_]
 #: Columns that may say it; the first that is there counts.
 LABELS = ("mislabelled", "flipped")
 
 
-def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
+def read_truth(path: Path, table: pa.Table, own: str | None = None) -> tuple[Bool, Bool]:
     """(mislabelled, known) [N] of the pairs from a Parquet, CSV or JSON-lines file.
 
-    Without pair_id a column of the user's own ids (id, uid...) takes its place. Raises
-    DataError if the file cannot be read, has not both columns, or names no pair of the run.
+    Without pair_id its column `own` takes its place, which the run's ids are from, or the one of
+    usual names (id, uid...) if that is not known. Raises DataError if the file cannot be read, has
+    not both columns, has several such ids, or names no pair of the run.
     """
     stated = read_table(path)
     columns = stated.schema.names
-    own = next((name for name in columns if name in OWN_IDS), None)
-    if own and "pair_id" not in columns:
-        columns = ["pair_id" if name == own else name for name in columns]
+    usual = [name for name in columns if name.lower() in OWN_IDS]
+    named = usual if own is None else [name for name in columns if name == own]
+    if "pair_id" not in columns and len(named) > 1:
+        raise DataError(
+            f"{path} has several columns of ids: {', '.join(named)}",
+            hint="Keep the one whose values are the run's pair_id, or name it pair_id.",
+        )
+    if "pair_id" not in columns and named:
+        columns = ["pair_id" if name == named[0] else name for name in columns]
         stated = stated.rename_columns(columns)
     lists = {name: column.to_pylist() for name, column in _wanted(stated).items()}
     label = next((name for name in LABELS if name in columns), None)
     if label is None or "pair_id" not in columns:
         raise DataError(
-            f"{path}: a truth file needs pair_id and mislabelled, and has {', '.join(columns)}",
+            f"{path}: a truth file needs pair_id{f' (or {own})' if own else ''} and mislabelled, "
+            f"and has {', '.join(columns)}",
             hint="flips.parquet, which noisescope flip writes, is one.",
         )
     values = dict(zip(map(str, lists["pair_id"]), lists[label], strict=True))
@@ -61,9 +71,15 @@ def read_truth(path: Path, table: pa.Table) -> tuple[Bool, Bool]:
         raise DataError(
             f"{path}: names none of the run's pairs",
             hint="Name the truth of the dataset that was scored: --truth FILE. If its ids are a "
-            f"column of the dataset, score with --columns pair_id={own or 'COLUMN'}.",
+            f"column of the dataset, score with --columns pair_id={[*usual, 'COLUMN'][0]}.",
         )
     return np.array([str(v).strip().lower() in ("true", "1", "1.0") for v in found]), known
+
+
+def own_ids(run: Run) -> str | None:
+    """The dataset's column that the ids of the run's pairs are from; None if not stated."""
+    columns = run.manifest().get("columns") or {}
+    return columns.get("pair_id")
 
 
 def _wanted(table: pa.Table) -> dict[str, Any]:
