@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from benchmarks.paper.figure3 import flips_by_u
 from noisescope.report import bars, curves, dots
 from noisescope.report import dots as scatter
 from noisescope.report.style import BLUE, DARK, GREEN, INK, ORANGE, VERMILLION, Picture, dark
@@ -28,7 +29,6 @@ FOUND = {"p_flip": Interval(0.86, 0.85, 0.87), "u": Interval(0.6, 0.58, 0.62)}
 GROUPS = {"a_b$": Interval(0.1, 0, 0.2)}
 LOSSES = np.array([[0.7, 0.6], [0.7, 0.5]])
 DRAWINGS: dict[str, Callable[[], Picture]] = {
-    "flips-by-u": lambda: bars.flips_by_u(U, WRONG),
     "flips-by-decile": lambda: bars.flips_by_decile(P_FLIP, WRONG),
     "precision-recall": lambda: curves.precision_recall({"p_flip": P_FLIP}, WRONG),
     "reliability": lambda: curves.reliability(P_FLIP, WRONG),
@@ -69,14 +69,15 @@ def test_every_pair_falls_into_one_interval_of_u() -> None:
     assert np.histogram(U, edges)[0].sum() == len(U)
 
 
-@pytest.mark.parametrize(
-    ("size", "unit"), [(1e-9, "in units of 10⁻¹⁰"), (1.0, ""), (1e5, "in units of 10⁴")]
-)
-def test_intervals_of_u_have_short_names_whatever_their_size(size: float, unit: str) -> None:
-    (axes,) = bars.flips_by_u(U * size, WRONG).figure.axes
-    names = [label.get_text().splitlines()[0] for label in axes.get_xticklabels()]
-    assert max(map(len, names)) <= len("0.35–0.4")
-    assert unit in axes.get_xlabel()
+def test_bars_of_the_papers_figure_hold_every_pair() -> None:
+    picture = flips_by_u("figure3", U, WRONG)
+    (axes,) = picture.figure.axes
+    names = [label.get_text().splitlines() for label in axes.get_xticklabels()]
+    assert sum(int(count) for _, count in names) == len(U)
+    assert max(len(name) for name, _ in names) <= len("0.35–0.4")
+    edges = u_edges(U)
+    inside = (edges[1] <= U) & (edges[2] > U)
+    assert axes.patches[1].get_height() == pytest.approx(WRONG[inside].mean())
 
 
 def test_roc_of_a_perfect_score_is_the_corner() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,10 @@ from benchmarks.paper.results import Direction, Result, shown
 from benchmarks.paper.script import Script, Small, main
 from noisescope import audit
 from noisescope.auditing.validation import Planned, validate
-from noisescope.report.bars import flips_by_u
+from noisescope.report.bars import share_bars
+from noisescope.report.style import Picture
 from noisescope.scoring.detection import u_edges
-from noisescope.scoring.metrics import Interval, auroc
+from noisescope.scoring.metrics import Bool, Float, Interval, auroc
 
 TITLE = "Fig. 3: flipped labels by u, 20 % flips"
 RATE = 0.2
@@ -87,8 +88,26 @@ def _add(result: Result, name: str, columns: dict[str, Any]) -> Result:
     title = f"u of flipped and kept labels, {name}"
     result.pictures.append(histogram(f"figure3-{name}-histogram", title, scores, truth, caption))
     if edges[1] > READABLE:  # u of images is about 1e-9, whose labels would overlap
-        result.pictures.append(replace(flips_by_u(scores, truth), name=f"figure3-{name}"))
+        result.pictures.append(flips_by_u(f"figure3-{name}", scores, truth))
     return result
+
+
+def flips_by_u(name: str, u: Float, flipped: Bool) -> Picture:
+    """Draw the share of flipped pairs per interval of u, the last of which is open."""
+    edges = u_edges(u)
+    labels = [f"{low:.3g}–{high:.3g}" for low, high in pairwise(edges[:-1])]
+    where = np.searchsorted(edges[1:-1], u, side="right")
+    return share_bars(
+        name,
+        "Share of flipped pairs by Adaptive-DPO's u",
+        "u = stability × confidence, per pair",
+        [*labels, f"≥ {edges[-2]:.3g}"],
+        [flipped[where == index] for index in range(len(edges) - 1)],
+        float(flipped.mean()),
+        "flipped",
+        "If bars rise to the right, u finds wrong labels; the dashed line is the share in a random "
+        "selection.",
+    )
 
 
 def full() -> Iterator[Step]:

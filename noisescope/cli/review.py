@@ -103,7 +103,7 @@ def review(
         return
     if not summary:
         session = open_session(found, reviewer=who, purpose=purpose, count=count)
-        _introduce(session, found)
+        _introduce(session)
         if terminal:
             _in_terminal(session, found)
         else:
@@ -111,7 +111,7 @@ def review(
     _finish(found, reviews_of(found), json)
 
 
-def _introduce(session: Session, run: Run) -> None:
+def _introduce(session: Session) -> None:
     """Say what is to be judged, before the first pair."""
     left = len(session.tasks) - session.done
     if session.purpose == "fix":

@@ -9,7 +9,6 @@ Scores are higher = more suspicious; `flipped` [N] is the truth, `what` its name
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from noisescope.report.style import (
     percent,
     whisker,
 )
-from noisescope.scoring.detection import U_INTERVALS, deciles, u_edges
+from noisescope.scoring.detection import deciles
 from noisescope.scoring.metrics import share
 
 Float = NDArray[np.float64]
@@ -35,42 +34,11 @@ Bool = NDArray[np.bool_]
 
 #: How to read each figure.
 CAPTIONS = {
-    "flips-by-u": "The paper’s Figure 3 on this dataset. If bars rise to the right, u finds wrong "
-    "labels; the dashed line is the share in a random selection.",
     "flips-by-decile": "Ten groups of equal size, from the least to the most suspicious. Hatched "
     "bars have more wrong labels than a random selection.",
     "p-wrong": "Most pairs should be on the left. Hatched bars are pairs whose label is more "
     "likely wrong than right.",
 }
-
-
-def flips_by_u(u: Float, flipped: Bool) -> Picture:
-    """Draw the share of flipped pairs per interval of u, the paper's Fig. 3 (arXiv 2503.16921).
-
-    Intervals are equally wide up to a round number near the 97 % quantile; the last is open.
-    """
-    edges = u_edges(u)
-    scale, unit = _readable(edges[1])
-    labels = [f"{a / scale:.3g}–{b / scale:.3g}" for a, b in pairwise(edges[:-1])]
-    where = np.clip(np.searchsorted(edges[:-1], u, side="right") - 1, 0, U_INTERVALS - 1)
-    groups = [flipped[where == index] for index in range(U_INTERVALS)]
-    return _shares(
-        "flips-by-u",
-        "Share of flipped pairs by Adaptive-DPO's u",
-        f"u = stability × confidence, per pair{unit}",
-        [*labels, f"≥ {edges[-2] / scale:.3g}"],
-        groups,
-        float(flipped.mean()),
-    )
-
-
-def _readable(width: float) -> tuple[float, str]:
-    """Choose a power of ten for short tick labels, and the axis label's unit."""
-    power = int(np.floor(np.log10(width)))
-    if -2 <= power <= 2:
-        return 1.0, ""
-    digits = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return 10.0**power, f", in units of 10{digits}"
 
 
 def flips_by_decile(
@@ -79,7 +47,7 @@ def flips_by_decile(
     """Draw the share of wrong labels per tenth of the ranking by a score: Fig. 3's twin."""
     groups = deciles(score, flipped)
     labels = ["lowest", *(str(index) for index in range(2, 10)), "highest"]
-    return _shares(
+    return share_bars(
         "flips-by-decile",
         f"Share of {what} labels by tenth of {name}",
         f"tenth of the pairs, in the order of {name}",
@@ -87,17 +55,19 @@ def flips_by_decile(
         groups,
         float(flipped.mean()),
         what,
+        CAPTIONS["flips-by-decile"],
     )
 
 
-def _shares(
+def share_bars(
     name: str,
     title: str,
     axis: str,
     labels: Sequence[str],
     groups: Sequence[Bool],
     base: float,
-    what: str = "flipped",
+    what: str,
+    caption: str,
 ) -> Picture:
     """Draw the share that is wrong in each group, with 90% intervals and the base rate."""
     figure, (axes,) = canvas(title)
@@ -141,7 +111,7 @@ def _shares(
     return Picture(
         name,
         title,
-        CAPTIONS[name],
+        caption,
         f"Bar chart. {title}; {axis}; base rate {base:.0%}. {listed}.",
         figure,
     )
