@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,41 +13,25 @@ import pytest
 import torch
 from helpers.runs import MODEL
 from helpers.tiny_vision import FAMILIES, photo, save_vision, tiny_vision
+from helpers.vision_pairs import PHOTOS, A, B, C, asked, plain, policy_of
 from PIL import Image
 from typer.testing import CliRunner
 
 import noisescope
 from noisescope.cli import app
 from noisescope.cli.report import images_of
-from noisescope.datasets.images import StoredImages, decode, image_key
+from noisescope.datasets.images import StoredImages
 from noisescope.errors import DataError, ModelError
-from noisescope.models import Item, ModelIdentity
+from noisescope.models import ModelIdentity
 from noisescope.models.causal_lm import CausalLMPolicy
 from noisescope.models.forward import GROUPS, response_logps
 from noisescope.models.rendering import Unreadable
 from noisescope.models.tokenize import Encoded
 from noisescope.models.vision import VisionEncoder
-from noisescope.pairs import PICTURE, Message
 from noisescope.report.html import write_report
 from noisescope.report.review.server import ReviewServer
 from noisescope.report.review.session import open_session
 from noisescope.storage.run import Run
-
-PHOTOS = {image_key(data): data for data in (photo(0), photo(1), photo(2, 40, 60))}
-A, B, C = PHOTOS
-
-
-def policy_of(family: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> CausalLMPolicy:
-    model, processor = tiny_vision(family)
-    encoder = VisionEncoder(processor, StoredImages(PHOTOS), options.pop("max_length", 1024))
-    identity = ModelIdentity(family, None, family)
-    return CausalLMPolicy(model.to(dtype), encoder, identity, tuple(GROUPS))
-
-
-def asked(answer: str, *turns: tuple[str, str]) -> Item:
-    messages = tuple(Message(role, text) for role, text in turns)
-    return Item(f"{turns}{answer}", "\n\n".join(text for _, text in turns), messages, answer)
-
 
 ITEMS = [
     asked("A red square.", ("user", f"<image:{A}>\nWhat is it?")),
@@ -58,29 +41,6 @@ ITEMS = [
     asked("It is tall.", ("user", "Hello"), ("assistant", "Hi."), ("user", f"How?\n<image:{C}>")),
     asked("Fine.", ("user", "How are you?")),
 ]
-
-
-def plain(policy: CausalLMPolicy, item: Item) -> np.ndarray:
-    """Log-probabilities of a response by the processor's rendering of the whole conversation."""
-    processor = policy.encoder.processor
-    turns = [*(item.turns or ()), Message("assistant", item.response)]
-    messages, pictures = [], []
-    for turn in turns:
-        parts: list[dict[str, str]] = []
-        for at, piece in enumerate(PICTURE.split(turn.content)):
-            if at % 2:
-                parts.append({"type": "image"})
-                pictures.append(decode(PHOTOS[piece]))
-            elif text := piece.strip("\n"):
-                parts.append({"type": "text", "text": text})
-        messages.append({"role": turn.role, "content": parts})
-    text = processor.apply_chat_template(messages, tokenize=False).rstrip()
-    given = {"images": [pictures]} if pictures else {}
-    inputs = processor(text=[text], return_tensors="pt", add_special_tokens=False, **given)
-    size = len(processor.tokenizer(item.response)["input_ids"]) + 1
-    with torch.no_grad():
-        logits = policy.model(**inputs).logits[0, -size - 1 : -1].log_softmax(1)
-    return logits.gather(1, inputs["input_ids"][0, -size:, None])[:, 0].numpy()
 
 
 def found(policy: CausalLMPolicy) -> dict[int, np.ndarray]:
@@ -99,7 +59,9 @@ def test_log_probabilities_equal_the_models_own(family: str) -> None:
     ours = found(policy)
     assert policy.modality == "vision"
     for at, item in enumerate(ITEMS):
-        np.testing.assert_allclose(ours[at], plain(policy, item), atol=1e-4, err_msg=str(at))
+        np.testing.assert_allclose(
+            ours[at], plain(policy, item).detach().numpy(), atol=1e-4, err_msg=str(at)
+        )
     assert np.abs(ours[0] - ours[2]).max() > 1e-3  # the same words about another picture
 
 
@@ -233,13 +195,14 @@ def test_an_audit_shows_the_prompts_pictures(run: Run, tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "score DATA --model MODEL --kind lora": "--kind head",
     "score DATA --model MODEL --evidence embed:x": "file:NUMBERS.parquet",
     "score DATA --model MODEL --evidence judge:http://127.0.0.1:9/v1#x": "file:NUMBERS.parquet",
     "score DATA --model MODEL --chat-template never": "Leave it out",
     "score DATA --model TEXT": "--columns images=",
     "score DATA": "--model HuggingFaceTB/SmolVLM",
-    "train DATA --model MODEL": "--format weights",
+    "train DATA --model MODEL --full": "Leave --full out",
+    "train DATA --model MODEL --preset hh": "Leave --preset out",
+    "evaluate --policy MODEL --against TEXT --prompts DATA --judge JUDGE": "--labelled",
     "export RUN --format trl --force": "--format clean",
     "export RUN --format review --force": "noisescope review",
     "review RUN --terminal": "--terminal",
@@ -256,7 +219,9 @@ def test_what_would_not_see_the_pictures_is_refused(
         "MODEL": str(Path(run.manifest()["resolved"]).parent / "model"),
         "TEXT": MODEL,
         "RUN": str(run.directory),
+        "JUDGE": "judge.py:longer",
     }
+    (tmp_path / "judge.py").write_text("def longer(prompt, response):\n    return len(response)\n")
     result = CliRunner().invoke(app, [names.get(word, word) for word in line.split()])
     assert result.exit_code != 0
     error = result.exception

@@ -82,11 +82,6 @@ def train(
     find_objective(named)
     reporter = reporter or Silent()
     pairs = read_dataset(dataset, reading or {}, reporter)
-    if pairs.modality == "vision":
-        raise UsageError(
-            f"{pairs.name}: the prompts show pictures, and policies are trained on texts alone",
-            hint="Train with TRL on weights: noisescope export --format weights",
-        )
     given = settings | {"objective": named, "named": preset, "parameters": parameters}
     given |= {"rho": rho}
     chosen = settled(pairs.modality, **given)

@@ -148,7 +148,7 @@ def evaluate(
     options = JudgeOptions(device, endpoint, key_env)
     judges = _judges(judge, source, mine, workspace, options, terminal, needed=labelled is None)
     check_models(mine, theirs, judges)
-    asked = _prompts(source, mine, limit, seed, split, workspace, terminal)
+    asked = _prompts(source, mine, limit, seed, split, workspace, terminal, generated=bool(judges))
     pairs = _labelled(labelled, labelled_limit, columns, workspace, terminal)
     done = run_evaluation(
         mine,
@@ -217,11 +217,19 @@ def _prompts(
     split: str | None,
     workspace: Workspace | None,
     terminal: Terminal,
+    *,
+    generated: bool,
 ) -> Prompts:
     from noisescope.evaluate.prompts import read_prompts
 
     found = read_prompts(
-        source, modality=policy.modality, limit=limit, seed=seed, split=split, workspace=workspace
+        source,
+        modality=policy.modality,
+        limit=limit,
+        seed=seed,
+        split=split,
+        workspace=workspace,
+        generated=generated,
     )
     terminal.note(f"{len(found.kept):,} of {found.distinct:,} prompts of {found.source}")
     if policy.dataset == source:

@@ -88,7 +88,7 @@ def labelled_accuracy(
     from noisescope.models.items import distinct_items
     from noisescope.models.readable import judged_by
 
-    if dataset.modality != "text" or policy.modality != "text":
+    if dataset.modality == "image" or policy.modality != "text":
         raise UsageError(
             "--labelled needs text models and text pairs",
             hint="For images, `noisescope score --from-adapters` gives margins of pairs.",
@@ -96,7 +96,8 @@ def labelled_accuracy(
     items, chosen, rejected = distinct_items(dataset.table)
     found, judged = [], np.ones(len(dataset), bool)
     for spec in (policy, against):
-        model = load_policy(spec, device)
+        shown = dataset.images if dataset.modality == "vision" else None
+        model = load_policy(spec, device, shown)
         kept = judged_by(model, dataset)
         for note in kept.facts.notes[len(dataset.facts.notes) :]:
             reporter.note(f"{spec.short}: {note}")

@@ -51,8 +51,12 @@ def read_prompts(
     seed: int = 0,
     split: str | None = None,
     workspace: Workspace | None = None,
+    generated: bool = True,
 ) -> Prompts:
-    """Read a file of prompts, or the prompts of a preference dataset. Raises DataError."""
+    """Read a file of prompts, or the prompts of a preference dataset. Raises DataError.
+
+    Unless outputs are `generated` from them, prompts of texts may show pictures.
+    """
     path = Path(source).expanduser()
     found = _alone(path, modality) if path.is_file() else None
     resolved = str(path)
@@ -60,10 +64,12 @@ def read_prompts(
         from noisescope.datasets import load
 
         dataset = load(source, split=split, workspace=workspace)
-        if dataset.modality != modality:
+        shown = dataset.modality == "vision" and modality == "text"
+        if dataset.modality != modality and not (shown and not generated):
+            alone = "Compare the models on labels alone: --labelled instead of --judge."
             raise DataError(
                 f"{source} contains {dataset.modality} pairs, and the models make {modality}s",
-                hint="Give prompts of the same kind with --prompts.",
+                hint=alone if shown else "Give prompts of the same kind with --prompts.",
             )
         found, resolved = of_dataset(dataset), dataset.resolved
     return sample(found, limit, seed, resolved)

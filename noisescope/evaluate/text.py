@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from noisescope.models.causal_lm import CausalLMPolicy
     from noisescope.models.rendering import Unreadable
     from noisescope.models.tokenize import Encoded
+    from noisescope.pairs import ImageStore
 
 #: Prompts per batch by device type.
 BATCH = {"cpu": 16, "cuda": 32}
@@ -186,11 +187,12 @@ def _config(tokens: int, ends: list[int], tokenizer: Any) -> Any:
     )
 
 
-def load_policy(spec: ModelSpec, device: str) -> CausalLMPolicy:
-    """Load the base model and merge the adapter into its weights. Raises ModelError."""
+def load_policy(spec: ModelSpec, device: str, images: ImageStore | None = None) -> CausalLMPolicy:
+    """Load the base model and merge the adapter into its weights; with `images`, a model that is
+    shown the pictures in prompts. Raises ModelError."""
     from noisescope.models.causal_lm import load_causal_lm
 
-    policy = load_causal_lm(spec.base, device=device, dtype="auto")
+    policy = load_causal_lm(spec.base, device=device, dtype="auto", images=images)
     if spec.adapter is not None:
         policy.model = _merged(policy.model, spec)
     return policy

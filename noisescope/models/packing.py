@@ -15,10 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, final
+from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Int = NDArray[np.int64]
 PADDING = -1
@@ -26,15 +29,26 @@ PADDING = -1
 Rows = Literal["packed", "padded", "alone"]
 
 
+class Pictures(Protocol):
+    """Pictures in the prompts of a corpus."""
+
+    def states(self, model: Any, packed: Packed) -> Tensor:
+        """What enters the output layer of `model`, [R, T, D], 0 beyond each row's tokens."""
+
+
 @final
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids of distinct prompts and of I items, each one response to `prompt_of[i]`."""
+    """Token ids of distinct prompts and of I items, each one response to `prompt_of[i]`.
+
+    Prompts of the same tokens may show different `pictures`: then no row is shared.
+    """
 
     prompts: tuple[tuple[int, ...], ...]
     responses: tuple[tuple[int, ...], ...]
     prompt_of: Int  # [I]
     rows: Rows = "packed"
+    pictures: Pictures | None = None
 
     @property
     def shared(self) -> bool:
@@ -85,13 +99,15 @@ class Corpus:
 
 
 def corpus_of(
-    encoded: Sequence[tuple[Sequence[int], Sequence[int]]], rows: Rows = "packed"
+    encoded: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows: Rows = "packed",
+    pictures: Pictures | None = None,
 ) -> Corpus:
     """Corpus of (prompt ids, response ids), one an item; equal prompts are stored once."""
     index: dict[tuple[int, ...], int] = {}
     prompt_of = [index.setdefault(tuple(prompt), len(index)) for prompt, _ in encoded]
     responses = tuple(tuple(response) for _, response in encoded)
-    return Corpus(tuple(index), responses, np.array(prompt_of, np.int64), rows)
+    return Corpus(tuple(index), responses, np.array(prompt_of, np.int64), rows, pictures)
 
 
 @final
@@ -108,6 +124,7 @@ class Packed:
     owners: Int  # [n] index into `items`
     items: Int  # [k] items of the corpus, as requested
     alone: bool = False  # whether each row needs a forward of its own
+    pictures: Pictures | None = None  # of the corpus
 
     @property
     def runs(self) -> list[tuple[slice, int]]:
@@ -214,6 +231,7 @@ def pack(corpus: Corpus, items: Sequence[int] | Int, capacity: int) -> Packed:
         np.concatenate(owners),
         requested,
         corpus.rows == "alone",
+        corpus.pictures,
     )
 
 
@@ -248,6 +266,7 @@ def stack(parts: Sequence[Packed]) -> tuple[Packed, tuple[int, ...]]:
             np.concatenate(owners),
             np.concatenate([part.items for part in parts]),
             parts[0].alone,
+            parts[0].pictures,
         ),
         rows,
     )

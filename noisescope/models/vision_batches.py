@@ -1,6 +1,7 @@
 """Rows of texts with pictures, and the check that they give the values of a plain forward.
 
     rows = verify_pictures(model, encoder)     # "padded" or "alone"
+    corpus = whole_corpus(policy, items)       # tokens, and pictures where prompts show some
 
 A text is a row of its own, padded on the right: what a model takes beside its ids (pixels, sizes of
 pictures, types of tokens) is joined row by row, for rows whose pictures have one form.
@@ -10,17 +11,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import numpy as np
 
 from noisescope.datasets.images import image_key
 from noisescope.errors import ModelError, first_line
 from noisescope.models import Item
-from noisescope.models.anatomy import REPORT, float32, quantised
+from noisescope.models.anatomy import REPORT, float32, head_states, padded, quantised
 from noisescope.models.forward import Batch, response_logps, to_batch
-from noisescope.models.packing import Corpus, Rows, corpus_of, pack
+from noisescope.models.packing import PADDING, Corpus, Packed, Rows, corpus_of, pack
 from noisescope.models.verify import QUANTISED, ROUNDING, TOLERANCE
 from noisescope.models.vision import UNCUT, VisionEncoder
 from noisescope.pairs import Message
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from noisescope.models.tokenize import Encoded
 
 #: Sides of the pictures that a model is tried on.
 WIDTH, HEIGHT = 96, 64
@@ -43,6 +46,58 @@ def picture_batch(
     order = list(dict.fromkeys(packed.owners.tolist()))  # the place of each row's item
     shown = encoder.inputs([items[at] for at in order], packed.ids.shape[1])
     return replace(batch, shown={name: _moved(model, one) for name, one in shown.items()})
+
+
+class Reader(Protocol):
+    """A policy that reads texts, with pictures or without."""
+
+    @property
+    def rows(self) -> Rows: ...
+
+    @property
+    def pictures(self) -> VisionEncoder | None: ...
+
+    def encode(self, items: Sequence[Item]) -> Sequence[Encoded]: ...
+
+
+def whole_corpus(policy: Reader, items: Sequence[Item]) -> Corpus:
+    """Token ids of `items` for forwards that begin at the tokens, as adapters need them."""
+    encoded = [(item.prompt, item.response) for item in policy.encode(items)]
+    if policy.pictures is None:
+        return corpus_of(encoded, policy.rows)
+    shown = PictureRows(policy.pictures, items, together=policy.rows == "padded")
+    return corpus_of(encoded, "alone", shown)
+
+
+@final
+@dataclass(frozen=True)
+class PictureRows:
+    """The pictures in the prompts of a corpus' items (`packing.Pictures`).
+
+    Rows whose pictures have one form are run `together`, else each row alone.
+    """
+
+    encoder: VisionEncoder
+    items: Sequence[Item]
+    together: bool
+
+    def states(self, model: Any, packed: Packed) -> Tensor:
+        """What enters the output layer of `model`, [R, T, D]; differentiable."""
+        import torch
+
+        of_row = packed.items[list(dict.fromkeys(packed.owners.tolist()))]
+        shown = [self.items[at] for at in of_row.tolist()]
+        widths = (packed.slots != PADDING).sum(1)
+        order, parts = [], []
+        for rows in self.encoder.divided(shown, [range(len(shown))], alone=not self.together):
+            width = int(widths[rows].max())
+            inputs = self.encoder.inputs([shown[row] for row in rows], width)
+            inputs["input_ids"] = torch.from_numpy(packed.ids[rows, :width])
+            moved = {name: _moved(model, one) for name, one in inputs.items()}
+            parts.append(head_states(model, [(slice(None), width)], **moved))
+            order += rows
+        states: Tensor = padded(parts)[np.argsort(order).tolist()]
+        return states
 
 
 def _moved(model: Any, tensor: Tensor) -> Tensor:

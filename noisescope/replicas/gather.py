@@ -124,12 +124,7 @@ class EvidenceConfig:
 
     def check(self, modality: Modality) -> None:
         """Raise UsageError for settings that `modality` does not have. Loads no model."""
-        if modality == "vision" and self.kind != "head":
-            raise UsageError(
-                f"--kind {self.kind} trains on texts without pictures, and these prompts show some",
-                hint="Leave it out: log-linear replicas (--kind head) read the pictures.",
-            )
-        if self.kind == "adapters" and modality != "text":
+        if self.kind == "adapters" and modality == "image":
             raise UsageError(
                 "--from-adapters reads PEFT adapters of causal language models; these are images",
                 hint="Leave it out, or use --kind lora.",
@@ -170,7 +165,7 @@ def lora_config(evidence: EvidenceConfig, modality: Modality) -> LoraConfig | Di
         "beta": evidence.beta or DEFAULT_BETA[modality],
         "folds_by": evidence.folds_by or "pair",
     }
-    if modality == "text":
+    if modality != "image":
         return LoraConfig(**shared, **known_fields(LoraConfig, evidence.lora, "the pairs are text"))
     given = known_fields(DiffusionLoraConfig, evidence.lora, "the pairs are images")
     return DiffusionLoraConfig(**shared, **given)

@@ -97,7 +97,8 @@ def scores_of(policy: TextPolicy, directories: Sequence[Path]) -> Iterator[Adapt
 
     adapters = attach_peft(policy.model, directories)
     try:
-        split = SplitModel(policy.model, adapters.first, rows=policy.rows)
+        rows = policy.rows if policy.pictures is None else "alone"
+        split = SplitModel(policy.model, adapters.first, rows=rows)
         yield AdapterScores(policy, adapters, split)
     finally:
         adapters.detach()
@@ -134,7 +135,7 @@ class AdapterWork(Responses):
         from noisescope.training.lora.peft_files import stated_base
 
         policy, config, reporter = by.policy, by.config, by.reporter
-        if policy.modality != "text":
+        if policy.modality == "image":
             raise UsageError(f"--from-adapters cannot adapt {policy.identity.id}")
         if not units:
             return 0

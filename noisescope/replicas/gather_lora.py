@@ -169,7 +169,7 @@ class LoraWork(Work):
     @property
     def _shared(self) -> Path:
         """Where the results of the model itself are kept, which all replicas need."""
-        if self.plan.modality == "text":
+        if self.plan.modality != "image":
             return self.run.directory / "trunk"  # removed when the margins are written
         return cache_directory(self.run).with_name("reference_errors")
 
@@ -254,9 +254,14 @@ def _train_text(
 #: How replicas of a modality are trained, and how a share of the model's own results is computed.
 TRAIN: dict[Modality, Callable[..., dict[str, Any]]] = {
     "text": _train_text,
+    "vision": _train_text,
     "image": train_diffusion_lora,
 }
-FILL: dict[Modality, Callable[..., None]] = {"text": fill_activations, "image": fill_reference}
+FILL: dict[Modality, Callable[..., None]] = {
+    "text": fill_activations,
+    "vision": fill_activations,
+    "image": fill_reference,
+}
 
 
 def describe_cost(cost: LoraCost, policy: Policy) -> str:

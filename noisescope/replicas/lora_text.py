@@ -23,7 +23,8 @@ import pyarrow as pa
 from noisescope.errors import ModelError
 from noisescope.models import Item, ModelIdentity
 from noisescope.models.anatomy import anatomy
-from noisescope.models.packing import Corpus, Rows, corpus_of
+from noisescope.models.packing import Corpus
+from noisescope.models.vision_batches import Reader, whole_corpus
 from noisescope.progress import Progress
 from noisescope.replicas.checkpoints import LoraSummary, checkpoint_steps
 from noisescope.replicas.config import LoraConfig
@@ -43,12 +44,11 @@ from noisescope.training.pair_data import Report
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from noisescope.models.tokenize import Encoded
     from noisescope.replicas.cost import LoraCost
     from noisescope.training.lora.adapters import Adapters
 
 
-class TextPolicy(Protocol):
+class TextPolicy(Reader, Protocol):
     """What LoRA replicas need of a causal LM policy."""
 
     @property
@@ -56,13 +56,6 @@ class TextPolicy(Protocol):
 
     @property
     def model(self) -> PreTrainedModel: ...
-
-    @property
-    def rows(self) -> Rows:
-        """How its texts are run."""
-
-    def encode(self, items: Sequence[Item]) -> Sequence[Encoded]:
-        """Prompt and response ids of each item, both non-empty."""
 
 
 def encoded_corpus(policy: TextPolicy, items: Sequence[Item]) -> Corpus:
@@ -76,8 +69,7 @@ def encoded_corpus(policy: TextPolicy, items: Sequence[Item]) -> Corpus:
             f"{policy.identity.id} is spread over {len(places)} devices, LoRA replicas need one",
             hint="Leave --device-map out, or use --kind head.",
         )
-    encoded = [(item.prompt, item.response) for item in policy.encode(items)]
-    return corpus_of(encoded, policy.rows)
+    return whole_corpus(policy, items)
 
 
 def train_lora(

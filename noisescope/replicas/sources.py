@@ -243,11 +243,13 @@ def parsed(given: Sequence[str | Source | Table]) -> tuple[Source | Table, ...]:
 def check_modality(sources: Sequence[Source | Table], modality: Modality) -> None:
     """Raise UsageError for a source that reads another modality than that of the pairs."""
     for source in sources:
-        if modality == "vision" and isinstance(source, Source) and source.kind not in NUMBERS:
-            raise UsageError(
-                f"--evidence {source} is not shown the pictures of these prompts",
-                hint="Leave it out, or give numbers of pairs: --evidence file:NUMBERS.parquet",
-            )
+        if modality == "vision":
+            if isinstance(source, Source) and source.kind not in (*NUMBERS, *REPLICAS):
+                raise UsageError(
+                    f"--evidence {source} is not shown the pictures of these prompts",
+                    hint="Leave it out, or give numbers of pairs: --evidence file:NUMBERS.parquet",
+                )
+            continue
         reads, instead = ONLY.get(source.kind, (modality, ""))
         if reads != modality:
             raise UsageError(

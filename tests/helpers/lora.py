@@ -27,7 +27,7 @@ class TinyPolicy:
     def __init__(self, model: object) -> None:
         self.model = model
         self.identity = ModelIdentity("tiny", None, "tiny-fingerprint")
-        self.rows = "packed"
+        self.rows, self.pictures = "packed", None
         self.encoder = Encoder(tiny_tokenizer(), 96, True)
 
     def encode(self, items):

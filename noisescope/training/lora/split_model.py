@@ -191,6 +191,8 @@ class SplitModel:
 
     def _run(self, packed: Packed, kind: torch.dtype | None, **inputs: Tensor) -> Tensor:
         """Last hidden states [R, T, D] under the packed rows' masks and positions."""
+        if packed.pictures is not None:
+            return packed.pictures.states(self.model, packed)
         kind = mask_type(self.model, kind or self.model.dtype)
         mask = mask_of(packed, self.device, kind)
         if mask is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 #: What prepares a policy of each modality.
 BUILDERS: dict[Modality, Callable[..., tuple[TrainablePolicy, Int]]] = {
     "text": text.build,
+    "vision": text.build,
     "image": images.build,
 }
 

@@ -159,7 +159,7 @@ def _within(pairs: Int, work: Int, budget: int) -> list[Int]:
 
 
 #: Draws that validation averages over: images are noised, text is not.
-VALIDATION_DRAWS = {"text": 1, "image": 4}
+VALIDATION_DRAWS = {"text": 1, "vision": 1, "image": 4}
 
 
 def total_over(tensor: Tensor, accelerator: Accelerator) -> Tensor:

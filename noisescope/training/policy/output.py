@@ -34,6 +34,12 @@ LOADING = {
         "from peft import AutoPeftModelForCausalLM\n\n"
         'model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/directory")'
     ),
+    ("vision", False): (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForImageTextToText\n\n"
+        "base = AutoModelForImageTextToText.from_pretrained({base})\n"
+        'model = PeftModel.from_pretrained(base, "path/to/this/directory")'
+    ),
     ("text", True): (
         "from transformers import AutoModelForCausalLM\n\n"
         'model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")'
@@ -61,6 +67,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         "base_model": plan["model"],
         "library_name": {
             ("text", False): "peft",
+            ("vision", False): "peft",
             ("text", True): "transformers",
         }.get(kind, "diffusers"),
         "tags": tags,

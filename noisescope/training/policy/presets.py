@@ -90,7 +90,7 @@ def preset(name: str, modality: Modality) -> dict[str, Any]:
         fitting = [key for key, one in PRESETS.items() if one.modality == modality]
         raise UsageError(
             f"--preset {name} is for {found.modality} pairs, these are {modality}",
-            hint=f"Use {' or '.join(f'--preset {key}' for key in fitting)}.",
+            hint=" or ".join(f"--preset {key}" for key in fitting) or "Leave --preset out.",
         )
     return found.values
 

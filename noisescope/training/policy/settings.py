@@ -186,6 +186,11 @@ def settled(
     given_flags = {name: value for name, value in given.items() if value is not None}
     chosen = (preset(named, modality) if named else {}) | given_flags
     _refuse_idle(modality, chosen, given_flags)
+    if modality == "vision" and chosen.get("full"):
+        raise UsageError(
+            "--full trains every weight, and of a vision-language model adapters alone are trained",
+            hint="Leave --full out.",
+        )
     kind = find_objective(chosen.get("objective", "dpo"))
     image = modality == "image"
     own_beta = {f.name: f.default for f in fields(kind)}["beta"]

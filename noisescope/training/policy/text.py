@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from noisescope.models.anatomy import anatomy
-from noisescope.models.packing import Corpus, Packed, corpus_of, pack
+from noisescope.models.packing import Corpus, Packed, pack
+from noisescope.models.vision_batches import whole_corpus
 from noisescope.training.pair_data import PairData
 from noisescope.training.policy import Int, PairLogps, TrainablePolicy
 from noisescope.training.policy.models import AdaptedModel, WholeModel, publish
@@ -94,8 +95,7 @@ class TextSpace:
 
 def alike(policy: CausalLMPolicy, data: PairData) -> tuple[Corpus, Int]:
     """The corpus of all items, and the pairs whose two sides are the same after truncation."""
-    encoded = [(item.prompt, item.response) for item in policy.encode(data.items)]
-    corpus = corpus_of(encoded, policy.rows)
+    corpus = whole_corpus(policy, data.items)
     sides = zip(data.chosen.tolist(), data.rejected.tolist(), strict=True)
     same = [n for n, (w, r) in enumerate(sides) if corpus.responses[w] == corpus.responses[r]]
     return corpus, np.array(same, np.int64)
