@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import httpx2
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from helpers.hub import Hub
 from helpers.tiny_diffusion import CAPTIONS, items, pairs_table, pictures
 from helpers.tiny_transformers import SCHEDULES, transformer_pipeline
-from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, inject_adapter_in_model
 
 from noisescope.datasets.images import StoredImages, decode
@@ -272,40 +269,20 @@ def test_other_classes_and_sizes_are_refused(folder: Path, tmp_path: Path) -> No
             DiffusionPolicy.load(str(folder), IMAGES, device="cpu", image_size=36)
 
 
-class Hub:
-    """The small files of a repository, and what is asked of it."""
-
-    def __init__(self, folder: Path, error: Exception | None = None, size: int = 0) -> None:
-        self.folder, self.error, self.size, self.asked = folder, error, size, list[str]()
-
-    def file(self, name: str, file: str) -> str:
-        self.asked.append(file)
-        if self.error is not None:
-            raise self.error
-        return str(self.folder / file)
-
-    def snapshot(self, name: str, *, dry_run: bool = False, **patterns: object) -> object:
-        self.asked.append("sizes" if dry_run else "weights")
-        return [SimpleNamespace(file_size=self.size, will_download=True)] if dry_run else "nowhere"
-
-
-def refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.file)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot)
-    with pytest.raises(ModelError) as caught:
-        find_pipeline("somebody/something")
-    return f"{caught.value.message} {caught.value.hint}"
-
-
 def test_class_licence_and_size_come_before_a_download(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = Hub(edited(folder, tmp_path, _class_name="SanaPipeline"))
-    assert "SanaPipeline is not supported" in refused(hub, monkeypatch)
-    assert hub.asked == ["model_index.json"]
-    answer = httpx2.Response(403, request=httpx2.Request("GET", "https://huggingface.co"))
-    gated = Hub(folder, GatedRepoError("gated", response=answer))
-    assert "hf auth login" in refused(gated, monkeypatch)
-    large = Hub(folder, size=10**18)
-    assert "GB to download" in refused(large, monkeypatch)
-    assert large.asked == ["model_index.json", "scheduler/scheduler_config.json", "sizes"]
+    hub = Hub(edited(folder, tmp_path, _class_name="SanaPipeline"), monkeypatch)
+    with pytest.raises(ModelError, match="SanaPipeline is not supported"):
+        find_pipeline("somebody/something")
+    small = ("model_index.json", "scheduler/scheduler_config.json")
+    assert hub.fetched == [small]
+    gated = Hub(folder, monkeypatch, gated=True)
+    with pytest.raises(ModelError, match="is gated") as caught:
+        find_pipeline("somebody/something")
+    assert "hf auth login" in str(caught.value.hint)
+    assert gated.fetched == []
+    large = Hub(folder, monkeypatch, size=10**18)
+    with pytest.raises(ModelError, match=r"1000000000\.0 GB to download"):
+        find_pipeline("somebody/something")
+    assert large.fetched == [small]

@@ -12,12 +12,15 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from helpers.hub import Hub
 from helpers.tiny_models import save, tiny_gpt2, tiny_llama, tiny_tokenizer, write_gguf
 
 from noisescope.cli import run as command
+from noisescope.datasets.images import StoredImages
 from noisescope.errors import ModelError, NoisescopeError, UsageError
 from noisescope.models import Item
 from noisescope.models.causal_lm import load_causal_lm
+from noisescope.models.checkpoint import CONFIGS, WANTED
 from noisescope.models.load import packaged_model
 from noisescope.pairs import Message, response_key
 
@@ -101,6 +104,32 @@ def test_a_hub_name_in_the_cache(
     policy = load("noisescope/tiny")
     assert policy.identity.revision == commit
     assert policy.identity.fingerprint == load(saved).identity.fingerprint
+
+
+def test_class_licence_and_size_come_before_a_download(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub(copy, monkeypatch, size=25_000_000)
+    assert load("noisescope/tiny").identity.revision == "model"
+    assert hub.fetched == [CONFIGS, WANTED]
+    assert "noisescope/tiny: 0.03 GB to download to " in caplog.text
+    hub = Hub(copy, monkeypatch, size=10**18)
+    refused("noisescope/tiny", r"1000000000\.0 GB to download")
+    assert hub.fetched == [CONFIGS]
+    hub = Hub(copy, monkeypatch, gated=True)
+    assert "hf auth login" in str(refused("noisescope/tiny", "is gated").hint)
+    assert hub.fetched == []
+    for change, match, settings in (
+        ({"model_type": "t5", "architectures": ["T5Model"]}, "is not a causal language", {}),
+        ({"auto_map": {"AutoConfig": "x.X"}, "model_type": "mine"}, "code of its own", {}),
+        ({}, "reads text alone", {"images": StoredImages({})}),
+    ):
+        shutil.copy(copy / "config.json", tmp_path / "whole.json")
+        edit(copy / "config.json", **change)
+        hub = Hub(copy, monkeypatch)
+        refused("noisescope/tiny", match, **settings)
+        assert hub.fetched == [CONFIGS]
+        shutil.move(tmp_path / "whole.json", copy / "config.json")
 
 
 def _pickle_only(model: Path) -> None:

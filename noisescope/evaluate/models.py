@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-from noisescope.errors import ModelError, RunError, UsageError, first_line
+from noisescope.errors import ModelError, RunError, UsageError
 from noisescope.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNET_LORA_WEIGHTS
 from noisescope.pairs import Modality, digest
 from noisescope.storage.checksums import require_written
@@ -194,17 +194,9 @@ def _content(directory: Path, kind: Kind) -> str:
 
 def _download(name: str) -> Path:
     """Download the small files of a Hub repository, or find them in the local cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from noisescope.models.hub import fetch
 
     hint = "Check the name, or give a local directory."
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"no such model directory: {name}", hint=hint)
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(SMALL_FILES)))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = first_line(error)
-        raise ModelError(
-            f"{name} is not a local directory and could not be downloaded from the Hub: {reason}",
-            hint=hint,
-        ) from error
+    return fetch(name, SMALL_FILES, hint=hint)

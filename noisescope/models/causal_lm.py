@@ -215,12 +215,12 @@ def load_causal_lm(
     "never", or the name of one of several. Raises ModelError for a model that cannot be used,
     UsageError for a setting that cannot be.
     """
-    from noisescope.models.checkpoint import find_checkpoint, fingerprint, load_model
+    from noisescope.models.checkpoint import find_checkpoint, fingerprint, load_model, loader_of
     from noisescope.models.device import pick_device, pick_dtype
     from noisescope.models.placement import Placement
 
     placement = Placement(device_map, quantize)
-    found = find_checkpoint(name)
+    found = find_checkpoint(name, lambda one: loader_of(one, pictures=images is not None))
     where = pick_device(device)
     packed = found.gguf is not None and where.type == "cpu"  # its kernels compute in float32
     kind = pick_dtype("float32" if packed and dtype == "auto" else dtype, where)

@@ -14,12 +14,13 @@ import importlib.util
 import json
 import logging
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.errors import ModelError, first_line
+from noisescope.models.hub import fetch
 
 if TYPE_CHECKING:
     import torch
@@ -121,6 +122,7 @@ def _sample(path: Path) -> bytes:
 
 
 #: Files of a Hub repository worth downloading; nothing pickled, nothing in sub-folders.
+CONFIGS = ("config.json", "adapter_config.json", "tokenizer_config.json")
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 UNWANTED = ("*/*", "consolidated*", "training_args*")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -145,15 +147,20 @@ QUANTISERS = {
 OFFLINE_HINT = "Give a local directory instead: --model path/to/model"
 
 
-def find_checkpoint(name: str) -> Checkpoint:
-    """Resolve `name` and check the files there. Raises ModelError saying what is wrong."""
+def find_checkpoint(name: str, check: Callable[[Checkpoint], object] | None = None) -> Checkpoint:
+    """Resolve `name` and check the files there; `check` a configuration before its weights are
+    downloaded. Raises ModelError naming what is wrong."""
     try:
         path = Path(name).expanduser()
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"no such model directory: {name}", hint="Check the path.") from error
     if path.suffix == ".gguf":
         return _find_gguf(name, path)
-    found = Checkpoint(name, path) if path.is_dir() else _download(name)
+    if path.is_dir():
+        found = Checkpoint(name, path)
+        _check_code(found)
+    else:
+        found = _download(name, check)
     check_files(found)
     return found
 
@@ -188,31 +195,24 @@ def _find_gguf(name: str, path: Path) -> Checkpoint:
     return Checkpoint(name, path.parent, gguf=path.name)
 
 
-def _download(name: str) -> Checkpoint:
-    """Fetch a Hub repository (or find it in the local Hub cache); the revision is its commit."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def _download(name: str, check: Callable[[Checkpoint], object] | None) -> Checkpoint:
+    """Fetch a Hub repository (or find it in the local Hub cache); the revision is its commit.
 
+    Its configuration comes first, and `check` of it.
+    """
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"no such model directory: {name}", hint="Check the path.")
-    try:
-        directory = snapshot_download(
-            name, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
-        )
-    except HFValidationError as error:
-        raise ModelError(f"{name} is no model directory nor Hub name", hint=OFFLINE_HINT) from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = first_line(error)
-        raise ModelError(
-            f"{name} is no directory here, and the Hugging Face Hub did not give it: {reason}",
-            hint=OFFLINE_HINT,
-        ) from error
-    return Checkpoint(name, Path(directory), revision=Path(directory).name)
+    small = fetch(name, CONFIGS, hint=OFFLINE_HINT)
+    found = Checkpoint(name, small, revision=small.name)
+    _check_code(found)
+    if check is not None:
+        check(found)
+    directory = fetch(name, WANTED, UNWANTED, hint=OFFLINE_HINT)
+    return Checkpoint(name, directory, revision=directory.name)
 
 
 def check_files(found: Checkpoint) -> None:
-    """Raise ModelError unless the directory holds a config, safe whole weights and a tokenizer."""
-    _check_code(found, _read_config(found))
+    """Raise ModelError unless the directory holds safe whole weights and a tokenizer."""
     _check_weights(found)
     names = {path.name for path in found.directory.iterdir()}
     if not names.intersection(TOKENIZER_FILES) and not any(n.endswith(".model") for n in names):
@@ -222,11 +222,12 @@ def check_files(found: Checkpoint) -> None:
         )
 
 
-def _check_code(found: Checkpoint, config: Mapping[str, Any]) -> None:
+def _check_code(found: Checkpoint) -> None:
     """Note code that a checkpoint brings and that is not run, or raise ModelError if transformers
-    has no class of its own to run instead."""
+    has no class of its own to run instead, or there is no configuration."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+    config = _read_config(found)
     settings = _read_json(found.directory / "tokenizer_config.json", default={})
     if "auto_map" not in config and "auto_map" not in settings:
         return
@@ -324,7 +325,7 @@ def load_model(
     from noisescope.models.placement import Placement
 
     placement = placement or Placement()
-    loader = _loader(found, pictures=pictures)
+    loader = loader_of(found, pictures=pictures)
     source: dict[str, Any] = {} if found.gguf is None else {"gguf_file": found.gguf}
     if pictures:
         from noisescope.models.vision import load_processor
@@ -396,7 +397,7 @@ def _check_vocabulary(found: Checkpoint, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _loader(found: Checkpoint, *, pictures: bool) -> Any:
+def loader_of(found: Checkpoint, *, pictures: bool) -> Any:
     """The transformers class that loads a checkpoint: causal language models, or models of images
     and text, which are read without images unless prompts hold `pictures`.
 

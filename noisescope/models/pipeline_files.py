@@ -9,13 +9,12 @@ pipeline's family in one weight variant are; safetensors only.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from noisescope.errors import ModelError, first_line
+from noisescope.errors import ModelError
 from noisescope.models.checkpoint import (
     ADAPTER_CONFIG,
     Checkpoint,
@@ -24,12 +23,14 @@ from noisescope.models.checkpoint import (
     shard_names,
 )
 from noisescope.models.families import FAMILIES, SECOND_PARTS, Family
+from noisescope.models.hub import fetch
 from noisescope.models.schedule import schedule_of
 from noisescope.pairs import digest
 
 #: Parts of a pipeline that take no part in the denoising loss.
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 HALF = "fp16"
+NAME_HINT = "Give a local directory instead: --model path/to/pipeline"
 DOWNLOAD_HINT = "Download the whole pipeline again, or name another with --model."
 
 
@@ -70,46 +71,21 @@ def find_pipeline(name: str, *, prefer_half: bool = False) -> Found:
 
 def _download(name: str, path: Path, prefer_half: bool) -> Found:
     """Fetch the needed parts of a Hub repository in one weight variant, class and size first."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RemoteEntryNotFoundError,
-    )
-
-    hint = "Give a local directory instead: --model path/to/pipeline"
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or path.parent.is_dir():
-        raise ModelError(f"no such pipeline directory: {name}", hint=hint)
-    try:
-        folder = Path(hf_hub_download(name, "model_index.json")).parent
-        index = _index(name, folder)
-        family = _family(name, index)
-        hf_hub_download(name, "scheduler/scheduler_config.json")
-        _check_scheduler(name, folder, index, family)
-        fault: ModelError | None = None
-        for half in (prefer_half, not prefer_half):
-            patterns, ignored = _patterns(family, half)
-            _check_room(name, patterns, ignored)
-            found = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored))
-            try:
-                return _check(name, found, found.name, prefer_half)
-            except ModelError as error:
-                fault = error
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{name} is gated: its licence has to be accepted first",
-            hint=f"Accept it on https://huggingface.co/{name}, then: hf auth login",
-        ) from error
-    except RemoteEntryNotFoundError as error:
-        raise ModelError(f"{name}: not a pipeline, {first_line(error)}", hint=hint) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = first_line(error)
-        raise ModelError(
-            f"{name} is no directory here, and the Hugging Face Hub did not give it: {reason}",
-            hint=hint,
-        ) from error
-    raise fault or ModelError(f"{name}: nothing was downloaded", hint=hint)
+        raise ModelError(f"no such pipeline directory: {name}", hint=NAME_HINT)
+    small = ["model_index.json", "scheduler/scheduler_config.json"]
+    folder = fetch(name, small, hint=NAME_HINT)
+    index = _index(name, folder)
+    family = _family(name, index)
+    _check_scheduler(name, folder, index, family)
+    fault: ModelError | None = None
+    for half in (prefer_half, not prefer_half):
+        found = fetch(name, *_patterns(family, half), hint=NAME_HINT)
+        try:
+            return _check(name, found, found.name, prefer_half)
+        except ModelError as error:
+            fault = error
+    raise fault or ModelError(f"{name}: nothing was downloaded", hint=NAME_HINT)
 
 
 def _patterns(family: Family, half: bool) -> tuple[list[str], list[str]]:
@@ -122,27 +98,6 @@ def _patterns(family: Family, half: bool) -> tuple[list[str], list[str]]:
     stems = ("model", "diffusion*model")
     full = [f"{role}/{stem}.safetensors" for role in family.parts for stem in stems]
     return allowed, [*full, "*non_ema*"]
-
-
-def _check_room(name: str, allowed: list[str], ignored: list[str]) -> None:
-    """Raise ModelError if the files that are not in the Hub cache yet do not fit on its disk."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import DryRunError
-
-    try:
-        due = snapshot_download(name, allow_patterns=allowed, ignore_patterns=ignored, dry_run=True)
-    except DryRunError:  # offline: nothing is downloaded
-        return
-    size = sum(file.file_size or 0 for file in due if file.will_download)
-    cache = Path(HF_HUB_CACHE)
-    anchor = next(path for path in (cache, *cache.parents) if path.is_dir())
-    free = shutil.disk_usage(anchor).free
-    if size > free:
-        raise ModelError(
-            f"{name}: {size / 1e9:.1f} GB to download, {free / 1e9:.1f} GB free in {anchor}",
-            hint="Free some space, or set HF_HOME to a directory on a larger disk.",
-        )
 
 
 def _index(name: str, path: Path) -> dict[str, Any]:
