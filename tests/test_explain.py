@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from helpers.gate_runs import made_pairs, made_run, margins_of, noisescope, parsed
 from PIL import Image
+from scipy.special import expit
 
 from noisescope.report.explain import explain_run
 from noisescope.report.html import in_common, write_report
 from noisescope.report.image_traits import compare_images
 from noisescope.scoring.explain import Labels, explain
-from noisescope.scoring.noise_models import fit_noise
+from noisescope.scoring.noise_models import Noise, fit_noise
 from noisescope.scoring.traits import TRAITS, Trait, compare_sides, near_identical
 from noisescope.storage.sql import query
 
@@ -103,6 +104,49 @@ def test_what_labels_follow_with_the_model_is_no_excess() -> None:
     wanted = replace(LENGTH, merit=1)
     labels = replace(labels_of(margins, signs), sides={wanted: signs.astype(np.int8)})
     assert explain(labels, fit_noise(margins)) == []
+
+
+def judged(blind: float, shift: float, learnt: float, seed: int) -> tuple[Labels, Noise]:
+    """1,500 labels of pairs whose sides differ in a trait, and as many others.
+
+    A share `blind` takes the side with the trait whatever the content, the rest follows the content
+    and a taste of `shift` in log odds, of which the model has learnt `learnt`.
+    """
+    rng = np.random.default_rng(seed)
+    content = rng.normal(scale=2.5, size=3000)
+    differs = np.arange(3000) < 1500
+    taken = rng.random(3000) < expit(content + shift * differs)
+    taken |= differs & (rng.random(3000) < blind)
+    margins = np.where(taken, 1, -1) * (content + learnt * differs)
+    signs = np.where(differs, np.where(taken, 1, -1), 0)
+    return labels_of(margins, signs), fit_noise(margins)
+
+
+@pytest.mark.parametrize(("learnt", "seed"), [(0.5, 0), (1.0, 1), (1.5, 2)])
+def test_blind_labels_are_errors_though_the_model_has_learnt_them_in_part(
+    learnt: float, seed: int
+) -> None:
+    found = explain(*judged(0.5, -1.0, learnt, seed))
+    assert [(finding.kind, finding.trait) for finding in found] == [("excess", "length")]
+
+
+@pytest.mark.parametrize("shift", [-3.0, -1.0, 1.0, 3.0])
+def test_a_taste_that_the_model_has_not_learnt_is_no_error(shift: float) -> None:
+    named = [explain(*judged(0.0, shift, 0.0, seed)) for seed in range(8)]
+    assert sum(finding.kind == "excess" for found in named for finding in found) <= 1
+
+
+def test_what_labels_follow_most_surely_comes_first() -> None:
+    margins = np.abs(margins_of(3000, 0.0, 9)) + 2
+    rng = np.random.default_rng(9)
+    rare, common = np.zeros(3000), np.zeros(3000)
+    rare[:200] = np.where(rng.random(200) < 0.9, 1, -1)
+    common[:2000] = np.where(rng.random(2000) < 0.7, 1, -1)
+    sides = {Trait("common", "it"): common, Trait("rare", "it"): rare}
+    labels = labels_of(margins, rare)
+    labels = replace(labels, sides={key: one.astype(np.int8) for key, one in sides.items()})
+    found = [f.trait for f in explain(labels, fit_noise(margins)) if f.kind == "follows"]
+    assert found == ["rare", "common"]
 
 
 def test_a_side_that_every_label_takes_is_found() -> None:

@@ -14,12 +14,17 @@ margin. Three kinds of finding, each a mean of N_f values with cluster-robust er
 | follows | s_i / 2                                | labels take that side as often as the other |
 
 The held-out model learns a bias only in part, so one that makes labels wrong shows in `excess`; so
-does taste that the model underrates. Taste moves the log odds of every pair, P = (1 - away) F +
-toward (1 - F) with F = sigma(g + D), and hardly touches pairs that the model is sure of; errors add
-a share d to P whatever the content. `excess` is only stated if d, by its efficient score beside the
-best D, has the same sign at the same level. `follows` may be taste. Findings have a false discovery
-rate of 5 % (Benjamini, Hochberg 1995) over all tests together, and an effect that is worth a look
-(`LEAST`).
+does taste that the model underrates. Taste moves the log odds of every pair, and hardly touches
+pairs that the model is sure of. Labels that take a side whatever the content take it there too:
+
+    P(label takes side s | m) = (1 - b) [(1 - e) F + e (1 - F)] + b,    F = sigma(s g + D)
+
+with D the taste, e errors that know no side, and b the share of labels that take the side blindly
+(of those that shun it, for b < 0). `excess` is only stated if its b has the same sign and b = 0 is
+rejected (likelihood ratio, one-sided 5 %). Findings have a false discovery rate of 5 % (Benjamini,
+Hochberg 1995) over all tests of means together, and an effect that is worth a look (`LEAST`). A
+group must also have a flip rate above the crowd's. `follows` may be taste; the side that labels
+take or shun most surely comes first.
 """
 
 from __future__ import annotations
@@ -30,10 +35,12 @@ from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from scipy.special import expit, ndtr, ndtri
 
 from noisescope.scoring.annotators import Annotator, annotator_table
 from noisescope.scoring.clusters import share_interval, widest
+from noisescope.scoring.flip_rate import OVERDISPERSION
 from noisescope.scoring.metrics import MASS, Interval
 from noisescope.scoring.noise_models import Noise
 from noisescope.scoring.scores import SUSPICIOUS
@@ -41,14 +48,17 @@ from noisescope.scoring.traits import Trait
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
 
 Kind = Literal["group", "excess", "follows"]
 #: False discovery rate over all tests.
 LEVEL = 0.05
 #: Smallest effects worth a look, as shares of labels: a model's misfit reaches 2 or 3 points.
 LEAST: Mapping[Kind, float] = {"group": 0.03, "excess": 0.03, "follows": 0.1}
-#: Lowest flip rate of a side in the score of d, whose weights are 1 / P(1 - P); Newton steps for D.
-LOWEST, STEPS, TOLERANCE = 0.02, 30, 1e-8
+#: Largest shift D of the log odds, and share b, that are fitted.
+WIDEST_SHIFT, WIDEST_SHARE = 6.0, 0.95
+#: Nearest that a probability comes to 0 or 1 in a likelihood.
+TINY = 1e-9
 #: Fewest pairs behind a finding.
 FEWEST = 20
 
@@ -106,6 +116,8 @@ class Labels:
 def explain(labels: Labels, noise: Noise) -> list[Finding]:
     """Findings at the false discovery rate `LEVEL`: of wrong labels first, of most labels first.
 
+    Then what all labels follow, by the end of its interval that is nearest to 0.
+
     The rates of `noise` are those of the same N pairs.
     """
     tests: list[Finding] = []
@@ -116,7 +128,14 @@ def explain(labels: Labels, noise: Noise) -> list[Finding]:
     found = [test for test in _discovered(tests) if abs(test.effect.estimate) >= LEAST[test.kind]]
     stated = {test.trait for test in found if test.kind == "excess"}
     kept = [test for test in found if test.kind != "follows" or test.trait not in stated]
-    return sorted(kept, key=lambda test: (test.kind == "follows", -test.labels))
+    return sorted(kept, key=_place)
+
+
+def _place(found: Finding) -> tuple[bool, float]:
+    """The sort key of a finding."""
+    follows = found.kind == "follows"
+    nearest = min(abs(found.effect.low), abs(found.effect.high))
+    return follows, -nearest if follows else -found.labels
 
 
 def _rates(noise: Noise, name: str = "") -> Float:
@@ -143,12 +162,14 @@ def _of_side(trait: Trait, signs: Float, labels: Labels, noise: Noise) -> list[F
     found = []
     for kind in ("excess", "follows"):
         effect, p = _mean(values[kind], clusters)
-        if kind == "excess":
-            scores = _beside(s, noise.single.gap(labels.margins[use]), _rates(noise)[:, use])
-            beside, p_beside = _mean(scores, clusters)
-            p = max(p, p_beside) if effect.estimate * beside.estimate > 0 else 1.0
         if trait.merit * effect.estimate > 0:
             continue  # readers want that: it is no bias
+        if kind == "excess" and abs(effect.estimate) >= LEAST[kind] and p < LEVEL:
+            most = max(noise.single.high, float(_rates(noise)[:, use].mean()))
+            way = np.sign(effect.estimate)
+            odds = way * s * noise.single.gap(labels.margins[use])
+            if not _blind(way * s > 0, odds, most, _design(values[kind], clusters)):
+                p = 1.0
         bad, way = int(suspicious.sum()), np.sign(effect.estimate)
         shown = int((suspicious & (s == way)).sum())
         taken = share_interval((1 + s) / 2, clusters)
@@ -158,28 +179,35 @@ def _of_side(trait: Trait, signs: Float, labels: Labels, noise: Noise) -> list[F
     return found
 
 
-def _beside(s: Float, gap: Float, rates: Float) -> Float:
-    """Efficient scores [n] of d beside a shift D of the log odds (see the module); their mean is d.
+def _blind(taken: Bool, odds: Float, most: float, design: float) -> bool:
+    """Whether some labels take a side whatever the content: b = 0 is rejected (see the module).
 
-    P(label takes side s | m) = (1 - away) F + toward (1 - F) + d, F = sigma(s g + D), with the
-    rates (this, other) [2, n] of `noise_models`.
+    `taken` [n] marks pairs whose label takes the side, `odds` [n] are the model's log odds of that;
+    e is at most `most`. The log likelihood ratio is divided by `design`.
     """
-    taken = s > 0
-    rates = np.maximum(rates, LOWEST)
-    away, toward = np.where(taken, rates, rates[::-1])
-    shift = 0.0
-    for _ in range(STEPS):
-        share = expit(gap * s + shift)
-        p = (1 - away) * share + toward * (1 - share)
-        slope = (1 - away - toward) * share * (1 - share)
-        variance = p * (1 - p)
-        information = max(float((slope**2 / variance).sum()), TOLERANCE)
-        step = float(((taken - p) * slope / variance).sum()) / information
-        shift += float(np.clip(step, -1, 1))
-        if abs(step) < TOLERANCE:
-            break
-    weight = (1 - (slope / variance).sum() / information * slope) / variance
-    return np.asarray((taken - p) * weight / weight.mean())
+
+    def loss(theta: Float) -> float:
+        errors, shift, share = theta
+        odd = expit(odds + shift)
+        p = np.clip((1 - share) * (errors + (1 - 2 * errors) * odd) + share, TINY, 1 - TINY)
+        return -float(np.log(np.where(taken, p, 1 - p)).sum())
+
+    def fitted(start: Sequence[float], widest: float) -> Any:
+        bounds = [(0.0, most), (-WIDEST_SHIFT, WIDEST_SHIFT), (0.0, widest)]
+        return minimize(loss, start, bounds=bounds, method="L-BFGS-B")
+
+    taste = fitted([most / 2, 0.0, 0.0], 0.0)
+    starts = (taste.x, [0.0, taste.x[1] / 2, 0.1], [0.0, -0.5, 0.4])
+    blind = min((fitted(start, WIDEST_SHARE) for start in starts), key=lambda fit: float(fit.fun))
+    ratio = 2 * max(float(taste.fun - blind.fun), 0.0) / design
+    return bool(ndtr(-np.sqrt(ratio)) < LEVEL)
+
+
+def _design(values: Float, clusters: Sequence[Int]) -> float:
+    """How much more than single pairs the clusters make a mean of `values` [n] vary."""
+    centred = values - values.mean()
+    single = widest(centred, [])
+    return max(OVERDISPERSION, (widest(centred, clusters) / single) ** 2 if single else 1.0)
 
 
 def _beyond(effect: Interval, shown: int, bad: int) -> str:
@@ -213,7 +241,7 @@ def _of_group(
         clusters = [own for own in labels.clusters if len(np.unique(own[inside])) > 1]
         one, two = (_mean(against[u], [own[u] for own in clusters])[0] for u in (inside, outside))
         effect, p = _difference(one, two)
-        if effect.estimate > 0:
+        if effect.estimate > 0 and (rows[value].careless or rows[value].contrarian):
             shown = int((inside & labels.suspicious).sum())
             sentence = _group_sentence(f"{name} {value}", rows[value])
             found.append(Finding("group", name, value, effect, count, bad, shown, p, sentence))
