@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import datetime
@@ -75,6 +76,22 @@ def test_the_latest_answer_counts_and_undo_takes_one_back(run):
     assert read_reviews(run).answers == (second, third)
     write(run, {"kind": "undo", "answer": second.id}, {"kind": "undo", "answer": third.id})
     assert read_reviews(run).answers == (first,)
+
+
+def test_many_lines_are_one_write_whose_times_rise(run, monkeypatch):
+    write(run, answer(0).to_json())
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    long_ago = answer(1).to_json() | {"time": "2001-01-01T00:00:00.000000+00:00"}
+    undo = {"kind": "undo", "answer": "none"}
+    lines = (long_ago, undo, long_ago | {"id": "x"}, long_ago | {"id": "y"})
+    Journal(run.directory, "ann").append(*lines)
+    assert len(synced) == 1
+    stored = [json.loads(line) for line in (run.directory / FILE).read_bytes().splitlines()]
+    assert [line.get("id") for line in stored[1:]] == [long_ago["id"], None, "x", "y"]
+    times = [line["time"] for line in stored if "time" in line]
+    assert times == sorted(set(times))
+    assert len(times) == 4
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])

@@ -136,10 +136,9 @@ def import_answers(run: Run, path: Path, reviewer: str) -> dict[str, int]:
         for one in answers
         if known.get((one.reviewer, one.content_id)) != _meaning(one)
     }
-    if new and draw.id not in log.draws:
-        journal.append(draw.to_json())
-    for answer in new.values():
-        journal.append(answer.to_json())
+    if new:
+        drawn = () if draw.id in log.draws else (draw,)
+        journal.append(*(line.to_json() for line in (*drawn, *new.values())))
     others = len(rows) - len(answers)
     return {"imported": len(new), "known before": len(answers) - len(new), "of other pairs": others}
 

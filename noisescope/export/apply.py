@@ -316,10 +316,9 @@ def _record(
         if known.get(place) != (answer.better or answer.answer, row.note):
             new.append(answer)
             known[place] = answer.better or answer.answer, row.note
-    if new and draw.id not in log.draws:
-        held[0].append(draw.to_json())
-    for answer in new:
-        held[0].append(answer.to_json())
+    if new:
+        shown = () if draw.id in log.draws else (draw,)
+        held[0].append(*(line.to_json() for line in (*shown, *new)))
     return len(new)
 
 

@@ -387,20 +387,19 @@ class Journal:
                 hint="Go on there, stop that process, or name somebody else: --reviewer NAME.",
             ) from error
 
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Write one line; it is on disk when this returns. Raises RunError if it cannot be.
+    def append(self, *lines: Mapping[str, Any]) -> None:
+        """Write lines; they are on disk when this returns. Raises RunError, and writes none, if
+        they cannot be.
 
-        Its time is later than that of the line before, also if the clock was set back: the latest
-        answer counts.
+        The time of each is later than that of the line before, also if the clock was set back: the
+        latest answer counts.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
         try:
             descriptor = os.open(self.path, flags, 0o666)
             try:
                 with _alone(descriptor):
-                    timed = dict(line) | _later(line, _mend(descriptor))
-                    data = json.dumps(timed, separators=(",", ":")).encode() + b"\n"
-                    append(descriptor, data)
+                    append(descriptor, b"".join(_timed(lines, _mend(descriptor))))
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -439,6 +438,15 @@ def _mend(descriptor: int) -> bytes:
         return data[:kept]
     os.write(descriptor, b"\n")
     return data
+
+
+def _timed(lines: Iterable[Mapping[str, Any]], before: bytes) -> Iterator[bytes]:
+    """The text of each line, with a time after those of the lines `before` it."""
+    for line in lines:
+        stated = dict(line) | _later(line, before)
+        text = json.dumps(stated, separators=(",", ":")).encode() + b"\n"
+        before = text if "time" in stated else before
+        yield text
 
 
 def _later(line: Mapping[str, Any], before: bytes) -> dict[str, str]:
