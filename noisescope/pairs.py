@@ -226,8 +226,9 @@ class PreferenceDataset:
     """Pairs of one dataset, with where they came from and what was set aside.
 
     `resolved` is the full name of what a user's short name turned out to mean; `adapter` the
-    recognised format; `images` maps an image key to its bytes for image datasets. `reread` streams
-    the source again; `flipped` is true for a copy that `noisescope flip` wrote.
+    recognised format; `images` maps an image key to its bytes for image datasets. `reading` holds
+    the options by which it was read (format, columns, pairs, limit). `reread` streams the source
+    again; `flipped` is true for a copy that `noisescope flip` wrote.
     """
 
     name: str
@@ -240,6 +241,7 @@ class PreferenceDataset:
     images: ImageStore | None = None
     columns: dict[str, str] = field(default_factory=dict)
     pairs: str = "all"
+    reading: Mapping[str, Any] = field(default_factory=dict)
     reread: Reread | None = None
     flipped: bool = False
 

@@ -183,7 +183,11 @@ def test_texts_about_pictures_that_are_not_there() -> None:
 
 
 def test_texts_about_a_picture_keep_their_question_if_judged_alone() -> None:
-    assert first(read("schemas/rlaif_v.parquet", format="trl"))["prompt"] == ASKED
+    alone = read("schemas/rlaif_v.parquet", format="trl", columns="images=")
+    assert first(alone)["prompt"] == ASKED
+    with pytest.raises(DataError, match="--format trl reads texts, and image, ") as caught:
+        read("schemas/rlaif_v.parquet", format="trl")
+    assert "--columns images=image" in str(caught.value.hint)
 
 
 def test_tools_are_part_of_the_prompt() -> None:

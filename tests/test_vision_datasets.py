@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.tiny_vision import photo
+from helpers.toy_run import scored_run
 
 from noisescope.datasets import Row, load, read_pairs, recognise
 from noisescope.datasets.flip.copy import plant
@@ -15,10 +20,14 @@ from noisescope.datasets.flip.plan import FlipPlan
 from noisescope.datasets.image_store import Gallery
 from noisescope.datasets.images import image_key
 from noisescope.datasets.in_memory import load_table
-from noisescope.datasets.load import load_again
+from noisescope.datasets.load import load_again, restored
 from noisescope.datasets.sources import open_source
 from noisescope.errors import DataError
+from noisescope.export.apply import apply_decisions, read_decisions
+from noisescope.export.clean import export_clean
+from noisescope.export.removal import CleanPolicy
 from noisescope.pairs import Fault, Pair
+from noisescope.storage.run import dataset_words
 
 ONE, TWO = photo(0), photo(1)
 A, B = image_key(ONE), image_key(TWO)
@@ -62,6 +71,41 @@ def test_pictures_are_in_the_prompt_where_its_parts_are() -> None:
     assert third.turns[0].content == f"<image:{A}>\n<image:{B}>\nWhat?"
 
 
+def numbered(*indices: Any) -> list[dict[str, Any]]:
+    content = [{"type": "image", "text": None, "index": index} for index in indices]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": "?", "index": None}]}]
+
+
+def test_parts_show_the_pictures_that_their_indices_name() -> None:
+    rows = [
+        trl(images=(ONE, TWO), prompt=numbered(*order))
+        for order in ((1, 0), (0, 1), (1.0, None), (1, 2), (0, 0), (-1, 0), ("a", 0))
+    ]
+    swapped, same, *bad = outcomes(*rows)
+    empty = json.loads(json.dumps(rows[0]["prompt"]).replace("null", '""'))
+    assert outcomes(trl(images=(ONE, TWO), prompt=empty))[0] == swapped
+    assert swapped.turns[0].content == f"<image:{B}>\n<image:{A}>\n?"
+    assert same.turns[0].content == f"<image:{A}>\n<image:{B}>\n?"
+    details = ("(index 1, 1)", "(index 1, 2)", "(index 0, 0)", "picture is -1", "picture is a")
+    assert all(detail in fault.detail for detail, fault in zip(details, bad, strict=True))
+
+
+def test_rows_without_pictures_are_read_as_texts() -> None:
+    none = ({"images": None}, {"images": []}, {"images": "[]"})
+    shown, *plain = outcomes(trl("What?"), *(trl("What?") | one for one in none))
+    assert shown.turns[0].content == f"<image:{A}>\nWhat?"
+    assert [pair.turns[0].content for pair in plain] == ["What?"] * 3
+
+
+def test_pictures_listed_in_json_text_are_read(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(ONE)
+    (tmp_path / "dog.png").write_bytes(TWO)
+    rows = [PLAIN | {"images": cell} for cell in ('["cat.png", "dog.png"]', '["dog.png"]', "[]")]
+    found = outcomes(*rows, folder=tmp_path)
+    ends = [f"<image:{A}>\n<image:{B}>\n", f"<image:{B}>\n", ""]
+    assert [pair.prompt for pair in found] == [f"{end}What is it?" for end in ends]
+
+
 def test_a_pair_about_another_picture_is_another_pair() -> None:
     one, other, again = outcomes(
         trl(None, "What?"), trl(None, "What?", images=(TWO,)), trl("What?")
@@ -74,8 +118,8 @@ def test_a_pair_about_another_picture_is_another_pair() -> None:
 @pytest.mark.parametrize(
     ("change", "detail"),
     [
-        ({"images": None}, "holds no picture"),
-        ({"images": []}, "holds no picture"),
+        ({"images": None}, "holds no picture, and 1 parts"),
+        ({"images": []}, "holds no picture, and 1 parts"),
         ({"images": [stored(b"")]}, "expected an image"),
         ({"images": [stored(ONE[:60])]}, "broken image"),
         ({"images": [stored(ONE), stored(TWO)]}, "2 pictures, and 1"),
@@ -129,6 +173,7 @@ def test_other_schemas(tmp_path: Path) -> None:
         {"video": "film.mp4"},
         {"image": ONE, "video": "film.mp4"},
         {"image": "a number in another file"},
+        {"screen": base64.b64encode(ONE).decode()},
     ],
 )
 def test_what_would_be_lost_is_refused(more: dict[str, Any]) -> None:
@@ -160,14 +205,22 @@ def test_rated_answers_about_one_picture_are_a_group() -> None:
     assert len({pair.group for pair in pairs}) == 2
 
 
+def with_files(folder: Path, count: int = 12) -> Path:
+    """Pairs beside their pictures, half of which are in the folder named after the file."""
+    (folder / "pictures").mkdir()
+    (folder / "pairs").mkdir()
+    rows = []
+    for at in range(count):
+        name = ("pictures/{}.png", "{}.png")[at % 2].format(at)
+        (folder / ("pairs" if at % 2 else ".") / name).write_bytes(photo(at))
+        rows.append(PLAIN | {"image": json.dumps([name]), "chosen": "A cat, " + "m" * 300})
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def test_a_dataset_is_read_again_and_flipped_with_its_pictures(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    lines = []
-    for at in range(12):
-        (tmp_path / "pictures" / f"{at}.png").write_bytes(photo(at))
-        lines.append(json.dumps(PLAIN | {"image": f"pictures/{at}.png"}))
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("\n".join(lines))
+    path = with_files(tmp_path)
     found = load(path)
     assert (found.modality, len(found), found.facts.duplicates) == ("vision", 12, 0)
     manifest = {"adapter": found.adapter, "columns": found.columns, "modality": found.modality}
@@ -195,3 +248,122 @@ def test_large_pictures_stay_on_disk() -> None:
     list(read_pairs([Row("rows", 0, row)], recognise([row]), gallery=gallery))
     assert not gallery.held
     assert gallery.store().get(A) == ONE
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"screen": stored(ONE)}, {"jpg": ONE}, {"screen": "cat.png"}, {"x": '["cat.png"]'}],
+)
+def test_pictures_are_found_by_what_a_column_holds(more: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(ONE)
+    (pair,) = outcomes(PLAIN | more, folder=tmp_path)
+    assert pair.prompt == f"<image:{A}>\nWhat is it?"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"hash": b"\x01\x02"}, {"link": "https://a.org/b"}, {"n": 3}, {"note": "drawn from a.png"}],
+)
+def test_other_columns_are_not_taken_for_pictures(more: dict[str, Any]) -> None:
+    assert recognise([PLAIN | more]).modality == "text"
+
+
+def test_one_picture_file_among_others_is_a_name() -> None:
+    rows = [PLAIN | {"question": f"Is it {at}?", "file": at} for at in ("a.py", "b.png", "c.py")]
+    assert recognise(rows).modality == "text"
+
+
+def test_places_without_pictures_are_refused_unless_few_or_stated() -> None:
+    rows = [PLAIN | {"question": f"<image> What is {at}?", "id": at} for at in range(12)]
+    with pytest.raises(DataError, match="12 of 12 prompts have a place") as caught:
+        load_table(rows)
+    assert "--columns images=" in str(caught.value.hint)
+    stated = load_table(rows, columns={"images": ""})
+    assert (stated.modality, stated.facts.notes) == ("text", ())
+    late = [PLAIN | {"question": f"What is {at}?"} for at in range(108)]
+    with pytest.raises(DataError, match="12 of 119 prompts"):
+        load_table(late[1:] + rows)
+    few = load_table(late + rows)
+    assert any("12 of 120 prompts have a place" in note for note in few.facts.notes)
+
+
+def late(column: str, cell: Any, *, empty: bool) -> list[dict[str, Any]]:
+    rows = [PLAIN | {"question": f"What is {at}?"} for at in range(120)]
+    first = [row | {column: None} for row in rows[:-1]] if empty else rows[:-1]
+    return [*first, rows[-1] | {column: cell}]
+
+
+@pytest.mark.parametrize("column", ["image", "screenshot"])
+@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_pictures_after_the_sample_are_not_dropped(
+    column: str, empty: bool, ending: str, tmp_path: Path
+) -> None:
+    (tmp_path / "cat.png").write_bytes(ONE)
+    path = tmp_path / f"pairs.{ending}"
+    rows = late(column, "cat.png", empty=empty)
+    if ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist([{column: None} | row for row in rows]), path)
+    place = f"{column} may hold a picture in pairs.{ending}:120"
+    with pytest.raises(DataError, match=place) as caught:
+        load(path)
+    if ending == "jsonl" and not empty:
+        assert "Give the first row" in str(caught.value.hint)
+        path.write_text(path.read_text().replace("{", f'{{"{column}": null, ', 1))
+    assert load(path, columns="images=").modality == "text"
+    shown = load(path, columns=f"images={column}")
+    assert (shown.modality, len(shown)) == ("vision", 120)
+    assert "119 of 120 prompts show no picture" in shown.facts.notes
+
+
+def test_a_format_of_texts_is_not_read_without_the_pictures() -> None:
+    row = {"prompt": "What?", "chosen": "A cat.", "rejected": "A dog.", "images": [stored(ONE)]}
+    with pytest.raises(DataError, match="--format trl reads texts") as caught:
+        recognise([row], format="trl")
+    assert "--format trl_vision" in str(caught.value.hint)
+    assert recognise([row], format="trl_vision").modality == "vision"
+
+
+def test_ignored_pictures_are_ignored_when_a_run_is_read_again() -> None:
+    rows = [PLAIN | {"question": f"What is {at}?", "image": stored(ONE)} for at in range(12)]
+    found = load_table(rows, columns="images=")
+    manifest = {"adapter": found.adapter, "columns": found.columns, "reading": found.reading}
+    words = shlex.split(dataset_words(manifest, "pairs"))
+    assert words == ["pairs", "--columns", "images="]
+    again = load_table(rows, columns=words[2])
+    assert (again.modality, again.fingerprint) == ("text", found.fingerprint)
+    known = restored(manifest)
+    assert known is not None
+    assert known.stated
+    assert "images" not in known.roles
+
+
+def test_clean_and_corrected_copies_have_their_pictures(tmp_path: Path) -> None:
+    source = open_source(with_files(tmp_path, 60))
+    found = load(tmp_path / "pairs.jsonl")
+    first = found.table["pair_id"][0]
+    scores = scored_run(found, tmp_path / "runs" / "r")
+    export_clean(scores, source, CleanPolicy(drop_top=0.05), tmp_path / "clean")
+    decisions = tmp_path / "decisions.csv"
+    decisions.write_text(f"pair_id,decision\n{first},drop\n")
+    done = read_decisions(decisions)
+    apply_decisions(scores, source, done, tmp_path / "applied", reviewer="ann")
+    for name, pairs in (("clean", 57), ("applied", 59)):
+        copy = load(tmp_path / name)
+        assert (len(copy), copy.facts.rejected) == (pairs, {})
+        assert len(list((tmp_path / name).rglob("*.png"))) == pairs
+
+
+def test_a_data_file_that_a_row_names_is_not_linked(tmp_path: Path) -> None:
+    source = tmp_path / "data"
+    source.mkdir()
+    row = PLAIN | {"image": stored(ONE), "made_from": "b.parquet"}
+    rows = [row | {"question": f"What is {at}?"} for at in range(60)]
+    for name in ("a", "b"):
+        pq.write_table(pa.Table.from_pylist(rows), source / f"{name}.parquet")
+    before = (source / "b.parquet").read_bytes()
+    scores = scored_run(load(source), tmp_path / "runs" / "r")
+    export_clean(scores, open_source(source), CleanPolicy(drop_top=0.1), tmp_path / "clean")
+    assert (source / "b.parquet").read_bytes() == before

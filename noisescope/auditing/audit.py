@@ -78,6 +78,7 @@ class Origin:
     command: str
     columns: Mapping[str, str] | None = None
     pairs_of: str = "all"
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
 
 @final
@@ -168,6 +169,7 @@ class Job:
             command,
             dataset.columns,
             dataset.pairs,
+            dataset.reading,
         )
         return cls(dataset, policy, config, plan, origin, sources)
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noisescope.datasets.adapters.cells import RawRow, RowFault, as_json, decoded, kind, unexpected
+from noisescope.datasets.adapters.names import MEDIA
 from noisescope.pairs import Message
 
 #: How a role is written in a readable prompt.
@@ -218,10 +219,15 @@ def _content(content: object, column: str) -> str:
     texts = []
     for part in content:
         value = part.get("text") if isinstance(part, Mapping) else part
-        if not isinstance(value, str):
+        if not isinstance(value, str) or _is_media(part):
             raise RowFault("unreadable", f"content in {column} is not only text")
         texts.append(value)
     return "\n".join(texts)
+
+
+def _is_media(part: object) -> bool:
+    """Whether a part of a content list is a picture, a film or sound, whatever text it has too."""
+    return isinstance(part, Mapping) and MEDIA.search(str(part.get("type"))) is not None
 
 
 def _json(value: object) -> str:

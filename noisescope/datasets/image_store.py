@@ -9,8 +9,8 @@ streams and lists, a temporary file on disk.
 A row of any image format may also contain the caption's own image, in the column REFERENCE.
 
 Texts about pictures name the column of the prompt's pictures (`Schema.roles["images"]`): `admit`
-writes each into the prompt by its content key, in the place of PLACE, or else before the text
-of the first user turn.
+writes each into the prompt by its content key, at its place (PLACES), or else before the text of
+the first user turn. Rows without pictures stay texts.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
-from noisescope.datasets.adapters.cells import RowFault, is_missing, kind, shortened, value
+from noisescope.datasets.adapters.cells import RowFault, decoded, is_missing, kind, shortened, value
 from noisescope.datasets.adapters.schema import Schema
-from noisescope.datasets.adapters.vision import PLACE
+from noisescope.datasets.adapters.vision import PLACE, PLACES
 from noisescope.datasets.conversations import rendered
 from noisescope.datasets.images import MAX_BYTES, Location, Spool, StoredImages, check, image_key
 from noisescope.datasets.readers import Row
@@ -71,7 +71,8 @@ class Gallery:
         Raises RowFault: `unreadable` for a missing or broken image, `identical sides`.
         """
         if self.prompts is not None:
-            return _shown(pair, [self._key(row, path) for path in _paths(row, self.prompts)])
+            paths = _paths(row, self.prompts)
+            return _shown(pair, [self._key(row, path) for path in paths], self.prompts)
         chosen, rejected = (self._key(row, side) for side in (pair.chosen, pair.rejected))
         if chosen == rejected:
             raise RowFault("identical sides", f"image {chosen}")
@@ -110,36 +111,38 @@ class Gallery:
 
 
 def _paths(row: Row, path: str) -> list[str]:
-    """Paths of the pictures in a cell that is one, or a list of them. Raises RowFault for none."""
+    """Paths of the pictures in a cell: of one, of a list of them (or its JSON text), or of none."""
     found = value(row.values or {}, path)
+    found = decoded(found) if isinstance(found, str) else found
     if is_missing(found):
-        raise RowFault("unreadable", f"{path} holds no picture")
+        return []
     several = isinstance(found, (list, tuple))
     return [f"{path}.{number}" for number in range(len(found))] if several else [path]
 
 
-def _shown(pair: Pair, keys: list[str]) -> Pair:
-    """The pair with pictures by content key in its prompt, in order."""
+def _shown(pair: Pair, keys: list[str], path: str) -> Pair:
+    """The pair with pictures by content key in its prompt, in the order of its PLACES."""
     turns = list(pair.turns or (Message("user", pair.prompt),))
     sides = (pair.chosen, pair.rejected)
     if any(PICTURE.search(text) for text in (*(turn.content for turn in turns), *sides)):
         raise RowFault("unreadable", "a text holds <image:...> as noisescope writes pictures")
-    if any(PLACE in side for side in sides):
+    if any(PLACES.search(side) for side in sides):
         raise RowFault("unreadable", f"a response holds a picture or {PLACE}")
     marks = [f"<image:{key}>" for key in keys]
-    places = sum(turn.content.count(PLACE) for turn in turns)
-    if not places:
+    numbers = [found for turn in turns for found in PLACES.findall(turn.content)]
+    order = [int(number) if number else at for at, number in enumerate(numbers)]  # of pictures
+    if not order:
         first = next((at for at, turn in enumerate(turns) if turn.role == "user"), 0)
-        text = "\n".join([*[PLACE] * len(marks), turns[first].content])
+        text = "\n".join([*marks, turns[first].content])
         turns[first] = Message(turns[first].role, text)
-    elif places != len(marks):
-        raise RowFault(
-            "unreadable",
-            f"{len(marks)} pictures, and {places} parts or {PLACE} for them in the prompt",
-        )
-    left = iter(marks)
+    elif sorted(order) != list(range(len(marks))):
+        held = f"{len(marks)} pictures" if marks else f"{path} holds no picture"
+        which = f" (index {', '.join(map(str, order))})" if any(numbers) else ""
+        detail = f"{held}, and {len(order)} parts or {PLACE} for them in the prompt{which}"
+        raise RowFault("unreadable", detail)
+    left = iter(order)
     turns = [
-        Message(turn.role, re.sub(PLACE, lambda _: next(left), turn.content)) for turn in turns
+        Message(turn.role, PLACES.sub(lambda _: marks[next(left)], turn.content)) for turn in turns
     ]
     prompt = turns[0].content if pair.turns is None else rendered(turns)
     own = pair.group != digest("group", pair.prompt)
@@ -155,6 +158,7 @@ def _find(row: Row, side: str) -> tuple[bytes, Location | None]:
     """Bytes at path `side` of a row, and their location to read them again."""
     value: Any = row.values
     for step in side.split("."):
+        value = decoded(value) if isinstance(value, str) else value
         if isinstance(value, Mapping) and step in value:
             value = value[step]
         elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
@@ -162,13 +166,15 @@ def _find(row: Row, side: str) -> tuple[bytes, Location | None]:
         else:
             raise RowFault("unreadable", f"{side} is missing")
     column = side
+    value = decoded(value) if isinstance(value, str) else value
     if isinstance(value, Mapping):
         inner = "bytes" if value.get("bytes") else "path"
         value, column = value.get(inner), f"{side}.{inner}"
     if isinstance(value, bytes):
         if not value:
             raise RowFault("unreadable", f"{side}: empty image")
-        return value, None if "." in side else _cell(row, column)
+        inside = "." in side or isinstance((row.values or {}).get(side), str)
+        return value, None if inside else _cell(row, column)
     if isinstance(value, str) and value:
         return _file(row, value)
     raise RowFault("unreadable", f"{side} is {kind(value)}, expected an image")

@@ -18,11 +18,13 @@ from noisescope.datasets.adapters.recognise import recognise
 from noisescope.datasets.adapters.refuse import unused
 from noisescope.datasets.adapters.schema import Schema
 from noisescope.datasets.adapters.table import ADAPTERS
+from noisescope.datasets.adapters.vision import empty_of, empty_places, late_pictures
 from noisescope.datasets.image_store import Gallery
 from noisescope.datasets.readers import NO_ROWS, Row
 from noisescope.datasets.sources import FLIPS, Source, open_source
 from noisescope.errors import DataError, NoisescopeError, UsageError
 from noisescope.pairs import (
+    PICTURE,
     REJECTION_REASONS,
     Facts,
     Fault,
@@ -98,16 +100,20 @@ def read_source(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1", hint="Leave it out to read all.")
     ahead = first_rows(source, limit)
+    reading = reading_of(source, format=format, columns=columns, pairs=pairs)
     schema = schema or schema_of(ahead, source, format=format, columns=columns, pairs=pairs)
     known = [row.values for row in ahead if row.values is not None]
     spare = unused(schema, [name for row in known for name in row])
     tally = Tally()
     gallery = Gallery.of(schema)
-    rows = islice(source.rows(schema.used), limit)
+    wanted = schema.used | empty_of(schema, known)
+    rows = late_pictures(islice(source.rows(wanted), limit), schema, known, source.resolved)
     table = to_table(tally.pairs(read_pairs(rows, schema, tally, gallery)))
     facts = replace(tally.facts(table), unused_columns=tuple(spare))
+    if schema.modality == "text" and not schema.stated:
+        facts = replace(facts, notes=(*facts.notes, *empty_places(table, source.resolved)))
     _check_labels(schema, tally, source)
-    _check_usable(facts, source, limit, fewest)
+    _check_usable(facts, schema, source, limit, fewest)
     _check_prompts(table, schema, spare, source)
     return PreferenceDataset(
         name=slug(source.name),
@@ -120,28 +126,34 @@ def read_source(
         images=gallery.store() if gallery else None,
         columns=dict(schema.roles),
         pairs=schema.pairs,
+        reading=reading | ({"limit": limit} if limit else {}),
         reread=source.rows,
         flipped=source.root is not None and (source.root / FLIPS).is_file(),
     )
 
 
-def schema_of(
-    ahead: Sequence[Row],
+def schema_of(ahead: Sequence[Row], source: Source, **options: Any) -> Schema:
+    """The schema of a source, by its first rows and `reading_of` it."""
+    rows = [row.values for row in ahead if row.values is not None]
+    return recognise(rows, name=source.resolved, **reading_of(source, **options))
+
+
+def reading_of(
     source: Source,
     *,
     format: str | None,
     columns: Mapping[str, str] | str | None,
     pairs: str | None,
-) -> Schema:
-    """The schema of a source, by its first rows, the options and the workspace's entry."""
+) -> dict[str, Any]:
+    """Format, columns and pairs by which a source is read, of those that the options or the
+    workspace's entry name."""
     given = parsed_columns(columns) if isinstance(columns, str) else columns or {}
-    return recognise(
-        [row.values for row in ahead if row.values is not None],
-        format=format or source.format,
-        columns={**(source.columns or {}), **given},
-        pairs=pairs or source.pairs or "all",
-        name=source.resolved,
-    )
+    found = {
+        "format": format or source.format,
+        "columns": {**(source.columns or {}), **given},
+        "pairs": pairs or source.pairs,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def load_again(
@@ -175,7 +187,9 @@ def restored(manifest: Mapping[str, Any]) -> Schema | None:
         return None
     base = ADAPTERS.get(name) or Schema(name, {}, modality=manifest.get("modality", "text"))
     modality = manifest.get("modality", base.modality)
-    return replace(base, roles=roles, pairs=manifest.get("pairs_of", "all"), modality=modality)
+    pairs = manifest.get("pairs_of", "all")
+    stated = "images" in manifest.get("reading", {}).get("columns", {})
+    return replace(base, roles=roles, pairs=pairs, modality=modality, stated=stated)
 
 
 def first_rows(source: Source, limit: int | None = None) -> list[Row]:
@@ -269,6 +283,9 @@ def _notes(table: pa.Table, contradicted: int) -> Iterator[str]:
             f"in {contradicted:,} of {table.num_rows:,} pairs ({share:.0%}) the dataset's own "
             "scores contradict the label: the chosen side has the lower score"
         )
+    shown = pc.sum(pc.match_substring_regex(table["prompt"], PICTURE.pattern)).as_py() or 0
+    if 0 < shown < table.num_rows:
+        yield f"{table.num_rows - shown:,} of {table.num_rows:,} prompts show no picture"
     plain = table.filter(table["turns"].is_null()) if table["turns"].null_count else table[:0]
     for name in ("prompt", "chosen"):
         if not plain.num_rows:
@@ -463,7 +480,9 @@ def _check_prompts(table: pa.Table, schema: Schema, spare: Sequence[str], source
         )
 
 
-def _check_usable(facts: Facts, source: Source, limit: int | None, fewest: int) -> None:
+def _check_usable(
+    facts: Facts, schema: Schema, source: Source, limit: int | None, fewest: int
+) -> None:
     """Raise DataError if too little is left to audit."""
     if facts.pairs >= fewest:
         return
@@ -483,6 +502,9 @@ def _check_usable(facts: Facts, source: Source, limit: int | None, fewest: int) 
         message += f" ({counts}): {shown}" if counts else ""
     if limit and facts.rows >= limit:
         hint = f"--limit {limit} reads {limit:,} rows: raise it."
+    elif schema.modality == "vision":
+        path = schema.roles["images"]
+        hint = f"If {path} holds no pictures of the prompts: --columns images= reads texts alone."
     elif facts.pairs and not set(facts.rejected) - {*SET_ASIDE}:
         hint = "Add more pairs: some hundreds make an estimate."
     else:

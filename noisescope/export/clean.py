@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from noisescope.datasets.flip.copy import copy_images
 from noisescope.datasets.flip.ground_truth import Reversed, read_reversed
 from noisescope.datasets.load import SAMPLE_ROWS
 from noisescope.datasets.rewrite import Decoded, copy_metadata, rewrite
@@ -91,6 +92,9 @@ class Cleaner:
                         if number in planted
                         else self.adapter.flip(values, correction=True)
                     )
+            if self.adapter.modality != "text":
+                kept = [row for index, row in enumerate(rows) if new.get(index, row) is not None]
+                copy_images(kept, file, target.parent)
             return new
 
         rewrite(file, target, change)

@@ -296,8 +296,12 @@ def _number(run: Run) -> int:
 def dataset_words(manifest: Mapping[str, Any], dataset: str | None = None) -> str:
     """The words of a command line that read a run's dataset (or a copy of it) as the run did."""
     words = [str(manifest["resolved"]) if dataset is None else dataset]
-    if manifest.get("adapter") == "columns":  # named with --columns
-        words += ["--columns", ",".join(f"{role}={at}" for role, at in manifest["columns"].items())]
+    reading = dict(manifest.get("reading", {}))
+    if "reading" not in manifest and manifest.get("adapter") == "columns":  # of an older version
+        reading["columns"] = manifest["columns"]
+    if columns := reading.get("columns"):
+        reading["columns"] = ",".join(f"{role}={at}" for role, at in columns.items())
+    words += [part for name, at in reading.items() for part in (f"--{name}", str(at))]
     return shlex.join(words)
 
 

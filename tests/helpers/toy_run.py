@@ -53,7 +53,7 @@ def scored_run(dataset: PreferenceDataset, directory: Path, *, good: bool = True
     trust = {"word": "good", "sentence": "Trusted.", "helps": [], "acts": True}  # marks: "first"
     summary = score_run(run.directory).to_json() | ({"trust": trust} if good else {"chance": True})
     stated = {"resolved": dataset.resolved, "adapter": dataset.adapter, "summary": summary}
-    stated |= {"columns": dataset.columns, "pairs_of": dataset.pairs}
+    stated |= {"columns": dataset.columns, "pairs_of": dataset.pairs, "reading": dataset.reading}
     run.write_manifest(plan.to_json() | stated | {"facts": dataset.facts.to_json()})
     return find_run_scores(str(directory), directory.parent, force=not good)
 

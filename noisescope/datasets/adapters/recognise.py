@@ -62,7 +62,7 @@ def recognise(
     schema = _completed(schema, table, mapped, explicit=format is not None)
     if format is None:
         schema = _with_modality(schema, table)
-        schema = with_pictures(schema, table, mapped)
+    schema = with_pictures(schema, table, mapped, explicit=format is not None)
     schema = of_vision(schema, table)
     refuse_lost(schema, table, mapped)
     family = schema.name if format or mapped else _family(schema, table)

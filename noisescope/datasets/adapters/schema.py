@@ -107,6 +107,7 @@ class Schema:
     `keys` are columns that identify it beyond those of its roles, `twins` pairs of columns that a
     flip exchanges with the sides, `copies` columns that repeat a side, `ids` three columns: id of
     the better side, of a, of b. `transcripts`: both sides are transcripts.
+    `stated`: the user named the column of pictures, or that there is none (`--columns images=`).
     """
 
     name: str
@@ -118,6 +119,7 @@ class Schema:
     ids: tuple[str, str, str] | None = None
     pairs: PairsMode = "all"
     transcripts: bool = False
+    stated: bool = False
     about: str = field(default="", compare=False)
 
     @cached_property

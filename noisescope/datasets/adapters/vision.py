@@ -9,64 +9,108 @@ several columns, are refused, because a model would judge the texts without them
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from noisescope.datasets.adapters.cells import is_missing, key
+from noisescope.datasets.adapters.cells import RowFault, decoded, is_missing, key, shortened
 from noisescope.datasets.adapters.names import IMAGE_NAME, MEDIA, URL
 from noisescope.errors import DataError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from noisescope.datasets.adapters.sample import Sample
     from noisescope.datasets.adapters.schema import Schema
+    from noisescope.datasets.readers import Row
 
 #: The mark of a picture in a text, as in LLaVA's and LLaMA-Factory's files.
 PLACE = "<image>"
+#: A PLACE, or that of the picture with a number, from 0, as parts of messages may give it.
+PLACES = re.compile(r"<image(?: index=(\d+))?>")
+#: Share of prompts with a PLACE from which pictures are missing; below, the text is markup.
+_MANY = 0.1
+#: First bytes of PNG, JPEG, GIF and BMP files; the start of base64 of PNG, JPEG, GIF and WebP.
+_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")
+_ENCODED = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{80}|data:image/")
 _FILM = re.compile(r"(?:^|_)(?:videos?|audios?|frames?)(?:$|_)")
 
 
 def with_places(cell: Any) -> Any:
-    """The cell with PLACE in place of each part {"type": "image"} of a message's content."""
+    """The cell with one of PLACES in place of each part {"type": "image"} of a message's content.
+
+    Raises RowFault for an index that is no whole number.
+    """
     if isinstance(cell, Mapping):
-        if cell.get("type") == "image" and not any(
-            found is not None for name, found in cell.items() if name not in ("type", "index")
+        if cell.get("type") == "image" and all(
+            is_missing(found) for name, found in cell.items() if name not in ("type", "index")
         ):
-            return {"type": "text", "text": PLACE}
+            return {"type": "text", "text": _place(cell.get("index"))}
         return {name: with_places(found) for name, found in cell.items()}
     return [with_places(found) for found in cell] if isinstance(cell, (list, tuple)) else cell
 
 
+def _place(index: Any) -> str:
+    if is_missing(index):
+        return PLACE
+    if not isinstance(index, (int, float)) or index < 0 or index % 1:
+        raise RowFault("unreadable", f"the index of a picture is {shortened(str(index), 20)}")
+    return f"<image index={int(index)}>"
+
+
 def media_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns of rows that may hold pictures, films or sound, by their names."""
-    names = dict.fromkeys(name for row in rows for name in row if MEDIA.search(key(name)))
-    found = {name: [row[name] for row in rows if not is_missing(row.get(name))] for name in names}
-    return [
-        name
-        for name, values in found.items()
-        if not all(isinstance(one, (int, float)) for one in values)
-    ]
+    """Columns of rows that may hold pictures, films or sound, by their names or by their cells."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in names if _is_media(name, _known(row.get(name) for row in rows))]
 
 
-def with_pictures(schema: Schema, table: Sample, mapped: Mapping[str, str]) -> Schema:
+def _known(cells: Iterable[Any]) -> list[Any]:
+    """The cells that are not missing, with JSON text decoded."""
+    whole = (decoded(one) if isinstance(one, str) else one for one in cells)
+    return [one for one in whole if not is_missing(one)]
+
+
+def _is_media(name: str, values: list[Any]) -> bool:
+    """Whether a column with these values may hold pictures, films or sound."""
+    if MEDIA.search(key(name)):
+        return not all(isinstance(one, (int, float)) for one in values)
+    return bool(values) and _all(values, _is_picture)
+
+
+def with_pictures(
+    schema: Schema, table: Sample, mapped: Mapping[str, str], explicit: bool = False
+) -> Schema:
     """The schema with the column that holds the prompt's pictures, if there is one.
 
-    Raises DataError if there may be pictures that would not be read.
+    Raises DataError if there may be pictures that would not be read; a format that the user named
+    (`explicit`) reads those of its own column alone.
     """
-    if schema.modality == "image" or "images" in schema.roles or "images" in mapped:
+    if schema.modality == "image":
+        return schema
+    if "images" in mapped:
+        return replace(schema, stated=True)
+    if "images" in schema.roles:
         return schema
     found = {
-        column: values
+        column: _known(table.values(column))
         for column in media_of(table.rows)
         if column not in schema.used
-        if (values := [one for one in table.values(column) if not is_missing(one)])
     }
     if not found:
         return schema
     whole = [column for column, values in found.items() if _all(values, _is_stored)]
     shown = whole or [column for column, values in found.items() if _all(values, _is_named)]
+    column = shown[0] if shown else next(iter(found))
+    if explicit:
+        usual = schema.shape == "sides" and column == "images"
+        option = "--format trl_vision" if usual else f"--columns images={column}"
+        raise DataError(
+            f"{table.name}: --format {schema.name} reads texts, and {', '.join(found)} may hold "
+            "pictures, films or sound",
+            hint=f"{option} shows a vision-language model what {column} holds; --columns images= "
+            "judges plain texts without their pictures.",
+        )
     if len(shown) != 1 or any(_FILM.search(key(column)) for column in found):
-        column = shown[0] if shown else next(iter(found))
         raise DataError(
             f"{table.name}: its sides are texts about pictures, films or sound "
             f"({', '.join(found)}), and one column of pictures is read",
@@ -74,6 +118,54 @@ def with_pictures(schema: Schema, table: Sample, mapped: Mapping[str, str]) -> S
             "and nothing else; --columns images= judges plain texts without their pictures.",
         )
     return replace(schema, roles={**schema.roles, "images": shown[0]})
+
+
+def empty_places(table: pa.Table, name: str) -> Iterator[str]:
+    """Yield a note on prompts of texts with a PLACE. Raises DataError if they are many."""
+    import pyarrow.compute as pc
+
+    count = pc.sum(pc.match_substring(table["prompt"], PLACE)).as_py() or 0
+    found = f"{count:,} of {table.num_rows:,} prompts have a place for a picture ({PLACE})"
+    if count > _MANY * table.num_rows:
+        raise DataError(
+            f"{name}: {found}, and no column is known to hold pictures",
+            hint="--columns images=COLUMN names it; --columns images= judges plain texts without "
+            "pictures.",
+        )
+    if count:
+        yield f"{found} and are judged as plain texts"
+
+
+def late_pictures(
+    rows: Iterable[Row], schema: Schema, sample: Sequence[Mapping[str, Any]], name: str
+) -> Iterator[Row]:
+    """Pass rows on. Raises DataError at a picture in a column that holds nothing in the sample."""
+    if schema.modality == "image" or schema.stated:
+        yield from rows
+        return
+    seen = schema.used.union(*sample) - empty_of(schema, sample)
+    for row in rows:
+        for column, cell in (row.values or {}).items():
+            if column in seen or not (known := _known([cell])) or not _is_media(column, known):
+                continue
+            named = any(column in one for one in sample)
+            first = "" if named else f'Give the first row "{column}": null too. Then '
+            shown = schema.roles.get("images", column)
+            raise DataError(
+                f"{name}: {column} may hold a picture in {row.source}:{row.number + 1}, and none "
+                f"in the first {len(sample):,} rows, by which columns are recognised",
+                hint=f"{first}--columns images={shown} shows a vision-language model what {shown} "
+                "holds; --columns images= judges plain texts without pictures.",
+            )
+        yield row
+
+
+def empty_of(schema: Schema, sample: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Columns without a role that hold nothing in a sample, and may hold pictures later."""
+    if schema.modality == "image" or schema.stated:
+        return frozenset()
+    names = {name for row in sample for name in row} - schema.used
+    return frozenset(name for name in names if not _known(row.get(name) for row in sample))
 
 
 def of_vision(schema: Schema, table: Sample) -> Schema:
@@ -85,8 +177,8 @@ def of_vision(schema: Schema, table: Sample) -> Schema:
         raise DataError(
             f"{table.name}: pictures in prompts (images={schema.roles['images']}) are not read "
             f"beside {what}",
-            hint="Give text as chosen and rejected, in one row. A picture that pictures should "
-            "look like has the role reference.",
+            hint="Give text as chosen and rejected, in one row, or judge plain texts with "
+            "--columns images=. A picture that pictures should look like has the role reference.",
         )
     return replace(schema, modality="vision")
 
@@ -102,6 +194,15 @@ def _is_stored(found: Any) -> bool:
     return isinstance(found, bytes) or (
         isinstance(found, Mapping) and set(found) == {"bytes", "path"}
     )
+
+
+def _is_picture(found: Any) -> bool:
+    """Whether a value is a picture, whatever its column is called: by its start, or as a path."""
+    if isinstance(found, Mapping) and set(found) == {"bytes", "path"}:
+        found = found["bytes"] or found["path"]
+    if isinstance(found, bytes):
+        return found.startswith(_STARTS) or (found[:4] == b"RIFF" and found[8:12] == b"WEBP")
+    return isinstance(found, str) and bool(IMAGE_NAME.fullmatch(found) or _ENCODED.match(found))
 
 
 def _is_named(found: Any) -> bool:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.datasets.adapters.cells import decoded
 from noisescope.datasets.flip.ground_truth import TRUTH, TruthWriter, decided, next_decisions
 from noisescope.datasets.flip.kinds import Chance
 from noisescope.datasets.flip.plan import (
@@ -34,7 +35,7 @@ from noisescope.datasets.flip.plan import (
     decide,
     score_gaps,
 )
-from noisescope.datasets.readers import Row
+from noisescope.datasets.readers import Row, suffix
 from noisescope.datasets.rewrite import CHUNK_ROWS, Decoded, copy_metadata, rewrite
 from noisescope.errors import UsageError
 from noisescope.pairs import Pair
@@ -72,19 +73,21 @@ def claimed(out: Path, source: Source, plan: FlipPlan) -> Iterator[None]:
         yield
 
 
-def copy_images(rows: Sequence[Decoded], folder: Path, target: Path) -> None:
-    """Give the copy the image files that rows name by a path relative to their own `folder`.
+def copy_images(rows: Sequence[Decoded], file: Path, target: Path) -> None:
+    """Give a copy in the folder `target` the image files that rows of `file` name by a path.
 
-    They are linked (one file under two names) where the file system can, else copied; paths
-    that leave the folder are not followed, as no reader follows them either.
+    Paths are relative to the file's folder, or to the folder named after the file. Image files are
+    linked (one file under two names) where the file system can, else copied; paths that leave the
+    folder are not followed, as no reader follows them either, nor are those of data files.
     """
+    folder = file.parent
     inside = folder.resolve()
-    for _, values, _ in rows:
-        for name in _names(values):
-            source, copy = folder / name, target / name
-            if copy.exists() or not source.is_file():
+    for name in (name for _, values, _ in rows for name in _names(values)):
+        for path in (name, f"{file.stem}/{name}"):
+            source, copy = folder / path, target / path
+            if suffix(source) or copy.exists() or not source.is_file():
                 continue
-            if not source.resolve().is_relative_to(inside) or ".." in Path(name).parts:
+            if not source.resolve().is_relative_to(inside) or ".." in Path(path).parts:
                 continue
             copy.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -95,8 +98,10 @@ def copy_images(rows: Sequence[Decoded], folder: Path, target: Path) -> None:
 
 def _names(value: Any) -> Iterator[str]:
     """Texts in a value that may be paths."""
+    value = decoded(value) if isinstance(value, str) else value
     if isinstance(value, str):
-        if 0 < len(value) <= _LONGEST and value.isprintable() and not Path(value).is_absolute():
+        path = Path(value) if 0 < len(value) <= _LONGEST and value.isprintable() else Path("/")
+        if not path.is_absolute() and all(len(os.fsencode(part)) < 256 for part in path.parts):
             yield value
     elif isinstance(value, Mapping):
         for part in value.values():
@@ -259,7 +264,7 @@ class Planter:
 
         def change(rows: Sequence[Decoded]) -> Mapping[int, Mapping[str, Any]]:
             if self.adapter.modality != "text":
-                copy_images(rows, file.parent, target.parent)
+                copy_images(rows, file, target.parent)
             return self._change(rows, name, file.parent, truth)
 
         write_atomic(target, lambda path: rewrite(file, path, change))
