@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from noisescope.errors import EvidenceError, RunError, UsageError
 from noisescope.training.config import TrainConfig
-from noisescope.training.loop import Piece, clip_norm, train
+from noisescope.training.loop import Piece, clip_norm, sum_gradients, train
 from noisescope.training.objectives import DPO, PairValues
 from noisescope.training.state import Progress
 
@@ -138,6 +138,31 @@ def test_averages_follow_the_live_tensors():
 
     progress = train(one, OBJECTIVE, CONFIG, after_step=follow)
     assert torch.equal(progress.averages[0.5]["theta"], average)
+
+
+def test_gradients_are_summed_in_few_messages(monkeypatch: pytest.MonkeyPatch):
+    """As two equal processes would: each gradient twice its own, one absent, two number types."""
+    shapes = [(3, 2), (5,), (2, 2), (1,), (4,)]
+    tensors = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    tensors[2] = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
+    for number, tensor in enumerate(tensors):
+        tensor.grad = None if number == 1 else torch.randn_like(tensor)
+    before = [torch.zeros_like(t) if t.grad is None else t.grad.clone() for t in tensors]
+    sizes = []
+
+    class Two:
+        def reduce(self, tensor: torch.Tensor, _how: str) -> torch.Tensor:
+            sizes.append(len(tensor))
+            return 2 * tensor
+
+    sum_gradients(tensors, Two())
+    assert sizes == [11, 4, 5]
+    for tensor, own in zip(tensors, before, strict=True):
+        assert torch.equal(tensor.grad, 2 * own)
+    monkeypatch.setattr("noisescope.training.loop.BUCKET", 5)
+    sum_gradients(tensors, Two())
+    assert sizes[3:] == [6, 5, 4, 5]
+    assert torch.equal(tensors[0].grad, 4 * before[0])
 
 
 def test_schedules():

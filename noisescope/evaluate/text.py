@@ -1,8 +1,8 @@
 """Generate responses with a causal language model: batched, greedy or sampled, shared noise.
 
 Sampling is exact: argmax of (log-probabilities + Gumbel noise) is a draw from them (Gumbel 1954).
-The noise is a function of (seed, prompt, position), so two models with the same probabilities of
-a token draw the same token, and differences come from the models.
+The noise is a function of (seed, prompt, position) and the kind of device, so two models with the
+same probabilities of a token draw the same token, and differences come from the models.
 """
 
 from __future__ import annotations
@@ -151,13 +151,15 @@ class Gumbel:
         """Return scores plus the noise of this position."""
         import torch
 
-        position = input_ids.shape[1] - self.width
+        position, where = input_ids.shape[1] - self.width, scores.device
+        kind = torch.float32 if where.type == "mps" else torch.float64  # MPS has no float64
         rows = []
         for seed in self.seeds:
-            source = torch.Generator().manual_seed((seed + position) % (1 << 63))
-            uniform = torch.rand(scores.shape[1], generator=source, dtype=torch.float64)
-            rows.append(-torch.log(-torch.log(uniform.clamp(1e-300, 1 - 1e-16))))
-        return scores + torch.stack(rows).to(scores)
+            source = torch.Generator(where).manual_seed((seed + position) % (1 << 63))
+            rows.append(torch.rand(scores.shape[1], generator=source, dtype=kind, device=where))
+        edge = torch.finfo(kind)
+        uniform = torch.stack(rows).clamp(edge.tiny, 1 - edge.eps / 2)
+        return scores - torch.log(-torch.log(uniform)).to(scores)
 
 
 def noise_seed(seed: int, prompt: Prompt) -> int:

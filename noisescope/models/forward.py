@@ -282,9 +282,11 @@ def mask_of(packed: Packed, device: torch.device, kind: torch.dtype) -> torch.Te
     look, or what is added to attention scores."""
     import torch
 
-    if packed.mask is None:
+    if packed.segments is None:
         return None
-    seen = torch.from_numpy(packed.mask).to(device)[:, None]
+    own, root = torch.from_numpy(packed.segments).to(device)
+    seen: torch.Tensor = own[:, :, None] == own[:, None]
+    seen = (seen | (root[:, :, None] == own[:, None])).tril()[:, None]
     if kind == torch.bool:
         return seen
     mask = torch.zeros(seen.shape, dtype=kind, device=device)

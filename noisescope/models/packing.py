@@ -113,12 +113,16 @@ def corpus_of(
 @final
 @dataclass(frozen=True)
 class Packed:
-    """R rows of T tokens. `slots` points into the corpus' flat store (PADDING where empty)."""
+    """R rows of T tokens. `slots` points into the corpus' flat store (PADDING where empty).
+
+    `segments` number the texts of a row: that of each token, and that of its prompt. A token may
+    look at earlier ones of both; None: at all earlier ones of its row.
+    """
 
     ids: Int  # [R, T]
     positions: Int  # [R, T]
     slots: Int  # [R, T]
-    mask: NDArray[np.bool_] | None  # [R, T, T], True where the row's token may look; None: causal
+    segments: Int | None  # [2, R, T], PADDING where empty
     sources: Int  # [n] flat index into R * T of the state that predicts a token
     targets: Int  # [n] the token
     owners: Int  # [n] index into `items`
@@ -215,17 +219,11 @@ def pack(corpus: Corpus, items: Sequence[int] | Int, capacity: int) -> Packed:
                 targets.append(ids[r, here])
                 owners.append(np.full(size, place, np.int64))
                 at, name = at + size, name + 1
-    mask = None
-    if corpus.shared:
-        own = segment[:, :, None] == segment[:, None, :]
-        mask = np.tril(np.ones((width, width), bool)) & (
-            own | (root[:, :, None] == segment[:, None, :])
-        )
     return Packed(
         ids,
         positions,
         slots,
-        mask,
+        np.stack([segment, root]) if corpus.shared else None,
         np.concatenate(sources),
         np.concatenate(targets),
         np.concatenate(owners),
@@ -241,17 +239,15 @@ def stack(parts: Sequence[Packed]) -> tuple[Packed, tuple[int, ...]]:
     rows = tuple(part.ids.shape[0] for part in parts)
 
     def wide(array: Int, fill: int) -> Int:
-        return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
+        spare = width - array.shape[-1]
+        return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, spare)], constant_values=fill)
 
-    masks, sources, owners = [], [], []
+    segments, sources, owners = [], [], []
     row = item = 0
     for part in parts:
         own = part.ids.shape[1]
-        if part.mask is not None:
-            mask = np.zeros((part.ids.shape[0], width, width), bool)
-            mask[:, :own, :own] = part.mask
-            mask[:, range(own, width), range(own, width)] = True
-            masks.append(mask)
+        if part.segments is not None:
+            segments.append(wide(part.segments, PADDING))
         sources.append((part.sources // own + row) * width + part.sources % own)
         owners.append(part.owners + item)
         row, item = row + part.ids.shape[0], item + len(part.items)
@@ -260,7 +256,7 @@ def stack(parts: Sequence[Packed]) -> tuple[Packed, tuple[int, ...]]:
             np.concatenate([wide(part.ids, 0) for part in parts]),
             np.concatenate([wide(part.positions, 0) for part in parts]),
             np.concatenate([wide(part.slots, PADDING) for part in parts]),
-            np.concatenate(masks) if masks else None,
+            np.concatenate(segments, 1) if segments else None,
             np.concatenate(sources),
             np.concatenate([part.targets for part in parts]),
             np.concatenate(owners),

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: What a step sums over its pairs; `light` counts weights below one half.
 TOTALS = ("loss", "margin", "right", "weight", "light", "pairs", "share")
+#: Gradients summed over processes in one message: 25 MB in float32, as torch's own does.
+BUCKET = 25 * (1 << 20) // 4
 #: Margins at most this far from 0 are ties. Before the first step all are, but for rounding.
 TIE = 1e-5
 #: Loss scale of float16 at which an overflow is an error: there is nothing left to halve.
@@ -209,26 +211,31 @@ def _forward_backward(
     totals: Tensor,
 ) -> None:
     """Forward and backward of one micro-batch."""
-    loss = None
+    import torch
+
+    loss, sums = None, []
+    counts = torch.zeros(2, dtype=torch.float64)
     with accelerator.autocast():
         for piece in learner.pieces(batch):
             part = piece.share * objective(piece.values).mean()
             loss = part if loss is None else loss + part
-            totals += _tally(objective, piece)
-    if loss is not None:
-        totals[0] += float(loss.detach())
-        accelerator.backward(loss)
+            margin = objective.margin(piece.values).detach()
+            sums.append(_sums(margin, piece.values.weight))
+            counts += torch.tensor([len(margin), piece.share], dtype=torch.float64)
+    if loss is None:
+        return
+    accelerator.backward(loss)
+    found = torch.stack([*loss.detach().float()[None], *torch.stack(sums).sum(0)])
+    totals += torch.cat([found.cpu().double(), counts])  # the only wait for the device
 
 
-def _tally(objective: Objective, piece: Piece) -> Tensor:
-    """What a piece adds to a step's `TOTALS`, all but the loss."""
+def _sums(margin: Tensor, weight: Tensor | None) -> Tensor:
+    """Sums over a piece of its margins, `right`, weights, and weights below one half, [4]."""
     import torch
 
-    margin = objective.margin(piece.values).detach()
-    weight = piece.values.weight
     heavy = torch.ones_like(margin) if weight is None else weight.detach()
-    sums = (margin.sum(), right(margin), heavy.sum(), (heavy < 0.5).sum())
-    return torch.tensor([0.0, *map(float, sums), len(margin), piece.share], dtype=torch.float64)
+    found = (margin.sum(), right(margin), heavy.sum(), (heavy < 0.5).sum())
+    return torch.stack([one.float() for one in found])
 
 
 def right(margin: Tensor) -> Tensor:
@@ -245,13 +252,9 @@ def _step(
     step: int,
 ) -> dict[str, float]:
     """Take the optimiser step that the accumulated gradients make; its record."""
-    import torch
-
     if accelerator.num_processes > 1:
         totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
-        for tensor in learner.trainable().values():
-            held = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
-            tensor.grad = accelerator.reduce(held, "sum")
+        sum_gradients(learner.trainable().values(), accelerator)
     found = dict(zip(TOTALS, totals.tolist(), strict=True))
     _check_finite("loss", found["loss"], step)
     rate = config.rate(step)
@@ -270,6 +273,30 @@ def _step(
         "learning_rate": rate,
         "pairs": found["pairs"],
     }
+
+
+def sum_gradients(tensors: Iterable[Tensor], accelerator: Accelerator) -> None:
+    """Sum gradients over processes, up to BUCKET numbers in one message.
+
+    One message a tensor would wait for the network some hundred times a step.
+    """
+    import torch
+
+    parts: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        size, last = tensor.numel(), parts[-1][-1] if parts else None
+        other = last is None or (last.dtype, last.device) != (tensor.dtype, tensor.device)
+        if other or size > room:
+            parts.append([])
+            room = BUCKET
+        parts[-1].append(tensor)
+        room -= size
+    for part in parts:
+        own = [torch.zeros_like(one) if one.grad is None else one.grad for one in part]
+        whole = accelerator.reduce(torch.cat([grad.flatten() for grad in own]), "sum")
+        for tensor, grad in zip(part, whole.split([one.numel() for one in part]), strict=True):
+            tensor.grad = grad.view_as(tensor)
 
 
 def _update(

@@ -192,8 +192,8 @@ def validate(
         with accelerator.autocast():
             values = learner.judge(np.asarray(part, np.int64), VALIDATION_DRAWS[modality])
         margin, loss = objective.margin(values), objective(values)
-        found = (loss.sum(), margin.sum(), right(margin), len(margin))
-        return torch.tensor([float(value) for value in found], dtype=torch.float64)
+        found = torch.stack([loss.sum(), margin.sum(), right(margin)]).cpu().double()
+        return torch.cat([found, torch.tensor([float(len(margin))])])
 
     totals = torch.zeros(4, dtype=torch.float64)
     rank, processes = accelerator.process_index, accelerator.num_processes
