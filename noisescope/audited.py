@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from html import escape
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.errors import UsageError
+from noisescope.errors import DataError, UsageError
 from noisescope.storage.printable import one_line, plural
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.figure import Figure
 
+    from noisescope.datasets import Source
     from noisescope.pairs import ImageStore
     from noisescope.report.explain import Explanation
     from noisescope.scoring.reviews import RunReviews
@@ -43,6 +44,10 @@ class Audited:
     """A finished audit of N pairs, whose files are in `run`."""
 
     run: Run
+
+    def __post_init__(self) -> None:
+        """Keep the run's absolute path, which holds in any working directory."""
+        object.__setattr__(self, "run", replace(self.run, directory=self.run.directory.absolute()))
 
     def to_json(self) -> dict[str, Any]:
         """The object that `noisescope score --json` prints."""
@@ -143,11 +148,9 @@ class Audited:
         `flip_top`, `count`... `output` None is exports/RUN-FORMAT. Raises UsageError for an option
         that the format does not take, EvidenceError for an audit too weak, unless `force`.
         """
-        from noisescope.datasets import open_source
         from noisescope.export.local import TAKES, default_output, export_local
         from noisescope.export.removal import CleanPolicy
         from noisescope.export.run_scores import find_run_scores
-        from noisescope.storage.workspace import find_workspace
 
         refuse_unknown(f"export({format!r})", options, TAKES.get(format, options))
         kept = ("weight", "source", "count", "threshold")
@@ -155,14 +158,14 @@ class Audited:
         done = CleanPolicy(**options, force=force)
         directory = self.run.directory
         scores = find_run_scores(str(directory), directory.parent, force=done.force)
-        target = str(given.pop("source", scores.manifest["resolved"]))
+        named = given.pop("source", None)
         out = default_output(scores, format) if output is None else Path(output)
         export_local(
             scores,
             format,
             out,
             done,
-            source=lambda: open_source(target, workspace=find_workspace()),
+            source=lambda: self._source(named),
             images=self._images,
             **given,
         )
@@ -189,6 +192,28 @@ class Audited:
         session = open_session(self.run, reviewer=who, purpose=purpose, count=count)
         serve(session, self._images(), self.run, note=print, opened=opened)
         return reviews_of(self.run)
+
+    def _source(self, named: str | Path | None) -> Source:
+        """Open the audited dataset, or the files that it is in now. Raises DataError."""
+        from noisescope.datasets import open_source
+        from noisescope.datasets.in_memory import IN_MEMORY
+        from noisescope.storage.workspace import find_workspace
+
+        resolved = str(self.run.manifest()["resolved"])
+        try:
+            return open_source(named or resolved, workspace=find_workspace())
+        except DataError as error:
+            if named:
+                raise
+            in_memory = resolved.endswith(IN_MEMORY)
+            first = 'Save the table, such as to "pairs.parquet": ' if in_memory else ""
+            raise DataError(
+                "a clean copy is made of files, and the audited pairs were a table in memory"
+                if in_memory
+                else f"the audited dataset cannot be opened from {Path.cwd()}: {error.message}",
+                hint=f'{first}result.export("clean", source="PATH"). result.export("trl") writes '
+                "the pairs without it.",
+            ) from error
 
     def _images(self) -> ImageStore | None:
         """The pictures of an image run, with a warning where its dataset cannot be read."""

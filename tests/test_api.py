@@ -14,11 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.tiny_models import save, tiny_llama, tiny_tokenizer
+from helpers.toy_run import rows as toy_rows
+from helpers.toy_run import scored_run
 from user_script import suspicious
 
 import noisescope
 import noisescope.errors
 from noisescope.datasets.in_memory import as_table, load_table
+from noisescope.storage.run import Run
 
 EVIDENCE = noisescope.EvidenceConfig(replicas=2, folds=2)
 ROWS = [
@@ -221,6 +224,22 @@ def test_an_audit_typed_again_computes_nothing(
                     again(**change)
             with pytest.raises(LookupError):
                 again([*ROWS[:-1], ROWS[-1] | {"annotator": "ann"}])
+
+
+def test_a_result_holds_in_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = toy_rows()
+    scored_run(load_table(table), Path("runs/pairs-1"))
+    result = noisescope.Audited(Run(Path("runs/pairs-1")))
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    assert result.suspects(3).num_rows == 3
+    with pytest.raises(noisescope.errors.DataError, match="were a table in memory") as caught:
+        result.export("clean", drop_top=0.1)
+    assert 'result.export("clean", source="PATH")' in caught.value.hint
+    pq.write_table(pa.Table.from_pylist(table), "saved.parquet")
+    made = result.export("clean", drop_top=0.1, source="saved.parquet")
+    assert pq.read_table(made / "saved.parquet").num_rows == 108
 
 
 def test_a_finished_audit_explains_draws_reports_and_exports(

@@ -425,7 +425,11 @@ def test_given_pair_ids_are_text_and_unique(tmp_path: Path) -> None:
     ids: list[Any] = [7, 7.0, "7", "7~2", None, "", True, 8, 8, "8~2", 9, 10]
     rows = [dict(row, pair_id=id) for row, id in zip(our_rows(), ids, strict=True)]
     (tmp_path / "a.jsonl").write_bytes(lines(rows))
-    table = load(tmp_path / "a.jsonl").table
+    found = load(tmp_path / "a.jsonl")
+    table = found.table
+    assert any(
+        "5 of 12 pairs repeat the id of an earlier one" in note for note in found.facts.notes
+    )
     names = table["pair_id"].to_pylist()
     assert len(set(names)) == 12
     assert names[:4] == ["7", "7~2", "7~3", "7~2~2"]

@@ -224,6 +224,18 @@ def test_the_dataset_s_own_sources_come_before_its_files(tmp_path: Path) -> None
     assert "Labels of source web-0 are reversed" in first.sentence
 
 
+def test_prompts_without_pictures_are_a_group(tmp_path: Path) -> None:
+    margins = margins_of(600, 0.05, 8)
+    margins[::4] *= -1
+    picture = f"<image:{'0' * 20}>"
+    pairs = [
+        replace(pair, prompt=f"{picture if index % 4 else ''}{pair.prompt}")
+        for index, pair in enumerate(made_pairs(600))
+    ]
+    first = explain_run(made_run(tmp_path, pairs, margins)).findings[0]
+    assert "Labels of prompts without pictures are reversed" in first.sentence
+
+
 def png(grey: int, size: tuple[int, int] = (8, 8)) -> bytes:
     sink = io.BytesIO()
     Image.new("RGB", size, (grey, grey, grey)).save(sink, "PNG")

@@ -453,6 +453,20 @@ def test_clean_refuses_a_source_that_changed(scored: RunScores, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_renamed_source_with_other_lines_is_cleaned_alike(
+    tmp_path: Path, scored: RunScores
+) -> None:
+    source, moved = tmp_path / "toy.jsonl", tmp_path / "moved.jsonl"
+    moved.write_bytes(b"\n\n" + source.read_bytes().replace(b"\n", b"\n\n"))
+    copies = []
+    for file in (source, moved):
+        out = tmp_path / file.stem
+        export_clean(scored, open_source(file), CleanPolicy(drop_top=0.1), out)
+        copies.append([line for line in (out / file.name).read_bytes().split(b"\n") if line])
+    assert copies[0] == copies[1]
+    assert len(copies[0]) == 108
+
+
 def test_clean_refuses_rows_of_several_pairs(tmp_path: Path) -> None:
     path = tmp_path / "toy.jsonl"
     write_lines(path, rows())

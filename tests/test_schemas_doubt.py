@@ -172,6 +172,12 @@ def test_texts_for_a_missing_answer_are_no_answers() -> None:
     assert read(SIDES | {"rejected": [*texts]}).facts.rejected == {"empty response": 2}
 
 
+def test_a_label_of_nothing_but_ties_is_refused_as_such() -> None:
+    with pytest.raises(DataError, match=r"winner is a tie \(tie\) in all of the first") as caught:
+        read(TWO | {"winner": "tie"})
+    assert "a_wins=VALUE,b_wins=VALUE,tie=tie" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     ("cells", "ties"),
     [

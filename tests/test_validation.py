@@ -349,6 +349,15 @@ def test_wrong_truth_files_are_named(run: Run, tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["x"]}), path)
     with pytest.raises(DataError, match="needs pair_id and mislabelled"):
         validate_truth(run, path)
+    empty, folder = tmp_path / "empty.jsonl", tmp_path / "pictures"
+    empty.touch()
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"\x89PNG")
+    wrong = {empty: "is empty", folder: "is a directory", tmp_path / "x.csv": "does not exist"}
+    for given, trouble in wrong.items():
+        with pytest.raises(DataError, match=f"{given.name} {trouble}") as caught:
+            validate_truth(run, given)
+        assert "columns pair_id and mislabelled" in caught.value.hint
     pq.write_table(pa.table({"pair_id": ["x"], "mislabelled": [True]}), path)
     with pytest.raises(DataError, match="names none of the run's pairs"):
         validate_truth(run, path)

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+#: What the full name of a table in memory ends in.
+IN_MEMORY = " (a table in memory)"
+
+
 @runtime_checkable
 class ArrowStream(Protocol):
     """Any table that speaks Arrow's PyCapsule interface: polars, pandas, pyarrow, DuckDB."""
@@ -44,7 +48,7 @@ def load_table(
     no format fits or fewer than ten pairs are usable.
     """
     table = as_table(frame)
-    full = f"{name} (a table in memory)"
+    full = f"{name}{IN_MEMORY}"
     source = Source(name, full, full, lambda columns=None: _rows(table, name, columns))
     return read_source(source, format=format, columns=columns, pairs=pairs, limit=limit)
 

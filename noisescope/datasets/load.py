@@ -112,6 +112,8 @@ def read_source(
     facts = replace(tally.facts(table), unused_columns=tuple(spare))
     if schema.modality == "text" and not schema.stated:
         facts = replace(facts, notes=(*facts.notes, *empty_places(table, source.resolved)))
+    if path := schema.roles.get("pair_id"):
+        facts = replace(facts, notes=(*facts.notes, *_repeated_ids(table, path)))
     _check_labels(schema, tally, source)
     _check_usable(facts, schema, source, limit, fewest)
     _check_prompts(table, schema, spare, source)
@@ -302,6 +304,20 @@ def _notes(table: pa.Table, contradicted: int) -> Iterator[str]:
                 "are with --chat-template never"
             )
             break
+
+
+def _repeated_ids(table: pa.Table, path: str) -> Iterator[str]:
+    """Yield a note on the pairs whose own id is that of an earlier pair (`pairs.unused`)."""
+    import pyarrow.compute as pc
+
+    ids = table["pair_id"]
+    stated = pc.replace_substring_regex(ids, r"~[0-9]+$", "")
+    count = pc.sum(pc.and_(pc.not_equal(ids, stated), pc.is_in(stated, ids))).as_py() or 0
+    if count:
+        yield (
+            f"{count:,} of {table.num_rows:,} pairs repeat the id of an earlier one ({path}), so "
+            "that theirs ends in ~2, ~3 and so on; a truth file must name them so"
+        )
 
 
 def _distinct(table: pa.Table, *columns: str) -> int:

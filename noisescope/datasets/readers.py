@@ -39,6 +39,7 @@ _BOM = b"\xef\xbb\xbf"
 _HEAD, _FEWEST_ODD = 1 << 20, 3
 #: Keys of pandas' JSON by orient="split": columns, index, data.
 _SPLIT_KEYS = 3
+_TABLES = "Give a Parquet, CSV or JSON-lines file."
 _ENDINGS = "Use Parquet, JSON lines (also .gz), a JSON array, CSV, or a saved dataset directory."
 
 
@@ -307,6 +308,11 @@ def read_table(path: Path) -> pa.Table:
     import pyarrow as pa
 
     name = path.name.lower()
+    if not path.exists():
+        raise DataError(f"{path} does not exist", hint=_TABLES)
+    if path.is_dir() or not path.stat().st_size:
+        trouble = "a directory" if path.is_dir() else "empty"
+        raise DataError(f"{path} is {trouble}", hint=_TABLES)
     try:
         if name.endswith((".csv", ".csv.gz")):
             from pyarrow import csv as arrow_csv
@@ -324,7 +330,7 @@ def read_table(path: Path) -> pa.Table:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"{path} cannot be read: {first_line(error)}",
-            hint="Give a Parquet, CSV or JSON-lines file.",
+            hint=_TABLES,
         ) from error
 
 

@@ -49,7 +49,8 @@ SIZES = ("splits", "dataset_size", "download_size", "size_in_bytes", "download_c
 class Cleaner:
     """The changes to a source, made by `plan_cleaning`, which checks everything first.
 
-    `planted` has the rows that `noisescope flip` reversed, if it wrote the source.
+    `changes` has the action of each row that changes, by file and row number; `planted` the rows
+    that `noisescope flip` reversed, if it wrote the source.
     """
 
     scores: RunScores
@@ -58,17 +59,18 @@ class Cleaner:
     adapter: Adapter
     words: str
     actions: Actions
+    changes: Mapping[str, Mapping[int, int]]
     planted: Reversed | None = None
     format: str = "clean"
 
     def fill(self, folder: Path, data: Path) -> None:
         """Write the changed files to `data`, and `decisions.parquet` to `folder`."""
-        changes = write_decisions(self.scores, self.actions, folder / DECISIONS)
+        write_decisions(self.scores, self.actions, folder / DECISIONS)
         for file in self.source.files:
             inside = file.is_relative_to(self.root)
             name = file.relative_to(self.root).as_posix() if inside else file.name
             (data / name).parent.mkdir(parents=True, exist_ok=True)
-            self._copy(file, data / name, changes.get(name, {}))
+            self._copy(file, data / name, self.changes.get(name, {}))
         change = (self.format, self.words)
         copy_metadata(self.source.files, self.root, data, change, drop=SIZES)
 
@@ -140,12 +142,12 @@ def plan_copy(
             f"{source.resolved}: {adapter.name} cannot be written back flipped: {reason}",
             hint=f"Drop pairs instead of flipping them, or use {trl}, which writes the pairs.",
         )
-    check_same(scores, source, adapter)
+    changes = changes_of(scores, source, adapter, actions)
     planted = None
     if adapter.shape == "sides":
         adapter = replace(adapter, copies=(*adapter.copies, *copies_of_chosen(source, adapter)))
         planted = read_reversed(source.root)
-    return Cleaner(scores, source, source.root, adapter, words, actions, planted, format)
+    return Cleaner(scores, source, source.root, adapter, words, actions, changes, planted, format)
 
 
 def export_clean(
@@ -188,17 +190,29 @@ def copies_of_chosen(source: Source, schema: Adapter) -> list[str]:
     ]
 
 
-def check_same(scores: RunScores, source: Source, adapter: Adapter) -> None:
-    """Raise DataError unless `source` contains, row by row, the pairs that the run judged."""
+def changes_of(
+    scores: RunScores, source: Source, adapter: Adapter, actions: Actions
+) -> dict[str, dict[int, int]]:
+    """Actions but KEEP by file and row number of `source`, which may differ from the run's.
+
+    Raises DataError unless `source` contains, in order, the pairs that the run judged.
+    """
     from noisescope.datasets import read_pairs
     from noisescope.datasets.image_store import Gallery
 
+    changed: dict[str, int] = {}
+    for batch, at in scores.pairs([]):
+        for index in np.flatnonzero(actions[at] != KEEP).tolist():
+            changed[batch.column(0)[index].as_py()] = int(actions[at[index]])
+    changes: dict[str, dict[int, int]] = defaultdict(dict)
     gallery = Gallery.of(adapter)
     sha, used = hashlib.sha256(), dict[str, int]()
     for pair in read_pairs(source.rows(), adapter, None, gallery):
         if isinstance(pair, Pair):  # as `dataset_fingerprint` does, without holding a table
             name = unused(pair.pair_id or pair.content_id, used)
             sha.update(digest(name, pair.prompt, pair.chosen, pair.rejected).encode())
+            if name in changed:
+                changes[pair.source][pair.row] = changed[name]
     found = sha.hexdigest()[:20]
     facts = scores.manifest.get("facts", {})
     wanted = facts.get("source_fingerprint") or scores.manifest.get("dataset_fingerprint")
@@ -208,12 +222,12 @@ def check_same(scores: RunScores, source: Source, adapter: Adapter) -> None:
             f"fingerprint {found}, the run's {wanted}",
             hint="Score it again, without --limit, or give the data that was judged with --source.",
         )
+    return changes
 
 
-def write_decisions(scores: RunScores, actions: Actions, path: Path) -> dict[str, dict[int, int]]:
+def write_decisions(scores: RunScores, actions: Actions, path: Path) -> None:
     """Write pair_id, action and p_wrong (null if people decided) of every pair.
 
-    Returns the changes by source file and row.
     Raises UsageError if a row contains several pairs: its format cannot drop one of them.
     """
     import pyarrow as pa
@@ -226,7 +240,6 @@ def write_decisions(scores: RunScores, actions: Actions, path: Path) -> dict[str
     ]
     schema = pa.schema(fields, metadata=metadata_of(facts_of(scores, "decisions")))
     names = np.array(ACTIONS, dtype=object)
-    changes: dict[str, dict[int, int]] = defaultdict(dict)
     previous: tuple[str, int] | None = None
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
         for batch, at in scores.pairs(["source", "row"]):
@@ -236,13 +249,10 @@ def write_decisions(scores: RunScores, actions: Actions, path: Path) -> dict[str
             rows = pa.Table.from_arrays([batch.column(0), *arrays], schema=schema)
             out.write_table(rows, row_group_size=BATCH)
             sources, numbers = batch.column(1).to_pylist(), batch.column(2).to_pylist()
-            for place, action in zip(zip(sources, numbers, strict=True), here, strict=True):
+            for place in zip(sources, numbers, strict=True):
                 if place == previous:
                     raise _several(scores, place)
                 previous = place
-                if action != KEEP:
-                    changes[place[0]][place[1]] = int(action)
-    return changes
 
 
 def _several(scores: RunScores, place: tuple[str, int]) -> UsageError:

@@ -150,4 +150,7 @@ def _groups(
             for sides in zip(rows["chosen"].to_pylist(), rows["rejected"].to_pylist(), strict=True)
         ]
         groups["pairs"] = np.where(alike, 0, -1), ["whose sides are nearly identical"]
+        shown = [PICTURE.search(prompt) is not None for prompt in rows["prompt"].to_pylist()]
+        if any(shown) and not all(shown):
+            groups["prompts"] = np.where(shown, 0, 1), ["with pictures", "without pictures"]
     return groups

@@ -402,6 +402,13 @@ def _ambiguous(table: Sample, sides: tuple[str, str], name: str) -> DataError:
     known = [canonical(one) for one in table.values(name) if isinstance(one, (str, int, float))]
     values = sorted(set(known))
     roles = _with_prompt(table, {"a": sides[0], "b": sides[1], "preference": name})
+    if all(word_side(one, ("", "")) == 0 for one in values):
+        coding = {"a_wins": "VALUE", "b_wins": "VALUE", "tie": "|".join(values)}
+        return DataError(
+            f"{table.name}: {name} is a tie ({', '.join(values)}) in all of the first "
+            f"{len(known):,} rows, and a tie states no preference",
+            hint=f"If later rows name the better side: {flag(roles | coding)}",
+        )
     flags = [
         f"{flag(roles | coding)} if {described(coding, *sides)}" for coding in codings(set(values))
     ]

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 Bool = NDArray[np.bool_]
 #: Columns that may say it; the first that is there counts.
 LABELS = ("mislabelled", "flipped")
+_WANTED = (
+    "A truth file is Parquet, CSV or JSON lines with the columns pair_id and mislabelled, such as "
+    "the flips.parquet that `noisescope flip` writes."
+)
 
 
 def read_truth(path: Path, table: pa.Table, own: str | None = None) -> tuple[Bool, Bool]:
@@ -44,7 +48,10 @@ def read_truth(path: Path, table: pa.Table, own: str | None = None) -> tuple[Boo
     usual names (id, uid...) if that is not known. Raises DataError if the file cannot be read, has
     not both columns, has several such ids, or names no pair of the run.
     """
-    stated = read_table(path)
+    try:
+        stated = read_table(path)
+    except DataError as error:
+        raise DataError(error.message, hint=_WANTED) from error
     columns = stated.schema.names
     usual = [name for name in columns if name.lower() in OWN_IDS]
     named = usual if own is None else [name for name in columns if name == own]
@@ -61,8 +68,8 @@ def read_truth(path: Path, table: pa.Table, own: str | None = None) -> tuple[Boo
     if label is None or "pair_id" not in columns:
         raise DataError(
             f"{path}: a truth file needs pair_id{f' (or {own})' if own else ''} and mislabelled, "
-            f"and has {', '.join(columns)}",
-            hint="flips.parquet, which noisescope flip writes, is one.",
+            f"and has {', '.join(columns) or 'no columns'}",
+            hint=_WANTED,
         )
     values = dict(zip(map(str, lists["pair_id"]), lists[label], strict=True))
     found = [values.get(name) for name in table.column("pair_id").to_pylist()]
