@@ -328,7 +328,7 @@ def load_model(
     loader = loader_of(found, pictures=pictures)
     source: dict[str, Any] = {} if found.gguf is None else {"gguf_file": found.gguf}
     if pictures:
-        from noisescope.models.vision import load_processor
+        from noisescope.models.vision_processor import load_processor
 
         prepares = load_processor(found)
         tokenizer = prepares.tokenizer
