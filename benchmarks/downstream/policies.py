@@ -74,19 +74,16 @@ def train(split: Split, ends: tuple[Int, Int], recipe: Recipe, annotator: Int) -
     starts = np.arange(0, 2 * n + 1, 2)
     incidence = csr_array((signs, places.ravel(), starts), shape=(n, len(used)))
     adjoint = incidence.T.tocsr()
-    penalties = torch.tensor(PENALTIES)
-    theta = torch.zeros(rows.shape[1], len(PENALTIES), requires_grad=True)
-    optimiser = torch.optim.Adam([theta], lr=RATE)
+    penalties = np.array(PENALTIES, np.float32)
+    theta = np.zeros((rows.shape[1], len(PENALTIES)), np.float32)
+    mean, square = np.zeros_like(theta), np.zeros_like(theta)
     given = {
         name: None if value is None else torch.tensor(value, dtype=torch.float32)[:, None]
         for name, value in (("weight", recipe.weight), ("gamma", recipe.gamma))
     }
     slope, reliability = slope_at_zero(recipe.objective), None
     for step in range(STEPS):
-        for settings in optimiser.param_groups:
-            settings["lr"] = RATE * (1 - step / STEPS)
-        rewards = rows @ theta.detach().numpy()
-        logratio = torch.tensor(incidence @ rewards / BETA, dtype=torch.float32).requires_grad_()
+        logratio = torch.from_numpy(incidence @ (rows @ theta) / np.float32(BETA)).requires_grad_()
         values = PairValues(logratio, reliability=reliability, **given)
         losses = recipe.objective(values)
         if recipe.stage is not None:
@@ -96,10 +93,12 @@ def train(split: Split, ends: tuple[Int, Int], recipe: Recipe, annotator: Int) -
         (slopes,) = torch.autograd.grad(loss, logratio)
         if isinstance(recipe.objective, REPO):
             reliability = by_annotator(recipe.objective.posterior(values), annotator)
-        upward = rows.T @ (adjoint @ slopes.numpy())
-        theta.grad = torch.tensor(upward, dtype=torch.float32) + penalties * theta.detach()
-        optimiser.step()
-    return theta.detach()
+        gradient = rows.T @ (adjoint @ slopes.numpy()) + penalties * theta
+        mean += 0.1 * (gradient - mean)  # Adam
+        square += 0.001 * (gradient**2 - square)
+        seen = np.sqrt(square / (1 - 0.999 ** (step + 1))) + 1e-8
+        theta -= RATE * (1 - step / STEPS) / (1 - 0.9 ** (step + 1)) * mean / seen
+    return torch.from_numpy(theta)
 
 
 def slope_at_zero(objective: Objective) -> float:
