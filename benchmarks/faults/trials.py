@@ -236,6 +236,8 @@ def run(options: Options) -> Report:
                 }
             )
             total.add(found)
+            print(", ".join(f"{name} {value}" for name, value in table[-1].items()),
+                  file=sys.stderr, flush=True)  # fmt: skip
     report.tables["kills and what they cost"] = table
     report.facts["faults"] = total.faults
     for fault in total.faults[:20]:

@@ -220,12 +220,13 @@ def apply_decisions(
         cleaner = plan_copy(unscored, source, actions, f"decided by people: {words}", "apply")
         write_directory(out, cleaner.facts | facts, lambda folder: cleaner.fill(folder, folder))
     recorded = _record(scores, decisions, pairs, population.digest, reviewer)
-    changed = [name for name, choice in decisions.by_pair.items() if DECISIONS[choice] != KEEP]
-    contents = keys_of([pairs[name]["content_id"] for name in changed])
-    unlisted = int(np.isin(population.contents, contents).sum()) - sum(
-        pair["content_id"] in {pairs[name]["content_id"] for name in changed}
-        for pair in pairs.values()
-    )
+    changed = {
+        pairs[name]["content_id"]
+        for name, choice in decisions.by_pair.items()
+        if DECISIONS[choice] != KEEP
+    }
+    listed = sum(pair["content_id"] in changed for pair in pairs.values())
+    unlisted = int(np.isin(population.contents, keys_of(list(changed))).sum()) - listed
     known, others = len(decisions.rows) - recorded, _others(scores, decisions)
     return Applied(counts, recorded, known, others, unlisted)
 
