@@ -114,7 +114,8 @@ def test_completion_offers_what_is_known_here(
     assert completion.among("head", "lora")("h") == ["head"]
     assert "trl" in completion.formats("t")
     assert "adaptive-dpo" in completion.objectives("adaptive")
-    for name, parameter in (("score", "dataset"), ("show", "run"), ("score", "model")):
+    typed = ("score", "dataset"), ("show", "run"), ("score", "model"), ("flip", "kind")
+    for name, parameter in (*typed, ("validate", "kind"), ("gate", "inconclusive")):
         (found,) = [one for one in commands()[name].params if one.name == parameter]
         assert found._custom_shell_complete is not None
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from noisescope.cli import completion
 from noisescope.cli.console import Terminal, print_json, print_lines
 from noisescope.cli.options import (
     ColumnsOption,
@@ -26,7 +27,10 @@ def flip(
     rate: Annotated[float, typer.Option(help="Expected share of labels to flip.")] = 0.2,
     kind: Annotated[
         str,
-        typer.Option(help=f"Which labels to flip: {', '.join(KINDS)}."),
+        typer.Option(
+            help=f"Which labels to flip: {', '.join(KINDS)}.",
+            autocompletion=completion.among(*KINDS),
+        ),
     ] = "uniform",
     seed: Annotated[
         int, typer.Option(help="Random seed; a pair is flipped by a hash of (seed, pair_id).")

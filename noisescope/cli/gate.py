@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisescope.cli import completion
 from noisescope.cli.console import (
     ERR,
     OUT,
@@ -108,7 +109,12 @@ def _number(name: str) -> Any:
 
 def _choice(name: str) -> Any:
     choices, text = CHOICES[name]
-    return typer.Option(help=text, metavar="|".join(choices), rich_help_panel="Checks")
+    return typer.Option(
+        help=text,
+        metavar="|".join(choices),
+        rich_help_panel="Checks",
+        autocompletion=completion.among(*choices),
+    )
 
 
 #: Values of a setting as given; a setting given twice is an error.

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from noisescope.cli import completion
 from noisescope.cli.console import OUT, Terminal, print_json, print_lines
 from noisescope.cli.launch import audited, finished
 from noisescope.cli.options import (
@@ -42,6 +43,7 @@ def validate(
             help=f"Which labels are wrong: {', '.join(KINDS)}, or all of these that the dataset "
             "can have. Repeat it for several.",
             show_default="uniform",
+            autocompletion=completion.among(*KINDS, "all"),
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Plantings of each share and kind.", min=1)] = 3,
