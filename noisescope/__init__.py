@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from noisescope.audited import Audited
     from noisescope.auditing.train import train
     from noisescope.export.clean import export_clean
-    from noisescope.export.run_scores import find_run_scores
     from noisescope.export.weights import export_weights
     from noisescope.gate.evaluate import check_gate
     from noisescope.replicas.gather import EvidenceConfig
     from noisescope.report.explain import explain_run
     from noisescope.report.html import write_report
+    from noisescope.scoring.run_scores import find_run_scores
     from noisescope.scoring.score import ScoreConfig
 
 __version__ = "0.1.0"
@@ -72,7 +72,7 @@ _LATER = {
     "write_report": "noisescope.report.html",
     "export_clean": "noisescope.export.clean",
     "export_weights": "noisescope.export.weights",
-    "find_run_scores": "noisescope.export.run_scores",
+    "find_run_scores": "noisescope.scoring.run_scores",
     "EvidenceConfig": "noisescope.replicas.gather",
     "ScoreConfig": "noisescope.scoring.score",
 }

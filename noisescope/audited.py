@@ -150,14 +150,15 @@ class Audited:
         """
         from noisescope.export.local import TAKES, default_output, export_local
         from noisescope.export.removal import CleanPolicy
-        from noisescope.export.run_scores import find_run_scores
+        from noisescope.scoring.run_scores import find_run_scores
 
         refuse_unknown(f"export({format!r})", options, TAKES.get(format, options))
         kept = ("weight", "source", "count", "threshold")
         given = {name: options.pop(name) for name in kept if name in options}
         done = CleanPolicy(**options, force=force)
         directory = self.run.directory
-        scores = find_run_scores(str(directory), directory.parent, force=done.force)
+        decisions = given.get("weight") == "reviews"  # which no audit is needed for
+        scores = find_run_scores(str(directory), directory.parent, force=force or decisions)
         named = given.pop("source", None)
         out = default_output(scores, format) if output is None else Path(output)
         export_local(

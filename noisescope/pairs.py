@@ -125,6 +125,11 @@ def content_id(prompt: str, side_a: str, side_b: str) -> str:
     return digest("pair", prompt, *sorted((side_a, side_b)))
 
 
+def label_key(content: str, chosen: str) -> str:
+    """Identity of a label: the content id of its pair, and which side is chosen."""
+    return digest("label", content, chosen)
+
+
 def response_key(prompt: str, response: str) -> str:
     """Identity of one (prompt, response): the key of its cached features."""
     return digest("response", prompt, response)

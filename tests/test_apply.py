@@ -15,6 +15,7 @@ from noisescope import cli
 from noisescope.datasets import load
 from noisescope.export.removal import CleanPolicy, decide
 from noisescope.scoring.reviews import reviews_of
+from noisescope.scoring.run_scores import read_run_scores
 from noisescope.storage.reviews import read_reviews
 from noisescope.storage.sql import query
 
@@ -112,12 +113,10 @@ def test_a_run_with_decisions_alone_has_no_share(scored):
 def test_clean_follows_decisions(scored):
     decisions(scored, {0: "keep", 1: "flip", 2: "drop", 6: "unsure"})
     assert apply("decisions.csv", "--record-only") == 0
-    actions, words = decide(scored, CleanPolicy(drop_above=0.5))
+    actions, words = decide(read_run_scores(scored.run), CleanPolicy(drop_above=0.5))
     found = dict(zip(ids(scored), actions[scored.positions(ids(scored))].tolist(), strict=True))
     assert [found[ids(scored)[row]] for row in (0, 1, 2, 6)] == [0, 2, 1, 1]
-    assert words.startswith(
-        "1 labels that reviewers found wrong were flipped, 1 right ones kept, 1"
-    )
+    assert words.startswith("1 label that reviewers found wrong was flipped, 1 right one kept, 1")
 
 
 def test_a_second_time_adds_nothing_and_writes_the_same(scored, tmp_path, capsys):

@@ -29,10 +29,11 @@ from noisescope.export.clean import export_clean
 from noisescope.export.hub import check_repo, export_hub, push
 from noisescope.export.removal import DROP, FLIP, KEEP, CleanPolicy, decide
 from noisescope.export.review import choose, export_review, values
-from noisescope.export.run_scores import RunScores
 from noisescope.export.trl import export_trl
-from noisescope.export.weights import export_weights, weigh
+from noisescope.export.weights import export_weights
 from noisescope.pairs import PreferenceDataset, keys_of
+from noisescope.scoring.run_scores import RunScores
+from noisescope.scoring.weigh import weigh
 from noisescope.storage.output import KEY, claim, write_directory
 
 
@@ -163,12 +164,15 @@ def test_weights_hold_the_scores_in_the_datasets_order(scored: RunScores, tmp_pa
     out = tmp_path / "w.parquet"
     assert export_weights(scored, out, "u") == PAIRS
     table = pq.read_table(out)
-    assert table.column_names == ["pair_id", "W", "gamma", "u", "p_flip", "p_wrong", "p_prior"]
+    numbers = ["W", "gamma", "u", "p_flip", "p_wrong", "p_prior"]
+    assert table.column_names == ["pair_id", *numbers, "scheme", "label"]
     pairs = pq.read_table(scored.run.pairs_path)
     assert table.column("pair_id").to_pylist() == pairs.column("pair_id").to_pylist()
     scores = {row["pair_id"]: row for row in pq.read_table(scored.run.scores_path).to_pylist()}
     for row in table.to_pylist():
-        assert row == {name: scores[row["pair_id"]][name] for name in row}
+        assert {n: row[n] for n in numbers} == {n: scores[row["pair_id"]][n] for n in numbers}
+    assert set(table["scheme"].to_pylist()) == {"u"}
+    assert len(set(table["label"].to_pylist())) == PAIRS
     facts = json.loads(table.schema.metadata[KEY])
     assert facts["dataset_fingerprint"] == scored.manifest["dataset_fingerprint"]
     assert (facts["weight"], facts["beta"], facts["model"]) == ("u", 0.1, "tiny")
@@ -227,12 +231,12 @@ def test_flips_of_labels_that_are_mostly_right_are_refused(
 
 
 def test_p_flip_weights_are_one_minus_twice_the_chance(scored: RunScores) -> None:
-    columns = {"p_flip": np.array([0.0, 0.2, 0.5, 0.9, np.nan]), "u": np.zeros(5)}
-    weight, gamma = weigh(columns, "p_flip")
+    columns = {"p_flip": np.array([0.0, 0.2, 0.5, 0.9, np.nan]), "reviewed": np.full(5, np.nan)}
+    weight, gamma = weigh(replace(scored, keys=scored.keys[:5], columns=columns), "p_flip")
     assert weight.tolist() == pytest.approx([1, 0.6, 0, 0, 1])
     assert not gamma.any()
     with pytest.raises(UsageError, match="one of"):
-        weigh(scored.columns, "nonsense")
+        weigh(scored, "nonsense")
 
 
 # Clean
@@ -576,13 +580,16 @@ def test_a_look_is_worth_most_at_the_threshold() -> None:
 
 def test_the_queue_is_the_most_valuable_and_some_of_the_worst() -> None:
     p = np.linspace(0.99, 0.01, 99)
-    columns = {"p_wrong": p, "rank": np.arange(1.0, 100)}
+    columns = {"p_wrong": p, "rank": np.arange(1.0, 100), "reviewed": np.full(99, np.nan)}
     chosen = choose(columns, 10, 0.5)
     assert sorted(p[[k for k, why in chosen.items() if why == "worst"]]) == pytest.approx(
         [0.98, 0.99]
     )
     assert all(abs(p[k] - 0.5) < 0.05 for k, why in chosen.items() if why == "unsure")
     assert len(choose(columns, 500, 0.5)) == 99
+    columns["reviewed"][[0, 49]] = 0.98, 0.02  # nobody is asked again
+    assert not {0, 49}.intersection(choose(columns, 10, 0.5))
+    assert len(choose(columns, 500, 0.5)) == 97
 
 
 def records_of(out: Path) -> list[dict[str, Any]]:
@@ -632,7 +639,7 @@ def test_review_of_images_names_files(tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_the_card_and_the_data(scored: RunScores, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    counts = export_hub(scored, tmp_path / "hub", CleanPolicy(drop_top=0.1))
+    counts = export_hub(scored, tmp_path / "hub", CleanPolicy(drop_top=0.1))["counts"]
     card = (tmp_path / "hub" / "README.md").read_text("utf-8")
     assert "the worst 10.0% of all pairs were dropped" in card
     assert "108 were kept, 12 dropped and 0 flipped" in card

@@ -13,7 +13,7 @@ from helpers.toy_run import PAIRS, rows, scored_run, toy, write_lines
 from noisescope.cli import run as command
 from noisescope.datasets import load
 from noisescope.errors import NoisescopeError
-from noisescope.export.run_scores import find_run_scores
+from noisescope.scoring.run_scores import find_run_scores
 
 
 def test_the_command_writes_every_format(

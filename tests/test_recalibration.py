@@ -13,17 +13,18 @@ from noisescope.auditing.validation import validate_truth
 from noisescope.cli import run as command
 from noisescope.errors import RunError
 from noisescope.export.hub import card
-from noisescope.export.run_scores import find_run_scores
 from noisescope.gate.input import Subject
 from noisescope.report.review.session import open_session
 from noisescope.scoring.metrics import calibration
 from noisescope.scoring.reviews import (
+    chance_wrong,
     draw_sample,
-    found_wrong,
+    read_latest,
     read_p_wrong,
     read_population,
     reviews_of,
 )
+from noisescope.scoring.run_scores import find_run_scores
 from noisescope.scoring.score import score_run
 from noisescope.storage.reviews import Log, side_key
 
@@ -156,7 +157,8 @@ def test_gate_and_export_read_the_recalibrated_column(run):
     expected = np.sort(scores(run)["p_wrong"])
     scored = find_run_scores(str(run.directory), run.directory.parent)
     assert np.array_equal(np.sort(Subject(run).columns["p_wrong"]), expected)
-    names, p = found_wrong(run)  # 100 pairs have their own answers in exports
+    latest = read_latest(run)  # 100 pairs have their own answers in exports
+    names, p = [one.pair_id for one in latest], chance_wrong(latest)
     assert set(p.round(6)) == {0.02, 0.98}
     assert len(names) == 100
     judged = scored.positions(names)

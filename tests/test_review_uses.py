@@ -22,6 +22,7 @@ from noisescope.report.contents import gather
 from noisescope.report.html import page
 from noisescope.report.review.session import OutOfTurn, open_session
 from noisescope.scoring.reviews import reviews_of
+from noisescope.scoring.run_scores import read_run_scores
 from noisescope.storage.reviews import FILE, read_log, side_key
 from noisescope.storage.sql import describe, query
 
@@ -109,6 +110,7 @@ def test_query_without_reviews_has_no_such_table(scored):
 
 def test_clean_corrects_what_people_found_and_keeps_what_they_confirmed(scored, tmp_path):
     judge(scored.run, 120)
+    scored = read_run_scores(scored.run)
     source = open_source(str(scored.manifest["resolved"]))
     counts = export_clean(scored, source, CleanPolicy(), tmp_path / "out")
     assert counts == {"keep": 110, "drop": 0, "flip": 10}
@@ -120,6 +122,7 @@ def test_clean_corrects_what_people_found_and_keeps_what_they_confirmed(scored, 
 
 def test_clean_follows_the_policy_for_pairs_nobody_judged(scored, tmp_path):
     session = judge(scored.run, 30)
+    scored = read_run_scores(scored.run)
     judged = {CHOSEN[key] for task in session.tasks for key in task.keys if key in CHOSEN}
     source = open_source(str(scored.manifest["resolved"]))
     export_clean(scored, source, CleanPolicy(), tmp_path / "out")
@@ -130,11 +133,12 @@ def test_clean_follows_the_policy_for_pairs_nobody_judged(scored, tmp_path):
         else:
             assert decision["action"] == ("drop" if decision["p_wrong"] >= 0.5 else "keep")
     marks = (tmp_path / "out" / ".export.json").read_text("utf-8")
-    assert "that reviewers found wrong were flipped" in marks
+    assert "1 label that reviewers found wrong was flipped" in marks
 
 
 def test_trl_is_corrected_too(scored, tmp_path):
     judge(scored.run, 120)
+    scored = read_run_scores(scored.run)
     export_trl(scored, tmp_path / "out.parquet")
     found = {
         row["prompt"].strip(): row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()
@@ -145,7 +149,7 @@ def test_trl_is_corrected_too(scored, tmp_path):
 
 def test_the_card_of_a_repository_states_who_checked_labels(scored, tmp_path):
     def written(folder):
-        export_hub(scored, folder, CleanPolicy())
+        export_hub(read_run_scores(scored.run), folder, CleanPolicy())
         return (folder / "README.md").read_text("utf-8")
 
     assert "No label was checked by a person" in written(tmp_path / "before")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.tiny_models import save, tiny_gpt2, tiny_tokenizer
 from scipy.special import expit
@@ -16,6 +17,7 @@ from noisescope.cli import run
 from noisescope.replicas.cross_fit import assign
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
 from noisescope.replicas.prior import pose
+from noisescope.replicas.refit import refitter
 from noisescope.replicas.source_heads import (
     BY_SOURCE,
     GROUPS,
@@ -28,8 +30,10 @@ from noisescope.replicas.source_heads import (
     reverse,
     search_heads,
 )
+from noisescope.scoring.margins import read_margins
 from noisescope.scoring.metrics import auroc
 from noisescope.scoring.standouts import notes_on_sources
+from noisescope.storage.run import Run
 
 CONFIG = HeadConfig(replicas=2, folds=5, search_steps=10)
 
@@ -299,6 +303,14 @@ def test_the_command_names_a_swapped_file(
     assert record["reversed"] == ["swapped.jsonl"]
     assert record["sources"] == ["good.jsonl", "swapped.jsonl"]
     assert record["variance"] == 0
+    # A refit of other pairs, as the gate makes it, knows their sources.
+    table = pq.read_table(made / "pairs.parquet")
+    stored = read_margins(made).margins.mean(axis=(0, 1))
+    again = refitter(Run(made), table, second=False)(np.zeros(len(table), bool), None)
+    assert np.corrcoef(again.margins.margins.mean(axis=(0, 1)), stored)[0, 1] > 0.999
+    one = table.set_column(table.column_names.index("source"), "source", [["x"] * len(table)])
+    alike = refitter(Run(made), one, second=False)(np.zeros(len(table), bool), None)
+    assert np.corrcoef(alike.margins.margins.mean(axis=(0, 1)), stored)[0, 1] < 0.99
 
 
 def test_a_note_states_what_heads_of_their_own_cannot_show() -> None:

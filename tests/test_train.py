@@ -32,17 +32,17 @@ from transformers import AutoModelForCausalLM
 from noisescope.cli import run as command
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
 from noisescope.export.answers import import_answers
-from noisescope.export.run_scores import find_run_scores
+from noisescope.scoring.run_scores import find_run_scores
 from noisescope.scoring.score import ScoreConfig, score_run
 from noisescope.training.objectives import OBJECTIVES
 from noisescope.training.policy.pair_weights import (
     PairWeights,
     WeightRule,
-    file_weights,
     find_audit,
     run_weights,
 )
 from noisescope.training.policy.run import TRACKERS, fine_tune
+from noisescope.training.policy.weights_file import file_weights
 
 #: PEFT asks transformers a deprecated question when it wraps a model.
 pytestmark = [
@@ -214,7 +214,8 @@ def test_what_reviewers_found_comes_before_what_the_audit_suspects(dataset, tmp_
         assert found[scheme].gamma[:2].tolist() == pytest.approx([-sure, sure])
         np.testing.assert_array_equal(found[scheme].gamma[2:], before[scheme].gamma[2:])
         assert (before[scheme].judged, found[scheme].judged) == (0, 2)
-    assert found["p_wrong"].weight[:2].tolist() == pytest.approx([0.0, 0.96])
+    assert found["p_wrong"].weight[:2].tolist() == pytest.approx([0.96, 0.96])
+    assert found["p_wrong"].wrong[:3].tolist() == [True, False, False]
     assert "2 pairs as reviewed" in found["prior"].description
     scores = find_run_scores(str(run.directory), tmp_path / "runs", force=True)
     made = dict(zip(names, scores.positions(names), strict=True))
@@ -252,8 +253,8 @@ def test_missing_and_impossible_weights_are_counted(dataset, tmp_path):
     path.write_text("id,score\n1,2\n")
     with pytest.raises(DataError, match="pair_id and W are needed"):
         file_weights(path, dataset)
-    lines = "".join(json.dumps({"pair_id": name, "weight": 0.5, "gamma": 1}) + "\n" for name in ids)
-    (tmp_path / "w.jsonl").write_text(lines)
+    rows = [{"pair_id": name, "weight": 0.5, "gamma": 1, "scheme": "u"} for name in ids]
+    (tmp_path / "w.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = file_weights(tmp_path / "w.jsonl", dataset)
     assert set(found.weight) == {0.5}
     assert set(found.gamma) == {1}
@@ -349,7 +350,8 @@ def test_an_audit_no_better_than_chance_is_said(place, dataset, tmp_path, capsys
     [
         (True, True, False, ""),
         (True, False, True, ""),
-        (False, False, True, ""),
+        (False, False, True, "on the labels as reviewed (3 pairs), without this audit"),
+        (False, True, True, "a word. A reason."),
         (True, False, False, "no reviews and no other evidence"),
         (False, True, False, "a word. A reason."),
     ],
@@ -378,10 +380,49 @@ def test_without_an_objective_the_audit_decides(
     assert command([*line, "--output", str(tmp_path / "tuned")]) == 0
     plan = json.loads((tmp_path / "tuned" / "manifest.json").read_text())["plan"]
     assert plan["settings"]["objective"] == ("dpo" if reason else "forward-dpo")
-    assert plan["weights"].startswith("none" if reason else "run ")
+    assert plan["weights"].startswith("none" if reason and not reviewed else "run ")
+    assert plan["weights"].endswith("3 labels reversed") is (reviewed and not acts)
     notes = " ".join(capsys.readouterr().err.split())
     assert ("training plain dpo" in notes) is bool(reason)
     assert reason in notes
+
+
+@pytest.mark.parametrize(
+    ("columns", "objective", "weights"),
+    [
+        ("", "dpo", "none"),
+        ("W", "dpo", "file w.csv"),
+        ("p_prior", "forward-dpo", "file w.csv"),
+        ("p_wrong", "soft-dpo", "file w.csv"),
+        ("W,gamma,scheme", "adaptive-dpo", "file w.csv"),
+    ],
+)
+def test_weights_without_an_objective_name_it(
+    place, dataset, tmp_path, capsys, columns, objective, weights
+):
+    names = dataset.table.column("pair_id").to_pylist()
+    values = "{0:.3f},{0:.3f},u" if "," in columns else "{0:.3f}"
+    lines = [f"{n}," + values.format(at / 50) for at, n in enumerate(names)]
+    (tmp_path / "w.csv").write_text("\n".join([f"pair_id,{columns}", *lines]))
+    line = ["train", str(place / "pairs.jsonl"), "--model", str(place / "model"), "--steps", "1"]
+    line += ["--device", "cpu", "--dtype", "float32", "--output", str(tmp_path / "tuned")]
+    assert command([*line, "--weights", str(tmp_path / "w.csv") if columns else "none"]) == 0
+    plan = json.loads((tmp_path / "tuned" / "manifest.json").read_text())["plan"]
+    assert plan["settings"]["objective"] == objective
+    assert plan["weights"].startswith(weights)
+    assert (f"training {objective}, which" in capsys.readouterr().err) is bool(columns)
+
+
+def test_a_label_found_wrong_is_trained_as_its_opposite(place, dataset, tmp_path):
+    """Weights that reverse every label train what a dataset of the opposite labels trains."""
+    every = PairWeights(np.ones(40), np.zeros(40), "all", wrong=np.ones(40, bool))
+    lines = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    lines = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in lines]
+    (tmp_path / "o.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    model, opposite = tiny_policy(place / "model"), read(tmp_path / "o.jsonl")
+    plain = fine_tune(opposite, model, quick(), output=tmp_path / "plain")
+    turned = tune(place, tmp_path / "turned", weights=every)
+    assert adapter(turned.directory) == adapter(plain.directory)
 
 
 def test_weights_that_are_all_the_same_are_refused(place, dataset, tmp_path, capsys):

@@ -133,5 +133,7 @@ def test_the_paper_s_settings_choose_its_objective():
     assert default_objective("hh", None, {}) == "adaptive-dpo"
     assert default_objective(None, 1.0, {}) == "adaptive-dpo"
     assert default_objective(None, None, {"online": "ema"}) == "adaptive-dpo"
+    assert default_objective(None, None, {}, "none") == "dpo"
+    assert default_objective(None, None, {}, "runs/a-run") == "forward-dpo"
     assert judged_by(DistilledDPO(0.3)) == DPO(0.3)
     assert judged_by(CDPO(0.3)) == CDPO(0.3)

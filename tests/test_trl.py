@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'noisescope[trl]'")
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from helpers.tiny_models import tiny_llama, tiny_tokenizer
 from helpers.toy_run import toy
 from trl import DPOConfig, DPOTrainer
 
 from noisescope.errors import DataError, UsageError
 from noisescope.export.trl import export_trl
-from noisescope.training.objectives import AdaptiveIPO, ForwardDPO, SoftDPO
+from noisescope.training.objectives import AdaptiveDPO, AdaptiveIPO, ForwardDPO, SoftDPO
 from noisescope.training.trl import AdaptiveDPOTrainer, WeightedCollator
 
 BETA = 0.3
@@ -152,6 +153,27 @@ def test_what_is_known_of_a_label_beside_its_responses_enters_its_likelihood(
     expected = -((1 - p) * h.sigmoid() + p * (-h).sigmoid()).log().mean()
     loss = made.compute_loss(made.model, batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"), [("soft", SoftDPO), ("prior", ForwardDPO), ("p_wrong", AdaptiveDPO)]
+)
+def test_a_stream_without_names_trains_as_its_columns_mean(
+    tmp_path: Path, scheme: str, expected: type
+) -> None:
+    export_trl(toy(tmp_path), tmp_path / "t.parquet", scheme=scheme)
+    items = pq.read_table(tmp_path / "t.parquet").to_pylist()[:8]
+    stream = IterableDataset.from_generator(lambda: iter(items))
+    assert stream.column_names is None
+    made = trainer(AdaptiveDPOTrainer, stream, tmp_path / "out")
+    assert type(made.objective) is expected
+    name = {"soft": "belief", "prior": "prior"}.get(scheme, "gamma")
+    assert batch_of(made)[name].tolist() == pytest.approx([row[name] for row in items[:4]])
+    bare = IterableDataset.from_generator(
+        lambda: ({"prompt": "p", "chosen": "c", "rejected": "r"},)
+    )
+    with pytest.raises(UsageError, match="no column weight"):
+        trainer(AdaptiveDPOTrainer, bare, tmp_path / "bare")
 
 
 def test_any_objective_and_peft(tmp_path: Path) -> None:

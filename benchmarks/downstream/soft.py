@@ -234,7 +234,7 @@ def using(known: str, p_wrong: Float, prior: Float) -> dict[str, Recipe]:
 
 
 def reviewed(p: Float, wrong: Bool, at: list[int]) -> Float:
-    """p [n] with those of the pairs `at` as `found_wrong` has them after one right answer."""
+    """p [n] with those of the pairs `at` as `chance_wrong` has them after one right answer."""
     out = p.copy()
     out[at] = np.where(wrong[at], 1 - UNCHECKED, UNCHECKED)
     return out

@@ -5,7 +5,8 @@
 
 Without an objective it is forward-dpo on the dataset's own audit, which is made first if it is
 missing, or plain dpo where that audit knows of no label more than of another but by its responses,
-which the policy learns itself, or is too weak to change labels (scoring/trust.py) and unreviewed.
+which the policy learns itself, or is too weak to change labels (scoring/trust.py); labels are then
+those that people corrected. A weights file is trained with the objective that it was made for.
 """
 
 from __future__ import annotations
@@ -22,18 +23,24 @@ from noisescope.models.device import own_device
 from noisescope.models.load import load_policy
 from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter, Silent
+from noisescope.storage.printable import plural
 from noisescope.storage.workspace import default_model, find_workspace
 from noisescope.training.policy.distributed import precision
 from noisescope.training.policy.pair_weights import (
-    PROBABILITIES,
     PairWeights,
     WeightRule,
-    file_weights,
     find_audit,
     run_weights,
 )
 from noisescope.training.policy.run import check_settings, fine_tune
-from noisescope.training.policy.settings import ADAPTIVE, TrainSettings, find_objective, settled
+from noisescope.training.policy.settings import (
+    ADAPTIVE,
+    TrainSettings,
+    find_objective,
+    objective_for,
+    settled,
+)
+from noisescope.training.policy.weights_file import PROBABILITIES, file_weights, scheme_of
 
 if TYPE_CHECKING:
     from noisescope.models import Policy
@@ -69,18 +76,20 @@ def train(
 
     `dataset` and `model` are those of the workspace if None; `reading` holds format, columns,
     pairs, split and limit. `objective` None: the paper's adaptive-dpo with any of its settings,
-    else forward-dpo or dpo, by the audit. `weights` is a run, a file (pair_id and W, gamma,
-    p_prior or p_wrong), "none", or None: the dataset's audit for objectives in ADAPTIVE, no weights
-    for the others. `weighting` (p_wrong, p_flip, u, prior, soft, margin) turns a run's scores into
-    weights.
+    else what a file of `weights` is for, or forward-dpo or dpo, by the audit. `weights` is a run, a
+    file (pair_id and W, gamma, p_prior or p_wrong), "none", or None: the dataset's audit for
+    objectives in ADAPTIVE, no weights for the others. `weighting` (p_wrong, p_flip, u, reviews,
+    prior, soft, margin) turns a run's scores into weights.
     `settings` are fields of `TrainSettings`.
 
     Raises UsageError, DataError, ModelError, RunError or EvidenceError. A training that is
     interrupted continues from its last checkpoint when it is called again.
     """
-    named = objective or default_objective(preset, rho, settings)
-    find_objective(named)
     reporter = reporter or Silent()
+    named = objective or default_objective(preset, rho, settings, weights)
+    find_objective(named)
+    if objective is None and weights is not None and Path(weights).is_file():
+        reporter.note(f"training {named}, which {weights} is for; --objective names another")
     pairs = read_dataset(dataset, reading or {}, reporter)
     given = settings | {"objective": named, "named": preset, "parameters": parameters}
     given |= {"rho": rho}
@@ -113,17 +122,10 @@ def train(
             )
     rule = WeightRule(weighting or chosen.weighting, chosen.k1, chosen.k2, chosen.c2, rho)
     found = _weights(weights, rule, chosen, pairs, policy, runs_directory, reporter, command)
-    automatic = objective is None and weights is None
-    if automatic and found is not None and (found.even or (found.doubt and not found.judged)):
-        if found.even:
-            reporter.note(
-                "this audit has no rates that differ (by annotator, say), no reviews and no other "
-                "evidence: it knows no more than the policy learns from the pairs"
-            )
-        reporter.note(
-            "training plain dpo, which does not use this audit; --objective soft-dpo uses it"
-        )
-        chosen, found = replace(chosen, objective="dpo"), None
+    automatic = objective is None and weights is None and named == DEFAULT
+    if automatic and found is not None and (found.even or found.doubt):
+        chosen = replace(chosen, objective="dpo")
+        found = _supported(found, pairs, runs_directory, reporter)
     if found is not None and found.even:
         raise UsageError(
             f"{found.description}: all pairs have the same weight to one in a hundred, so "
@@ -148,10 +150,49 @@ def train(
 PAPER = ("online", "online_replicas", "k1", "k2", "c2")
 
 
-def default_objective(preset: str | None, rho: float | None, settings: Mapping[str, Any]) -> str:
-    """The objective of a training that names none: forward-dpo, or the paper's by its settings."""
-    paper = preset or rho is not None or any(settings.get(name) is not None for name in PAPER)
-    return "adaptive-dpo" if paper else "forward-dpo"
+#: The objective of a training without any of them.
+DEFAULT = "forward-dpo"
+
+
+def default_objective(
+    preset: str | None,
+    rho: float | None,
+    settings: Mapping[str, Any],
+    weights: str | Path | None = None,
+) -> str:
+    """The objective of a training that names none: the paper's by its settings, else what the
+    weights are for. Raises DataError for a weights file that cannot be read.
+    """
+    if preset or rho is not None or any(settings.get(name) is not None for name in PAPER):
+        return "adaptive-dpo"
+    if weights == "none":
+        return "dpo"
+    if weights is not None and Path(weights).is_file():
+        return objective_for(scheme_of(Path(weights)))
+    return DEFAULT
+
+
+def _supported(
+    found: PairWeights, pairs: PreferenceDataset, runs_directory: Path, reporter: Reporter
+) -> PairWeights | None:
+    """The weights of plain dpo where the audit does not support forward-dpo, and a note of why:
+    people's decisions, or None.
+    """
+    run = find_audit(pairs, runs_directory)
+    corrected = run_weights(run, pairs, WeightRule("reviews")) if run and found.judged else None
+    if corrected is not None and not corrected.even:
+        reporter.note(
+            f"training plain dpo on the labels as reviewed ({plural(found.judged, 'pair')}), "
+            "without this audit, which is too weak to act on; --objective forward-dpo uses it"
+        )
+        return corrected
+    if found.even:
+        reporter.note(
+            "this audit has no rates that differ (by annotator, say), no reviews and no other "
+            "evidence: it knows no more than the policy learns from the pairs"
+        )
+    reporter.note("training plain dpo, which does not use this audit; --objective soft-dpo uses it")
+    return None
 
 
 #: Settings that change how a run's scores become weights.

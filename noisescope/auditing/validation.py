@@ -13,7 +13,6 @@ errors are planted. `validate_truth` plants nothing; it holds the run's own scor
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from noisescope.scoring.detection import Judged, scorecard
 from noisescope.scoring.detectors import RHO, Evidence
 from noisescope.scoring.margins import RunMargins, read_margins
 from noisescope.scoring.opinions import read_opinions
-from noisescope.scoring.pair_facts import PairFacts, read_facts
+from noisescope.scoring.pair_facts import facts_of_table
 from noisescope.scoring.score import ScoreConfig, judge, read_averages
 from noisescope.scoring.scores import COLUMNS
 from noisescope.scoring.summary import Totals, summarise
@@ -256,7 +255,7 @@ def _judge(
     averages = None if known is None else read_averages(run)
     modality = plan.get("modality", "text")
     seen = _corrected(_pairs(run), swapped)
-    facts_of_pairs = facts_of(seen, modality)
+    facts_of_pairs = facts_of_table(seen, modality)
     columns, noise = judge(
         found,
         beta=beta,
@@ -292,19 +291,6 @@ def _judge(
     groupings = [codes[keep] for codes in facts_of_pairs.groupings]
     here = replace(noise, this=noise.this[keep], other=noise.other[keep])
     return Judged(wrong[keep], kept, summary, evidence, facts, here, labels.own, groupings)
-
-
-def facts_of(table: pa.Table, modality: str) -> PairFacts:
-    """The facts of labels as an audit of a dataset with these labels would read them.
-
-    Copies of a pair of which one is flipped are no copies any more.
-    """
-    import pyarrow.parquet as pq
-
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "pairs.parquet"
-        pq.write_table(table, path)
-        return read_facts(path, modality)
 
 
 def _lengths(table: pa.Table) -> Float:

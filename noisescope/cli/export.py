@@ -21,8 +21,8 @@ from noisescope.storage.printable import plural, printable
 if TYPE_CHECKING:
     from noisescope.datasets import Source
     from noisescope.export.removal import CleanPolicy
-    from noisescope.export.run_scores import RunScores
     from noisescope.pairs import ImageStore
+    from noisescope.scoring.run_scores import RunScores
 
 
 class Format(StrEnum):
@@ -54,8 +54,9 @@ def export(
     weight: Annotated[
         str,
         typer.Option(
-            help="weights, trl, hub: p_wrong, p_flip, u (W and gamma of the paper), "
-            "prior (for forward-dpo), soft (labels for soft-dpo) or margin."
+            help="weights, trl, hub: p_wrong, p_flip, u (W and gamma of the paper), reviews "
+            "(people's decisions alone), prior (for forward-dpo), soft (labels for soft-dpo) or "
+            "margin."
         ),
     ] = "p_wrong",
     drop_above: Annotated[
@@ -118,12 +119,12 @@ def export(
     """
     from noisescope.export.local import default_output, export_local
     from noisescope.export.removal import CleanPolicy
-    from noisescope.export.run_scores import find_run_scores
+    from noisescope.scoring.run_scores import find_run_scores
 
     _refuse_unknown(context, format)
     people = annotators and annotators.value
     policy = CleanPolicy(drop_above, flip_above, drop_top, flip_top, most, force, people)
-    scores = find_run_scores(run, runs_dir, force=force)
+    scores = find_run_scores(run, runs_dir, force=force or weight == "reviews")
     print_note(f"run: {printable(str(scores.run.directory))}")
     acted = act_on_annotators(scores, people, format, force=force) if people else []
     out = output or default_output(scores, format)
@@ -177,14 +178,13 @@ def _hub(
     public: bool,
 ) -> dict[str, Any]:
     from noisescope.export.hub import check_repo, export_hub, push
-    from noisescope.export.local import done_words
 
     name = check_repo(repo_id)
     opened = None
     if scores.modality != "text":
         opened = open_source_of(scores, source, *_command(scores, Format.hub))
-    counts = export_hub(scores, out, policy, source=opened, scheme=weight)
-    done = {"counts": counts, "policy": done_words(scores, policy.or_default()), "repo_id": name}
+    facts = export_hub(scores, out, policy, source=opened, scheme=weight)
+    done = {"counts": facts["counts"], "policy": facts["policy"], "repo_id": name}
     if dry_run:
         return {**done, "uploaded": None}
     print_note(f"{printable(str(out))} is written; uploading to {printable(name)}")
@@ -272,14 +272,14 @@ def _following(
     scores: RunScores, format: Format, out: Path, done: Mapping[str, Any]
 ) -> dict[str, str]:
     """By label, where the export goes from here."""
-    from noisescope.training.policy.settings import BELIEFS
+    from noisescope.storage.run import dataset_words
+    from noisescope.training.policy.settings import objective_for
 
     where, run = shlex.quote(str(out)), shlex.quote(str(scores.run.directory))
     judge = f" --model {shlex.quote(str(scores.manifest['model']))}"
     if format is Format.weights:
-        read = shlex.quote(str(scores.manifest["resolved"]))
-        made = {"u": "adaptive-dpo"} | {scheme: name for name, scheme in BELIEFS.items()}
-        objective = made.get(str(done.get("weight")), "dpo")
+        read = dataset_words(scores.manifest)
+        objective = objective_for(str(done.get("weight")))
         return {"next": f"noisescope train {read} --objective {objective} --weights {where}{judge}"}
     if format is Format.trl:
         given = f"model, train_dataset={_reading(out)}"
@@ -297,7 +297,7 @@ def _following(
         again = f"noisescope export {run} --format hub --repo-id {done['repo_id']}"
         there = f"noisescope datasets {done['repo_id']}"
         return {"next": there if done["uploaded"] else again}
-    return {"next": f"noisescope score {where}{judge}"}
+    return {"next": f"noisescope score {dataset_words(scores.manifest, str(out))}{judge}"}
 
 
 def _reading(out: Path) -> str:

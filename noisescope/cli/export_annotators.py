@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from noisescope.export.annotators import Acted
-    from noisescope.export.run_scores import RunScores
+    from noisescope.scoring.run_scores import RunScores
 
 
 def act_on_annotators(scores: RunScores, mode: str, format: str, *, force: bool) -> list[Acted]:

@@ -83,9 +83,9 @@ def review(
 
     Example: noisescope review hh-rlhf --count 100
     """
-    from noisescope.export.run_scores import find_run_scores
     from noisescope.report.review.session import check_name, open_session, user_name
     from noisescope.scoring.reviews import reviews_of
+    from noisescope.scoring.run_scores import find_run_scores
 
     if sum((terminal, summary, import_file is not None)) > 1:
         raise UsageError(

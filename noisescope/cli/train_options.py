@@ -40,8 +40,8 @@ class WeightOptions:
         str | None,
         _noise(
             "How a run's scores become weights: p_wrong or p_flip (W = max(0, 1 - 2 p)), u "
-            "(the paper's W and Gamma), prior (for forward-dpo), soft (for soft-dpo) or margin "
-            "(for distilled-dpo).",
+            "(the paper's W and Gamma), reviews (people's decisions alone), prior (for "
+            "forward-dpo), soft (for soft-dpo) or margin (for distilled-dpo).",
             "p_wrong; adaptive-* u; forward-dpo prior; soft-dpo soft; distilled-dpo margin",
         ),
     ] = None

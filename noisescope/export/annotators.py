@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.errors import UsageError, first_five
-from noisescope.export.run_scores import RunScores
+from noisescope.scoring.run_scores import RunScores
 from noisescope.scoring.standouts import BACKWARDS
 
 Positions = NDArray[np.int64]

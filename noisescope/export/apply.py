@@ -26,9 +26,9 @@ from noisescope.datasets.readers import check_suffix, read_file
 from noisescope.errors import DataError, RunError, UsageError, first_five
 from noisescope.export.clean import plan_copy
 from noisescope.export.removal import DROP, FLIP, KEEP, Actions
-from noisescope.export.run_scores import RunScores, find_run_scores
 from noisescope.pairs import digest, keys_of
-from noisescope.scoring.reviews import read_population, read_verdicts
+from noisescope.scoring.reviews import read_latest, read_population
+from noisescope.scoring.run_scores import RunScores, find_run_scores
 from noisescope.storage import reviews
 from noisescope.storage.files import slug
 from noisescope.storage.output import MARK, claim, write_directory
@@ -215,7 +215,7 @@ def apply_decisions(
         facts = {"decisions": decisions.digest}
         _claim(out, facts | {"dataset_fingerprint": scores.manifest.get("dataset_fingerprint")})
         words = ", ".join(f"{number:,} {name}" for name, number in counts.items())
-        own = {"p_wrong": np.full(len(scores), np.nan)}  # of no moment: it changes with the reviews
+        own = {"p_wrong": np.full(len(scores), np.nan)}  # not used, and changes with the reviews
         unscored = replace(scores, columns=scores.columns | own)
         cleaner = plan_copy(unscored, source, actions, f"decided by people: {words}", "apply")
         write_directory(out, cleaner.facts | facts, lambda folder: cleaner.fill(folder, folder))
@@ -325,6 +325,6 @@ def _record(
 
 def _others(scores: RunScores, decisions: Decisions) -> int:
     """Pairs that reviewers corrected elsewhere and this file does not mention."""
-    verdicts = read_verdicts(scores.run).items()
-    corrected = {place for place, verdict in verdicts if verdict in ("wrong", "drop")}
-    return len(corrected.difference(scores.positions(list(decisions.by_pair)).tolist()))
+    latest = read_latest(scores.run)  # with the decisions that were recorded just now
+    corrected = {one.pair_id for one in latest if one.verdict in ("wrong", "drop")}
+    return len(corrected.difference(decisions.by_pair))

@@ -29,10 +29,19 @@ from noisescope.datasets.flip.ground_truth import Reversed, read_reversed
 from noisescope.datasets.load import SAMPLE_ROWS
 from noisescope.datasets.rewrite import Decoded, copy_metadata, rewrite
 from noisescope.errors import DataError, RunError, UsageError
-from noisescope.export.removal import ACTIONS, DROP, FLIP, KEEP, Actions, CleanPolicy, decide
-from noisescope.export.run_scores import BATCH, RunScores
+from noisescope.export.removal import (
+    ACTIONS,
+    DROP,
+    FLIP,
+    KEEP,
+    Actions,
+    CleanPolicy,
+    decide,
+    in_words,
+)
 from noisescope.export.weights import facts_of, metadata_of
 from noisescope.pairs import Pair, digest, unused
+from noisescope.scoring.run_scores import BATCH, RunScores
 from noisescope.storage.output import claim, write_directory
 
 if TYPE_CHECKING:
@@ -111,11 +120,21 @@ class Cleaner:
 def plan_cleaning(scores: RunScores, source: Source, policy: CleanPolicy) -> Cleaner:
     """Decide about every pair of `source`. Raises as `export_clean` does."""
     policy = policy.or_default()
-    actions, words = decide(scores, policy)
-    if _adapter(scores).cannot_flip and not policy.flips:  # found wrong by reviewers: dropped
+    actions = decide(scores, policy)[0]
+    if drops_wrong(scores, policy):
         actions[actions == FLIP] = DROP
-        words = words.replace("found wrong were flipped", "found wrong were dropped")
-    return plan_copy(scores, source, actions, words)
+    return plan_copy(scores, source, actions, words_of(scores, policy))
+
+
+def drops_wrong(scores: RunScores, policy: CleanPolicy) -> bool:
+    """Whether labels that reviewers found wrong are dropped: their format cannot be flipped."""
+    return bool(_adapter(scores).cannot_flip) and not policy.flips
+
+
+def words_of(scores: RunScores, policy: CleanPolicy) -> str:
+    """What `plan_cleaning` does, for cards, manifests and the terminal."""
+    corrected = "dropped" if drops_wrong(scores, policy) else "flipped"
+    return in_words(policy.or_default(), scores.verdicts, corrected)
 
 
 def plan_copy(

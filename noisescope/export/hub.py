@@ -22,10 +22,9 @@ from noisescope import __version__
 from noisescope.errors import DataError, UsageError, first_line
 from noisescope.export.clean import DECISIONS, count, plan_cleaning, write_decisions
 from noisescope.export.removal import CleanPolicy, decide
-from noisescope.export.run_scores import RunScores
 from noisescope.export.trl import write_trl
 from noisescope.export.weights import facts_of
-from noisescope.scoring.reviews import read_verdicts
+from noisescope.scoring.run_scores import RunScores
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import MARK, claim, write_directory
 
@@ -91,7 +90,7 @@ def card(scores: RunScores, facts: Mapping[str, Any], data: str) -> str:
 
 def _people(scores: RunScores) -> str:
     """How many labels people judged."""
-    judged = len(read_verdicts(scores.run))
+    judged = len(scores.verdicts)
     if not judged:
         return "No label was checked by a person in this step."
     return f"People judged the labels of {judged:,} pairs, and no other."
@@ -143,8 +142,8 @@ def export_hub(
     *,
     source: Source | None = None,
     scheme: str = "p_wrong",
-) -> dict[str, int]:
-    """Write the repository's directory; return the counts of keep, drop and flip.
+) -> dict[str, Any]:
+    """Write the repository's directory; return the facts of its mark: counts, policy...
 
     `source` is needed for images. Raises as `export_trl` and `export_clean` do, and UsageError
     for images in separate files.
@@ -176,7 +175,7 @@ def export_hub(
         write_atomic(folder / "README.md", card(scores, facts, "data/**"))
 
     write_directory(out, facts, fill)
-    return dict(facts["counts"])
+    return facts
 
 
 def check_repo(repo_id: str | None) -> str:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import UsageError
 from noisescope.export.removal import CleanPolicy, in_words, refuse_weak
-from noisescope.export.run_scores import RunScores
-from noisescope.scoring.reviews import read_verdicts
+from noisescope.scoring.run_scores import RunScores
 
 if TYPE_CHECKING:
     from noisescope.datasets import Source
@@ -65,12 +64,12 @@ def export_local(
 
         refuse_weak_weights(scores, policy, weight)
         counts = export_trl(scores, out, policy, weight)
-        return {"counts": counts, "policy": done_words(scores, policy), "weight": weight}
+        return {"counts": counts, "policy": in_words(policy, scores.verdicts), "weight": weight}
     if format == "clean":
-        from noisescope.export.clean import export_clean
+        from noisescope.export.clean import export_clean, words_of
 
         counts = export_clean(scores, source(), policy, out)
-        return {"counts": counts, "policy": done_words(scores, policy.or_default())}
+        return {"counts": counts, "policy": words_of(scores, policy)}
     if format != "review":
         raise UsageError(
             f"no format {format!r} to export to a file", hint=f"One of {', '.join(FORMATS)}."
@@ -87,12 +86,7 @@ def export_local(
 def refuse_weak_weights(scores: RunScores, policy: CleanPolicy, weight: str) -> None:
     """Raise EvidenceError for weights made of probabilities that the audit is too weak to give.
 
-    The paper's u is exported on request whatever the audit is worth.
+    The paper's u, and people's decisions alone, are exported whatever the audit is worth.
     """
-    if weight != "u" and not policy.force:
+    if weight not in ("u", "reviews") and not policy.force:
         refuse_weak(scores)
-
-
-def done_words(scores: RunScores, policy: CleanPolicy) -> str:
-    """What was done to the pairs, by the policy and by reviewers."""
-    return in_words(policy, read_verdicts(scores.run))

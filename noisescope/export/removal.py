@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from noisescope.errors import EvidenceError, UsageError
 from noisescope.export.annotators import REVERSE, acted_on, positions_of
-from noisescope.export.run_scores import RunScores
-from noisescope.scoring.reviews import read_verdicts
+from noisescope.scoring.reviews import UNDECIDED
+from noisescope.scoring.run_scores import RunScores
 from noisescope.storage.printable import plural
 from noisescope.storage.run import dataset_words, filled
 
@@ -115,7 +115,7 @@ class CleanPolicy:
         if theirs is not None:
             actions[theirs] = FLIP if self.annotators == REVERSE else DROP
         for place, verdict in judged.items():
-            if verdict != "undecided":
+            if verdict != UNDECIDED:
                 actions[place] = _VERDICTS[verdict]
         share = float((actions != KEEP).mean()) if len(actions) else 0.0
         if share > self.most and not self.force:
@@ -158,7 +158,7 @@ def decide(scores: RunScores, policy: CleanPolicy) -> tuple[Actions, str]:
     What people judged comes before what the audit suspects. Raises UsageError as
     `CleanPolicy.decide` does, and EvidenceError if the audit is too weak for the policy.
     """
-    judged = read_verdicts(scores.run)
+    judged = scores.verdicts
     if policy.stated and not policy.force:
         refuse_weak(scores)
     theirs = None
@@ -192,7 +192,7 @@ def refuse_weak(scores: RunScores) -> None:
 def _refuse_harm(scores: RunScores, actions: Actions, judged: Mapping[int, str]) -> None:
     """Raise EvidenceError if most of the labels to be flipped unseen are expected to be right."""
     flipped = actions == FLIP
-    flipped[list(judged)] = False
+    flipped[[place for place, verdict in judged.items() if verdict != UNDECIDED]] = False
     count, wrong = int(flipped.sum()), float(scores.columns["p_wrong"][flipped].sum())
     if count and wrong < count / 2:
         raise EvidenceError(
@@ -203,14 +203,22 @@ def _refuse_harm(scores: RunScores, actions: Actions, judged: Mapping[int, str])
         )
 
 
-def in_words(policy: CleanPolicy, judged: Mapping[int, str]) -> str:
-    """What `decide` does, for cards, manifests and the terminal."""
+def in_words(policy: CleanPolicy, judged: Mapping[int, str], corrected: str = "flipped") -> str:
+    """What `decide` does, for cards, manifests and the terminal.
+
+    `corrected` is what happens to labels that reviewers found wrong: flipped or dropped.
+    """
     wrong, right, drop = map(list(judged.values()).count, ("wrong", "right", "drop"))
     if not wrong + right + drop:
         return policy.describe()
-    people = f"{wrong:,} labels that reviewers found wrong were flipped, {right:,} right ones kept"
-    people += f", {drop:,} pairs dropped" if drop else ""
+    people = f"{plural(wrong, 'label')} that reviewers found wrong {_were(wrong)} {corrected}, "
+    people += f"{plural(right, 'right one')} kept"
+    people += f", {plural(drop, 'pair')} dropped" if drop else ""
     return f"{people}; otherwise {policy.describe()}"
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _chosen(

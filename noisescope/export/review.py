@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from noisescope.datasets.flip.plan import Float, coins
 from noisescope.errors import UsageError
 from noisescope.export.annotators import REVIEW, acted_on, positions_of
-from noisescope.export.run_scores import RunScores
 from noisescope.export.weights import facts_of, metadata_of
+from noisescope.scoring.run_scores import REVIEWED, RunScores
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import write_directory
 
@@ -72,12 +73,21 @@ def values(p_wrong: Float, threshold: float) -> Float:
 
 
 def choose(columns: Mapping[str, Float], number: int, threshold: float) -> dict[int, str]:
-    """Choose the positions of the pairs to review, most valuable first, with the reasons."""
+    """Choose the positions of the pairs to review, most valuable first, with the reasons.
+
+    Pairs that people have decided about are not asked again.
+    """
     value, rank = values(columns["p_wrong"], threshold), columns["rank"]
     unsure = number - int(number * WORST_SHARE)
-    chosen = dict.fromkeys(np.lexsort((rank, -value))[:unsure].tolist(), UNSURE)
-    rest = [place for place in np.argsort(rank)[:number].tolist() if place not in chosen]
+    chosen = dict.fromkeys(_open(columns, np.lexsort((rank, -value)))[:unsure].tolist(), UNSURE)
+    worst = _open(columns, np.argsort(rank))[:number].tolist()
+    rest = [place for place in worst if place not in chosen]
     return chosen | dict.fromkeys(rest[: number - len(chosen)], WORST)
+
+
+def _open(columns: Mapping[str, Float], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the positions that nobody has decided about."""
+    return places[np.isnan(columns[REVIEWED][places])]
 
 
 def export_review(
@@ -108,8 +118,8 @@ def export_review(
         raise UsageError(f"--count {number}: at least 1 pair", hint="The default is 200.")
     if annotators:
         theirs = positions_of(scores, acted_on(scores, REVIEW))
-        worst = theirs[np.argsort(scores.columns["rank"][theirs], kind="stable")][:number]
-        chosen = dict.fromkeys(worst.tolist(), ANNOTATOR)
+        worst = theirs[np.argsort(scores.columns["rank"][theirs], kind="stable")]
+        chosen = dict.fromkeys(_open(scores.columns, worst)[:number].tolist(), ANNOTATOR)
     else:
         chosen = choose(scores.columns, number, threshold)
     queue = _queue(scores, chosen, threshold)

@@ -23,12 +23,12 @@ from noisescope.datasets.flip.plan import Float
 from noisescope.errors import UsageError
 from noisescope.export.clean import count
 from noisescope.export.removal import DROP, FLIP, Actions, CleanPolicy, decide
-from noisescope.export.run_scores import RunScores
-from noisescope.export.weights import facts_of, metadata_of, weigh
+from noisescope.export.weights import facts_of, metadata_of, refuse_even
 from noisescope.models.tokenize import GAP
+from noisescope.scoring.run_scores import RunScores
+from noisescope.scoring.weigh import BELIEVED, weigh
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import claim, write_directory
-from noisescope.training.policy.settings import BELIEFS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,21 +69,17 @@ def write_trl(
     """Write the dataset as one Parquet file, in batches."""
     import pyarrow.parquet as pq
 
-    talks = conversational(scores)
-    weight, gamma = weigh(scores.columns, scheme)
-    believed = scheme in BELIEFS.values()
-    if believed:  # odds of the label change sign with it
-        gamma = np.where(actions == FLIP, -gamma, gamma)
-    if scheme in ("p_wrong", "p_flip"):  # a flipped label is wrong with probability 1 - p
-        flipped = np.maximum(0.0, 2 * np.nan_to_num(scores.columns[scheme], nan=1.0) - 1)
-        weight = np.where(actions == FLIP, flipped, weight)
-    named = {"prior": "prior"}.get(scheme, BELIEF) if believed else "gamma"
-    numbers = {"weight": weight, named: gamma}
-    numbers |= {"p_flip": scores.columns["p_flip"]}
-    schema = trl_schema(talks, talks and has_tools(scores), tuple(numbers))
+    conversations = conversational(scores)
+    flipped, p_flip = actions == FLIP, scores.columns["p_flip"]
+    weight, gamma = weigh(scores, scheme, flipped)
+    if scheme != "p_wrong" and not flipped.any():
+        refuse_even(scheme, weight, gamma)
+    named = {"prior": "prior"}.get(scheme, BELIEF) if scheme in BELIEVED else "gamma"
+    numbers = {"weight": weight, named: gamma, "p_flip": np.where(flipped, 1 - p_flip, p_flip)}
+    schema = trl_schema(conversations, conversations and has_tools(scores), tuple(numbers))
     schema = schema.with_metadata(metadata_of(facts))
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
-        for table in _tables(scores, actions, talks, schema, numbers):
+        for table in _tables(scores, actions, schema, numbers):
             out.write_table(table)
 
 
@@ -129,12 +125,12 @@ def has_tools(scores: RunScores) -> bool:
     )
 
 
-def trl_schema(talks: bool, tools: bool, numbers: tuple[str, ...]) -> pa.Schema:
+def trl_schema(conversations: bool, tools: bool, numbers: tuple[str, ...]) -> pa.Schema:
     """Return the columns of a TRL export."""
     import pyarrow as pa
 
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
-    side = pa.list_(turn) if talks else pa.string()
+    side = pa.list_(turn) if conversations else pa.string()
     fields = [pa.field(name, side) for name in ("prompt", "chosen", "rejected")]
     fields += [pa.field("tools", pa.string())] * tools  # JSON, which TRL reads
     fields += [pa.field("pair_id", pa.string())]
@@ -142,11 +138,7 @@ def trl_schema(talks: bool, tools: bool, numbers: tuple[str, ...]) -> pa.Schema:
 
 
 def _tables(
-    scores: RunScores,
-    actions: Actions,
-    talks: bool,
-    schema: pa.Schema,
-    numbers: Mapping[str, Float],
+    scores: RunScores, actions: Actions, schema: pa.Schema, numbers: Mapping[str, Float]
 ) -> Iterator[pa.Table]:
     """Yield batches of the pairs that are kept or flipped."""
     import pyarrow as pa
@@ -162,15 +154,15 @@ def _tables(
             if flip:
                 chosen[index], rejected[index] = rejected[index], chosen[index]
         columns: list[Any]
-        if talks:
-            heard = [t or [_message("user", p)] for t, p in zip(turns, prompts, strict=True)]
-            listed = [talk[0]["content"] if talk[0]["role"] == TOOLS else None for talk in heard]
-            heard = [talk[tools is not None :] for talk, tools in zip(heard, listed, strict=True)]
+        if not pa.types.is_string(schema.field("prompt").type):
+            messages = [t or [_message("user", p)] for t, p in zip(turns, prompts, strict=True)]
+            tools = [one[0]["content"] if one[0]["role"] == TOOLS else None for one in messages]
+            messages = [one[t is not None :] for one, t in zip(messages, tools, strict=True)]
             columns = [
-                heard,
+                messages,
                 *([[_message("assistant", r)] for r in s] for s in (chosen, rejected)),
             ]
-            columns += [listed] if "tools" in schema.names else []
+            columns += [tools] if "tools" in schema.names else []
         else:
             columns = [list(map(_spaced, prompts, chosen, rejected)), chosen, rejected]
         arrays = [

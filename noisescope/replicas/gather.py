@@ -424,7 +424,7 @@ class HeadWork(Responses):
         sides = (chosen, rejected)
         with reporter.stage("second fits, other pairs held out"):
             others = second_fits(
-                table, features, sides, folds_by, config, fit, self.run.pairs_path, outside.fitted
+                table, features, sides, folds_by, config, fit, facts_of_pairs, outside.fitted
             )
         reports = []
         if outside.groups:

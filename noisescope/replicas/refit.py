@@ -62,7 +62,7 @@ def refitter(run: Run, table: pa.Table, *, second: bool = True) -> Refit:
     from noisescope.replicas.second_fits import second_fits
     from noisescope.replicas.selected import with_answers
     from noisescope.replicas.sources import read_outside
-    from noisescope.scoring.pair_facts import read_facts
+    from noisescope.scoring.pair_facts import facts_of_table
     from noisescope.scoring.triads import count_triads
 
     plan = run.plan()
@@ -90,7 +90,7 @@ def refitter(run: Run, table: pa.Table, *, second: bool = True) -> Refit:
     keys = fold_keys(table)
     folds_by = evidence.get("folds_by", "pair")
     held_out = held_out_groups(table, folds_by).keys
-    facts = read_facts(run.pairs_path, plan.get("modality", "text"))
+    facts = facts_of_table(table, plan.get("modality", "text"))
 
     def refit(flipped: Bool, start: Mapping[str, float] | None) -> Refitted:
         turned = outside.reversed(flipped)
@@ -103,7 +103,7 @@ def refitter(run: Run, table: pa.Table, *, second: bool = True) -> Refit:
             config,
             numbers=turned.fitted,
             held_out=held_out,
-            sources=facts.sources if second else None,
+            sources=facts.sources,
             start=start,
         )
         moved, shift = fit.margins, None
@@ -118,8 +118,8 @@ def refitter(run: Run, table: pa.Table, *, second: bool = True) -> Refit:
         )
         if not second:
             return Refitted(margins, fit.variance, {})
-        sides, where = (one, other), run.pairs_path
-        others = second_fits(table, features, sides, folds_by, config, fit, where, turned.fitted)
+        sides, those = (one, other), facts.flipped(flipped)
+        others = second_fits(table, features, sides, folds_by, config, fit, those, turned.fitted)
         training = {
             "contrasts": [contrast.to_json() for contrast in others],
             "triads": vars(count_triads(*sides)),

@@ -1,6 +1,6 @@
 """Fit the same labels a second time with other folds, to see whether errors are shared.
 
-    contrasts = second_fits(table, features, (chosen, rejected), "prompt", config, fit, pairs)
+    contrasts = second_fits(table, features, (chosen, rejected), "prompt", config, fit, facts)
 
 A fit that holds out whole prompts is set beside one that pools responses, and the reverse, where
 responses or prompts recur at all (see `scoring.contrasts`).
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,7 @@ from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
 from noisescope.replicas.prior import IDENTITY, Int
 from noisescope.replicas.solver import Float
 from noisescope.scoring.contrasts import HELD_OUT, POOLED, Contrast, measure
-from noisescope.scoring.pair_facts import PairFacts, read_facts
+from noisescope.scoring.pair_facts import PairFacts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,15 +39,13 @@ def second_fits(
     folds_by: str,
     config: HeadConfig,
     fit: HeadFit,
-    pairs: Path,
+    facts: PairFacts,
     numbers: Mapping[str, Float] | None = None,
 ) -> list[Contrast]:
-    """Accuracy and flip rate of the cross-fits that `fit` is not; `pairs` is the pairs.parquet."""
+    """Accuracy and flip rate of the cross-fits that `fit` is not; `facts` of the pairs."""
     own = POOLED if config.identity and folds_by == "pair" else HELD_OUT
     found = []
-    kinds = list(_kinds(table, sides, own, folds_by))
-    facts = read_facts(pairs, "image") if kinds else PairFacts()
-    for name, keys in kinds:
+    for name, keys in _kinds(table, sides, own, folds_by):
         identity = name == POOLED
         start = {group: value for group, value in fit.variance.items() if group != IDENTITY}
         settings = replace(

@@ -6,6 +6,7 @@ facts.groupings    # codes of prompts, responses and annotators, for `clusters`
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from noisescope.scoring.margins import connect
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -120,6 +122,19 @@ def read_facts(
         longer=None if modality == "image" or longer is None else _side(longer),
         weights=1.0 / count[copies],
     )
+
+
+def facts_of_table(table: pa.Table, modality: str = "text") -> PairFacts:
+    """The facts of labels as an audit of a dataset with these pairs and labels would read them.
+
+    Copies of a pair of which one is flipped are no copies any more.
+    """
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "pairs.parquet"
+        pq.write_table(table, path)
+        return read_facts(path, modality)
 
 
 def _coded(values: NDArray[np.uint64]) -> Int:

@@ -69,6 +69,8 @@ FEWEST_SAMPLED = 20
 THRESHOLDS = (0.5,)
 #: Salts of the two numbers that order a sample's queue.
 _COIN, _AGAIN = 31, 32
+#: Verdict on a pair whose answers favour neither side.
+UNDECIDED = "undecided"
 _BATCH = 8192
 
 
@@ -167,7 +169,7 @@ class Judged:
         if dropped > max(wrong, right):
             return DROP
         if wrong == right or dropped == max(wrong, right):
-            return "undecided"
+            return UNDECIDED
         return "wrong" if wrong > right else "right"
 
 
@@ -272,10 +274,6 @@ class RunReviews:
             return None
         return self.reviewed.share(above)
 
-    def verdicts(self) -> dict[str, str]:
-        """wrong, right or undecided by pair id."""
-        return {one.pair_id: one.verdict for one in self.judged}
-
     def sentence(self) -> str:
         """The reviews in one line, for summaries and pages."""
         who = plural(len(self.reviewers), "reviewer")
@@ -367,13 +365,6 @@ def read_run_reviews(
     return join(judged, log, population, p) if judged else None
 
 
-def read_verdicts(run: Run) -> dict[int, str]:
-    """wrong, right, drop or undecided by the place in `Population.keys` of each pair that somebody
-    judged or decided about.
-    """
-    return {one.place: one.verdict for one in read_latest(run)}
-
-
 def read_latest(run: Run) -> list[Judged]:
     """Pairs with each reviewer's latest answer or decision, without those that all skipped."""
     if not has_reviews(run):
@@ -383,19 +374,18 @@ def read_latest(run: Run) -> list[Judged]:
     return [one for one in judged if any(answer.answer != "skip" for answer in one.answers)]
 
 
-def found_wrong(run: Run) -> tuple[list[str], Float]:
-    """The pairs of a run that people judged or decided about, and P(label wrong) [n] of each.
+def chance_wrong(judged: Sequence[Judged]) -> Float:
+    """P(label wrong) [n] by people's answers to each pair; NaN where these decide nothing.
 
-    By Bayes' rule from their latest answers and even odds, whatever the audit suspects: a label
-    that one reviewer found wrong is right with their error rate (`checked_error`). 1/2 for ties,
-    even votes, and pairs that reviewers want out.
+    By Bayes' rule and even odds, whatever the audit suspects: a label that one reviewer found wrong
+    is right with their error rate (`checked_error`). 1/2 for pairs to drop. Ties and even votes are
+    as likely for a wrong label as for a right one, so the audit's own numbers hold there.
     """
-    judged = read_latest(run)
     votes = votes_of(judged)
     against, favour = (side[0] for side in votes.likelihoods(checked_error(error_rate(votes))))
-    out = np.array([one.verdict == DROP for one in judged], bool)
-    p = np.where(out, 0.5, against / (against + favour))
-    return [one.pair_id for one in judged], p
+    verdicts = np.array([one.verdict for one in judged], object)
+    p = np.where(verdicts == DROP, 0.5, against / (against + favour))
+    return np.where(verdicts == UNDECIDED, np.nan, p)
 
 
 def join(judged: Sequence[Judged], log: Log, population: Population, p: Float) -> RunReviews:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,12 @@ class ScoreConfig:
                 hint="The paper has 1 for text and 15 for images.",
             )
         _ = self.weights
+
+    @classmethod
+    def of(cls, stated: Mapping[str, Any]) -> ScoreConfig:
+        """The constants that a manifest states; the usual ones in place of missing ones."""
+        names = ("rho", "k1", "k2", "c2", "released")
+        return cls(**{name: stated[name] for name in names if name in stated})
 
     @property
     def weights(self) -> WeightConfig:

@@ -102,7 +102,7 @@ class AdaptiveDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed 
         self._signature_columns = [*known, *(name for name in COLUMNS if name not in known)]
 
     def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> Any:
-        """TRL's, without our columns: what is left over would go to the model."""
+        """TRL's, without the columns of weights, which would be passed to the model."""
         rest = {name: value for name, value in inputs.items() if name not in COLUMNS}
         return super().compute_ref_log_probs(model, rest)
 
@@ -178,19 +178,25 @@ def _model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _objective_for(train_dataset: Any, given: Objective | None, beta: float) -> Objective:
     """The objective of a training set's columns. Raises UsageError for one that misreads them."""
-    names = getattr(train_dataset, "column_names", None) or ()
+    names = _columns(train_dataset)
     held = next((name for name in ("prior", "belief") if name in names), "gamma")
     if given is None:
         usual: dict[str, type[Objective]] = {"prior": ForwardDPO, "belief": SoftDPO}
         return usual.get(held, AdaptiveDPO)(beta=beta)
     needed = _column_of(given)
-    if names and held != needed:
+    if held != needed:
         raise UsageError(
             f"{type(given).__name__} does not work with this training set: it has the column "
             f"{held}, and not {needed}",
             hint=f"Export with --weight {SCHEMES[needed]}, or leave objective= out.",
         )
     return given
+
+
+def _columns(dataset: Any) -> list[str]:
+    """The columns of a training set; those of its first row if it is streamed without names."""
+    names = getattr(dataset, "column_names", None)
+    return list(next(iter(dataset), {})) if names is None else list(names)
 
 
 def _column_of(objective: Objective) -> str:
@@ -220,8 +226,8 @@ def _check(args: Any, train_dataset: Any) -> None:
             hint="Remove them. For another loss pass objective=, one of "
             "noisescope.training.objectives.OBJECTIVES.",
         )
-    names = getattr(train_dataset, "column_names", None)
-    if names is not None and "weight" not in names:
+    names = _columns(train_dataset)
+    if "weight" not in names:
         raise UsageError(
             f"the training set has no column weight (it has {', '.join(names)})",
             hint="Make one with it: noisescope export --format trl",

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from helpers.planted_run import HOSTILE
 from noisescope.datasets import load
-from noisescope.export.run_scores import RunScores, find_run_scores
 from noisescope.pairs import PreferenceDataset
 from noisescope.scoring.margins import write_margins
+from noisescope.scoring.run_scores import RunScores, find_run_scores
 from noisescope.scoring.score import score_run
 from noisescope.storage.run import Plan, create_run
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,7 +163,8 @@ def fine_tune(
             return trained
         torch.manual_seed(settings.seed)
         began = time.perf_counter()
-        data = pair_data(dataset.table)
+        table = dataset.table if weights is None else weights.corrected(dataset.table)
+        data = pair_data(table)
         trainable: TrainablePolicy | None = None
         try:
             trainable, same = make_trainable(policy, data, settings, trained, reporter, accelerator)
@@ -234,7 +234,7 @@ def _readable(
     if weights is None or len(found) == len(dataset):
         return found, weights
     kept = np.isin(dataset.table["pair_id"].to_pylist(), found.table["pair_id"].to_pylist())
-    return found, replace(weights, weight=weights.weight[kept], gamma=weights.gamma[kept])
+    return found, weights.among(kept)
 
 
 def check_settings(settings: TrainSettings, report_to: str | None = None) -> Objective:

@@ -161,6 +161,12 @@ class TrainSettings:
         return asdict(self) | {"parameters": dict(self.parameters), "targets": list(self.targets)}
 
 
+def objective_for(scheme: str) -> str:
+    """The objective that weights of a scheme are made for; dpo if they are weights alone."""
+    made = {"u": "adaptive-dpo"} | {believed: name for name, believed in BELIEFS.items()}
+    return made.get(scheme, "dpo")
+
+
 def find_objective(name: str) -> type[Objective]:
     """The objective of that name. Raises UsageError that lists all."""
     if name not in OBJECTIVES:
