@@ -162,8 +162,9 @@ def test_an_audit_of_the_same_labels_is_found_and_weighs_the_pairs(place, datase
     read_back = file_weights(tmp_path / "p.csv", dataset, "soft")
     np.testing.assert_allclose(read_back.gamma, soft.gamma)
     assert read_back.scheme == "soft"
-    with pytest.raises(DataError, match="pair_id and W are needed"):
-        file_weights(tmp_path / "p.csv", dataset)
+    assert file_weights(tmp_path / "p.csv", dataset).scheme == "soft"  # all that it can be
+    with pytest.raises(DataError, match="pair_id and p_prior are needed"):
+        file_weights(tmp_path / "p.csv", dataset, "prior")
     (tmp_path / "p.csv").write_text("pair_id,p_wrong\n" + "".join(f"{n},1.2\n" for n in order))
     with pytest.raises(DataError, match=r"p_wrong is 1\.2"):
         file_weights(tmp_path / "p.csv", dataset, "soft")
