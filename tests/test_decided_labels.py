@@ -21,7 +21,7 @@ from noisescope.export.removal import CleanPolicy, decide
 from noisescope.export.trl import export_trl
 from noisescope.export.weights import export_weights
 from noisescope.scoring.run_scores import RunScores, read_run_scores
-from noisescope.scoring.weigh import BELIEVED, SCHEMES
+from noisescope.scoring.weigh import BELIEVED, SCHEMES, weigh
 from noisescope.training.policy.pair_weights import WeightRule, run_weights
 from noisescope.training.policy.weights_file import file_weights, scheme_of
 
@@ -164,6 +164,14 @@ def test_a_flipped_label_has_the_u_of_its_opposite(tmp_path: Path) -> None:
     other = RunScores(scores.run, released, scores.keys, scores.columns)
     with pytest.raises(UsageError, match="--weight p_wrong"):
         export_trl(other, tmp_path / "r.parquet", CleanPolicy(flip_top=0.05), "u")
+
+
+def test_decisions_alone_count_whole_however_often_reviewers_err(tmp_path: Path) -> None:
+    scores = toy(tmp_path)
+    columns = {"reviewed": np.array([0.3, 0.7, 0.5, np.nan])}
+    some = RunScores(scores.run, scores.manifest, scores.keys[:4], columns)
+    assert weigh(some, "reviews")[0].tolist() == [1, 0, 0, 1]
+    assert weigh(some, "reviews", np.ones(4, bool))[0].tolist() == [0, 1, 0, 1]
 
 
 def copied(path: Path, target: Path, drop: tuple[str, ...] = ()) -> Path:

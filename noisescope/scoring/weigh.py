@@ -65,7 +65,7 @@ def weigh(
         gamma = _belief(scores, scheme, turned)
         weight = np.where(np.isnan(gamma) | (theirs == 0.5), 0.0, 1.0)
         return weight, np.nan_to_num(np.where(turned, -gamma, gamma))
-    chance = {"u": theirs, "reviews": np.round(2 * theirs) / 2}.get(scheme)
+    chance = {"u": theirs, "reviews": (np.sign(theirs - 0.5) + 1) / 2}.get(scheme)
     weight = _weight(scores.columns[scheme] if chance is None else chance, turned)
     gamma = np.zeros(len(scores))
     if scheme == "u":

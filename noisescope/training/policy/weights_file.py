@@ -60,7 +60,6 @@ def file_weights(path: Path, dataset: PreferenceDataset, scheme: str = "") -> Pa
     weight, gamma = _numbers(table, name), np.zeros(table.num_rows)
     if name not in WEIGHT_NAMES:
         weight, gamma = np.ones(table.num_rows), _odds(name, weight)
-        description += f": {WORDS[scheme]}"
     elif "gamma" in table.column_names:
         gamma = _numbers(table, "gamma")
         if not stated and (gamma != 0).any():
@@ -84,6 +83,7 @@ def file_weights(path: Path, dataset: PreferenceDataset, scheme: str = "") -> Pa
         _check_labels(
             path, dataset, table.column(LABEL).to_pylist(), np.where(at < 0, -1, order[at])
         )
+    description += f": {WORDS[scheme]}" if scheme in WORDS else ""
     return PairWeights(weight, gamma, description, scheme=scheme)
 
 
