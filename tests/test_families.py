@@ -14,6 +14,7 @@ from helpers.families import (
     PAGE,
     REFUSED,
     examine,
+    features_of,
     line,
     logps_of,
     plain,
@@ -179,6 +180,21 @@ def plain_with_gradient(model: torch.nn.Module, corpus: object) -> torch.Tensor:
 
     parts = plain_logps(model, corpus).split(corpus.response_sizes.tolist())
     return torch.stack([part.sum() for part in parts])
+
+
+def test_blocks_that_run_several_times_have_the_states_of_their_last_run() -> None:
+    """One forward for all texts, or one for each, of a model whose blocks recur."""
+    model = tiny_family("hrm_text")
+    packed, alone = (features_of(model, corpus_of(CORPUS, rows))[1] for rows in ("packed", "alone"))
+    for name, values in packed.items():
+        torch.testing.assert_close(values, alone[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_a_block_diagonal_layer_is_not_adapted() -> None:
+    adapters = attach_adapters(tiny_family("deepseek_v4"), 1, 2, 0)
+    ends = {name.rpartition(".")[2] for name in adapters.layers}
+    assert "o_a_proj" not in ends
+    assert {"q_a_proj", "o_b_proj"} <= ends
 
 
 def test_adapters_under_autocast() -> None:

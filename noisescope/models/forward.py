@@ -186,7 +186,8 @@ def hidden_states(
 
     with hooked(dict.fromkeys(layers, keep)):
         last = head_states(model, batch.runs, input_ids=batch.ids, **row_inputs(batch))
-    inner = [padded(kept[layer][-len(batch.runs) :]) for layer in layers]
+    times = {layer: len(kept[layer]) // len(batch.runs) for layer in layers}  # that it ran in each
+    inner = [padded(kept[layer][times[layer] - 1 :: times[layer]]) for layer in layers]
     final, *others = (one.flatten(0, 1).to(batch.ids.device) for one in (last, *inner))
     return final, others  # layers may be spread over GPUs
 

@@ -73,6 +73,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT,
     "deepseek_v32": LATENT,
+    "deepseek_v4": {},
     "glm4_moe_lite": LATENT,
     "glm_moe_dsa": LATENT,
     "longcat_flash": LATENT | {"num_layers": 2},
@@ -93,6 +94,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma4_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "granite": {"logits_scaling": 8.0},
+    "hrm_text": {},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "phi3": {
@@ -158,14 +160,20 @@ def tiny_family(family: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def logps_of(model: Any, corpus: Corpus) -> torch.Tensor:
-    """Log-probability of each response by the features' path, [I]; features must be finite."""
+    """Log-probability of each response by the features' path, [I]."""
+    return features_of(model, corpus)[0]
+
+
+def features_of(model: Any, corpus: Corpus) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Log-probability of each response, [I], and every feature group, finite."""
     items = list(range(len(corpus.responses)))
     kind = mask_type(model, model.dtype)
     batch = to_batch(corpus, pack(corpus, items, 128), model.device, kind)
     with torch.inference_mode():
         trace = run_batch(model, batch)
-        assert all(bool(GROUPS[name](trace).isfinite().all()) for name in GROUPS)
-    return torch.zeros(len(items)).index_add(0, batch.owners, trace.logps)
+        groups = {name: group(trace) for name, group in GROUPS.items()}
+    assert all(bool(values.isfinite().all()) for values in groups.values())
+    return torch.zeros(len(items)).index_add(0, batch.owners, trace.logps), groups
 
 
 def plain(model: Any, corpus: Corpus) -> torch.Tensor:

@@ -25,12 +25,14 @@ ROWS, ERROR = 2, 1e-3
 
 
 def check_adapters(adapters: Adapters) -> None:
-    """Set `adapters.together`; detach layers whose weights the model reads without calling them.
+    """Set `adapters.together`; detach layers that are no x W', and those whose weights the model
+    reads without calling them.
 
     Raises ModelError if merged adapters on the others still give other logits. Quantised weights
     cannot be merged exactly and are not compared.
     """
     with torch.no_grad():
+        _detach_others(adapters)
         _fill(adapters)
         try:
             error, unused = _error(adapters)
@@ -46,6 +48,23 @@ def check_adapters(adapters: Adapters) -> None:
             "adapters do not follow",
             hint="Name other layers with --targets, or use --kind head.",
         )
+
+
+def _detach_others(adapters: Adapters) -> None:
+    """Detach layers of a linear layer's class that return other shapes, as block-diagonal ones."""
+    model = adapters.model
+    own = {layer: name for name, layer in adapters.layers.items() if not layer.dense}
+    others: set[str] = set()
+
+    def note(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.shape != (*inputs[0].shape[:-1], layer.outputs):
+            others.add(own[layer])
+
+    if own:
+        with hooked(dict.fromkeys(own, note)), float32(model):
+            model(input_ids=probe_tokens(model, LEAST), use_cache=False)
+    if others:
+        adapters.detach(sorted(others))
 
 
 def _error(adapters: Adapters) -> tuple[float, list[str]]:
