@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.toy_run import rows, scored_run, toy, write_lines
 
+from noisescope.auditing.train import note_unused_reviews
 from noisescope.cli import run as command
 from noisescope.datasets import load
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
@@ -22,6 +24,7 @@ from noisescope.export.trl import export_trl
 from noisescope.export.weights import export_weights
 from noisescope.scoring.run_scores import RunScores, read_run_scores
 from noisescope.scoring.weigh import BELIEVED, SCHEMES, weigh
+from noisescope.storage.run import Run
 from noisescope.training.policy.pair_weights import WeightRule, run_weights
 from noisescope.training.policy.weights_file import file_weights, scheme_of
 
@@ -253,3 +256,19 @@ def test_what_follows_an_export_reads_the_dataset_as_the_run_did(
         assert following[:2] == ["noisescope", verb]
         at = following.index("--columns")
         assert sorted(following[at + 1].split(",")) == sorted(columns.split(","))
+
+
+def test_a_training_without_weights_names_the_decisions_that_it_ignores(tmp_path: Path) -> None:
+    seen: list[str] = []
+    notes: Any = SimpleNamespace(note=seen.append)
+    toy(tmp_path)
+    dataset = load(tmp_path / "toy.jsonl")
+    note_unused_reviews(dataset, "dpo", tmp_path / "runs", notes)
+    assert seen == []
+    run = reviewed(tmp_path).run
+    note_unused_reviews(dataset, "dpo", tmp_path / "runs", notes)
+    (note,) = seen
+    assert note.startswith("people decided about 3 pairs, and --objective dpo trains on")
+    words = note.partition(": ")[2].split()
+    found = run_weights(Run(Path(words[1])), dataset, WeightRule(words[3]))
+    assert (words[1], found.judged) == (str(run.directory), 3)

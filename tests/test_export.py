@@ -655,6 +655,8 @@ def test_images_go_to_the_hub_whole(tmp_path: Path) -> None:
     dataset = load(source)
     scored = scored_run(dataset, tmp_path / "runs" / "x")
     export_hub(scored, tmp_path / "hub", CleanPolicy(drop_top=0.1), source=open_source(source))
+    with pytest.raises(UsageError, match="no weights into a dataset of pictures"):
+        export_hub(scored, tmp_path / "x", CleanPolicy(), source=open_source(source), scheme="u")
     assert len(load(tmp_path / "hub" / "data")) == len(dataset) - len(dataset) // 10
 
 

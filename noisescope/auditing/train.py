@@ -12,6 +12,7 @@ those that people corrected. A weights file is trained with the objective that i
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from noisescope.models.device import own_device
 from noisescope.models.load import load_policy
 from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter, Silent
+from noisescope.scoring.reviews import UNDECIDED, read_latest
 from noisescope.storage.printable import plural
 from noisescope.storage.workspace import default_model, find_workspace
 from noisescope.training.policy.distributed import precision
@@ -245,6 +247,8 @@ def _weights(
     if adaptive:
         settings.check_scheme(rule.scheme if given is None else "")
     if given == "none" or (given is None and not adaptive):
+        if given is None and settings.online is None:
+            note_unused_reviews(pairs, settings.objective, runs_directory, reporter)
         return None
     if given is not None and Path(given).is_file():
         scheme = rule.scheme if rule.scheme in PROBABILITIES else ""
@@ -263,6 +267,20 @@ def _weights(
     if found.doubt:
         reporter.note(found.doubt)
     return found
+
+
+def note_unused_reviews(
+    pairs: PreferenceDataset, objective: str, runs_directory: Path, reporter: Reporter
+) -> None:
+    """Note that a training without weights uses none of people's decisions, if there are any."""
+    run = find_audit(pairs, runs_directory)
+    decided = [one for one in read_latest(run) if one.verdict != UNDECIDED] if run else []
+    if run and decided:
+        reporter.note(
+            f"people decided about {plural(len(decided), 'pair')}, and --objective {objective} "
+            f"trains on the labels as they were: --weights {shlex.quote(str(run.directory))} "
+            "--weighting reviews takes the decisions"
+        )
 
 
 def _audit_of(

@@ -161,6 +161,11 @@ def export_hub(
                 f"{adapter} may refer to its images by path: an upload would not contain them",
                 hint="Use --format clean, and upload its files and the images by hand.",
             )
+        if scheme != "p_wrong":
+            raise UsageError(
+                f"--format hub writes no weights into a dataset of pictures: --weight {scheme}",
+                hint="Write them into a file: noisescope export --format weights",
+            )
         cleaner = plan_cleaning(scores, source, policy)
         facts = {**cleaner.facts, "format": "hub"}
 
