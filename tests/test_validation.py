@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from noisescope.auditing.audit import audit
-from noisescope.auditing.validation import Labels, Planned, facts_of, validate, validate_truth
+from noisescope.auditing.validation import Labels, Planned, validate, validate_truth
 from noisescope.datasets.flip.ground_truth import read_truth
 from noisescope.datasets.flip.kinds import KINDS, _part
 from noisescope.datasets.flip.plan import FlipPlan
@@ -32,6 +32,7 @@ from noisescope.scoring.claims import Own, compare
 from noisescope.scoring.margins import read_margins
 from noisescope.scoring.metrics import Interval
 from noisescope.scoring.noise_models import fit_noise
+from noisescope.scoring.pair_facts import facts_of_table
 from noisescope.storage.run import Run
 
 
@@ -282,7 +283,7 @@ def test_copies_of_a_pair_count_once_until_one_of_them_is_flipped() -> None:
     texts = [("q", "yes", "no"), ("q", "Yes ", "no"), ("other", "yes", "no")]
     pairs = [Pair(*each, pair_id=str(at)) for at, each in enumerate(texts)]
     swapped = [Pair(*texts[0][::2], texts[0][1], pair_id="0"), *pairs[1:]]
-    weights = [facts_of(to_table(each), "text").weights for each in (pairs, swapped)]
+    weights = [facts_of_table(to_table(each), "text").weights for each in (pairs, swapped)]
     assert [found.tolist() for found in weights if found is not None] == [[0.5, 0.5, 1], [1, 1, 1]]
 
 
