@@ -133,6 +133,9 @@ def test_soft_labels_are_learnt_and_never_read_as_a_shift(tmp_path: Path) -> Non
         trainer(AdaptiveDPOTrainer, rows(), tmp_path, objective=SoftDPO(beta=BETA))
     with pytest.raises(UsageError, match="it has the column belief, and not prior"):
         trainer(AdaptiveDPOTrainer, data, tmp_path, objective=ForwardDPO(beta=BETA))
+    for other in (rows(), {"a": rows()}):
+        with pytest.raises(UsageError, match="evaluation set has the column gamma"):
+            trainer(AdaptiveDPOTrainer, data, tmp_path, eval_dataset=other)
     plain = trainer(DPOTrainer, data.select(range(4)), tmp_path / "plain")
     plain.train()  # TRL alone ignores our columns
     assert any("loss" in entry for entry in plain.state.log_history)
@@ -188,6 +191,11 @@ def test_any_objective_and_peft(tmp_path: Path) -> None:
     loss = made.compute_loss(made.model, batch)
     assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-4)
     assert made.compute_loss(made.model, batch, return_outputs=True)[1].logits is not None
+
+
+def test_an_evaluation_set_may_be_without_weights(tmp_path: Path) -> None:
+    made = trainer(AdaptiveDPOTrainer, rows(), tmp_path, eval_dataset=rows(weights=False))
+    assert made.evaluate()["eval_loss"] > 0
 
 
 def test_the_collator_keeps_the_columns_and_refuses_bad_ones() -> None:

@@ -83,8 +83,8 @@ class AdaptiveDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed 
     TRL's. `loss_type` must stay "sigmoid": the loss is `objective`; by default SoftDPO(args.beta)
     if the training set has a column `belief`, ForwardDPO if it has `prior`, else AdaptiveDPO.
     Evaluation sets without the columns count every pair once. Raises UsageError where the training
-    set has no column `weight`, for an objective that would misread its columns, or for settings of
-    another loss.
+    set has no column `weight`, for an objective that would misread the columns of either set, or
+    for settings of another loss.
     """
 
     data_collator: Any
@@ -94,6 +94,7 @@ class AdaptiveDPOTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed 
         super().__init__(*arguments, **options)
         _check(self.args, self.train_dataset)
         self.objective = _objective_for(self.train_dataset, objective, self.args.beta)
+        _check_evaluation(self.eval_dataset, self.objective)
         self.data_collator = WeightedCollator(self.data_collator)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -191,6 +192,22 @@ def _objective_for(train_dataset: Any, given: Objective | None, beta: float) -> 
             hint=f"Export with --weight {SCHEMES[needed]}, or leave objective= out.",
         )
     return given
+
+
+def _check_evaluation(data: Any, objective: Objective) -> None:
+    """Raise UsageError for an evaluation set whose Gamma is of another kind than the objective's.
+
+    One without any is judged by its labels.
+    """
+    needed = _column_of(objective)
+    for one in data.values() if isinstance(data, dict) else [data]:
+        held = [name for name in SCHEMES if one is not None and name in _columns(one)]
+        if held and needed not in held:
+            raise UsageError(
+                f"the evaluation set has the column {held[0]}, and {type(objective).__name__} "
+                f"needs {needed}",
+                hint=f"Export it with --weight {SCHEMES[needed]}, or remove the column.",
+            )
 
 
 def _columns(dataset: Any) -> list[str]:
