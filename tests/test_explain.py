@@ -136,6 +136,17 @@ def test_a_taste_that_the_model_has_not_learnt_is_no_error(shift: float) -> None
     assert sum(finding.kind == "excess" for found in named for finding in found) <= 1
 
 
+@pytest.mark.parametrize(("prompts", "named"), [(2, False), (6, True)])
+def test_a_share_of_few_prompts_is_not_named_if_its_interval_holds_one_half(
+    prompts: int, named: bool
+) -> None:
+    margins, signs = np.abs(margins_of(400, 0.0, 10)) + 3, np.zeros(400)
+    signs[:26] = [1, *[-1] * 25]
+    codes = np.where(np.arange(400) < 26, np.arange(400) % prompts, np.arange(400))
+    labels = replace(labels_of(margins, signs), clusters=[codes])
+    assert bool(explain(labels, fit_noise(margins))) == named
+
+
 def test_what_labels_follow_most_surely_comes_first() -> None:
     margins = np.abs(margins_of(3000, 0.0, 9)) + 2
     rng = np.random.default_rng(9)

@@ -159,6 +159,7 @@ def _of_side(trait: Trait, signs: Float, labels: Labels, noise: Noise) -> list[F
     s, clusters = signs[use], [codes[use] for codes in labels.clusters]
     suspicious = labels.suspicious[use]
     values = {"excess": s * (1 - _probability(labels, noise)[use]), "follows": s / 2}
+    taken = share_interval((1 + s) / 2, clusters)
     found = []
     for kind in ("excess", "follows"):
         effect, p = _mean(values[kind], clusters)
@@ -170,9 +171,10 @@ def _of_side(trait: Trait, signs: Float, labels: Labels, noise: Noise) -> list[F
             odds = way * s * noise.single.gap(labels.margins[use])
             if not _blind(way * s > 0, odds, most, _design(values[kind], clusters)):
                 p = 1.0
+        if kind == "follows" and taken.low <= 0.5 <= taken.high:
+            p = 1.0  # so few clusters that the stated interval holds one half
         bad, way = int(suspicious.sum()), np.sign(effect.estimate)
         shown = int((suspicious & (s == way)).sum())
-        taken = share_interval((1 + s) / 2, clusters)
         more = _beyond(effect, shown, bad) if kind == "excess" else ""
         sentence = f"Labels choose {trait.side} in {_range(taken)} of {count:,} pairs{more}."
         found.append(Finding(kind, trait.name, "", effect, count, bad, shown, p, sentence))
