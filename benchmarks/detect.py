@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.data import truth, with_sides_swapped
@@ -34,7 +35,7 @@ from noisescope.models.features import compute_features
 from noisescope.models.items import distinct_items, fold_keys
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
-from noisescope.scoring.detectors import Evidence, u
+from noisescope.scoring.detectors import DETECTORS, Evidence, confidence, stability, u
 from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
 from noisescope.scoring.metrics import (
     Interval,
@@ -46,6 +47,8 @@ from noisescope.scoring.metrics import (
     held_out_accuracy,
     precision_at,
 )
+from noisescope.scoring.noise_models import fit_noise
+from noisescope.scoring.pair_facts import read_facts
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -81,13 +84,26 @@ class Material:
         **config: Any,
     ) -> HeadFit:
         """Fit head replicas; `held_out_by` a column holds out its values whole (topics)."""
-        keys = fold_keys(self.dataset.table)
+        held_out = None
         if held_out_by:
             names = self.dataset.table.column(held_out_by).to_pylist()
-            keys = np.array([int(digest(name)[:16], 16) for name in names], np.uint64)
+            held_out = np.array([int(digest(name)[:16], 16) for name in names], np.uint64)
         groups = self.features if features else {}
-        settings = HeadConfig(**config)
-        return fit_heads(groups, self.chosen, self.rejected, keys, settings, start=start)
+        arrays = groups, self.chosen, self.rejected, fold_keys(self.dataset.table)
+        return fit_heads(*arrays, HeadConfig(**config), held_out=held_out, start=start)
+
+    def score(self) -> HeadFit:
+        """Fit heads as `noisescope score` does: whole prompts held out, responses not pooled."""
+        return self.fit(held_out_by="prompt", identity=False)
+
+    def p_wrong(self, fit: HeadFit) -> Float:
+        """Probability that each label is wrong, [N], by the noise model that the facts support."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "pairs.parquet"
+            pq.write_table(self.dataset.table, path)
+            facts = read_facts(path, self.dataset.modality)
+        margins = fit.margins.mean(axis=0, dtype=np.float64)
+        return fit_noise(margins, facts).p_wrong(margins)
 
     def lengths(self) -> Float:
         """Return characters of chosen and rejected, [2, N]."""
@@ -125,23 +141,28 @@ def prepare(
     return Material(dataset, features, chosen, rejected), cost
 
 
-def scores_of(fit: HeadFit, lengths: Float) -> tuple[dict[str, Float], FlipRate]:
+def scores_of(
+    material: Material, fit: HeadFit, beta: float = BETA, rho: float = 1.0
+) -> tuple[dict[str, Float], FlipRate]:
     """Return every score compared, [N] each, higher = more suspicious, and the flip rate."""
     margins = fit.margins.astype(np.float64)
     mean = margins.mean(axis=0)
     rate = fit_flip_rate(mean)
-    l = margins / BETA  # noqa: E741 - the paper's symbol
-    evidence = Evidence(margins[:, None], np.ones(margins.shape, bool), BETA, lengths=lengths)
-    from noisescope.scoring.detectors import DETECTORS, confidence, stability
-
-    return {
+    ratios = margins / beta
+    scores = {
+        "p_wrong": material.p_wrong(fit),
         "p_flip": rate.p_flip(mean),
-        "u": u(l),
-        "confidence": confidence(l),
-        "stability": stability(l),
-        "length": DETECTORS["length"].score(evidence),
+        "u": u(ratios, rho),
+        "confidence": confidence(ratios, rho),
+        "stability": stability(ratios),
         "cleanlab": cleanlab_score(mean),
-    }, rate
+    }
+    if material.dataset.modality == "text":
+        lengths = Evidence(
+            margins[:, None], np.ones(margins.shape, bool), beta, lengths=material.lengths()
+        )
+        scores["length"] = DETECTORS["length"].score(lengths)
+    return scores, rate
 
 
 def cleanlab_score(margins: Float) -> Float:
@@ -231,21 +252,19 @@ def natural(ukp: Material, wrong: Bool, report: Report) -> None:
     """Measure natural crowd noise: one vote against the gold of all."""
     began = time.perf_counter()
     fit = ukp.fit()
-    scores, rate = scores_of(fit, ukp.lengths())
+    scores, rate = scores_of(ukp, fit)
     seconds = time.perf_counter() - began
-    controls = {
-        "identity control": -ukp.fit(features=False).margins.mean(axis=0),
-        "without pooling": -ukp.fit(identity=False).margins.mean(axis=0),
-        "topics held out": -ukp.fit(held_out_by="prompt").margins.mean(axis=0),
-    }
-    report.tables["detection"] = judge("ukp natural", {**scores, **controls}, wrong)
+    controls = {"identity control": -ukp.fit(features=False).margins.mean(axis=0)}
+    report.tables["detection"] = judge("ukp natural, --pool", {**scores, **controls}, wrong)
+    scores_held, _ = scores_of(ukp, ukp.score())
+    report.tables["detection"] += judge("ukp natural", scores_held, wrong)
     row = rates_row("ukp natural", fit, rate, wrong, None)
     report.tables["estimates of the audit itself"] = [row]
     report.tables["after the features"] = [
         {"pairs": len(wrong), "replicas": 8, "seconds": seconds, "peak MiB": peak_memory_mib()}
     ]
-    found = float(auroc(scores["p_flip"], wrong))
-    report.at_least("ukp natural: AUROC of p_flip", found, 0.885)
+    found = float(auroc(scores["p_wrong"], wrong))
+    report.at_least("ukp natural, --pool: AUROC of p_wrong", found, 0.893)
     report.at_most("ukp natural: |expected - true AUROC|", abs(row["expected AUROC"] - found), 0.03)
     inside = float(row["bracket low"] <= wrong.mean() <= row["bracket high"])
     report.at_least("ukp natural: bracket contains the truth", inside, 1)
@@ -259,7 +278,7 @@ def planted(ukp: Material, wrong: Bool, report: Report) -> None:
         swap = uniform(len(wrong), rate, 0)
         material = gold.flipped(swap)
         fit = material.fit()
-        scores, estimate = scores_of(fit, material.lengths())
+        scores, estimate = scores_of(material, fit)
         task = f"ukp gold + {rate:.0%}"
         row = rates_row(task, fit, estimate, swap, float(swap.mean()))
         report.tables["estimates of the audit itself"].append(row)
@@ -274,17 +293,17 @@ def harmless(hh: Material, report: Report, seeds: int) -> None:
     for seed in range(seeds):
         swap = uniform(len(hh.dataset), 0.2, seed)
         material = hh.flipped(swap)
-        fit = material.fit()
-        scores, estimate = scores_of(fit, material.lengths())
+        fit = material.score()
+        scores, estimate = scores_of(material, fit)
         task = f"hh-harmless + 20 %, seed {seed}"
         report.tables["detection"] += judge(task, scores, swap)
         row = rates_row(task, fit, estimate, swap, float(swap.mean()))
         report.tables["estimates of the audit itself"].append(row)
-        found.append(float(auroc(scores["p_flip"], swap)))
+        found.append(float(auroc(scores["p_wrong"], swap)))
         gaps.append(abs(row["expected AUROC"] - row["true AUROC"]))
     if seeds == 1:  # --quick: too few pairs for targets that are meant for all of them
         return
-    report.at_least("hh-harmless + 20 %: AUROC of p_flip, median", float(np.median(found)), 0.69)
+    report.at_least("hh-harmless + 20 %: AUROC of p_wrong, median", float(np.median(found)), 0.729)
     report.at_most("hh-harmless: |expected - true AUROC|, median", float(np.median(gaps)), 0.03)
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks import emoji
 from benchmarks.data import truth
-from benchmarks.detect import Material, judge, rates_row, uniform
+from benchmarks.detect import Material, judge, rates_row, scores_of, uniform
 from benchmarks.harness import Options, Report, peak_memory_mib
 from benchmarks.images.cost import cost_task, equal_task, replica_task, training_task
 from benchmarks.images.steps import MODEL, SAMPLE
@@ -38,12 +38,12 @@ from noisescope.models.items import distinct_items, fold_keys
 from noisescope.pairs import PreferenceDataset, digest
 from noisescope.replicas.gather import DEFAULT_BETA
 from noisescope.replicas.head import HeadConfig, HeadFit, fit_heads
-from noisescope.scoring.detectors import confidence, stability, u
-from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
+from noisescope.scoring.flip_rate import fit_flip_rate
 from noisescope.scoring.metrics import auroc, bayes_auroc
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
+BETA, RHO = DEFAULT_BETA["image"], 15.0
 EMOJI_PAIRS = 1500
 GLYPH_SIDE = 64
 
@@ -64,20 +64,6 @@ def material(dataset: PreferenceDataset, policy: DiffusionPolicy) -> tuple[Mater
         features = compute_features(policy, items, Path(scratch), lambda done, total, note: None)
         seconds = time.perf_counter() - began
     return Material(dataset, features, chosen, rejected), seconds
-
-
-def scores_of(fit: HeadFit) -> tuple[dict[str, Float], FlipRate]:
-    """Return the scores compared, [N] each, higher = more suspicious, and the flip rate."""
-    margins = fit.margins.astype(np.float64)
-    mean = margins.mean(axis=0)
-    rate = fit_flip_rate(mean)
-    ratios = margins / DEFAULT_BETA["image"]
-    return {
-        "p_flip": rate.p_flip(mean),
-        "u": u(ratios, rho=15.0),
-        "confidence": confidence(ratios, rho=15.0),
-        "stability": stability(ratios),
-    }, rate
 
 
 def run(options: Options) -> Report:
@@ -103,20 +89,23 @@ def emoji_task(report: Report, options: Options) -> None:
     policy = loaded(emoji.pipeline(options.data), made.dataset)
     base, seconds = material(made.dataset, policy)
     report.facts["emoji features, seconds"] = seconds
-    found, seeds = [], []
+    found: dict[str, list[float]] = {"": [], ", --pool": []}
+    seeds = []
     for seed in range(3):
         swap = uniform(EMOJI_PAIRS, 0.2, seed)
-        fit = base.flipped(swap).fit()
-        scores, rate = scores_of(fit)
-        task = f"emoji + 20 %, seed {seed}"
-        report.tables["detection"] += judge(task, scores, swap)
-        row = rates_row(task, fit, rate, swap, float(swap.mean()))
-        report.tables["estimates of the audit itself"].append(row)
-        found.append(float(auroc(scores["p_flip"], swap)))
-        seeds.append((scores["p_flip"], swap))
+        flipped = base.flipped(swap)
+        for pooled, aurocs in found.items():
+            fit = flipped.fit() if pooled else flipped.score()
+            scores, rate = scores_of(flipped, fit, BETA, RHO)
+            task = f"emoji + 20 %, seed {seed}{pooled}"
+            report.tables["detection"] += judge(task, scores, swap)
+            row = rates_row(task, fit, rate, swap, float(swap.mean()))
+            report.tables["estimates of the audit itself"].append(row)
+            aurocs.append(float(auroc(scores["p_wrong"], swap)))
+        seeds.append((scores["p_wrong"], swap))
     groups = {kind: made.kinds == kind for kind in emoji.KINDS}
     groups |= {"captions seen in training": ~made.unseen, "captions never seen": made.unseen}
-    report.tables["emoji, AUROC of p_flip by what is wrong"] = [
+    report.tables["emoji, --pool, AUROC of p_wrong by what is wrong"] = [
         {
             "pairs of": name,
             "pairs": int(rows.sum()),
@@ -124,7 +113,8 @@ def emoji_task(report: Report, options: Options) -> None:
         }
         for name, rows in groups.items()
     ]
-    report.at_least("emoji + 20 %: AUROC of p_flip, median", float(np.median(found)), 0.92)
+    median = float(np.median(found[", --pool"]))
+    report.at_least("emoji + 20 %, --pool: AUROC of p_wrong, median", median, 0.97)
 
 
 def glyphs_task(report: Report, options: Options) -> None:
@@ -148,12 +138,12 @@ def glyphs_task(report: Report, options: Options) -> None:
     }
     found = {}
     for name, fit in fits.items():
-        scores, rate = scores_of(fit)
+        scores, rate = scores_of(base, fit, BETA, RHO)
         task = f"glyphs, {name}"
         report.tables["detection"] += judge(task, scores, wrong)
         row = rates_row(task, fit, rate, wrong, None)
         report.tables["estimates of the audit itself"].append(row)
-        found[name] = float(auroc(scores["p_flip"], wrong))
+        found[name] = float(auroc(scores["p_wrong"], wrong))
     controls = reference_distances(raw, dataset)
     controls["identity, random halves"] = identity(base.chosen, base.rejected, pairs, halves)
     controls["letters, random halves"] = identity(*letters, pairs, halves)
@@ -161,8 +151,8 @@ def glyphs_task(report: Report, options: Options) -> None:
     report.tables["detection"] += judge("glyphs, controls", controls, wrong)
     known = {name: float(auroc(score, wrong)) for name, score in controls.items()}
     pixels = max(known["pixel distance"], known["perceptual hash distance"])
-    report.at_least("glyphs, random halves: AUROC of p_flip", found["random halves"], 0.85)
-    report.at_least("glyphs, typefaces held out: AUROC", found["typefaces held out"], 0.77)
+    report.at_least("glyphs, random halves: AUROC of p_wrong", found["random halves"], 0.898)
+    report.at_least("glyphs, typefaces held out: AUROC", found["typefaces held out"], 0.83)
     for name, control in (
         ("random halves", max(pixels, known["identity, random halves"])),
         ("typefaces held out", pixels),
