@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.data import truth, with_sides_swapped
@@ -48,7 +47,7 @@ from noisescope.scoring.metrics import (
     precision_at,
 )
 from noisescope.scoring.noise_models import fit_noise
-from noisescope.scoring.pair_facts import read_facts
+from noisescope.scoring.pair_facts import facts_of_table
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -98,10 +97,7 @@ class Material:
 
     def p_wrong(self, fit: HeadFit) -> Float:
         """Probability that each label is wrong, [N], by the noise model that the facts support."""
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "pairs.parquet"
-            pq.write_table(self.dataset.table, path)
-            facts = read_facts(path, self.dataset.modality)
+        facts = facts_of_table(self.dataset.table, self.dataset.modality)
         margins = fit.margins.mean(axis=0, dtype=np.float64)
         return fit_noise(margins, facts).p_wrong(margins)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ from noisescope.replicas.sources import (
     Table,
     check_numbers,
     numbers_fingerprint,
+    open_source,
     parsed,
     read_outside,
     table_numbers,
@@ -217,6 +219,73 @@ def test_two_columns_are_numbers_of_the_first_and_second_side() -> None:
     np.testing.assert_array_equal(found, expected)
     swapped = read_numbers(dataset, ("other_b", "other_a"))
     np.testing.assert_array_equal(swapped, -found)
+
+
+def votes(count: int = 60, annotators: int = 4) -> list[dict[str, Any]]:
+    """A row a vote; side a is right of even pairs, and one of the votes on each fifth is wrong."""
+    rows = []
+    for n in range(count):
+        for name in range(annotators):
+            sides = [f"a {n}", f"b {n}"][:: 1 if (n + (5 * name == n % 20)) % 2 == 0 else -1]
+            rows.append({"prompt": f"Why {n}?", "annotator": name})
+            rows[-1] |= zip(("chosen", "rejected"), sides, strict=True)
+    return rows
+
+
+def test_votes_of_others_are_log_odds_of_the_chosen_side() -> None:
+    from noisescope.datasets.numbers import other_votes
+
+    again, nobody, alone = votes(1)[0], votes(1)[1] | {"annotator": None}, votes(61, 1)[-1]
+    rows = [*votes(), again, nobody, alone]
+    dataset = load_table(pd.DataFrame(rows))
+    table = dataset.table.to_pylist()
+    expected = []
+    for one in table:
+        by: dict[str, int] = {}  # of each other annotator, how much more often this pair's side
+        for other in table:
+            if other["content_id"] == one["content_id"] and other["annotator"]:
+                sign = 1 if other["chosen"] == one["chosen"] else -1
+                by[other["annotator"]] = by.get(other["annotator"], 0) + sign
+        by.pop(one["annotator"] or "", None)
+        up, down = (sum(np.sign(vote) == sign for vote in by.values()) for sign in (1, -1))
+        expected.append(np.log((up + 0.5) / (down + 0.5)) if up + down else np.nan)
+    assert np.isnan(expected).sum() == 1
+    np.testing.assert_allclose(other_votes(dataset.table), expected)
+    assert "242 of 243 labels are of pairs that other annotators" in str(dataset.facts.notes)
+    assert "annotators" not in str(load_table(pd.DataFrame(votes(60, 1))).facts.notes)
+
+
+def test_wrong_votes_are_found_by_those_of_others(model: Path, tmp_path: Path) -> None:
+    def scored(*sources: str) -> noisescope.Audited:
+        config = noisescope.EvidenceConfig(replicas=2, folds=2, sources=sources)
+        rows = pd.DataFrame(votes())
+        return noisescope.audit(rows, model, evidence=config, runs_directory=tmp_path, name="v")
+
+    found = scored("votes")
+    wrong = ["ab"[int(text[2:]) % 2] != text[0] for text in found.pairs["chosen"].to_pylist()]
+    suspicious = np.argsort(found.scores["rank"].to_numpy())[: sum(wrong)]
+    assert len(suspicious) == 12
+    assert all(wrong[at] for at in suspicious)
+    with pytest.raises(RunError, match="evidence votes, which planting would change"):
+        refitter(found.run, found.pairs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        (votes(60, 1), "labelled by two"),
+        (votes()[4:20], "divides its annotators"),
+    ],
+)
+def test_votes_that_decide_nothing_are_refused(rows: list[dict[str, Any]], fault: str) -> None:
+    with pytest.raises(DataError, match=fault):
+        open_source(Source("votes", ""), load_table(pd.DataFrame(rows)), None)  # type: ignore[arg-type]
+
+
+def test_other_votes_may_agree_without_being_the_origin_of_labels() -> None:
+    report = SourceReport("votes", 0.99, 0.6, 0.2, 0.4, None)
+    assert not any("origin" in note for note in source_notes([report]))
+    assert any("origin" in note for note in source_notes([replace(report, source="column:x")]))
 
 
 def test_one_column_is_a_number_of_chosen_against_rejected(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ LABELLER = SourceReport("reward:M", 0.99, 0.6, 0.3, 0.1, 0.01)
             "fair",
         ),
         ({"chance": True}, "cannot know"),
+        ({"chance": True, "prompts": 4}, "cannot know"),
         ({"in_sample": True}, "cannot know"),
         ({"giveaway": True}, "cannot know"),
         ({"sources": (LABELLER,)}, "cannot know"),
@@ -77,6 +78,14 @@ def test_the_word_follows_from_the_facts(changes: dict[str, object], word: str) 
     assert found.acts == (word in ("good", "fair"))
     assert found.sentence.endswith(".")
     assert bool(found.helps) == (word != "good")
+
+
+def test_few_prompts_are_named_as_the_reason_that_nothing_is_known() -> None:
+    few = judge_trust(replace(GOOD, chance=True, prompts=4))
+    assert "4 prompts" in few.sentence
+    assert "--pool" in few.helps[0]
+    assert "4 prompts" not in judge_trust(replace(GOOD, prompts=4)).sentence
+    assert "coin with 50%" in judge_trust(replace(GOOD, chance=True, prompts=8)).sentence
 
 
 def test_at_the_weakest_auroc_half_of_the_worst_hundredth_is_right() -> None:

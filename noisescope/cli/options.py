@@ -303,7 +303,7 @@ class EvidenceOptions:
         _heads(
             "What else knows something of the labels: lora, adapters:DIRECTORY, "
             "reward:MODEL, lm:MODEL, embed:MODEL, image-reward:NAME, judge:URL#MODEL, "
-            "column:NAME or file:NUMBERS.parquet. May be repeated."
+            "column:NAME, file:NUMBERS.parquet or votes. May be repeated."
         ),
     ] = None
     budget: Annotated[

@@ -275,9 +275,23 @@ class Tally:
         )
 
 
+#: Share of the pairs, labelled by several annotators, from which their votes are worth counting.
+_VOTED = 0.05
+
+
 def _notes(table: pa.Table, contradicted: int) -> Iterator[str]:
     """What a user should know of pairs that were read, in a sentence each."""
+    import numpy as np
     import pyarrow.compute as pc
+
+    from noisescope.datasets.numbers import other_votes
+
+    voted = int(np.isfinite(other_votes(table)).sum())
+    if voted > _VOTED * table.num_rows:
+        yield (
+            f"{voted:,} of {table.num_rows:,} labels are of pairs that other annotators labelled "
+            "too: --evidence votes also counts what the others chose"
+        )
 
     if contradicted:
         share = contradicted / max(table.num_rows, 1)

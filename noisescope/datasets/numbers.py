@@ -1,6 +1,7 @@
-"""Read numbers of a dataset's own columns, oriented by its labels.
+"""Read numbers of a dataset's own columns, oriented by its labels, and count others' votes.
 
     read_numbers(dataset, ("reward_a", "reward_b"))   # [N], positive if the chosen side is better
+    other_votes(dataset.table)                        # [N], positive if others chose that side too
 
 One column is a number of a pair, two are a number of each side. They are taken in the order of the
 sides in the source: chosen before rejected, or the first side before the second.
@@ -22,6 +23,8 @@ from noisescope.errors import DataError, UsageError
 from noisescope.pairs import Pair
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from noisescope.pairs import PreferenceDataset
 
 Float = NDArray[np.float64]
@@ -75,6 +78,36 @@ def read_numbers(dataset: PreferenceDataset, columns: tuple[str, ...]) -> Float:
             hint=f"It has {', '.join(sorted(seen))}.",
         )
     return np.array([found.get(place, np.nan) for place in places], np.float64)
+
+
+def other_votes(table: pa.Table) -> Float:
+    """Log odds of the chosen side by the other annotators of the pair, [N]; NaN where none voted.
+
+    log((k + 1/2) / (n - k + 1/2)) for k of n votes. An annotator has one vote a pair: the side that
+    they labelled better more often. Labels without an annotator are nobody's vote.
+    """
+    import pyarrow.compute as pc
+
+    contents, voter = (_codes(table[name]) for name in ("content_id", "annotator"))
+    side = np.where(pc.less(table["chosen"], table["rejected"]).to_numpy(), 1, -1)
+    known = voter >= 0
+    voters = int(voter.max(initial=0)) + 1
+    keys, at = np.unique(contents[known] * voters + voter[known], return_inverse=True)
+    vote = np.sign(np.bincount(at, side[known], len(keys)))
+    size = int(contents.max(initial=0)) + 1
+    up, down = (np.bincount(keys // voters, vote == one, size)[contents] for one in (1, -1))
+    own = np.zeros(len(side))
+    own[known] = vote[at]
+    agree = np.where(side > 0, up, down) - (own == side)
+    against = np.where(side > 0, down, up) - (own == -side)
+    odds = np.log((agree + 0.5) / (against + 0.5))
+    return np.where(agree + against > 0, odds, np.nan)
+
+
+def _codes(values: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Numbers of equal texts from 0, -1 where there is none, [N]."""
+    indices = values.combine_chunks().dictionary_encode().indices
+    return np.asarray(indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
 
 
 def _schema(dataset: PreferenceDataset) -> Schema:

@@ -63,6 +63,7 @@ def refitter(run: Run, table: pa.Table, *, second: bool = True) -> Refit:
     from noisescope.replicas.selected import with_answers
     from noisescope.replicas.sources import read_outside
     from noisescope.scoring.pair_facts import facts_of_table
+    from noisescope.scoring.sources import VOTES
     from noisescope.scoring.triads import count_triads
 
     plan = run.plan()
@@ -72,11 +73,12 @@ def refitter(run: Run, table: pa.Table, *, second: bool = True) -> Refit:
             f"{run.directory} has {evidence.get('kind')} replicas, which planting would retrain",
             hint="Audit with --kind head, or flip the dataset and score the copy.",
         )
-    if any(one["source"] == "lora" for one in evidence.get("sources", ())):
-        raise RunError(
-            f"{run.directory} has LoRA replicas as evidence, which planting would retrain",
-            hint="Audit without --evidence lora, or flip the dataset and score the copy.",
-        )
+    for one in evidence.get("sources", ()):
+        if one["source"] in ("lora", VOTES):
+            raise RunError(
+                f"{run.directory} has --evidence {one['source']}, which planting would change",
+                hint="Audit without it, or flip the dataset and score the copy.",
+            )
     items, chosen, rejected = distinct_items(table)
     features = cached_features(items, cache_directory(run), plan["model_fingerprint"])
     outside = read_outside(run, cache_directory(run), evidence, table, items)

@@ -26,6 +26,7 @@ from noisescope.models import Item, ModelIdentity, Policy
 from noisescope.models.features import cached_features
 from noisescope.pairs import Modality, PreferenceDataset, digest
 from noisescope.progress import Reporter
+from noisescope.scoring.sources import VOTES
 from noisescope.storage.cache import compute_missing
 from noisescope.storage.files import write_atomic
 from noisescope.storage.run import Run
@@ -187,6 +188,21 @@ def _file(name: str, dataset: PreferenceDataset, policy: Policy) -> dict[str, An
     return table_numbers(path, read_table(Path(path).expanduser()), columns, dataset.table)
 
 
+def _votes(name: str, dataset: PreferenceDataset, policy: Policy) -> dict[str, Any]:
+    from noisescope.datasets.numbers import other_votes
+
+    votes = other_votes(dataset.table)
+    known = votes[np.isfinite(votes)]
+    if not known.size or (known > 0).all():
+        fault = "is labelled by two annotators" if not known.size else "divides its annotators"
+        raise DataError(
+            f"--evidence {VOTES}: no pair of {dataset.resolved} {fault}",
+            hint="Leave it out. It needs a row a vote, and a column of annotators "
+            "(--columns annotator=NAME).",
+        )
+    return {VOTES: votes}
+
+
 #: Sources of responses: kind -> model(name, dataset, policy).
 MODELS: dict[str, Callable[[str, PreferenceDataset, Policy], SourceModel]] = {
     "reward": _reward,
@@ -206,6 +222,7 @@ ONLY: dict[str, tuple[Modality, str]] = {
 NUMBERS: dict[str, Callable[[str, PreferenceDataset, Policy], dict[str, Any]]] = {
     "column": _column,
     "file": _file,
+    VOTES: _votes,
 }
 #: Kinds whose numbers are margins of replicas, which `auditing.replica_sources` makes.
 REPLICAS = ("lora", "adapters")
@@ -225,6 +242,7 @@ EXAMPLES = {
     "judge": "URL#MODEL",
     "column": "NAME",
     "file": "NUMBERS.parquet",
+    VOTES: "",
 }
 
 

@@ -8,6 +8,8 @@ from typing import Any, final
 
 #: Agreement with the labels from which on a source is probably where they come from.
 CIRCULAR = 0.97
+#: The source that counts other annotators' labels of the same pairs.
+VOTES = "votes"
 #: Nats a pair below which a source has added nothing worth its cost.
 NOTHING = 0.0005
 
@@ -43,6 +45,11 @@ class SourceReport:
         unjudged = (1 - self.covered) / 2
         return (self.accuracy_alone - unjudged) / self.covered if self.covered else 0.0
 
+    @property
+    def may_be_origin(self) -> bool:
+        """Whether the labels may come from the source: not from the model, nor other votes."""
+        return not self.inside and self.source != VOTES
+
     def to_json(self) -> dict[str, Any]:
         """JSON object of the manifest and the summary."""
         return asdict(self)
@@ -61,7 +68,7 @@ def source_notes(reports: Sequence[SourceReport]) -> list[str]:
         "their origin. An audit by the labeller is circular: it confirms the labeller's errors. "
         "Leave it out unless it is independent of the labels."
         for one in reports
-        if not one.inside and one.agreement >= CIRCULAR
+        if one.may_be_origin and one.agreement >= CIRCULAR
     ]
     notes += [
         f"{one.source} is read in reverse (weight {one.weight:.2g}): held-out labels contradict "

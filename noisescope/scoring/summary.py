@@ -42,7 +42,7 @@ from noisescope.scoring.scores import CONTESTED
 from noisescope.scoring.sources import SourceReport, source_notes
 from noisescope.scoring.standouts import Standouts, notes_on_sources
 from noisescope.scoring.triads import Triads
-from noisescope.scoring.trust import Trust, TrustFacts, judge_trust
+from noisescope.scoring.trust import Trust, TrustFacts, judge_trust, too_few
 from noisescope.storage.run import Run
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ def summarise(
     low, high = rate.low, max(1 - accuracy.low, rate.high)
     expected = _expected(margins, noise.single, facts)
     precision = people and people.precision(0.5)
+    prompts = _held_out_prompts(run, facts)
     trust = judge_trust(
         TrustFacts(
             own,
@@ -233,6 +234,7 @@ def summarise(
             precision=precision and precision.share,
             judged=precision.judged if precision else 0,
             reviewed=people is not None and people.share() is not None,
+            prompts=prompts,
         )
     )
     return Summary(
@@ -259,7 +261,10 @@ def summarise(
         recalibration=recalibration,
         suspects=_suspects(run, suspects) if suspects else (),
         notes=tuple(
-            [*_notes(accuracy, rate, noise, totals, chance, chance_p, giveaways, trust), *notes]
+            [
+                *_notes(accuracy, rate, noise, totals, chance, chance_p, giveaways, trust, prompts),
+                *notes,
+            ]
         ),
     )
 
@@ -281,6 +286,12 @@ def _name(run: Run) -> str:
     evidence = run.plan()["evidence"]
     by_pair = evidence.get("folds_by", "pair") == "pair"
     return POOLED if evidence.get("pool") and by_pair else HELD_OUT
+
+
+def _held_out_prompts(run: Run, facts: PairFacts) -> int | None:
+    """How many prompts were held out whole; None if something else was."""
+    by_prompt = run.plan()["evidence"].get("folds_by") == "prompt"
+    return len(np.unique(facts.prompts)) if by_prompt and facts.prompts is not None else None
 
 
 def _at_chance(run: Run, margins: Float, facts: PairFacts, chance_p: float | None) -> bool:
@@ -326,17 +337,25 @@ def _notes(
     chance_p: float | None,
     giveaways: Sequence[str],
     trust: Trust,
+    prompts: int | None,
 ) -> Sequence[str]:
     """What a reader must know, gravest first."""
     notes = []
     # Replicas that see each other's labels agree with coin tosses more than half of the time.
     test = "" if chance_p is None else f"; with coin tosses for labels as often: p = {chance_p:.2g}"
     if chance:
+        few = too_few(prompts)
+        fault = f"{prompts} prompts are too few to show that t" if few else "T"
+        what = "better" if few else "no better"
+        help = (
+            "Pairs of more prompts, or --pool,"
+            if few
+            else ("A larger model, more pairs, or a look at the labels' direction")
+        )
         notes.append(
-            f"The replicas are no better than chance on pairs they did not train on "
+            f"{fault}he replicas are {what} than chance on pairs they did not train on "
             f"({accuracy.estimate:.1%}, 90 % interval {accuracy.low:.1%} to {accuracy.high:.1%}"
-            f"{test}): these scores carry no verdict. A larger model, more pairs, or a look at the "
-            "labels' direction may help."
+            f"{test}): these scores carry no verdict. {help} may help."
         )
     notes += giveaways
     if not rate.identifiable:

@@ -37,9 +37,12 @@ Word = Literal["good", "fair", "too weak to change labels", "cannot know"]
 WEAK, GOOD = 0.70, 0.80
 #: Judged pairs from which on reviews overrule the audit, and pairs from which on it counts.
 FEWEST_JUDGED = FEWEST = 20
+#: Prompts, held out whole, from which on their reversals tell a judge from a coin.
+FEWEST_PROMPTS = 8
 
 MODEL = "a larger judge: noisescope score DATASET --model MODEL"
 PAIRS = "more pairs: some thousands"
+POOL = "if labels are independent votes: noisescope score DATASET --pool"
 EVIDENCE = "a reward model or ratings: noisescope score DATASET --evidence reward:MODEL"
 REVIEWS = "100 judgements of your own: noisescope review RUN"
 
@@ -77,7 +80,8 @@ class TrustFacts:
 
     `own` and `others` are the cross-fits of the labels, `expected` the AUROC of planted flips.
     `precision` is the share of wrong labels that reviewers found at p_wrong >= 0.5, from `judged`
-    pairs. `giveaway`: a mark in the texts decides the label of most pairs.
+    pairs. `giveaway`: a mark in the texts decides the label of most pairs. `prompts`: how many are
+    held out whole; None if something else is.
     """
 
     own: Contrast
@@ -92,6 +96,12 @@ class TrustFacts:
     precision: Interval | None = None
     judged: int = 0
     reviewed: bool = False
+    prompts: int | None = None
+
+
+def too_few(prompts: int | None) -> bool:
+    """Whether so few prompts are held out whole that no test tells a judge from a coin."""
+    return prompts is not None and prompts < FEWEST_PROMPTS
 
 
 def judge_trust(facts: TrustFacts) -> Trust:
@@ -103,6 +113,12 @@ def _unknowable(facts: TrustFacts) -> Trust | None:
     """The audit that says nothing about these labels, if it is one."""
     accuracy = facts.own.accuracy
     word: Word = "cannot know"
+    if facts.chance and too_few(facts.prompts):
+        sentence = (
+            f"The judge agrees with {accuracy.estimate:.0%} of the labels, but {facts.prompts} "
+            "prompts, each held out whole, are too few to tell it from a coin."
+        )
+        return Trust(word, sentence, (POOL, "pairs of more prompts", REVIEWS))
     if facts.chance:
         sentence = (
             f"The judge agrees with {accuracy.estimate:.0%} of the labels it did not train on; a "
@@ -131,7 +147,7 @@ def _unknowable(facts: TrustFacts) -> Trust | None:
 
 
 def _circular(source: SourceReport) -> bool:
-    return not source.inside and source.accuracy_alone >= CIRCULAR
+    return source.may_be_origin and source.accuracy_alone >= CIRCULAR
 
 
 def _pooled(facts: TrustFacts) -> Trust | None:
