@@ -15,6 +15,7 @@ from helpers.toy_run import rows, scored_run, toy, write_lines
 from noisescope.auditing.train import note_unused_reviews
 from noisescope.cli import run as command
 from noisescope.datasets import load
+from noisescope.datasets.adapters.schema import Schema
 from noisescope.errors import DataError, EvidenceError, RunError, UsageError
 from noisescope.export.answers import import_answers
 from noisescope.export.apply import apply_decisions, read_decisions
@@ -272,3 +273,20 @@ def test_a_training_without_weights_names_the_decisions_that_it_ignores(tmp_path
     words = note.partition(": ")[2].split()
     found = run_weights(Run(Path(words[1])), dataset, WeightRule(words[3]))
     assert (words[1], found.judged) == (str(run.directory), 3)
+
+
+def test_a_label_that_its_format_cannot_flip_is_dropped_and_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores = reviewed(tmp_path)
+    monkeypatch.setattr(Schema, "cannot_flip", property(lambda schema: "a reason"))
+    assert command(["export", "toy", "--format", "clean", "--output", "c"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    words = "1 label that reviewers found wrong was dropped, 1 right one kept, 1 pair dropped"
+    assert words in printed
+    assert words in (tmp_path / "c" / ".export.json").read_text("utf-8")
+    assert "0 flip" in printed
+    rows_of = pq.read_table("c/decisions.parquet").to_pylist()
+    actions = {row["pair_id"]: row["action"] for row in rows_of}
+    assert actions[names_of(scores)[WRONG]] == "drop"
