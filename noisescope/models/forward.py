@@ -287,7 +287,8 @@ def mask_of(packed: Packed, device: torch.device, kind: torch.dtype) -> torch.Te
         return None
     own, root = torch.from_numpy(packed.segments).to(device)
     seen: torch.Tensor = own[:, :, None] == own[:, None]
-    seen = (seen | (root[:, :, None] == own[:, None])).tril()[:, None]
+    seen |= root[:, :, None] == own[:, None]
+    seen = seen.tril_()[:, None]
     if kind == torch.bool:
         return seen
     mask = torch.zeros(seen.shape, dtype=kind, device=device)
