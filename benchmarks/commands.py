@@ -44,10 +44,9 @@ def synthetic_run(runs: Path, pairs: int, replicas: int) -> Path:
     text = pa.array(["-"] * pairs)
     columns = {name: text for name in ("prompt", "chosen", "rejected", "source")}
     columns |= {"pair_id": ids, "content_id": ids, "row": pa.array(np.arange(pairs))}
-    columns |= {
-        name: pa.nulls(pairs, pairs_schema().field(name).type) for name in ("turns", "annotator")
-    }
-    table = pa.table({name: columns[name] for name in pairs_schema().names}, schema=pairs_schema())
+    schema = pairs_schema()
+    columns = {field.name: pa.nulls(pairs, field.type) for field in schema} | columns
+    table = pa.table([columns[name] for name in schema.names], schema=schema)
     pq.write_table(table, run.pairs_path)
     gap = rng.normal(1.5, 1.5, pairs) * np.where(rng.random(pairs) < 0.2, -1, 1)
     margins = (gap + rng.normal(0, 0.3, (replicas, 1, pairs))).astype(np.float32)

@@ -130,7 +130,8 @@ def made_run(runs: Path, pairs: int, seed: int) -> Path:
             made |= {"pair_id": names, "content_id": names}
             made |= {"row": pa.array(np.arange(at, at + count))}
             made["source"] = pa.repeat("made-up.parquet", count)
-            made["turns"] = pa.nulls(count, schema.field("turns").type)
+            for field in schema:
+                made.setdefault(field.name, pa.nulls(count, field.type))
             out.write_table(pa.table([made[name] for name in schema.names], schema=schema))
             at += count
     return run.directory
