@@ -378,3 +378,12 @@ def test_the_action_gates_and_hands_on_the_exit_code(tmp_path: Path) -> None:
     assert read_sarif((tmp_path / action["outputs"]["sarif"]["value"]).read_text())
     assert (tmp_path / "noisescope-gate.xml").is_file()
     assert (tmp_path / "noisescope-report.html").is_file(), done.stderr
+
+
+def test_a_closed_output_is_no_failed_gate() -> None:
+    """The exit code of `noisescope ... | head`, that of a process that SIGPIPE ends."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "noisescope", "--version"], stdout=writer)
+    os.close(writer)
+    assert done.returncode == 141

@@ -197,6 +197,10 @@ def root(
         print_note(f"{error.message}: the defaults below ignore this workspace")
 
 
+#: Exit code of a command whose output is a closed pipe, as shells give it: 128 + SIGPIPE.
+CLOSED = 141
+
+
 def main() -> None:
     """Run the command line of this process and exit with its code."""
     listen()
@@ -211,7 +215,8 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code.
 
-    Every error becomes a message and exit code 2; with `--debug`, a traceback.
+    Every error becomes a message and exit code 2; with `--debug`, a traceback. CLOSED if a reader
+    of the output is gone: typer exits with 1 then, which is a failed gate.
     """
     arguments, notes = current_words(arguments)
     for note in notes:
@@ -219,6 +224,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(args=arguments, prog_name="noisescope")
     except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return CLOSED
         return leaving.code if isinstance(leaving.code, int) else 0
     except (Stopped, KeyboardInterrupt) as signal:
         _print_stopped(signal, arguments)
