@@ -5,7 +5,8 @@
 Pictures and captions are those of sample_data/shapes.py. A LLaVA of three blocks a tower learns to
 caption from random weights. Pairs are about pictures it has not seen: the caption, and one that
 contradicts it in a word or more (`shapes.mistake`); 20 % of the labels are reversed. The control
-has the same pairs, each with the picture of another one.
+has the same pairs, each with the picture of another one. One seed is also audited with LoRA
+replicas alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ SEED, PAIRS, QUICK_PAIRS, RATE = 20261129, 800, 300, 0.2
 PICTURES, STEPS, BATCH, PEAK = 4_000, 700, 32, 4e-3
 SIDE, PATCH, WIDTH, BLOCKS, HEADS = 32, 8, 64, 3, 4
 ASKED = "which caption fits"
+OWN, OTHERS = "own pictures", "others' pictures"
+#: Pairs and kind of replicas; the last of one seed only.
+CASES, LORA = ((OWN, "head"), (OTHERS, "head"), (OWN, "lora")), 4
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}<end> "
@@ -164,11 +168,14 @@ def write_pairs(path: Path, count: int, swap: Any, *, elsewhere: bool = False) -
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def audited(folder: Path, model: Path, name: str) -> tuple[Any, Any]:
-    """Audit pairs of a file with heads; numbers of the pairs and their p_wrong."""
+def audited(folder: Path, model: Path, name: str, kind: str) -> tuple[Any, Any]:
+    """Audit pairs of a file with replicas of a kind; numbers of the pairs and their p_wrong."""
     import noisescope
 
-    done = noisescope.audit(folder / f"{name}.parquet", model=model, runs_directory=folder / "runs")
+    evidence = noisescope.EvidenceConfig(kind, **({"replicas": LORA} if kind == "lora" else {}))
+    done = noisescope.audit(
+        folder / f"{name}.parquet", model=model, evidence=evidence, runs_directory=folder / "runs"
+    )
     scores = pq.read_table(done.run.scores_path, columns=["pair_id", "p_wrong"])
     return scores["pair_id"].to_numpy().astype(int), scores["p_wrong"].to_numpy()
 
@@ -184,15 +191,15 @@ def run(options: Options) -> Report:
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(1 if options.quick else 3):
             swap = np.random.default_rng(seed).random(count) < RATE
-            for name in ("own pictures", "others' pictures"):
+            for name, kind in CASES[: None if seed == 0 else 2]:
                 path = Path(scratch) / f"{name[:3]}-{seed}.parquet"
-                write_pairs(path, count, swap, elsewhere=name != "own pictures")
+                write_pairs(path, count, swap, elsewhere=name != OWN)
                 with stopwatch() as taken:
-                    places, p_wrong = audited(Path(scratch), model, path.stem)
+                    places, p_wrong = audited(Path(scratch), model, path.stem, kind)
                 value = float(auroc(p_wrong, swap[places]))
-                row = {"pairs": name, "seed": seed, "n": len(places), "AUROC of p_wrong": value}
-                rows.append(row | {"CPU seconds": taken["cpu"]})
-                if name == "own pictures":
+                row = {"pairs": name, "replicas": kind, "seed": seed, "n": len(places)}
+                rows.append(row | {"AUROC of p_wrong": value, "CPU seconds": taken["cpu"]})
+                if (name, kind) == CASES[0]:
                     found.append(value)
     report.at_least("which caption fits: AUROC of p_wrong, median", float(np.median(found)), 0.85)
     report.facts["peak MiB"] = peak_memory_mib()
