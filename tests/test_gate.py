@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -340,6 +341,18 @@ def test_judgements_agree_with_the_interval(
     else:
         assert verdict in ("inconclusive", "pass" if bound == "lower" else "fail")
     assert needed is None or (verdict == "inconclusive" and needed >= 100)
+
+
+def test_no_number_of_pairs_is_named_that_is_there_already(tmp_path: Path) -> None:
+    """Replicas at chance by their own test may agree with most labels."""
+    assert pairs_to_clear(Estimate(0.192, 0.16, 0.22, 1500), math.inf, 0.5) is None
+    run = made_run(tmp_path, made_pairs(1500), margins_of(1500, 0.1, 3, gap=8))
+    manifest = run.manifest()
+    manifest["summary"] |= {"chance": True}
+    run.write_manifest(manifest)
+    for result in check_gate(Subject(run), only(max_flip_rate=0.03)).results:
+        assert "no better than chance" in result.message
+        assert result.pairs_needed is None
 
 
 def test_pairs_needed_shrink_the_interval_to_the_mark() -> None:

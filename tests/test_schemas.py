@@ -395,6 +395,61 @@ def test_a_prompt_that_contains_a_response_is_no_prompt() -> None:
         load_table(pa.Table.from_pylist(rows))
 
 
+def rewriting(copied: int, **more: object) -> list[dict[str, object]]:
+    """Rows of an instruction, its input and two rewritings, of which the first `copied` copy it."""
+    texts = [f"it is, so to say, a somewhat long sentence number {n}" for n in range(12)]
+    return [
+        {"instruction": f"Shorten sentence number {n}.", "input": text,
+         "response1": f"sentence {n}", "response2": text if n < copied else f"a sentence {n}",
+         "verdict": 1} | more
+        for n, text in enumerate(texts)
+    ]  # fmt: skip
+
+
+CODED = {"a": "response1", "b": "response2", "preference": "verdict", "a_wins": "1", "b_wins": "2"}
+
+
+def test_a_response_that_copies_the_text_to_rewrite_is_read() -> None:
+    table = pa.Table.from_pylist(rewriting(3))
+    dataset = load_table(table, columns=CODED)
+    assert len(dataset) == 12
+    assert "unreadable" not in dataset.facts.rejected
+    assert dataset.table["prompt"][0].as_py().endswith(dataset.table["rejected"][0].as_py())
+    assert any("3 responses copy the end of their prompt" in note for note in dataset.facts.notes)
+
+
+def test_prompts_that_hold_the_answer_are_refused() -> None:
+    """Nearly all prompts end with one side, or one does after the name of a speaker."""
+    with pytest.raises(DataError, match=r"one of the responses \(rejected\) in 10 of 12 pairs"):
+        load_table(pa.Table.from_pylist(rewriting(10)), columns=CODED)
+    rows = rewriting(0)
+    rows[0] |= {"input": "What is it?\nAssistant: it is a rather long answer",
+                "response1": "it is a rather long answer"}  # fmt: skip
+    dataset = load_table(pa.Table.from_pylist(rows), columns=CODED)
+    assert dataset.facts.rejected == {"unreadable": 1}
+
+
+def test_an_instruction_is_offered_and_read_with_its_input() -> None:
+    """A hint that names the prompt, and the one after it, keep the input; without it is a note."""
+    rows = rewriting(0)
+    unknown = [row | {"annotator1": row["verdict"]} for row in rows]
+    for row in unknown:
+        del row["verdict"]
+    with pytest.raises(DataError) as caught:
+        load_table(pa.Table.from_pylist(unknown))
+    assert "--columns prompt=instruction+input,a=response1,b=response2" in str(caught.value.hint)
+    odd = pa.Table.from_pylist([row | {"verdict": n % 3} for n, row in enumerate(rows)])
+    with pytest.raises(DataError) as caught:
+        load_table(odd, columns=CODED | {"a_wins": "7"})
+    assert "prompt=instruction+input,a=response1,b=response2" in str(caught.value.hint)
+    alone = load_table(pa.Table.from_pylist(rows), columns=CODED | {"prompt": "instruction"})
+    (note,) = (text for text in alone.facts.notes if "input is not read" in text)
+    assert "--columns prompt=instruction+input,a=response1" in note
+    blank = pa.Table.from_pylist(rewriting(0, input=""))
+    alone = load_table(blank, columns=CODED | {"prompt": "instruction"})
+    assert not any("is not read" in text for text in alone.facts.notes)
+
+
 def test_bare_a_and_b_are_two_answers_and_never_chosen_and_rejected(tmp_path: Path) -> None:
     rows = [
         {

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from noisescope.datasets.adapters.cells import RowFault, shortened, value
+from noisescope.datasets.adapters.compose import ends_with
 from noisescope.datasets.adapters.labels import canonical
 from noisescope.datasets.adapters.mapping import parsed_columns
 from noisescope.datasets.adapters.recognise import recognise
-from noisescope.datasets.adapters.refuse import unused
+from noisescope.datasets.adapters.refuse import beside_prompt, unused
 from noisescope.datasets.adapters.schema import Schema
 from noisescope.datasets.adapters.table import ADAPTERS
 from noisescope.datasets.adapters.vision import empty_of, empty_places, late_pictures
@@ -54,6 +55,8 @@ _LABELS = 50
 _UNEXPLAINED = 0.01
 #: Share of empty prompts at which another column must hold them.
 _EMPTY = 0.9
+#: Share of prompts that end with the same side at which they are no prompts.
+_HELD = 0.5
 _TEMPLATE = re.compile(
     r"<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|\[INST\]|<\|user\|>|<\|assistant\|>"
     r"|<\|system\|>|<\|User\|>|<" + "\uff5cUser\uff5c>"
@@ -114,9 +117,13 @@ def read_source(
         facts = replace(facts, notes=(*facts.notes, *empty_places(table, source.resolved)))
     if path := schema.roles.get("pair_id"):
         facts = replace(facts, notes=(*facts.notes, *_repeated_ids(table, path)))
+    if reading.get("columns", {}).get("prompt"):
+        beside = beside_prompt(schema, known, source.resolved)
+        facts = replace(facts, notes=(*beside, *facts.notes))
     _check_labels(schema, tally, source)
     _check_usable(facts, schema, source, limit, fewest)
     _check_prompts(table, schema, spare, source)
+    _check_copies(tally.copied, table.num_rows, schema, source)
     return PreferenceDataset(
         name=slug(source.name),
         resolved=source.resolved,
@@ -234,6 +241,7 @@ class Tally:
     ordered: int = 0
     first_chosen: int = 0
     contradicted: int = 0
+    copied: Counter[str] = field(default_factory=Counter)
 
     def pairs(self, outcomes: Iterable[Pair | Fault]) -> Iterator[Pair]:
         """Pass pairs on; count orders of sides, faults by reason, and keep the first five."""
@@ -242,6 +250,8 @@ class Tally:
                 self.ordered += outcome.first is not None
                 self.first_chosen += outcome.first is True
                 self.contradicted += outcome.contradicted
+                for side in ("chosen", "rejected"):
+                    self.copied[side] += ends_with(outcome.prompt, getattr(outcome, side))
                 yield outcome
                 continue
             self.rejected[outcome.reason] += 1
@@ -271,7 +281,7 @@ class Tally:
             first_chosen=self.first_chosen,
             contradicted=self.contradicted,
             labels=dict(self.labels.most_common()),
-            notes=tuple(_notes(table, self.contradicted)),
+            notes=tuple(_notes(table, self.contradicted, self.copied)),
         )
 
 
@@ -279,7 +289,7 @@ class Tally:
 _VOTED = 0.05
 
 
-def _notes(table: pa.Table, contradicted: int) -> Iterator[str]:
+def _notes(table: pa.Table, contradicted: int, copied: Counter[str]) -> Iterator[str]:
     """What a user should know of pairs that were read, in a sentence each."""
     import numpy as np
     import pyarrow.compute as pc
@@ -298,6 +308,12 @@ def _notes(table: pa.Table, contradicted: int) -> Iterator[str]:
         yield (
             f"in {contradicted:,} of {table.num_rows:,} pairs ({share:.0%}) the dataset's own "
             "scores contradict the label: the chosen side has the lower score"
+        )
+    if copied.total():
+        yield (
+            f"{copied.total():,} responses copy the end of their prompt word for word "
+            f"({copied['chosen']:,} chosen, {copied['rejected']:,} rejected): read as answers that "
+            "change nothing"
         )
     shown = pc.sum(pc.match_substring_regex(table["prompt"], PICTURE.pattern)).as_py() or 0
     if 0 < shown < table.num_rows:
@@ -481,7 +497,8 @@ def _check_labels(schema: Schema, tally: Tally, source: Source) -> None:
     path = schema.roles["preference"]
     counts = ", ".join(f"{text!r} {count:,} times" for text, count in tally.labels.items())
     one, other = schema.roles["a"], schema.roles["b"]
-    roles = ",".join(f"{role}={schema.roles[role]}" for role in ("a", "b", "preference"))
+    names = ("prompt", "a", "b", "preference")
+    roles = ",".join(f"{name}={schema.roles[name]}" for name in names if name in schema.roles)
     raise DataError(
         f"{source.resolved}: {path} holds {counts}; {', '.join(map(repr, odd))} names neither "
         f"{one} nor {other}",
@@ -508,6 +525,19 @@ def _check_prompts(table: pa.Table, schema: Schema, spare: Sequence[str], source
             hint=f"--columns 'prompt={spare[0]}{',' if sides else ''}{sides}' reads it there; "
             f"--columns 'prompt={',' if sides else ''}{sides}' reads pairs without prompts.",
         )
+
+
+def _check_copies(copied: Counter[str], pairs: int, schema: Schema, source: Source) -> None:
+    """Raise DataError if most prompts end with one of the sides: they hold the answer."""
+    side = max(copied, key=copied.__getitem__, default="")
+    if not copied[side] > _HELD * pairs:
+        return
+    raise DataError(
+        f"{source.resolved}: the prompt contains one of the responses ({side}) in "
+        f"{copied[side]:,} of {pairs:,} pairs, so it gives the label away",
+        hint=f"{schema.roles.get('prompt', 'Its column')} is not the prompt alone: name the "
+        "column that is, with --columns prompt=COLUMN",
+    )
 
 
 def _check_usable(

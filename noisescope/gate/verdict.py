@@ -95,7 +95,8 @@ def compare_threshold(
 def pairs_to_clear(found: Estimate, above: float, below: float) -> int | None:
     """Return the pairs at which an interval ~ 1 / sqrt(pairs) is above `above` or below `below`.
 
-    None if no useful number of pairs suffices.
+    None if no useful number of pairs suffices, or there are as many already: then something else
+    than their number keeps the check from deciding.
     """
     factors = []
     if found.value > above:
@@ -104,7 +105,7 @@ def pairs_to_clear(found: Estimate, above: float, below: float) -> int | None:
         factors.append((found.high - found.value) / (below - found.value))
     factor = min(factors, default=math.inf)
     needed = found.pairs * factor * factor
-    return math.ceil(needed) if needed <= MOST_PAIRS else None
+    return math.ceil(needed) if found.pairs <= needed <= MOST_PAIRS else None
 
 
 @final

@@ -22,6 +22,11 @@ _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _LAST, _ASIDE = "\n\nAssistant:", "\n\nHuman:"
 _OPENING = re.compile(r"\A\s*Human:.*\n\nAssistant:\s*\Z", re.DOTALL)
 _TEXTS = re.compile(r"\s*\[\s*(?:[\"'].*[\"']|null|None)\s*\]\s*", re.DOTALL)
+#: What precedes an answer in a text that has speakers or headings.
+_ANSWERS = re.compile(
+    r"(?:\b(?:assistant|response|answer|output|bot|ai|gpt|chatgpt|model)\s*(?:\||:|>|\])\W*|\[/INST\]\s*)\Z",
+    re.IGNORECASE,
+)
 #: A prompt this long that opens both responses is repeated there, not a coincidence.
 REPEATED = 20
 
@@ -130,13 +135,18 @@ def _plain(prompt: str | None, a: str, b: str, opening: Opening) -> Composed:
         sides = tuple(turns_of(a, "chosen")), tuple(turns_of(b, "rejected"))
         if _holds(sides[0], prompt):
             return _conversation(Opening(), prompt, *sides)
-    if any(len(side.strip()) >= REPEATED and prompt.rstrip().endswith(side.strip())
+    if any(ends_with(prompt, side) and _ANSWERS.search(prompt.rstrip()[: -len(side.strip())])
            for side in (a, b)):  # fmt: skip
         raise RowFault("unreadable", "the prompt contains one of the responses")
     if repeats(prompt, a, b):
         cut = len(prompt.strip())
         a, b = (side.lstrip()[cut:].lstrip() for side in (a, b))
     return prompt, None, a, b
+
+
+def ends_with(prompt: str, side: str) -> bool:
+    """Whether a prompt ends with a response: a text to rewrite, or an answer it gives away."""
+    return len(side.strip()) >= REPEATED and prompt.rstrip().endswith(side.strip())
 
 
 def repeats(prompt: str, a: str, b: str) -> bool:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from noisescope.datasets.adapters.cells import decoded, is_missing, key
+from noisescope.datasets.adapters.cells import RawRow, decoded, is_missing, key
 from noisescope.datasets.adapters.guess import (
     codings,
     described,
@@ -18,6 +18,7 @@ from noisescope.datasets.adapters.guess import (
     nested,
     prompt_of,
     two_columns,
+    with_input,
 )
 from noisescope.datasets.adapters.labels import canonical, word_side
 from noisescope.datasets.adapters.mapping import Roles, flag
@@ -186,20 +187,41 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
     if schema.modality == "image":
         return
     for column in unread(schema, table):
-        if (
-            (CONTEXTS.search(key(column)) or _is_unknown_prose(table, column))
-            and table.textual(column)
-            and not _held(schema, table, column)
+        if (CONTEXTS.search(key(column)) or _is_unknown_prose(table, column)) and _answered(
+            schema, table, column
         ):
-            prompt = schema.roles.get("prompt")
-            shown = f"{column}+{prompt}" if prompt else column
-            if re.search(r"step|prefix|trajectory", key(column)) and prompt:
-                shown = f"{prompt}+{column}"
             raise DataError(
                 f"{table.name}: the responses may answer to {column} too, which has no role",
-                hint=f"{flag(_main(schema) | {'prompt': shown})} reads it with the prompt; "
+                hint=f"{_with_prompt(schema, column)} reads it with the prompt; "
                 f"{flag(_main(schema))} leaves it out.",
             )
+
+
+def _answered(schema: Schema, table: Sample, column: str) -> bool:
+    """Whether a column holds text that is in no cell that is read."""
+    return table.textual(column) and not _held(schema, table, column)
+
+
+def _with_prompt(schema: Schema, column: str) -> str:
+    """The `--columns` that reads a column with the prompt: before it, or after it as its input."""
+    prompt = schema.roles.get("prompt")
+    shown = f"{column}+{prompt}" if prompt else column
+    if re.search(r"step|prefix|trajectory|input", key(column)) and prompt:
+        shown = f"{prompt}+{column}"
+    return flag(_main(schema) | {"prompt": shown})
+
+
+def beside_prompt(schema: Schema, rows: Sequence[RawRow], name: str) -> list[str]:
+    """A note for each column like `input` that a prompt named by the user leaves unread."""
+    table = Sample(rows, name)
+    if "prompt" not in schema.roles or schema.modality == "image":
+        return []
+    return [
+        f"{column} is not read, and the responses may answer to it: to read it with the prompt, "
+        f"{_with_prompt(schema, column)}"
+        for column in unread(schema, table)
+        if CONTEXTS.search(key(column)) and _answered(schema, table, column)
+    ]
 
 
 def _refuse_encoded(schema: Schema, table: Sample, mapped: Roles) -> None:
@@ -414,7 +436,7 @@ def _prompted(table: Sample, roles: Roles) -> Roles:
     prompt = prompt_of(table, taken, False) or next(
         (c for c in table.columns if c not in taken and _prose(table, c)), "COLUMN"
     )
-    return {"prompt": prompt} | roles
+    return {"prompt": with_input(prompt, table, taken)} | roles
 
 
 def pictures(schema: Schema, table: Sample) -> bool:
