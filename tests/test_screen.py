@@ -120,8 +120,10 @@ def test_an_audit_that_cannot_know_is_good_for_nothing(screen: Screen) -> None:
     assert "noisescope review" not in text
 
 
-def test_without_annotators_the_screen_has_no_table_of_them(screen: Screen) -> None:
-    assert "flipped" not in screen(STRONG | {"annotators": None}, 80)
+def test_without_annotators_that_stand_out_the_screen_has_no_table_of_them(screen: Screen) -> None:
+    found = screen(STRONG | {"annotators": None}, 80)
+    assert "flipped" not in found
+    assert "none of 9 annotators stands out" in found
 
 
 def test_a_range_from_zero_is_a_maximum() -> None:

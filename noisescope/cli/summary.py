@@ -86,6 +86,9 @@ def _trust(trust: Mapping[str, Any]) -> Text:
 def _print_findings(summary: Mapping[str, Any], manifest: Mapping[str, Any], width: int) -> None:
     """What checking the worst pairs finds, who stands out, and the worst pairs."""
     left, right = _find(summary["find"]), _people(summary["annotators"], width - FIND - 3)
+    count = manifest["facts"]["annotators"]
+    if not right and count > 1:
+        right = [Text(f"none of {count:,} annotators stands out", style="dim")]
     for one, two in zip_longest(left, right, fillvalue=Text()):
         one.pad_right(FIND + 3 - len(one))
         OUT.print(one + two, no_wrap=True, overflow="ellipsis")
