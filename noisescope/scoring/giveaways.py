@@ -90,7 +90,7 @@ def find_giveaways(
     Of marks that are as good, special tokens come before ends, and longer texts before shorter.
     """
     found: dict[str, Giveaway] = {}
-    for mark in _candidates(chosen, rejected):
+    for mark in _candidates(chosen, rejected, (2 * least - 1) * len(chosen) - 1):
         total = mark.chosen + mark.rejected
         # At most `total` pairs have it on one side only: the standard error of the difference.
         clear = abs(mark.chosen - mark.rejected) >= SIGMAS * sqrt(total)
@@ -102,18 +102,24 @@ def find_giveaways(
     return _without_echoes([_placed(mark, chosen, rejected) for mark in ranked])
 
 
-def _candidates(chosen: Sequence[str], rejected: Sequence[str]) -> Iterator[Giveaway]:
-    """Every mark, beginning and end that some side has."""
+def _candidates(
+    chosen: Sequence[str], rejected: Sequence[str], fewest: float
+) -> Iterator[Giveaway]:
+    """Every mark, beginning and end that one side has `fewest` times or more."""
+
+    def frequent(counts: Sequence[Counter[str]]) -> dict[str, None]:
+        return {text: None for side in counts for text, n in side.items() if n >= fewest}
+
     sides = chosen, rejected
     marks = [Counter(mark for text in side for mark in set(MARK.findall(text))) for side in sides]
-    for text in marks[0] | marks[1]:
+    for text in frequent(marks):
         yield Giveaway(text, "is in", marks[0][text], marks[1][text], len(chosen))
     for size in LENGTHS:
         starts = [Counter(text[:size] for text in side if len(text) >= size) for side in sides]
         ends = [Counter(text[-size:] for text in side if len(text) >= size) for side in sides]
-        for text in starts[0] | starts[1]:
+        for text in frequent(starts):
             yield Giveaway(text, "begins", starts[0][text], starts[1][text], len(chosen))
-        for text in ends[0] | ends[1]:
+        for text in frequent(ends):
             yield Giveaway(text, "ends", ends[0][text], ends[1][text], len(chosen))
 
 
