@@ -8,6 +8,7 @@ result.explain().sentences, result.plot(), result.report(), result.export("clean
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, final
 
-from noisescope.errors import DataError, UsageError
+from noisescope.errors import DataError, NoisescopeError, UsageError
 from noisescope.storage.printable import one_line, plural
 
 if TYPE_CHECKING:
@@ -158,18 +159,23 @@ class Audited:
         done = CleanPolicy(**options, force=force)
         directory = self.run.directory
         decisions = given.get("weight") == "reviews"  # which no audit is needed for
-        scores = find_run_scores(str(directory), directory.parent, force=force or decisions)
         named = given.pop("source", None)
-        out = default_output(scores, format) if output is None else Path(output)
-        export_local(
-            scores,
-            format,
-            out,
-            done,
-            source=lambda: self._source(named),
-            images=self._images,
-            **given,
-        )
+        try:
+            scores = find_run_scores(str(directory), directory.parent, force=force or decisions)
+            out = default_output(scores, format) if output is None else Path(output)
+            export_local(
+                scores,
+                format,
+                out,
+                done,
+                source=lambda: self._source(named),
+                images=self._images,
+                **given,
+            )
+        except NoisescopeError as error:
+            raise type(error)(
+                in_python(error.message), hint=error.hint and in_python(error.hint)
+            ) from error
         return out
 
     def review(
@@ -200,7 +206,7 @@ class Audited:
         from noisescope.datasets.in_memory import IN_MEMORY
         from noisescope.storage.workspace import find_workspace
 
-        resolved = str(self.run.manifest()["resolved"])
+        resolved = self.run.dataset_path()
         try:
             return open_source(named or resolved, workspace=find_workspace())
         except DataError as error:
@@ -220,7 +226,7 @@ class Audited:
         """The pictures of an image run, with a warning where its dataset cannot be read."""
         from noisescope.datasets.load import images_again
 
-        return images_again(self.run.manifest(), lambda text: warnings.warn(text, stacklevel=3))
+        return images_again(self.run, lambda text: warnings.warn(text, stacklevel=3))
 
     @cached_property
     def annotators(self) -> pa.Table:
@@ -288,6 +294,16 @@ class Audited:
         from datasets import Dataset
 
         return Dataset(self.table)
+
+
+def in_python(text: str) -> str:
+    """An error's text with options of `noisescope export` as arguments: --drop-top 0.3, --force."""
+    text = re.sub(r"--force\b", "force=True", text)
+
+    def argument(found: re.Match[str]) -> str:
+        return f"{found[1].replace('-', '_')}={found[2]}"
+
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*) (\d[\d.]*\b)", argument, text)
 
 
 def _attributes(summary: Any) -> SimpleNamespace:

@@ -11,11 +11,13 @@ import pytest
 from helpers.toy_run import rows, scored_run, write_lines
 from typer.main import get_command
 
+from noisescope.audited import in_python
 from noisescope.cli import app
 from noisescope.cli import run as command
 from noisescope.cli.evaluate_table import with_limit
 from noisescope.cli.summary import ceiling
 from noisescope.datasets import load
+from noisescope.storage.run import Run
 
 RUN = "runs/toy-1"
 
@@ -142,3 +144,50 @@ def test_an_expectation_above_its_ceiling_is_explained() -> None:
     assert ceiling(result) == "ceiling 0.916 (both are estimates from 58 pairs)"
     assert ceiling(result | {"expected_auroc": 0.9}) == "ceiling 0.916"
     assert ceiling(result | {"bayes_auroc": None}) == "ceiling –"
+
+
+def test_several_runs_of_a_dataset_are_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dataset's name takes its latest run: which that is, and the others, in one line."""
+    monkeypatch.chdir(place)
+    scored_run(load("toy.jsonl"), Path("more/toy-1"))
+    scored_run(load("toy.jsonl"), Path("more/toy-2"))
+    count = ["query", "SELECT count(*) FROM pairs"]
+    assert command([*count, "toy", "--runs-dir", "more"]) == 0
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith("run: more/toy-2 (")
+    assert "more/toy-1 (" in line
+    assert command([*count, "toy-1", "--runs-dir", "more"]) == 0
+    assert capsys.readouterr().err.splitlines()[0] == "run: more/toy-1"
+
+
+def test_a_run_that_is_not_there_names_the_directory_searched(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    assert command(["report", "toy", "--runs-dir", "elsewhere"]) == 2
+    shown = capsys.readouterr().err
+    assert f"no finished run called 'toy' under {place / 'elsewhere'}" in shown
+    assert "--runs-dir DIRECTORY" in shown
+
+
+def test_a_dataset_is_found_from_its_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A dataset named relative to the directory of the score command, from another directory."""
+    monkeypatch.chdir(place)
+    run = Run(Path(RUN))
+    manifest = run.manifest()
+    run.write_manifest({**manifest, **run.beside(manifest["resolved"])})
+    assert run.dataset_path() == "toy.jsonl"
+    monkeypatch.chdir(tmp_path)
+    moved = Run(place / RUN)
+    assert Path(moved.dataset_path()) == place / "toy.jsonl"
+    (tmp_path / "toy.jsonl").write_text("another file of the same name")
+    assert Path(moved.dataset_path()) == place / "toy.jsonl"
+
+
+def test_an_error_in_python_names_arguments() -> None:
+    shown = in_python("--drop-top 0.3 changes only the worst; --force changes them all.")
+    assert shown == "drop_top=0.3 changes only the worst; force=True changes them all."

@@ -359,7 +359,7 @@ def record_margins(
         "scores": "absent",
         "timings": _rounded(watch),
     }
-    run.write_manifest(_facts(plan, origin) | facts)
+    run.write_manifest(_facts(plan, origin) | run.beside(origin.resolved) | facts)
     return FineTuned(run, plan, False, watch.seconds)
 
 
@@ -386,7 +386,7 @@ def score_margins(
         "summary": summary.to_json(),
         "timings": before.get("timings", {}) | _rounded(watch),
     }
-    run.write_manifest(_facts(tuned.plan, origin) | facts)
+    run.write_manifest(_facts(tuned.plan, origin) | run.beside(origin.resolved) | facts)
     return Audit(run, summary, {**tuned.timings, **watch.seconds})
 
 

@@ -5,6 +5,7 @@ The only folder that may import typer and rich, and the only one nothing else im
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -204,6 +205,8 @@ CLOSED = 141
 def main() -> None:
     """Run the command line of this process and exit with its code."""
     listen()
+    if not sys.stderr.isatty():  # bars of libraries would fill a log; tqdm reads this when imported
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         code = run(sys.argv[1:])
     except Exception as error:  # of `--debug`; a hook of ours would be replaced by typer's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,7 +47,7 @@ def agreement(
         raise UsageError(
             f"--figure {figure} must end in .png or .svg", hint="Try: --figure agreement.png"
         )
-    from noisescope.cli.resolve import model_flag
+    from noisescope.cli.resolve import model_flag, reading_flags
     from noisescope.datasets import load
     from noisescope.scoring.agreement import agreement as measure
     from noisescope.storage.workspace import default_dataset, find_workspace
@@ -55,9 +55,8 @@ def agreement(
     terminal = Terminal(quiet=json)
     workspace = find_workspace()
     named = default_dataset(dataset, workspace)
-    loaded = load(
-        named, format=format, columns=columns, split=split, limit=limit, workspace=workspace
-    )
+    reading: dict[str, Any] = {"format": format, "columns": columns, "split": split}
+    loaded = load(named, **reading, limit=limit, workspace=workspace)
     terminal.note(f"{loaded.name}: {loaded.resolved}")
     for reason, count in loaded.facts.rejected.items():
         if count:
@@ -71,8 +70,9 @@ def agreement(
         return
     _print(found)
     judge = model_flag(loaded.modality, named, workspace, Path("runs"))
+    flags = reading_flags({**reading, "limit": limit})
     drawn = {"figure": str(figure)} if figure else {}
-    print_lines(**drawn, next=f"noisescope score {shlex.quote(named)}{judge}")
+    print_lines(**drawn, next=f"noisescope score {shlex.quote(named)}{flags}{judge}")
 
 
 def _draw(found: Agreement, path: Path) -> None:

@@ -11,7 +11,7 @@ import typer
 from noisescope.cli import completion
 from noisescope.cli.console import print_json, print_lines, print_note
 from noisescope.cli.options import JsonOption, RunsDirOption
-from noisescope.storage.printable import printable
+from noisescope.cli.resolve import note_run, score_again
 
 
 def apply(
@@ -56,13 +56,12 @@ def apply(
     from noisescope.export.apply import apply_decisions, read_decisions, run_of
     from noisescope.report.review.session import check_name, user_name
     from noisescope.storage.reviews import FILE
-    from noisescope.storage.run import dataset_words
 
     found = read_decisions(decisions)
     for who in dict.fromkeys(row.reviewer or reviewer or user_name() for row in found.rows):
         check_name(who)
     scores = run_of(found, run, runs_dir)
-    print_note(f"run: {printable(str(scores.run.directory))}")
+    note_run(scores.run, run, runs_dir)
     again = f"apply {shlex.quote(str(decisions))} {shlex.quote(str(scores.run.directory))}"
     opened = None if record_only else open_source_of(scores, source, again, "--record-only")
     out = output or Path("exports") / f"{scores.run.directory.resolve().name}-applied"
@@ -82,11 +81,10 @@ def apply(
             reviews=recorded, next=f"noisescope export {shlex.quote(directory)} --format trl"
         )
         return
-    judge = f" --model {shlex.quote(str(scores.manifest['model']))}"
     print_lines(
         output=str(out),
         reviews=recorded,
-        next=f"noisescope score {dataset_words(scores.manifest, str(out))}{judge}",
+        next=score_again(scores.run, scores.manifest, str(out)),
     )
 
 

@@ -119,7 +119,7 @@ def _show(
 ) -> None:
     from rich.text import Text
 
-    from noisescope.cli.resolve import model_flag
+    from noisescope.cli.resolve import model_flag, reading_flags
     from noisescope.datasets.load import FEWEST_PAIRS
     from noisescope.storage.workspace import find_workspace
 
@@ -145,7 +145,7 @@ def _show(
         pairs = f"{len(dataset)} usable pairs: an audit needs at least {FEWEST_PAIRS}"
         print_lines(next=f"add pairs ({pairs})")
         return
-    flags = "".join(f" --{flag} {shlex.quote(text)}" for flag, text in reading.items() if text)
+    flags = reading_flags(reading)
     judge = model_flag(dataset.modality, name, find_workspace(), Path("runs"))
     print_lines(next=f"noisescope score {shlex.quote(name)}{flags}{judge}")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from noisescope.cli.console import OUT, print_json, print_lines, print_note
 from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
+from noisescope.cli.resolve import note_run
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -30,10 +31,15 @@ def explain(
     """
     from noisescope.cli.report import images_of
     from noisescope.report.explain import explain_run
+    from noisescope.scoring.answer import caution
     from noisescope.storage.run import find_run
 
     found = find_run(run, runs_dir)
+    note_run(found, run, runs_dir)
     explanation = explain_run(found, images_of(found))
+    weak = caution(found)
+    if weak and explanation.findings:
+        print_note(printable(weak))
     if json:
         print_json(explanation.to_json())
     else:

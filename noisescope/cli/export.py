@@ -15,6 +15,7 @@ import typer
 from noisescope.cli.console import print_json, print_lines, print_note
 from noisescope.cli.export_annotators import act_on_annotators, print_annotators
 from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
+from noisescope.cli.resolve import note_run, score_again
 from noisescope.errors import DataError, NoisescopeError, UsageError
 from noisescope.storage.printable import plural, printable
 
@@ -125,7 +126,7 @@ def export(
     people = annotators and annotators.value
     policy = CleanPolicy(drop_above, flip_above, drop_top, flip_top, most, force, people)
     scores = find_run_scores(run, runs_dir, force=force or weight == "reviews")
-    print_note(f"run: {printable(str(scores.run.directory))}")
+    note_run(scores.run, run, runs_dir)
     acted = act_on_annotators(scores, people, format, force=force) if people else []
     out = output or default_output(scores, format)
     if format is Format.hub:
@@ -205,7 +206,7 @@ def open_source_of(scores: RunScores, source: str | None, command: str, instead:
     from noisescope.datasets import open_source
     from noisescope.storage.workspace import find_workspace
 
-    target = source or str(scores.manifest["resolved"])
+    target = source or scores.run.dataset_path()
     with _naming_source(scores, source, command, instead):
         opened = open_source(target, workspace=find_workspace())
     if not source and not opened.files:
@@ -221,7 +222,7 @@ def _images(scores: RunScores, source: str | None, format: Format) -> ImageStore
     from noisescope.datasets.load import load_again
     from noisescope.storage.workspace import find_workspace
 
-    target = source or str(scores.manifest["resolved"])
+    target = source or scores.run.dataset_path()
     with _naming_source(scores, source, *_command(scores, format)):
         return load_again(target, scores.manifest, find_workspace()).images
 
@@ -297,7 +298,7 @@ def _following(
         again = f"noisescope export {run} --format hub --repo-id {done['repo_id']}"
         there = f"noisescope datasets {done['repo_id']}"
         return {"next": there if done["uploaded"] else again}
-    return {"next": f"noisescope score {dataset_words(scores.manifest, str(out))}{judge}"}
+    return {"next": score_again(scores.run, scores.manifest, str(out))}
 
 
 def _reading(out: Path) -> str:

@@ -33,6 +33,7 @@ from noisescope.cli.options import (
     RunsDirOption,
     SplitOption,
 )
+from noisescope.cli.resolve import note_run
 from noisescope.gate.policy import CHOICES, KEYS, RANGES
 from noisescope.gate.verdict import INCONCLUSIVE
 from noisescope.storage.printable import printable
@@ -208,7 +209,10 @@ def gate(
     typed |= {"split": split, "limit": limit, "device": device}
     run = finished(target, workspace, runs_dir) or audited(target, typed, runs_dir, terminal)
     old = None if baseline is None else _baseline(baseline, run, runs_dir)
-    terminal.note(f"run: {run.directory}" + (f", baseline: {old.directory}" if old else ""))
+    if not json:
+        note_run(run, target, runs_dir)
+    if old:
+        terminal.note(f"baseline: {old.directory}")
     subject = Subject(run, old)
     verdict = check_gate(subject, settings)
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"

@@ -20,6 +20,7 @@ from noisescope.cli.console import (
     short,
 )
 from noisescope.cli.options import RunsDirOption
+from noisescope.cli.resolve import note_run
 from noisescope.errors import UsageError
 from noisescope.storage.printable import plural, printable
 
@@ -85,7 +86,10 @@ def query(
         found = place
     else:  # SQL checks the tables it names
         found = find_run(run if place is None else str(place.local), runs_dir, check=sql is None)
-    print_note(f"run: {found if isinstance(found, Place) else found.directory}")
+    if isinstance(found, Place):
+        print_note(f"run: {found}")
+    else:
+        note_run(found, run, runs_dir)
     if sql is None:
         for line in describe(found):
             OUT.print(line, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 
 from noisescope.cli.console import OUT, print_json, print_lines, print_note
 from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
+from noisescope.cli.resolve import note_run
 from noisescope.storage.printable import printable
 
 if TYPE_CHECKING:
@@ -80,12 +81,17 @@ def _annotators(contents: Contents) -> RenderableType:
         box=None,
         padding=(0, 2, 0, 0),
     )
-    for name in ("annotator", "labels", "flip rate", "90 % interval", ""):
+    known = contents.summary["flip_rate"]["identifiable"]
+    rates = ("flip rate", "90 % interval") if known else ("agrees with the judge",)
+    for name in ("annotator", "labels", *rates, ""):
         table.add_column(name, justify="left" if name in ("annotator", "") else "right")
     for row in contents.annotators[:SHOWN]:
         remark = "votes backwards" if row.contrarian else "careless" if row.careless else ""
-        cells = (f"{row.labels:,}", f"{row.flip_rate:.1%}", f"{row.low:.1%} to {row.high:.1%}")
-        table.add_row(Text(printable(row.name)), *cells, Text(remark, style="red"))
+        rate = (f"{row.flip_rate:.1%}", f"{row.low:.1%} to {row.high:.1%}")
+        cells = rate if known else (f"{row.agreement:.1%}",)
+        table.add_row(
+            Text(printable(row.name)), f"{row.labels:,}", *cells, Text(remark, style="red")
+        )
     return table
 
 
@@ -116,7 +122,7 @@ def report(
     from noisescope.storage.run import find_run
 
     found = find_run(run, runs_dir)
-    print_note(f"run: {printable(str(found.directory))}")
+    note_run(found, run, runs_dir)
     if terminal:
         print_report(gather(found, worst=SHOWN), OUT.console)
         return
@@ -137,4 +143,4 @@ def images_of(run: Run) -> ImageStore | None:
     """The pictures of a run, read from its dataset; None without any, or when it has moved."""
     from noisescope.datasets.load import images_again
 
-    return images_again(run.manifest(), lambda text: print_note(printable(text)))
+    return images_again(run, lambda text: print_note(printable(text)))

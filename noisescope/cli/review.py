@@ -20,6 +20,7 @@ from noisescope.cli.console import (
     safe_block,
 )
 from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
+from noisescope.cli.resolve import limited, note_run
 from noisescope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def review(
     who = user_name() if reviewer is None else reviewer
     check_name(who)
     found = find_run_scores(run, runs_dir, force=True).run
-    print_note(f"run: {found.directory}")
+    note_run(found, run, runs_dir)
     if import_file is not None:
         from noisescope.export.answers import import_answers
 
@@ -211,7 +212,8 @@ def _finish(
         print_lines(reviews=str(path), next=f"noisescope review {where}")
         return
     wrong = sum(one.verdict == "wrong" for one in people.judged)
-    following = f"noisescope export {where} --format clean" if wrong else ""
+    format = "trl" if limited(run.manifest()) else "clean"
+    following = f"noisescope export {where} --format {format}" if wrong else ""
     print_lines(reviews=str(path), next=following or f"noisescope review {where} --for fix")
 
 

@@ -118,12 +118,23 @@ def score(
         )
         if before:
             before.keep(done.run, pairs.modality)
-        terminal.note(f"done in {duration(time.monotonic() - began)}")
-        finish(done.run, terminal, json=json, details=details)
+        seconds = time.monotonic() - began
+        terminal.note(f"done in {duration(seconds)}")
+        finish(done.run, terminal, json=json, details=details, seconds=seconds)
 
 
-def finish(run: Run, terminal: Terminal, *, json: bool, details: bool = False) -> None:
-    """Print the summary, or all `details`. Exits with 2 if the replicas are at chance level."""
+def finish(
+    run: Run,
+    terminal: Terminal,
+    *,
+    json: bool,
+    details: bool = False,
+    seconds: float | None = None,
+) -> None:
+    """Print the summary, or all `details`, of an audit that took `seconds`.
+
+    Exits with 2 if the replicas are at chance level.
+    """
     from noisescope.cli.details import print_details
     from noisescope.cli.summary import print_summary, reviews_of
 
@@ -132,7 +143,10 @@ def finish(run: Run, terminal: Terminal, *, json: bool, details: bool = False) -
         people = reviews_of(run)
         print_json(summary | {"reviews": people and people.to_json()})
     else:
-        (print_details if details else print_summary)(run)
+        if details:
+            print_details(run)
+        else:
+            print_summary(run, seconds)
     if summary["chance"]:
         terminal.note("replicas are no better than chance: these scores carry no verdict")
         raise typer.Exit(2)

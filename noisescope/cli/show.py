@@ -10,6 +10,7 @@ import typer
 
 from noisescope.cli.console import OUT, print_json, print_lines, print_note, safe_block
 from noisescope.cli.options import JsonOption, RunArgument, RunsDirOption
+from noisescope.cli.resolve import note_run
 from noisescope.errors import UsageError
 from noisescope.storage.printable import printable
 
@@ -58,7 +59,7 @@ def show(
     if json:
         print_json(pair | {"caution": weak})
         return
-    print_note(f"run: {found.directory}")
+    note_run(found, run, runs_dir)
     modality = found.manifest().get("modality", "text")
     keys = [pair["chosen"], pair["rejected"]]
     if modality == "vision":

@@ -36,15 +36,18 @@ def reviews_of(run: Run) -> RunReviews | None:
     return reviews.reviews_of(run)
 
 
-def print_summary(audited: Run) -> None:
-    """Print the result of a run on stdout: 24 lines of 80 columns, where nothing is long."""
+def print_summary(audited: Run, seconds: float | None = None) -> None:
+    """Print the result of a run on stdout: 24 lines of 80 columns, where nothing is long.
+
+    `seconds` is what the command took; None prints what the run's stages took.
+    """
     manifest = audited.manifest()
     summary: dict[str, Any] = manifest["summary"]
     width = min(OUT.console.width, WIDEST)
     people = reviews_of(audited)
     directory = audited.directory
     run = shlex.quote(directory.name if directory.parent == Path("runs") else str(directory))
-    _print(_heading(manifest), width)
+    _print(_heading(manifest, seconds), width)
     OUT.print(Text())
     _print(Text(answer(summary, people), style="bold"), width)
     _print(_trust(summary["trust"]), width)
@@ -62,7 +65,7 @@ def _print(content: Any, width: int) -> None:
     OUT.print(content, width=width)
 
 
-def _heading(manifest: Mapping[str, Any]) -> Text:
+def _heading(manifest: Mapping[str, Any], seconds: float | None) -> Text:
     """Dataset, pairs, annotators, judge and time, in one line."""
     facts = manifest["facts"]
     pairs = plural(facts["pairs"], "pair")
@@ -70,7 +73,8 @@ def _heading(manifest: Mapping[str, Any]) -> Text:
     parts = [pairs + (f" (without {', '.join(rejected)})" if rejected else "")]
     parts += [plural(facts["annotators"], "annotator")] if facts["annotators"] else []
     parts += [f"judge: {short(Path(str(manifest['model'])).name, 30)}"]
-    parts += [duration(sum(manifest["timings"].values()))]
+    computed = f"{duration(sum(manifest['timings'].values()))} of computing"
+    parts += [computed if seconds is None else duration(seconds)]
     name = Text(short(str(manifest["dataset"]), 40), style="bold")
     heading = name + Text(printable(" · " + " · ".join(parts)), style="dim")
     heading.no_wrap = True

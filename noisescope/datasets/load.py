@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from noisescope.pairs import ImageStore
+    from noisescope.storage.run import Run
 
 #: Reasons that are no fault of the file.
 SET_ASIDE = ("tie", "identical sides", "empty response", "unlabelled")
@@ -175,15 +176,16 @@ def load_again(
     return read_source(source, format=format, schema=schema)
 
 
-def images_again(manifest: Mapping[str, Any], note: Callable[[str], None]) -> ImageStore | None:
+def images_again(run: Run, note: Callable[[str], None]) -> ImageStore | None:
     """The pictures of a run, read from its dataset; None for text.
 
     If the dataset has moved, `note` gets the reason and the result is None too.
     """
+    manifest = run.manifest()
     if manifest.get("modality", "text") == "text":
         return None
     try:
-        return load_again(str(manifest["resolved"]), manifest).images
+        return load_again(run.dataset_path(), manifest).images
     except NoisescopeError as error:
         note(f"no images shown: {error.message}")
         return None

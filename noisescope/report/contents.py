@@ -179,7 +179,7 @@ def draw(
         pictures = [bars.p_wrong_histogram(column(facts, "p_wrong"))]
         spread = np.sqrt(column(facts, "stability"))
         pictures.append(scatter.data_map(column(facts, "margin"), spread))
-    if table:
+    if table and manifest["summary"]["flip_rate"]["identifiable"]:
         pictures.append(dots.annotators(table))
     pictures += _of_groups(facts, str(manifest.get("modality", "text")))
     steps, losses = held_out_losses(run)

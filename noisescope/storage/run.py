@@ -20,6 +20,7 @@ again and continues; the directory of a different plan is refused.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shlex
@@ -90,6 +91,8 @@ class Plan:
         }
 
 
+#: Key of the manifest with the path of the dataset as seen from the run directory.
+FROM_RUN = "dataset_from_run"
 #: Key of the manifest that numbers the runs beside each other.
 ORDER = "order"
 
@@ -109,6 +112,21 @@ class Run:
         """Whether its dataset was read from `path`, spelled the same way."""
         resolved = self.manifest().get("resolved")
         return isinstance(resolved, str) and Path(resolved) == Path(path)
+
+    def dataset_path(self) -> str:
+        """Where its dataset is: as it was named; if that is not there, as seen from the run."""
+        manifest = self.manifest()
+        named = str(manifest["resolved"])
+        if FROM_RUN not in manifest:
+            return named
+        there = Path(os.path.normpath(self.directory / str(manifest[FROM_RUN])))
+        same = Path(named).exists() and Path(named).samefile(there) if there.exists() else True
+        return named if same else str(there)
+
+    def beside(self, dataset: str) -> dict[str, str]:
+        """The entry of the manifest for a dataset named relative to the working directory."""
+        local = not Path(dataset).is_absolute() and Path(dataset).exists()
+        return {FROM_RUN: os.path.relpath(dataset, self.directory)} if local else {}
 
     @property
     def plan_path(self) -> Path:
@@ -252,7 +270,9 @@ def find_run(name: str | None, runs_directory: Path, *, check: bool = True) -> R
     if not runs:
         what = f"no finished run called {name!r}" if name else "no finished run"
         raise RunError(
-            f"{what} under {runs_directory}", hint="Make one first: noisescope score DATASET"
+            f"{what} under {runs_directory.absolute()}",
+            hint="If it is elsewhere: --runs-dir DIRECTORY, or the path of the run. Else make one: "
+            "noisescope score DATASET",
         )
     return _sound(runs[-1], check)
 
