@@ -25,7 +25,7 @@ from noisescope.scoring.metrics import auroc
 
 WIDTH, HEADS, BLOCKS = 96, 6, 4
 TOKENS = 32
-PAIRS = 400
+PAIRS, QUICK_PAIRS = 800, 400
 STEPS, BATCH, PEAK = 1_000, 16, 2e-3
 SHIFT = 1.0
 
@@ -159,12 +159,13 @@ def run(options: Options) -> Report:
     """Measure clean against degraded or wrong-caption emoji, 20 % uniform flips, three seeds."""
     report = Report("Detection of wrong labels by a flow-matching transformer")
     report.tables["detection"] = []
-    made = emoji.pairs(emoji.read(options.data), PAIRS)
+    pairs = QUICK_PAIRS if options.quick else PAIRS
+    made = emoji.pairs(emoji.read(options.data), pairs)
     base, seconds = material(made.dataset, loaded(pipeline(options.data), made.dataset))
     report.facts["emoji features, seconds"] = seconds
     found: dict[str, list[float]] = {"": [], ", --pool": []}
     for seed in range(3):
-        swap = uniform(PAIRS, 0.2, seed)
+        swap = uniform(pairs, 0.2, seed)
         flipped = base.flipped(swap)
         for pooled, aurocs in found.items():
             fit = flipped.fit() if pooled else flipped.score()
