@@ -92,6 +92,8 @@ def foreign(prompt: str, text: str) -> float:
 
 
 def _not_latin(text: str) -> float:
+    if text.isascii():
+        return 0.0
     letters = [letter for letter in text if letter.isalpha()]
     return sum(ord(letter) > 0x24F for letter in letters) / len(letters) if letters else 0.0
 
