@@ -149,11 +149,12 @@ class Audited:
         `flip_top`, `count`... `output` None is exports/RUN-FORMAT. Raises UsageError for an option
         that the format does not take, EvidenceError for an audit too weak, unless `force`.
         """
-        from noisescope.export.local import TAKES, default_output, export_local
+        from noisescope.export.local import TAKES, check_format, default_output, export_local
         from noisescope.export.removal import CleanPolicy
         from noisescope.scoring.run_scores import find_run_scores
 
-        refuse_unknown(f"export({format!r})", options, TAKES.get(format, options))
+        check_format(format)
+        refuse_unknown(f"export({format!r})", options, TAKES[format])
         kept = ("weight", "source", "count", "threshold")
         given = {name: options.pop(name) for name in kept if name in options}
         done = CleanPolicy(**options, force=force)
@@ -169,7 +170,7 @@ class Audited:
                 out,
                 done,
                 source=lambda: self._source(named),
-                images=self._images,
+                images=lambda: self._images(named),
                 **given,
             )
         except NoisescopeError as error:
@@ -222,10 +223,15 @@ class Audited:
                 "the pairs without it.",
             ) from error
 
-    def _images(self) -> ImageStore | None:
-        """The pictures of an image run, with a warning where its dataset cannot be read."""
-        from noisescope.datasets.load import images_again
+    def _images(self, named: str | Path | None = None) -> ImageStore | None:
+        """The pictures of a run, from its dataset or the files that it is in now.
 
+        Warns where they cannot be read, unless they are `named`: then raises DataError.
+        """
+        from noisescope.datasets.load import images_again, load_again
+
+        if named is not None:
+            return load_again(str(named), self.run.manifest()).images
         return images_again(self.run, lambda text: warnings.warn(text, stacklevel=3))
 
     @cached_property

@@ -268,9 +268,12 @@ def test_a_finished_audit_explains_draws_reports_and_exports(
     for format, given in (("weights", {"drop_above": 0.5}), ("clean", {"count": 3})):
         with pytest.raises(noisescope.errors.UsageError, match="has no argument"):
             result.export(format, force=True, **given)
-    with pytest.raises(noisescope.errors.UsageError, match="--count 0"):
+    for format in ("hub", "foo"):
+        with pytest.raises(noisescope.errors.UsageError, match=f"no format '{format}'"):
+            result.export(format, force=True, repo_id="a/b")
+    with pytest.raises(noisescope.errors.UsageError, match="count=0"):
         result.export("review", tmp_path / "none", count=0, force=True)
-    with pytest.raises(noisescope.errors.UsageError, match="--annotators reverze: one of"):
+    with pytest.raises(noisescope.errors.UsageError, match="annotators reverze: one of"):
         result.export("trl", tmp_path / "t.parquet", annotators="reverze", force=True)
     mine = tmp_path / "mine.jsonl"
     mine.write_text("precious")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.toy_run import rows, scored_run, toy, write_lines
 
-from noisescope.auditing.train import note_unused_reviews
+from noisescope.auditing.train import default_objective, note_unused_reviews
 from noisescope.cli import run as command
 from noisescope.datasets import load
 from noisescope.datasets.adapters.schema import Schema
@@ -209,6 +209,16 @@ def test_a_copy_of_a_weights_file_keeps_its_scheme_and_its_labels(
             file_weights(bare, dataset)
     else:
         assert file_weights(bare, dataset).scheme == ""
+        (tmp_path / "own.csv").write_text(
+            "".join(["pair_id,W,label\n", *(f"{name},1,1\n" for name in names_of(scores))])
+        )
+        assert file_weights(tmp_path / "own.csv", dataset).weight.tolist() == [1.0] * 120
+
+
+def test_the_weighting_decides_the_objective_if_none_is_named() -> None:
+    made = {name: default_objective(None, None, {}, None, name) for name in SCHEMES}
+    assert (made["reviews"], made["soft"], made["prior"]) == ("dpo", "soft-dpo", "forward-dpo")
+    assert default_objective(None, None, {}, "run") == "forward-dpo"
 
 
 def test_a_files_own_weights_or_the_probabilities_that_an_objective_needs(tmp_path: Path) -> None:
@@ -269,10 +279,10 @@ def test_a_training_without_weights_names_the_decisions_that_it_ignores(tmp_path
     run = reviewed(tmp_path).run
     note_unused_reviews(dataset, "dpo", tmp_path / "runs", notes)
     (note,) = seen
-    assert note.startswith("people decided about 3 pairs, and --objective dpo trains on")
+    assert note.startswith("people decided about 2 pairs, and --objective dpo trains on")
     words = note.partition(": ")[2].split()
     found = run_weights(Run(Path(words[1])), dataset, WeightRule(words[3]))
-    assert (words[1], found.judged) == (str(run.directory), 3)
+    assert (words[1], found.even) == (str(run.directory), False)
 
 
 def test_a_label_that_its_format_cannot_flip_is_dropped_and_called_so(

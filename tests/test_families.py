@@ -23,6 +23,7 @@ from helpers.families import (
 
 from noisescope.errors import ModelError
 from noisescope.models.anatomy import anatomy, float32
+from noisescope.models.forward import last_states
 from noisescope.models.packing import corpus_of, pack
 from noisescope.models.verify import probe_length, spans, verify
 from noisescope.training.lora.activations import Activations
@@ -188,6 +189,12 @@ def test_blocks_that_run_several_times_have_the_states_of_their_last_run() -> No
     packed, alone = (features_of(model, corpus_of(CORPUS, rows))[1] for rows in ("packed", "alone"))
     for name, values in packed.items():
         torch.testing.assert_close(values, alone[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_blocks_that_run_unequally_often_are_refused(kept: int) -> None:
+    with pytest.raises(ModelError, match=f"ran {kept} times in 2 forwards"):
+        last_states([torch.zeros(1)] * kept, 2)
 
 
 def test_a_block_diagonal_layer_is_not_adapted() -> None:

@@ -119,11 +119,19 @@ def test_the_worst_pairs_come_first_and_in_full(run: Run, html: str) -> None:
     assert names == {
         "p-wrong",
         "data-map",
-        "annotators",
         "by-source",
         "by-length",
         "learning-curves",
     }
+
+
+def test_no_annotator_has_a_flip_rate_where_the_dataset_has_none(run: Run, html: str) -> None:
+    """Not identifiable: neither the page nor a figure gives one, and the page has the reason."""
+    assert not run.manifest()["summary"]["flip_rate"]["identifiable"]
+    table = html[html.index('id="annotators-title"') : html.index('id="method-title"')]
+    assert "no flip rate is given for an annotator" in table
+    assert '<th scope="col">Flip rate</th>' not in table
+    assert '<th scope="col">Agree with the replicas</th>' in table
 
 
 def test_figures_are_written_as_png_and_svg(run: Run, tmp_path: Path) -> None:

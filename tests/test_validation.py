@@ -324,6 +324,7 @@ def test_a_truth_is_joined_on_the_column_that_the_ids_are_from(tmp_path: Path) -
         read_truth(path, pairs)
     with pytest.raises(DataError, match=r"pair_id \(or key\)"):
         read_truth(path, pairs, "key")
+    assert read_truth(path, pairs, "meta.uid")[0].tolist() == [False, True]
 
 
 @pytest.mark.parametrize("name", ["truth.parquet", "truth.csv", "truth.jsonl"])

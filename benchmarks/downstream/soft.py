@@ -48,6 +48,7 @@ from noisescope.scoring.annotators import annotator_table
 from noisescope.scoring.detectors import u as instability
 from noisescope.scoring.noise_models import DECISIVE, Noise, fit_noise
 from noisescope.scoring.review_estimate import UNCHECKED
+from noisescope.scoring.run_scores import REVIEWED
 from noisescope.scoring.scores import ranks
 from noisescope.scoring.weights import WeightConfig, adaptive_weights, belief, even
 from noisescope.training.objectives import DPO, AdaptiveDPO, DistilledDPO, ForwardDPO, SoftDPO
@@ -178,7 +179,7 @@ def recipes(noisy: Labels, on: Int, seed: int) -> dict[str, Recipe]:
         "reverse annotators": Recipe(dpo, turn=backwards),
         **rivals(mean, p),
     }
-    columns = {"p_wrong": p, "rank": ranks(p, mean)}
+    columns = {"p_wrong": p, "rank": ranks(p, mean), REVIEWED: np.full(len(p), np.nan)}
     for count in REVIEWS:
         at = list(choose(columns, count, 0.5))
         found |= using(f"{count} reviews", *(reviewed(q, part.wrong, at) for q in (p, prior)))

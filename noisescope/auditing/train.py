@@ -4,8 +4,8 @@
     done.manifest()["result"]["last"]["accuracy"]
 
 Without an objective it is forward-dpo on the dataset's own audit, which is made first if it is
-missing, or plain dpo where that audit knows of no label more than of another but by its responses,
-which the policy learns itself, or is too weak to change labels (scoring/trust.py); labels are then
+missing, or plain dpo where that audit tells labels apart by their responses alone, which the policy
+learns itself, or is too weak to change labels (scoring/trust.py); labels are then
 those that people corrected. A weights file is trained with the objective that it was made for.
 """
 
@@ -24,8 +24,9 @@ from noisescope.models.device import own_device
 from noisescope.models.load import load_policy
 from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter, Silent
-from noisescope.scoring.reviews import UNDECIDED, read_latest
+from noisescope.scoring.reviews import read_latest
 from noisescope.storage.printable import plural
+from noisescope.storage.reviews import DROP
 from noisescope.storage.workspace import default_model, find_workspace
 from noisescope.training.policy.distributed import precision
 from noisescope.training.policy.pair_weights import (
@@ -88,7 +89,7 @@ def train(
     interrupted continues from its last checkpoint when it is called again.
     """
     reporter = reporter or Silent()
-    named = objective or default_objective(preset, rho, settings, weights)
+    named = objective or default_objective(preset, rho, settings, weights, weighting)
     find_objective(named)
     if objective is None and weights is not None and Path(weights).is_file():
         reporter.note(f"training {named}, which {weights} is for; --objective names another")
@@ -161,14 +162,17 @@ def default_objective(
     rho: float | None,
     settings: Mapping[str, Any],
     weights: str | Path | None = None,
+    weighting: str | None = None,
 ) -> str:
     """The objective of a training that names none: the paper's by its settings, else what the
-    weights are for. Raises DataError for a weights file that cannot be read.
+    weights or their `weighting` are for. Raises DataError for a weights file that cannot be read.
     """
     if preset or rho is not None or any(settings.get(name) is not None for name in PAPER):
         return "adaptive-dpo"
     if weights == "none":
         return "dpo"
+    if weighting:
+        return objective_for(weighting)
     if weights is not None and Path(weights).is_file():
         return objective_for(scheme_of(Path(weights)))
     return DEFAULT
@@ -272,9 +276,9 @@ def _weights(
 def note_unused_reviews(
     pairs: PreferenceDataset, objective: str, runs_directory: Path, reporter: Reporter
 ) -> None:
-    """Note that a training without weights uses none of people's decisions, if there are any."""
+    """Note that a training without weights uses no label that people found wrong or drop."""
     run = find_audit(pairs, runs_directory)
-    decided = [one for one in read_latest(run) if one.verdict != UNDECIDED] if run else []
+    decided = [one for one in read_latest(run) if one.verdict in ("wrong", DROP)] if run else []
     if run and decided:
         reporter.note(
             f"people decided about {plural(len(decided), 'pair')}, and --objective {objective} "

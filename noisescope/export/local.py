@@ -53,6 +53,7 @@ def export_local(
     `source` opens the audited dataset (clean), `images` its pictures (review). Raises UsageError,
     DataError or RunError, and EvidenceError if the audit is too weak, unless the policy forces it.
     """
+    check_format(format)
     policy = policy or CleanPolicy()
     if format == "weights":
         from noisescope.export.weights import export_weights
@@ -70,10 +71,6 @@ def export_local(
 
         counts = export_clean(scores, source(), policy, out)
         return {"counts": counts, "policy": words_of(scores, policy)}
-    if format != "review":
-        raise UsageError(
-            f"no format {format!r} to export to a file", hint=f"One of {', '.join(FORMATS)}."
-        )
     from noisescope.export.review import export_review
 
     who = policy.annotators is not None
@@ -81,6 +78,14 @@ def export_local(
         scores, out, number=count, threshold=threshold, images=images(), annotators=who
     )
     return {"pairs": number}
+
+
+def check_format(format: str) -> None:
+    """Raise UsageError for what is none of `FORMATS`."""
+    if format not in FORMATS:
+        raise UsageError(
+            f"no format {format!r} to export to a file", hint=f"One of {', '.join(FORMATS)}."
+        )
 
 
 def refuse_weak_weights(scores: RunScores, policy: CleanPolicy, weight: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from noisescope.errors import ModelError
 from noisescope.models.anatomy import (
     anatomy,
     head_states,
@@ -186,10 +187,17 @@ def hidden_states(
 
     with hooked(dict.fromkeys(layers, keep)):
         last = head_states(model, batch.runs, input_ids=batch.ids, **row_inputs(batch))
-    times = {layer: len(kept[layer]) // len(batch.runs) for layer in layers}  # that it ran in each
-    inner = [padded(kept[layer][times[layer] - 1 :: times[layer]]) for layer in layers]
+    inner = [padded(last_states(kept[layer], len(batch.runs))) for layer in layers]
     final, *others = (one.flatten(0, 1).to(batch.ids.device) for one in (last, *inner))
     return final, others  # layers may be spread over GPUs
+
+
+def last_states(states: Sequence[torch.Tensor], runs: int) -> Sequence[torch.Tensor]:
+    """The last states of each run of a block; ModelError unless it runs equally often in each."""
+    times, rest = divmod(len(states), runs)
+    if rest or not times:
+        raise ModelError(f"a block of the model ran {len(states)} times in {runs} forwards")
+    return states[times - 1 :: times]
 
 
 def row_inputs(batch: Batch) -> dict[str, torch.Tensor]:

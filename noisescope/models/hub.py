@@ -26,10 +26,10 @@ def fetch(name: str, allowed: Sequence[str], ignored: Sequence[str] = (), *, hin
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
-    some, none = list(allowed), list(ignored)
+    allow, ignore = list(allowed), list(ignored)
     try:
-        _check_size(name, some, none)
-        return Path(snapshot_download(name, allow_patterns=some, ignore_patterns=none))
+        _check_size(name, allow, ignore)
+        return Path(snapshot_download(name, allow_patterns=allow, ignore_patterns=ignore))
     except HFValidationError as error:
         raise ModelError(f"{name} is no model directory nor Hub name", hint=hint) from error
     except GatedRepoError as error:

@@ -344,18 +344,15 @@ def _notes(
     # Replicas that see each other's labels agree with coin tosses more than half of the time.
     test = "" if chance_p is None else f"; with coin tosses for labels as often: p = {chance_p:.2g}"
     if chance:
-        few = too_few(prompts)
-        fault = f"{prompts} prompts are too few to show that t" if few else "T"
-        what = "better" if few else "no better"
-        help = (
-            "Pairs of more prompts, or --pool,"
-            if few
-            else ("A larger model, more pairs, or a look at the labels' direction")
-        )
+        fault = "The replicas are no better"
+        helps = "A larger model, more pairs, or a look at the labels' direction"
+        if too_few(prompts):
+            fault = f"{prompts} prompts are too few to show that the replicas are better"
+            helps = "Pairs of more prompts, or --pool,"
         notes.append(
-            f"{fault}he replicas are {what} than chance on pairs they did not train on "
+            f"{fault} than chance on pairs they did not train on "
             f"({accuracy.estimate:.1%}, 90 % interval {accuracy.low:.1%} to {accuracy.high:.1%}"
-            f"{test}): these scores carry no verdict. {help} may help."
+            f"{test}): these scores carry no verdict. {helps} may help."
         )
     notes += giveaways
     if not rate.identifiable:

@@ -54,7 +54,9 @@ def read_truth(path: Path, table: pa.Table, own: str | None = None) -> tuple[Boo
         raise DataError(error.message, hint=_WANTED) from error
     columns = stated.schema.names
     usual = [name for name in columns if name.lower() in OWN_IDS]
-    named = usual if own is None else [name for name in columns if name == own]
+    named = usual
+    if own is not None:  # a path such as meta.id is a column of that name, or of its last part
+        named = [name for name in (own, own.rpartition(".")[2]) if name in columns][:1]
     if "pair_id" not in columns and len(named) > 1:
         raise DataError(
             f"{path} has several columns of ids: {', '.join(named)}",

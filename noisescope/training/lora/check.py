@@ -25,8 +25,8 @@ ROWS, ERROR = 2, 1e-3
 
 
 def check_adapters(adapters: Adapters) -> None:
-    """Set `adapters.together`; detach layers that are no x W', and those whose weights the model
-    reads without calling them.
+    """Set `adapters.together`; detach layers that do not compute x W', and those whose weights the
+    model reads without calling them.
 
     Raises ModelError if merged adapters on the others still give other logits. Quantised weights
     cannot be merged exactly and are not compared.

@@ -125,7 +125,8 @@ class TrainSettings:
                 f"--objective {self.objective} does not work with weights made with {scheme}: with "
                 f"--weighting {' or '.join(believed)}, Gamma is what {' or '.join(BELIEFS)} "
                 "learns; otherwise it is a correction of the margin",
-                hint=f"Use {' and '.join(pairs)}, each only with the other.",
+                hint=f"Use {' and '.join(pairs)}, each only with the other; other weights with "
+                "--objective dpo.",
             )
 
     @property

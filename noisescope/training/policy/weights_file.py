@@ -50,10 +50,11 @@ def file_weights(path: Path, dataset: PreferenceDataset, scheme: str = "") -> Pa
     """
     table = read_table(path)
     facts, stated = _origin(table), _stated_scheme(path, table)
+    ours = {LABEL, SCHEME} <= set(table.column_names)
     description = f"file {path.name}"
     if "dataset_fingerprint" in facts:
         check_dataset(str(path), facts["dataset_fingerprint"], facts.get("dataset"), dataset)
-    elif LABEL not in table.column_names:
+    elif not ours:
         description += " (it names no dataset: matched by pair_id alone)"
     scheme = scheme or stated
     name = _weight_column(path, table, scheme, stated)
@@ -79,7 +80,7 @@ def file_weights(path: Path, dataset: PreferenceDataset, scheme: str = "") -> Pa
     order = np.argsort(keys, kind="stable")
     names, aside = dataset.table.column("pair_id").to_pylist(), int(facts.get("set_aside", 0))
     weight, gamma, at = in_order(names, keys[order], weight[order], gamma[order], path.name, aside)
-    if LABEL in table.column_names:
+    if ours:
         _check_labels(
             path, dataset, table.column(LABEL).to_pylist(), np.where(at < 0, -1, order[at])
         )
