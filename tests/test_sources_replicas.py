@@ -76,7 +76,7 @@ def test_lora_margins_are_those_of_held_out_replicas(model: Path, tmp_path: Path
     again = audited(model, tmp_path, data, sources=("lora",), lora=LORA, folds=3)
     np.testing.assert_array_equal(numbers(again), numbers(made))
     assert len(list(tmp_path.glob("*/plan.json"))) == 3
-    with pytest.raises(RunError, match="planting would retrain"):
+    with pytest.raises(RunError, match="planting would change"):
         refitter(made.run, pq.read_table(made.run.pairs_path))
 
 

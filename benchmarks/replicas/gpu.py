@@ -101,6 +101,7 @@ class RandomPolicy:
     model: PreTrainedModel
     identity: ModelIdentity
     rows: str = "packed"
+    pictures: None = None
 
     def encode(self, items: Sequence[Item]) -> list[Encoded]:
         """Return ids of prompt and response."""
