@@ -47,7 +47,7 @@ def turn(role: str, *parts: Any) -> list[dict[str, Any]]:
 
 def outcomes(*rows: dict[str, Any], folder: Path | None = None, **options: Any) -> list[Any]:
     stream = [Row("rows", at, row, folder=folder) for at, row in enumerate(rows)]
-    schema = recognise(rows, **options)
+    schema = recognise(rows, folders=(folder,) if folder else (), **options)
     assert schema.modality == "vision"
     return list(read_pairs(stream, schema))
 
@@ -118,12 +118,12 @@ def test_a_pair_about_another_picture_is_another_pair() -> None:
 @pytest.mark.parametrize(
     ("change", "detail"),
     [
-        ({"images": None}, "holds no picture, and 1 parts"),
-        ({"images": []}, "holds no picture, and 1 parts"),
+        ({"images": None}, "holds no picture, and 1 part "),
+        ({"images": []}, "holds no picture, and 1 part "),
         ({"images": [stored(b"")]}, "expected an image"),
         ({"images": [stored(ONE[:60])]}, "broken image"),
         ({"images": [stored(ONE), stored(TWO)]}, "2 pictures, and 1"),
-        ({"prompt": turn("user", None, None, "What?")}, "1 pictures, and 2"),
+        ({"prompt": turn("user", None, None, "What?")}, "1 picture, and 2 parts"),
         ({"chosen": turn("assistant", None, "A cat.")}, "a response holds a picture"),
         ({"rejected": turn("assistant", f"<image:{B}>")}, "as noisescope writes"),
         (
@@ -367,3 +367,121 @@ def test_a_data_file_that_a_row_names_is_not_linked(tmp_path: Path) -> None:
     scores = scored_run(load(source), tmp_path / "runs" / "r")
     export_clean(scores, open_source(source), CleanPolicy(drop_top=0.1), tmp_path / "clean")
     assert (source / "b.parquet").read_bytes() == before
+
+
+def in_folder(folder: Path, *more: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows beside the pictures p0.png, p1.png, ... that their cells name by {}."""
+    for at in range(12):
+        (folder / f"p{at}.png").write_bytes(photo(at))
+    rows = (json.dumps(more[min(at, len(more) - 1)]).replace("{}", str(at)) for at in range(12))
+    return [PLAIN | {"question": f"What is {at}?"} | json.loads(row) for at, row in enumerate(rows)]
+
+
+def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("other", ["file_name", "id", "image_path"])
+def test_names_of_the_same_pictures_are_no_second_column(other: str, tmp_path: Path) -> None:
+    rows = in_folder(tmp_path, {other: "p{}.png", "image": "p{}.png"})
+    found = load(written(tmp_path, rows))
+    shown = "image_path" if other == "image_path" else "image"
+    assert (found.modality, found.columns["images"], len(found)) == ("vision", shown, 12)
+
+
+def test_other_pictures_are_a_second_column(tmp_path: Path) -> None:
+    path = written(tmp_path, in_folder(tmp_path, {"thumb": "p0.png", "image": "p{}.png"}))
+    with pytest.raises(DataError, match="one column of pictures is read") as caught:
+        load(path)
+    assert str(caught.value.hint).startswith("--columns images=image ")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"id": "p{}.png"},
+        {"source": "p{}.png"},
+        {"author_avatar": "https://cdn.example.org/{}.png"},
+        {"made": "gone{}.png"},
+    ],
+)
+def test_texts_that_name_pictures_are_texts(more: dict[str, Any], tmp_path: Path) -> None:
+    found = load(written(tmp_path, in_folder(tmp_path, more)))
+    assert (found.modality, len(found)) == ("text", 12)
+
+
+@pytest.mark.parametrize("more", [{"file_name": "p{}.png"}, {"shot": {"path": "p{}.png"}}])
+def test_pictures_beside_the_file_are_found(more: dict[str, Any], tmp_path: Path) -> None:
+    found = load(written(tmp_path, in_folder(tmp_path, more)))
+    assert (found.modality, len(found)) == ("vision", 12)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"), [("image_caption", "a cat on a mat"), ("has_image", "no")]
+)
+def test_late_words_about_pictures_are_no_pictures(column: str, cell: str, tmp_path: Path) -> None:
+    found = load(written(tmp_path, late(column, cell, empty=True)))
+    assert (found.modality, len(found)) == ("text", 120)
+
+
+@pytest.mark.parametrize(
+    "cell", ["https://a.org/b", "film.mp4", {"url": "x.png"}, base64.b64encode(ONE).decode()]
+)
+def test_late_media_are_refused(cell: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="image may hold a picture"):
+        load(written(tmp_path, late("image", cell, empty=True)))
+
+
+def test_a_late_second_column_needs_no_first_row(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(ONE)
+    rows = [row | {"image": "cat.png"} for row in late("image2", "cat.png", empty=False)]
+    path = written(tmp_path, rows)
+    with pytest.raises(DataError, match="image2 may hold a picture") as caught:
+        load(path)
+    assert str(caught.value.hint).startswith("--columns images=image shows")
+    assert len(load(path, columns="images=image")) == 120
+
+
+def test_a_picture_is_shown_at_every_place_that_names_it() -> None:
+    twice = [*numbered(0), {"role": "assistant", "content": "A cat."}, *numbered(0)]
+    both = trl(images=(ONE, TWO), prompt=numbered(1, 0, 1))
+    one, two, mixed = outcomes(
+        trl(prompt=twice), both, trl(images=(ONE, TWO), prompt=numbered(1, None, 0))
+    )
+    assert [turn.content for turn in one.turns[::2]] == [f"<image:{A}>\n?"] * 2
+    assert two.turns[0].content == f"<image:{B}>\n<image:{A}>\n<image:{B}>\n?"
+    assert isinstance(mixed, Fault)
+
+
+@pytest.mark.parametrize("start", ["", "data:image/png;base64,"])
+def test_base64_text_is_to_be_decoded(start: str) -> None:
+    with pytest.raises(DataError) as caught:
+        recognise([PLAIN | {"pic": start + base64.b64encode(ONE).decode()}])
+    assert str(caught.value.hint).startswith("Decode the base64 text of pic into bytes")
+    assert "images=pic" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"meta": {"shot": stored(ONE), "n": 1}}, {"shots": [{"image": stored(ONE)}]},
+     {"meta": {"shot": stored(ONE)}, "image": stored(TWO)}],
+)  # fmt: skip
+def test_pictures_inside_objects_are_refused(more: dict[str, Any], tmp_path: Path) -> None:
+    rows = [PLAIN | {"question": f"What is {at}?"} | more for at in range(12)]
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(DataError, match="one column of pictures is read") as caught:
+        load(path)
+    lifted = "Move the pictures inside" if len(more) == 1 else "--columns images=image "
+    assert str(caught.value.hint).startswith(lifted)
+    assert load(path, columns="images=").modality == "text"
+
+
+def test_a_column_of_which_some_cells_are_pictures_is_refused(tmp_path: Path) -> None:
+    rows = in_folder(tmp_path, {"attachment": "a.pdf"}, {"attachment": "p{}.png"})
+    path = written(tmp_path, rows)
+    with pytest.raises(DataError, match="one column of pictures is read"):
+        load(path)
+    assert len(load(path, columns="images=attachment")) == 11

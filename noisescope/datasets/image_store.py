@@ -29,6 +29,7 @@ from noisescope.datasets.images import MAX_BYTES, Location, Spool, StoredImages,
 from noisescope.datasets.readers import Row
 from noisescope.errors import DataError
 from noisescope.pairs import PICTURE, Message, Pair, digest, response_key
+from noisescope.storage.printable import plural
 
 #: Bytes of images kept in memory: small sets are read once, large ones stay small.
 HELD_BYTES = 32 << 20
@@ -135,10 +136,12 @@ def _shown(pair: Pair, keys: list[str], path: str) -> Pair:
         first = next((at for at, turn in enumerate(turns) if turn.role == "user"), 0)
         text = "\n".join([*marks, turns[first].content])
         turns[first] = Message(turns[first].role, text)
-    elif sorted(order) != list(range(len(marks))):
-        held = f"{len(marks)} pictures" if marks else f"{path} holds no picture"
+    elif sorted(set(order) if all(numbers) else order) != list(range(len(marks))):
+        held = plural(len(marks), "picture") if marks else f"{path} holds no picture"
         which = f" (index {', '.join(map(str, order))})" if any(numbers) else ""
-        detail = f"{held}, and {len(order)} parts or {PLACE} for them in the prompt{which}"
+        detail = (
+            f"{held}, and {plural(len(order), 'part')} or {PLACE} for them in the prompt{which}"
+        )
         raise RowFault("unreadable", detail)
     left = iter(order)
     turns = [

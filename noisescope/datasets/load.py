@@ -19,7 +19,12 @@ from noisescope.datasets.adapters.recognise import recognise
 from noisescope.datasets.adapters.refuse import beside_prompt, unused
 from noisescope.datasets.adapters.schema import Schema
 from noisescope.datasets.adapters.table import ADAPTERS
-from noisescope.datasets.adapters.vision import empty_of, empty_places, late_pictures
+from noisescope.datasets.adapters.vision import (
+    empty_of,
+    empty_places,
+    folders_of,
+    late_pictures,
+)
 from noisescope.datasets.image_store import Gallery
 from noisescope.datasets.readers import NO_ROWS, Row
 from noisescope.datasets.sources import FLIPS, Source, open_source
@@ -145,7 +150,8 @@ def read_source(
 def schema_of(ahead: Sequence[Row], source: Source, **options: Any) -> Schema:
     """The schema of a source, by its first rows and `reading_of` it."""
     rows = [row.values for row in ahead if row.values is not None]
-    return recognise(rows, name=source.resolved, **reading_of(source, **options))
+    reading = reading_of(source, **options)
+    return recognise(rows, name=source.resolved, folders=folders_of(ahead), **reading)
 
 
 def reading_of(

@@ -119,7 +119,7 @@ def _alone(path: Path, modality: Modality) -> list[Prompt] | None:
             f"{path}: {len(bad):,} rows have no readable prompt, first row {bad[0] + 1}",
             hint="A prompt is a text, or a list of messages with role and content.",
         )
-    if modality == "text" and (shown := media_of(rows)):
+    if modality == "text" and (shown := media_of(rows, (path.parent, path.with_suffix("")))):
         raise DataError(
             f"{path}: its prompts may show what {', '.join(shown)} holds, and the models read text",
             hint="Leave that column out to compare the models on the texts alone.",

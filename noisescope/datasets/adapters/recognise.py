@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from noisescope.datasets.adapters.cells import RawRow, decoded, is_missing
 from noisescope.datasets.adapters.compose import is_transcript
@@ -50,11 +51,15 @@ def recognise(
     columns: Mapping[str, str] | None = None,
     pairs: str = "all",
     name: str = "the dataset",
+    folders: tuple[Path, ...] = (),
 ) -> Schema:
-    """The schema of some sample rows. Raises DataError if none fits or a meaning would be lost."""
+    """The schema of some sample rows, whose pictures may be files in the folders.
+
+    Raises DataError if none fits or a meaning would be lost.
+    """
     mode = checked_pairs(pairs)
     mapped = checked_columns(columns or {}, samples, name)
-    table = Sample(samples, name)
+    table = Sample(samples, name, folders)
     if format is not None:
         schema = _bound(named(format), table)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from noisescope.datasets.adapters.cells import RawRow, RowFault, decoded, is_missing, key, value
@@ -14,9 +15,12 @@ from noisescope.datasets.adapters.compose import is_transcript
 class Sample:
     """Sample rows, their columns by comparable name, and what each holds."""
 
-    def __init__(self, samples: Sequence[RawRow], name: str) -> None:
+    def __init__(
+        self, samples: Sequence[RawRow], name: str, folders: tuple[Path, ...] = ()
+    ) -> None:
         self.rows = samples
         self.name = name
+        self.folders = folders
         self.columns = [str(column) for column in dict.fromkeys(c for row in samples for c in row)]
         self.by_key: dict[str, str] = {}
         for column in self.columns:

@@ -3,18 +3,21 @@
     schema = with_pictures(schema, table, mapped)    # role "images", modality "vision"
 
 A column of pictures beside sides of text is read as what the prompt shows; a film, or pictures in
-several columns, are refused, because a model would judge the texts without them.
+several columns, inside objects or in some cells only, are refused, because a model would judge the
+texts without them.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope.datasets.adapters.cells import RowFault, decoded, is_missing, key, shortened
-from noisescope.datasets.adapters.names import IMAGE_NAME, MEDIA, URL
+from noisescope.datasets.adapters.names import ABOUT, IMAGE_NAME, MEDIA, OWN_IDS, URL
 from noisescope.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,7 +36,14 @@ _MANY = 0.1
 #: First bytes of PNG, JPEG, GIF and BMP files; the start of base64 of PNG, JPEG, GIF and WebP.
 _STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")
 _ENCODED = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/]{80}|data:image/")
+#: Keys of the record of a picture in the `datasets` library.
+_RECORD = {"bytes", "path"}
 _FILM = re.compile(r"(?:^|_)(?:videos?|audios?|frames?)(?:$|_)")
+_FILM_NAME = re.compile(
+    r"\S+\.(?:mp4|m4v|mov|avi|mkv|webm|mp3|m4a|wav|flac|ogg|opus)", re.IGNORECASE
+)
+#: The column of paths in the `datasets` library's folders of pictures, which ABOUT matches.
+_FILE_NAME = "file_name"
 
 
 def with_places(cell: Any) -> Any:
@@ -58,10 +68,18 @@ def _place(index: Any) -> str:
     return f"<image index={int(index)}>"
 
 
-def media_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns of rows that may hold pictures, films or sound, by their names or by their cells."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [name for name in names if _is_media(name, _known(row.get(name) for row in rows))]
+def media_of(
+    rows: Sequence[Mapping[str, Any]],
+    folders: Iterable[Path] = (),
+    used: frozenset[str] = frozenset(),
+) -> dict[str, list[Any]]:
+    """Columns that may hold pictures, films or sound, by name or cells, with their known cells.
+
+    Paths of pictures in other columns than MEDIA count if the file is in one of the `folders`.
+    """
+    names = dict.fromkeys(name for row in rows for name in row if name not in used)
+    cells = {name: _known(row.get(name) for row in rows) for name in names}
+    return {name: values for name, values in cells.items() if _is_media(name, values, folders)}
 
 
 def _known(cells: Iterable[Any]) -> list[Any]:
@@ -70,11 +88,33 @@ def _known(cells: Iterable[Any]) -> list[Any]:
     return [one for one in whole if not is_missing(one)]
 
 
-def _is_media(name: str, values: list[Any]) -> bool:
+def _is_media(name: str, values: list[Any], folders: Iterable[Path]) -> bool:
     """Whether a column with these values may hold pictures, films or sound."""
     if MEDIA.search(key(name)):
         return not all(isinstance(one, (int, float)) for one in values)
-    return bool(values) and _all(values, _is_picture)
+    return _holds_picture(name, values, folders)
+
+
+def _holds_picture(name: str, values: Any, folders: Iterable[Path]) -> bool:
+    """Whether some cell of a column holds a picture, also inside objects and lists."""
+    name = key(name)
+    if name in OWN_IDS:
+        return False
+    places = () if ABOUT.search(name) and name != _FILE_NAME else tuple(folders)
+    return any(_is_picture(one, places) for one in _leaves(values))
+
+
+def _leaves(found: Any) -> Iterator[Any]:
+    """Yield the values inside objects and lists; records of pictures are whole."""
+    left = [found]
+    while left:
+        one = left.pop()
+        if isinstance(one, Mapping) and set(one) != _RECORD:
+            left.extend(one.values())
+        elif isinstance(one, (list, tuple)):
+            left.extend(one)
+        else:
+            yield one
 
 
 def with_pictures(
@@ -91,33 +131,57 @@ def with_pictures(
         return replace(schema, stated=True)
     if "images" in schema.roles:
         return schema
-    found = {
-        column: _known(table.values(column))
-        for column in media_of(table.rows)
-        if column not in schema.used
-    }
+    found = media_of(table.rows, table.folders, schema.used)
     if not found:
         return schema
     whole = [column for column, values in found.items() if _all(values, _is_stored)]
-    shown = whole or [column for column, values in found.items() if _all(values, _is_named)]
-    column = shown[0] if shown else next(iter(found))
+    paths = [column for column, values in found.items() if _all(values, _is_named)]
+    shown = _distinct(whole or paths, found)
+    lost = [
+        column
+        for column, values in found.items()
+        if column not in (*whole, *paths) and _holds_picture(column, values, table.folders)
+    ]
+    column = next(iter([*shown, *lost, *found]))
+    hint = _hint(column, found[column])
     if explicit:
         usual = schema.shape == "sides" and column == "images"
-        option = "--format trl_vision" if usual else f"--columns images={column}"
         raise DataError(
             f"{table.name}: --format {schema.name} reads texts, and {', '.join(found)} may hold "
             "pictures, films or sound",
-            hint=f"{option} shows a vision-language model what {column} holds; --columns images= "
-            "judges plain texts without their pictures.",
+            hint=hint.replace("--columns images=images", "--format trl_vision") if usual else hint,
         )
-    if len(shown) != 1 or any(_FILM.search(key(column)) for column in found):
+    if len(shown) != 1 or lost or any(_FILM.search(key(column)) for column in found):
         raise DataError(
             f"{table.name}: its sides are texts about pictures, films or sound "
             f"({', '.join(found)}), and one column of pictures is read",
-            hint=f"--columns images={column} shows a vision-language model what {column} holds, "
-            "and nothing else; --columns images= judges plain texts without their pictures.",
+            hint=hint,
         )
     return replace(schema, roles={**schema.roles, "images": shown[0]})
+
+
+def _distinct(columns: list[str], found: Mapping[str, list[Any]]) -> list[str]:
+    """The columns, those with a name of MEDIA first, without copies of one before."""
+    ordered = sorted(columns, key=lambda column: MEDIA.search(key(column)) is None)
+    return [
+        column
+        for at, column in enumerate(ordered)
+        if all(found[column] != found[before] for before in ordered[:at])
+    ]
+
+
+def _hint(column: str, values: list[Any]) -> str:
+    """What makes the pictures of a column readable, or ignores them."""
+    if any(isinstance(one, str) and _ENCODED.match(one) for one in _leaves(values)):
+        first = f"Decode the base64 text of {column} into bytes, or into files that it names"
+    elif not _all(values, lambda one: not isinstance(one, Mapping) or _is_stored(one)):
+        first = f"Move the pictures inside {column} to a column of their own, such as images"
+    else:
+        first = (
+            f"--columns images={column} shows a vision-language model what {column} holds, and "
+            "nothing else"
+        )
+    return f"{first}; --columns images= judges plain texts without their pictures."
 
 
 def empty_places(table: pa.Table, name: str) -> Iterator[str]:
@@ -146,9 +210,9 @@ def late_pictures(
     seen = schema.used.union(*sample) - empty_of(schema, sample)
     for row in rows:
         for column, cell in (row.values or {}).items():
-            if column in seen or not (known := _known([cell])) or not _is_media(column, known):
+            if column in seen or not (known := _known([cell])) or not _is_late(column, known, row):
                 continue
-            named = any(column in one for one in sample)
+            named = "images" in schema.roles or any(column in one for one in sample)
             first = "" if named else f'Give the first row "{column}": null too. Then '
             shown = schema.roles.get("images", column)
             raise DataError(
@@ -158,6 +222,26 @@ def late_pictures(
                 "holds; --columns images= judges plain texts without pictures.",
             )
         yield row
+
+
+def _is_late(column: str, known: list[Any], row: Row) -> bool:
+    """Whether a cell of a column that was empty holds a picture, a film or sound."""
+    if MEDIA.search(key(column)):
+        return any(
+            _is_stored(one) or _is_named(one) or _is_picture(one)
+            or (isinstance(one, str) and _FILM_NAME.fullmatch(one) is not None)
+            for one in _leaves(known)
+        )  # fmt: skip
+    return _holds_picture(column, known, folders_of([row]))
+
+
+def folders_of(rows: Iterable[Row]) -> tuple[Path, ...]:
+    """Folders in which paths of pictures are looked for: of the rows' files, and their namesakes.
+
+    train.json has its pictures beside it or in train/.
+    """
+    pairs = ((row.folder, row.folder / Path(row.source).stem) for row in rows if row.folder)
+    return tuple(dict.fromkeys(folder for pair in pairs for folder in pair))
 
 
 def empty_of(schema: Schema, sample: Sequence[Mapping[str, Any]]) -> frozenset[str]:
@@ -192,18 +276,31 @@ def _all(values: list[Any], test: Any) -> bool:
 def _is_stored(found: Any) -> bool:
     """Whether a value holds a picture: its bytes, or the record of the `datasets` library."""
     return isinstance(found, bytes) or (
-        isinstance(found, Mapping) and set(found) == {"bytes", "path"}
+        isinstance(found, Mapping) and bool(found) and set(found) <= _RECORD
     )
 
 
-def _is_picture(found: Any) -> bool:
-    """Whether a value is a picture, whatever its column is called: by its start, or as a path."""
-    if isinstance(found, Mapping) and set(found) == {"bytes", "path"}:
+def _is_picture(found: Any, folders: Iterable[Path] = ()) -> bool:
+    """Whether a value is a picture, whatever its column is called.
+
+    By its start, as a record's path, or as the path of a file in one of the folders.
+    """
+    if isinstance(found, Mapping) and set(found) == _RECORD:
         found = found["bytes"] or found["path"]
+        if isinstance(found, str):
+            return IMAGE_NAME.fullmatch(found) is not None
     if isinstance(found, bytes):
         return found.startswith(_STARTS) or (found[:4] == b"RIFF" and found[8:12] == b"WEBP")
-    return isinstance(found, str) and bool(IMAGE_NAME.fullmatch(found) or _ENCODED.match(found))
+    if not isinstance(found, str):
+        return False
+    named = IMAGE_NAME.fullmatch(found) and any(map(os.path.isfile, (f / found for f in folders)))
+    return bool(named or _ENCODED.match(found))
 
 
 def _is_named(found: Any) -> bool:
-    return isinstance(found, str) and bool(IMAGE_NAME.fullmatch(found) or URL.fullmatch(found))
+    """Whether a value is the path or the address of a picture, not one as base64 text."""
+    return (
+        isinstance(found, str)
+        and bool(IMAGE_NAME.fullmatch(found) or URL.fullmatch(found))
+        and not _ENCODED.match(found)
+    )
