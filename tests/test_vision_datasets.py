@@ -474,8 +474,12 @@ def test_pictures_inside_objects_are_refused(more: dict[str, Any], tmp_path: Pat
     pq.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(DataError, match="one column of pictures is read") as caught:
         load(path)
-    lifted = "Move the pictures inside" if len(more) == 1 else "--columns images=image "
-    assert str(caught.value.hint).startswith(lifted)
+    if "shots" in more:
+        assert str(caught.value.hint).startswith("Move the pictures inside shots to a column")
+    else:
+        shown = str(caught.value.hint).split()[1]
+        assert shown == ("images=image" if "image" in more else "images=meta.shot")
+        assert load(path, columns=shown).modality == "vision"
     assert load(path, columns="images=").modality == "text"
 
 

@@ -175,6 +175,10 @@ def _hint(column: str, values: list[Any]) -> str:
     if any(isinstance(one, str) and _ENCODED.match(one) for one in _leaves(values)):
         first = f"Decode the base64 text of {column} into bytes, or into files that it names"
     elif not _all(values, lambda one: not isinstance(one, Mapping) or _is_stored(one)):
+        top = values[0] if isinstance(values[0], Mapping) else {}
+        paths = [f"{column}.{name}" for name, one in top.items() if _is_picture(one)]
+        if len(paths) == 1:
+            return _hint(paths[0], [])
         first = f"Move the pictures inside {column} to a column of their own, such as images"
     else:
         first = (
