@@ -5,7 +5,7 @@
 Pictures and captions are those of sample_data/shapes.py. A LLaVA of three blocks a tower learns to
 caption from random weights. Pairs are about pictures it has not seen: the caption, and one that
 contradicts it in a word or more (`shapes.mistake`); 20 % of the labels are reversed. The control
-has the same pairs, each with the picture of another one. One seed is also audited with LoRA
+has the same pairs, each with a wrong picture. One seed is also audited with LoRA
 replicas alone.
 """
 

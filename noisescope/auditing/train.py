@@ -4,9 +4,9 @@
     done.manifest()["result"]["last"]["accuracy"]
 
 Without an objective it is forward-dpo on the dataset's own audit, which is made first if it is
-missing, or plain dpo where that audit tells labels apart by their responses alone, which the policy
-learns itself, or is too weak to change labels (scoring/trust.py); labels are then
-those that people corrected. A weights file is trained with the objective that it was made for.
+missing, or plain dpo where that audit distinguishes labels by their responses alone, which the
+policy learns itself, or is too weak to change labels (scoring/trust.py); labels are then those that
+people corrected. A weights file is trained with the objective that it was made for.
 """
 
 from __future__ import annotations

@@ -194,11 +194,13 @@ def _votes(name: str, dataset: PreferenceDataset, policy: Policy) -> dict[str, A
     votes = other_votes(dataset.table)
     known = votes[np.isfinite(votes)]
     if not known.size or (known > 0).all():
-        fault = "is labelled by two annotators" if not known.size else "divides its annotators"
+        fault, hint = "divides its annotators", "Votes that all agree show no wrong label."
+        if not known.size:
+            fault = "is labelled by two annotators"
+            hint = "It needs a row a vote, and annotators (--columns annotator=NAME)."
         raise DataError(
             f"--evidence {VOTES}: no pair of {dataset.resolved} {fault}",
-            hint="Leave it out. It needs a row a vote, and a column of annotators "
-            "(--columns annotator=NAME).",
+            hint=f"Leave it out. {hint}",
         )
     return {VOTES: votes}
 

@@ -37,7 +37,7 @@ Word = Literal["good", "fair", "too weak to change labels", "cannot know"]
 WEAK, GOOD = 0.70, 0.80
 #: Judged pairs from which on reviews overrule the audit, and pairs from which on it counts.
 FEWEST_JUDGED = FEWEST = 20
-#: Prompts, held out whole, from which on their reversals tell a judge from a coin.
+#: Fewest prompts, held out whole, whose reversals can distinguish a judge from a coin.
 FEWEST_PROMPTS = 8
 
 MODEL = "a larger judge: noisescope score DATASET --model MODEL"
@@ -100,7 +100,7 @@ class TrustFacts:
 
 
 def too_few(prompts: int | None) -> bool:
-    """Whether so few prompts are held out whole that no test tells a judge from a coin."""
+    """Whether too few prompts are held out for a test to distinguish a judge from a coin."""
     return prompts is not None and prompts < FEWEST_PROMPTS
 
 
@@ -116,7 +116,7 @@ def _unknowable(facts: TrustFacts) -> Trust | None:
     if facts.chance and too_few(facts.prompts):
         sentence = (
             f"The judge agrees with {accuracy.estimate:.0%} of the labels, but {facts.prompts} "
-            "prompts, each held out whole, are too few to tell it from a coin."
+            "prompts, each held out whole, are too few to distinguish it from a coin."
         )
         return Trust(word, sentence, (POOL, "pairs of more prompts", REVIEWS))
     if facts.chance:
