@@ -61,7 +61,7 @@ def scores(run):
     """Columns of scores.parquet by the row of each pair."""
     rows = pq.read_table(run.pairs_path, columns=["pair_id", "row"])
     joined = rows.join(pq.read_table(run.scores_path), "pair_id").sort_by("row")
-    names = ("p_wrong", "p_wrong_audit", "rank", "p_flip", "W")
+    names = ("p_wrong", "p_wrong_audit", "p_prior", "rank", "p_flip", "W")
     return {name: joined[name].to_numpy() for name in names}
 
 
@@ -91,6 +91,15 @@ def test_pairs_that_nobody_judged_are_better_calibrated(run):
     for name in ("p_wrong_audit", "rank", "p_flip", "W"):
         assert np.array_equal(after[name], before[name]), name
     assert (np.diff(after["p_wrong"][np.argsort(after["rank"])]) <= 0).all()
+
+
+def test_what_training_learns_from_has_the_reviewed_share(run):
+    before = scores(run)["p_prior"]
+    judge(run, 100)
+    score_run(run.directory)
+    after, share = scores(run)["p_prior"], reviews_of(run).share().estimate
+    assert abs(before.mean() - share) > 0.01
+    assert after.mean() == pytest.approx(share, abs=1e-4)
 
 
 def test_only_what_shows_p_wrong_changes_in_the_summary(run):

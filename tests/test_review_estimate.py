@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import logit
 
 from noisescope.errors import EvidenceError
 from noisescope.scoring.review_estimate import (
@@ -15,6 +16,7 @@ from noisescope.scoring.review_estimate import (
     Votes,
     beta_interval,
     error_rate,
+    levelled,
     queue,
     recalibrate,
     review,
@@ -215,6 +217,16 @@ def test_reviewers_who_hardly_err_change_little():
     alone = review(cells, p, votes(np.arange(200), wrong)).share().share
     two = review(cells, p, votes(np.arange(200), 2 * wrong, 2)).share().share
     assert two.estimate == pytest.approx(alone.estimate, abs=0.01)
+
+
+def test_levelled_moves_every_log_odds_by_the_same():
+    p = np.array([0.05, 0.2, np.nan, 0.6])
+    moved = levelled(p, 0.4)
+    shifts = logit(moved) - logit(p)
+    assert np.nanmean(moved) == pytest.approx(0.4)
+    assert shifts[[0, 1]] == pytest.approx(shifts[3])
+    assert np.isnan(moved[2])
+    assert np.isnan(levelled(np.full(2, np.nan), 0.4)).all()
 
 
 def test_recalibration_recovers_a_slope_and_ignores_pairs_without_weight():

@@ -8,10 +8,11 @@ and to validate on. Log-linear policies (`downstream.policies`); the penalty is 
 best on the NOISY validation labels ("tuned"), or none. Measured on right labels of prompts never
 seen, five seeds. Audits are heads that hold out whole prompts and `fit_noise`, as `score` has them,
 and are given no rate: closed (nobody knows who labelled what), with annotators, and beside these
-100 or 300 of the training pairs judged by a reviewer who knows the truth (chosen as by `export
---format review`), or a judge right about 75 % of the pairs and as sure as it is right, independent
-of the noise. "train's choice" is forward-dpo where the audit knows more of one label than of
-another, else dpo. Ceilings: every label's truth known, and only each annotator's true rate.
+100 of the training pairs judged by a reviewer who knows the truth (`noisescope review`, then
+`score`), these and 200 more (as `export --format review` then chooses them), or a judge right about
+75 % of the pairs and as sure as it is right, independent of the noise. "train's choice" is
+forward-dpo where the audit knows more of one label than of another, else dpo. Ceilings: every
+label's truth known, and only each annotator's true rate.
 
 Recovered: (method - noisy dpo) / (clean dpo - noisy dpo), means over the seeds, where the 90 % t
 interval of the cost is above 0; gained: accuracy over noisy dpo in points, with its 90 % t
@@ -47,7 +48,15 @@ from noisescope.replicas.source_fits import Evidence, outside_odds
 from noisescope.scoring.annotators import annotator_table
 from noisescope.scoring.detectors import u as instability
 from noisescope.scoring.noise_models import DECISIVE, Noise, fit_noise
-from noisescope.scoring.review_estimate import UNCHECKED
+from noisescope.scoring.review_estimate import (
+    UNCHECKED,
+    Votes,
+    levelled,
+    queue,
+    review,
+    strata_for,
+    stratify,
+)
 from noisescope.scoring.run_scores import REVIEWED
 from noisescope.scoring.scores import ranks
 from noisescope.scoring.weights import WeightConfig, adaptive_weights, belief, even
@@ -63,8 +72,8 @@ TEST, VALIDATION = 0.25, 0.15
 CLEAN, ORACLE = "dpo on right labels", "ceiling: right pairs only"
 REGIMES = ("tuned", "unregularised")
 CHOICE, TRUE_RATES = "train's choice", "ceiling: forward-dpo, true rates of annotators"
-#: Accuracy of the outside judge, and numbers of reviews.
-JUDGE, REVIEWS = 0.75, (100, 300)
+#: Accuracy of the outside judge, numbers of reviews, and how many of them are of a random sample.
+JUDGE, REVIEWS, SAMPLED = 0.75, (100, 300), 100
 #: Of the fit of the judge alone, which is made before.
 HEADS = HeadConfig(replicas=2)
 
@@ -109,7 +118,7 @@ def measured(ukp: Labels | None, what: tuple[str, int, str, float]) -> Cell:
         names = dict.fromkeys(name for name, _ in found)
         return {name: (np.array([[found[name, of] for of in REGIMES]]), 0) for name in names}
 
-    found = kept(make, "soft", str(seed), name, kind, str(rate))
+    found = kept(make, "soft 2", str(seed), name, kind, str(rate))
     return {
         (name, of): float(value)
         for name, (values, _) in found.items()
@@ -179,10 +188,12 @@ def recipes(noisy: Labels, on: Int, seed: int) -> dict[str, Recipe]:
         "reverse annotators": Recipe(dpo, turn=backwards),
         **rivals(mean, p),
     }
-    columns = {"p_wrong": p, "rank": ranks(p, mean), REVIEWED: np.full(len(p), np.nan)}
+    sample, *moved = sampled(p, prior, part.wrong, seed)
+    judged = np.where(np.isin(np.arange(len(p)), sample), 0.0, np.nan)
+    columns = {"p_wrong": moved[0], "rank": ranks(p, mean), REVIEWED: judged}
     for count in REVIEWS:
-        at = list(choose(columns, count, 0.5))
-        found |= using(f"{count} reviews", *(reviewed(q, part.wrong, at) for q in (p, prior)))
+        at = [*sample, *choose(columns, count - SAMPLED, 0.5)]
+        found |= using(f"{count} reviews", *(reviewed(q, part.wrong, at) for q in moved))
         turn = np.zeros(len(p), bool)
         turn[at] = part.wrong[at]
         found[f"dpo on corrected labels, {count} reviews"] = Recipe(dpo, turn=turn)
@@ -239,6 +250,16 @@ def reviewed(p: Float, wrong: Bool, at: list[int]) -> Float:
     out = p.copy()
     out[at] = np.where(wrong[at], 1 - UNCHECKED, UNCHECKED)
     return out
+
+
+def sampled(p: Float, prior: Float, wrong: Bool, seed: int) -> tuple[Int, Float, Float]:
+    """The pairs that `noisescope review` has judged, and p_wrong and p_prior after `score`, [n]."""
+    cells = stratify(p, seed, strata=strata_for(SAMPLED))
+    coins, again = np.random.default_rng(seed).random((2, len(p)))
+    at = queue(cells, coins, again, seed)[:SAMPLED]
+    answers = np.stack([wrong[at], ~wrong[at], np.zeros(SAMPLED)]).astype(float)
+    found = review(cells, p, Votes(at, *answers))
+    return at, found.p, levelled(prior, found.share().share.estimate)
 
 
 def standing_out(labels: Labels, noise: Noise, margins: Float) -> tuple[Bool, Bool]:

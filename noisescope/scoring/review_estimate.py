@@ -226,6 +226,19 @@ class Recalibration:
         return np.asarray(expit(self.intercept + self.slope * logit(np.clip(p, _EDGE, 1 - _EDGE))))
 
 
+def levelled(p: Float, share: float) -> Float:
+    """Move the log odds of p [N] by one constant, so that the mean is `share`; NaN stays NaN."""
+    from scipy.optimize import brentq
+
+    known = p[np.isfinite(p)]
+    if not len(known):
+        return p
+    share = min(max(share, _EDGE), 1 - _EDGE)
+    return Recalibration(brentq(lambda a: float(Recalibration(a)(known).mean()) - share, -20, 20))(
+        p
+    )
+
+
 def recalibrate(p: Float, votes: Votes, weights: Float, error: float) -> Recalibration:
     """Fit the two parameters to judgements by weighted maximum likelihood.
 

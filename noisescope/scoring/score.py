@@ -30,7 +30,7 @@ from noisescope.scoring.giveaways import run_notes
 from noisescope.scoring.margins import RunMargins, connect, failure, read_margins
 from noisescope.scoring.noise_models import Noise, fit_noise, log_odds
 from noisescope.scoring.pair_facts import PairFacts, read_facts
-from noisescope.scoring.review_estimate import Recalibration
+from noisescope.scoring.review_estimate import Recalibration, levelled
 from noisescope.scoring.reviews import reviews_of_unwritten
 from noisescope.scoring.scores import COLUMNS, ranks, write_scores
 from noisescope.scoring.standouts import find_standouts
@@ -95,7 +95,8 @@ class ScoreConfig:
 def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
     """Judge every pair of the run in `directory`, write scores.parquet, return the summary.
 
-    If people have judged a sample of these pairs, p_wrong is recalibrated on their answers.
+    If people have judged a sample of these pairs, p_wrong is recalibrated on their answers, and the
+    mean of p_prior is the share of wrong labels that they found.
 
     Needs plan.json (beta), pairs.parquet and margins/part-*.parquet. Raises RunError where they
     are missing, damaged or incomplete, EvidenceError with fewer than ten pairs.
@@ -116,6 +117,9 @@ def score_run(directory: Path, config: ScoreConfig | None = None) -> Summary:
             seen = survey(found, averages, beta, facts, modality)
             people = reviews_of_unwritten(run, seen.p_wrong)
             recalibration = people and people.recalibration
+            share = people.share() if people and recalibration else None
+            if share is not None:
+                seen = replace(seen, p_prior=levelled(seen.p_prior, share.estimate))
             totals = _write(run, found, averages, seen, rho, config, folder, recalibration)
         except (duckdb.Error, pa.ArrowException) as error:
             raise failure(error, directory, folder, [run.pairs_path]) from error
