@@ -113,8 +113,7 @@ class Gallery:
 
 def _paths(row: Row, path: str) -> list[str]:
     """Paths of the pictures in a cell: of one, of a list of them (or its JSON text), or of none."""
-    found = value(row.values or {}, path)
-    found = decoded(found) if isinstance(found, str) else found
+    found = decoded(value(row.values or {}, path))
     if is_missing(found):
         return []
     several = isinstance(found, (list, tuple))
@@ -161,15 +160,14 @@ def _find(row: Row, side: str) -> tuple[bytes, Location | None]:
     """Bytes at path `side` of a row, and their location to read them again."""
     value: Any = row.values
     for step in side.split("."):
-        value = decoded(value) if isinstance(value, str) else value
+        value = decoded(value)
         if isinstance(value, Mapping) and step in value:
             value = value[step]
         elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
             value = value[int(step)]
         else:
             raise RowFault("unreadable", f"{side} is missing")
-    column = side
-    value = decoded(value) if isinstance(value, str) else value
+    column, value = side, decoded(value)
     if isinstance(value, Mapping):
         inner = "bytes" if value.get("bytes") else "path"
         value, column = value.get(inner), f"{side}.{inner}"

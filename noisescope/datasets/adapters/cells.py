@@ -98,8 +98,7 @@ def _cell(row: RawRow, path: str) -> Any:
     steps = path.split(".")
     found: Any = row
     for at, step in enumerate(steps):
-        if isinstance(found, str):
-            found = decoded(found)
+        found = decoded(found)
         if isinstance(found, Undecoded):
             return found
         if isinstance(found, Mapping):
@@ -119,18 +118,18 @@ def _cell(row: RawRow, path: str) -> Any:
     return found
 
 
-def decoded(text: str) -> Any:
-    """JSON or Python literals of lists and objects decoded, or the text itself."""
-    if not _STRUCTURE.match(text):
-        return text
+def decoded(found: Any) -> Any:
+    """Text of a list or an object (JSON or a Python literal) decoded; any other value itself."""
+    if not isinstance(found, str) or not _STRUCTURE.match(found):
+        return found
     try:
-        return json.loads(text)
+        return json.loads(found)
     except (ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(text.strip())
+        return ast.literal_eval(found.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-        return text
+        return found
 
 
 def changed(row: RawRow, path: str, change: Any) -> dict[str, Any]:
@@ -212,8 +211,7 @@ def as_number(found: Any, row: RawRow, path: str) -> float | None:
 
 def numbers(found: Any, path: str) -> list[float | None]:
     """A list of numbers, None for missing ones. Raises RowFault for anything else."""
-    if isinstance(found, str):
-        found = decoded(found)
+    found = decoded(found)
     if not isinstance(found, (list, tuple)):
         raise RowFault("unreadable", f"{path} is {kind(found)}, expected a list of numbers")
     return [as_number(item, {path: item}, path) for item in found]

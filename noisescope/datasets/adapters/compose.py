@@ -207,8 +207,7 @@ def _context(opening: Opening) -> tuple[Message, ...]:
 
 def _history(found: Any) -> Sequence[Message]:
     """Earlier turns: messages, [question, answer] pairs, a transcript, or a text."""
-    if isinstance(found, str):
-        found = decoded(found)
+    found = decoded(found)
     pairs = isinstance(found, (list, tuple)) and all(
         isinstance(turn, (list, tuple)) and len(turn) == 2 and all(isinstance(t, str) for t in turn)
         for turn in found

@@ -19,7 +19,14 @@ from noisescope.datasets.adapters.cells import (
     numbers,
     value,
 )
-from noisescope.datasets.adapters.labels import canonical, is_unlabelled, tags, word_side
+from noisescope.datasets.adapters.labels import (
+    LABEL_TYPES,
+    canonical,
+    is_unlabelled,
+    tags,
+    word_side,
+    words_of,
+)
 from noisescope.datasets.adapters.mapping import Roles, flag
 from noisescope.datasets.adapters.names import (
     CONTEXTS,
@@ -96,8 +103,9 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
         if coding is None:
             raise _ambiguous(table, found, name)
         return roles | coding
-    candidates = [table.by_key[name] for name in PREFERENCES if name in table.by_key]
-    candidates = [name for name in candidates if name not in found and table.values(name)]
+    candidates = [
+        name for name in table.named(PREFERENCES) if name not in found and table.values(name)
+    ]
     statements: list[Roles] = []
     for name in candidates:
         coding = coding_of(table, name, tags(*found))
@@ -105,8 +113,11 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
             coding = names_of(table, name, tags(*found))
         if coding is not None:
             statements.append({"preference": name} | coding)
-    worse = [name for name in map(table.by_key.get, table.by_key) if name and name not in found
-             and _LOSES.search(key(name)) and is_label(table, name)]  # fmt: skip
+    worse = [
+        column
+        for name, column in table.by_key.items()
+        if column not in found and _LOSES.search(name) and is_label(table, column)
+    ]
     if worse and (not statements or _worse_coding(table, found, worse[0])):
         stated = {"preference": worse[0]} | (_worse_coding(table, found, worse[0]) or {})
         if not statements:
@@ -131,15 +142,15 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
 def _worse_coding(table: Sample, sides: tuple[str, str], name: str) -> Roles | None:
     """The coding of a label that names the worse side, by the words or tags that occur."""
     tag = tags(*sides)
-    out: dict[str, list[str]] = {"a_wins": [], "b_wins": [], "tie": []}
+    wins: dict[float, list[str]] = {-1.0: [], 1.0: [], 0.0: []}
     for text in sorted({str(one).strip() for one in table.values(name) if not is_missing(one)}):
         side = word_side(text, tag)
         if side is None and canonical(text) in tag:
             side = 1.0 if canonical(text) == tag[0] else -1.0
         if side is None or re.search(r"[|,=]", text):
             return None
-        out["tie" if side == 0 else "b_wins" if side > 0 else "a_wins"].append(text)
-    return {role: "|".join(words) for role, words in out.items() if words} or None
+        wins[side].append(text)
+    return _coding(wins[-1.0], wins[1.0], wins[0.0]) or None
 
 
 def _reversed(table: Sample, sides: Roles, name: str) -> DataError:
@@ -147,8 +158,7 @@ def _reversed(table: Sample, sides: Roles, name: str) -> DataError:
     pair = (sides["a"], sides["b"])
     roles = _with_prompt(table, sides | {"preference": name})
     coding = _worse_coding(table, pair, name)
-    values = {canonical(one) for one in table.values(name) if isinstance(one, (str, int, float))}
-    ways = [coding] if coding else codings(values)
+    ways = [coding] if coding else codings(table.labels(name))
     return DataError(
         f"{table.name}: {name} names the worse side, and preference the better one",
         hint="; ".join(f"{flag(roles | way)} if {described(way, *pair)}" for way in ways) + "."
@@ -164,16 +174,13 @@ def _refuse_third(table: Sample) -> None:
     roles: Roles = {"a": found[0], "b": found[1]}
     roles = _with_prompt(table, roles)
     tag = tags(*found)
-    label = next((table.by_key[one] for one in PREFERENCES if one in table.by_key), None)
+    label = table.first(PREFERENCES)
     if label and label not in found and is_label(table, label):
         roles["preference"] = label
-        coding: dict[str, list[str]] = {"a_wins": [], "b_wins": [], "tie": []}
-        for text in sorted({str(one).strip() for one in table.values(label)}):
-            last = (re.findall(r"[a-z]+|\d+", key(text)) or [""])[-1]
-            coding["a_wins" if last == tag[0] else "b_wins" if last == tag[1] else "tie"].append(
-                text
-            )
-        roles |= {role: "|".join(words) for role, words in coding.items() if words}
+        texts = sorted({str(one).strip() for one in table.values(label)})
+        last = {text: (words_of(text) or [""])[-1] for text in texts}
+        first, second = ([text for text in texts if last[text] == one] for one in tag)
+        roles |= _coding(first, second, [text for text in texts if last[text] not in tag])
     raise DataError(
         f"{table.name}: more than two answers in a row: {found[0]}, {found[1]} and others",
         hint=f"{flag(roles)} compares these two alone.",
@@ -269,8 +276,8 @@ def _shares(table: Sample, tag: tuple[str, str]) -> Roles | None:
     words = {"winner", "preference", "label", "share", "win", "preferred"}
     counts = {"votes", "vote"}
     for name, column in table.by_key.items():
-        parts = set(re.findall(r"[a-z]+|\d+", name))
-        other = re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", tag[1], name)
+        parts = set(words_of(name))
+        other = _retagged(name, tag[0], tag[1])
         if tag[0] not in parts or other == name or other not in table.by_key:
             continue
         if not parts & (words | counts) or "rate" in parts:
@@ -287,21 +294,24 @@ def _shares(table: Sample, tag: tuple[str, str]) -> Roles | None:
             if not is_missing(row.get(column)) and not is_missing(row.get(twin))
         ]
         if all(0 <= float(x) <= 1 for x in known) and all(total <= 1.01 for total in sums):
-            tie = re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", "tie", name)
+            tie = _retagged(name, tag[0], "tie")
             tie = tie if tie in table.by_key else tie.replace("model_tie", "tie")
             more = {"share_tie": table.by_key[tie]} if tie in table.by_key else {}
             return {"share_a": column, "share_b": twin} | more
     return None
 
 
+def _retagged(name: str, one: str, other: str) -> str:
+    """The name of a column with the tag of one side replaced by that of the other."""
+    return re.sub(rf"(?<![a-z]){one}(?![a-z0-9])", other, name)
+
+
 def coding_of(table: Sample, name: str, tag: tuple[str, str]) -> Roles | None:
     """What the values of a label mean, if there is only one way to read them."""
-    values = {canonical(one) for one in table.values(name) if isinstance(one, (str, int, float))}
-    values -= {""}
-    if not values or any(not isinstance(one, (str, int, float)) for one in table.values(name)):
+    values, found = table.labels(name) - {""}, table.values(name)
+    if not values or not all(isinstance(one, LABEL_TYPES) for one in found):
         return None
-    words = [str(one) for one in table.values(name)]
-    sides = [word_side(word, tag) for word in words if not is_missing(word)]
+    sides = [word_side(word, tag) for word in map(str, found) if not is_missing(word)]
     if sides and all(side is not None for side in sides) and any(sides):
         return {}
     own = tag if tag in (("1", "2"), ("0", "1")) else None
@@ -318,12 +328,9 @@ def coding_of(table: Sample, name: str, tag: tuple[str, str]) -> Roles | None:
 def names_of(table: Sample, name: str, tag: tuple[str, str]) -> Roles | None:
     """Two columns that hold, in every row, what a label calls the sides: model_a, model_b."""
     for column_key, one in table.by_key.items():
-        parts = re.findall(r"[a-z]+|\d+", column_key)
-        if tag[0] not in parts or not tag[0]:
+        if not tag[0] or tag[0] not in words_of(column_key):
             continue
-        other = table.by_key.get(
-            re.sub(rf"(?<![a-z]){tag[0]}(?![a-z0-9])", tag[1], column_key), one
-        )
+        other = table.by_key.get(_retagged(column_key, *tag), one)
         rows = [row for row in table.rows if not is_missing(row.get(name))]
         fits = [str(row.get(name)).strip() in (str(row.get(one)), str(row.get(other)))
                 or word_side(str(row.get(name)), ("", "")) == 0.0 for row in rows]  # fmt: skip
@@ -339,8 +346,7 @@ _MOST_LABELS = 9
 
 def is_label(table: Sample, name: str) -> bool:
     """Whether a column may state a preference: few values, numbers or words of sides."""
-    known = [one for one in table.values(name) if isinstance(one, (str, int, float))]
-    values = {canonical(one) for one in known}
+    values = table.labels(name)
     return bool(values) and len(values) <= _MOST_LABELS and all(len(one) <= 24 for one in values)
 
 
@@ -385,9 +391,13 @@ def _word_codings(values: set[str]) -> list[Roles]:
 def _both_ways(first: list[str], last: list[str], tie: list[str]) -> list[Roles]:
     if not first and not last:
         return []
-    named_ = [{"a_wins": first, "b_wins": last, "tie": tie},
-              {"a_wins": last, "b_wins": first, "tie": tie}]  # fmt: skip
-    return [{role: "|".join(part) for role, part in one.items() if part} for one in named_]
+    return [_coding(first, last, tie), _coding(last, first, tie)]
+
+
+def _coding(a_wins: list[str], b_wins: list[str], tie: list[str]) -> Roles:
+    """The roles that give labels their meaning."""
+    values = {"a_wins": a_wins, "b_wins": b_wins, "tie": tie}
+    return {role: "|".join(texts) for role, texts in values.items() if texts}
 
 
 def described(coding: Roles, one: str, other: str) -> str:
@@ -399,14 +409,14 @@ def described(coding: Roles, one: str, other: str) -> str:
 
 def _ambiguous(table: Sample, sides: tuple[str, str], name: str) -> DataError:
     """The error of a label whose values can be read in two ways."""
-    known = [canonical(one) for one in table.values(name) if isinstance(one, (str, int, float))]
-    values = sorted(set(known))
+    values = sorted(table.labels(name))
+    count = sum(isinstance(one, LABEL_TYPES) for one in table.values(name))
     roles = _with_prompt(table, {"a": sides[0], "b": sides[1], "preference": name})
     if all(word_side(one, ("", "")) == 0 for one in values):
         coding = {"a_wins": "VALUE", "b_wins": "VALUE", "tie": "|".join(values)}
         return DataError(
             f"{table.name}: {name} is a tie ({', '.join(values)}) in all of the first "
-            f"{len(known):,} rows, and a tie states no preference",
+            f"{count:,} rows, and a tie states no preference",
             hint=f"If later rows name the better side: {flag(roles | coding)}",
         )
     flags = [
@@ -442,7 +452,7 @@ def listed(table: Sample, mapped: Roles) -> Roles | None:
                     return {"responses": f"{column}.{text}", role: f"{column}.{order}"}
         orders = []
         for role, names in (("ranks", RANKS), ("ratings", RATINGS)):
-            order = next((table.by_key[n] for n in names if n in table.by_key), None)
+            order = table.first(names)
             if order and any(items(cell) for cell in table.values(order)):
                 orders.append({"responses": column, role: order})
         if len(orders) == 2 and not set(mapped) & {"ranks", "ratings"}:
@@ -542,11 +552,11 @@ def with_ties(schema: Schema, table: Sample, mapped: Roles) -> Roles:
             for a, b in (rank[:2], rank[2:]):
                 if a and b and table.numeric(a):
                     return roles | {"rank_chosen": a, "rank_rejected": b}
-        margin = next((table.by_key[n] for n in MARGINS if n in table.by_key), None)
+        margin = table.first(MARGINS)
         if margin and table.numeric(margin):
             roles["margin"] = margin
         else:
-            two = [table.by_key[n] for n in ("rating", "ratings", "scores") if n in table.by_key]
+            two = table.named(("rating", "ratings", "scores"))
             lists = [n for n in two if table.values(n) and all(
                 len(items(cell)) == 2 for cell in table.values(n))]  # fmt: skip
             roles |= {"ratings": lists[0]} if lists else {}
@@ -557,9 +567,8 @@ def tie_column(table: Sample, roles: Roles) -> Roles:
     """A column of its own that states ties, or counts the votes for one."""
     if "share_tie" in roles or "share_a" in roles:
         return {}
-    for name in TIE_VOTES if "votes_a" in roles else TIES:
-        column = table.by_key.get(name)
-        if not column or column in roles.values():
+    for column in table.named(TIE_VOTES if "votes_a" in roles else TIES):
+        if column in roles.values():
             continue
         found = [one for one in table.values(column) if not is_missing(one)]
         flags = all(canonical(one) in ("0", "1") for one in found)
@@ -571,13 +580,11 @@ def tie_column(table: Sample, roles: Roles) -> Roles:
 def _status(table: Sample, roles: Roles, mapped: Roles) -> Roles:
     if "status" in mapped or "status" in roles:
         return {}
-    for name in STATUS:
-        column = table.by_key.get(name)
-        if column and column not in roles.values():
-            found = table.values(column)
-            words = [word_side(one, ("chosen", "rejected")) for one in map(str, found)]
-            if any(word is not None and word < 0 for word in words):
-                continue
-            if found and (name == "status" or all(word is not None for word in words)):
-                return {"status": column}
+    for column in table.named(STATUS):
+        found = table.values(column)
+        words = [word_side(one, ("chosen", "rejected")) for one in map(str, found)]
+        against = any(word is not None and word < 0 for word in words)
+        stated = key(column) == "status" or all(word is not None for word in words)
+        if found and stated and not against and column not in roles.values():
+            return {"status": column}
     return {}

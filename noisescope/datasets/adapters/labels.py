@@ -24,10 +24,19 @@ _FILLERS = {
 }  # fmt: skip
 
 
+#: Types of a value that can be a label.
+LABEL_TYPES = (str, int, float)
+
+
+def words_of(name: str) -> list[str]:
+    """The words and numbers of a name: responseA_10 -> response, a, 10."""
+    return re.findall(r"[a-z]+|\d+", key(name))
+
+
 @lru_cache(maxsize=256)
 def tags(one: str, other: str) -> tuple[str, str]:
     """What differs in the names of two columns: response_a, response_b -> a, b."""
-    a, b = re.findall(r"[a-z]+|\d+", key(one)), re.findall(r"[a-z]+|\d+", key(other))
+    a, b = words_of(one), words_of(other)
     if len(a) == len(b):
         differ = [(x, y) for x, y in zip(a, b, strict=True) if x != y]
         if len(differ) == 1:
@@ -49,7 +58,7 @@ def word_side(text: str, own: tuple[str, str]) -> float | None:
         if one is None or other is None or one == other:
             return None
         return 0.0 if sign == "=" else one if ">" in sign else other
-    words = re.findall(r"[a-z]+|\d+", name)
+    words = words_of(name)
     rest = [word for word in words if word not in _FILLERS]
     if len(rest) != 1 or (rest[0].isdecimal() and len(words) == 1):
         return None  # a bare number needs a stated coding

@@ -93,7 +93,7 @@ def _fits(schema: Schema, table: Sample) -> bool:
     if bound.shape == "list":
         order = bound.roles.get("ranks") or bound.roles["ratings"]
         lists = any(
-            isinstance(decoded(one) if isinstance(one, str) else one, list)
+            isinstance(decoded(one), list)
             for path in (bound.roles["responses"], order)
             for one in table.values(path)
         )
@@ -151,9 +151,8 @@ def _completed(schema: Schema, table: Sample, mapped: Roles, *, explicit: bool) 
     def take(role: str, names: Iterable[str]) -> None:
         if role in roles or role in mapped:
             return
-        for name in names:
-            column = table.by_key.get(name)
-            if column and column not in taken and not all(map(is_missing, table.values(column))):
+        for column in table.named(names):
+            if column not in taken and not all(map(is_missing, table.values(column))):
                 roles[role] = column
                 taken.add(column)
                 return

@@ -145,7 +145,7 @@ def refuse_halves(roles: Roles, table: Sample) -> None:
             )
     coding = {role: roles[role] for role in VALUES if role in roles}
     if coding and "preference" not in roles:
-        named_ = next((table.by_key[n] for n in PREFERENCES if n in table.by_key), "COLUMN")
+        named_ = table.first(PREFERENCES) or "COLUMN"
         raise DataError(
             f"{table.name}: {', '.join(coding)} without preference: no column holds these values",
             hint=f"Name the column: {flag({'preference': named_} | coding)}",
@@ -249,7 +249,7 @@ def _refuse_encoded(schema: Schema, table: Sample, mapped: Roles) -> None:
 def _refuse_siblings(schema: Schema, table: Sample, path: str) -> None:
     """Raise DataError for keys beside the prompt's own in an object that would not be read."""
     column, dot, own = path.partition(".")
-    cells = [decoded(one) if isinstance(one, str) else one for one in table.values(column)]
+    cells = map(decoded, table.values(column))
     objects = [one for one in cells if isinstance(one, Mapping) and not is_messages(one)]
     if not objects:
         return
@@ -392,8 +392,7 @@ def unknown(table: Sample, mapped: Roles) -> DataError:
 def _rated_rows(table: Sample) -> Roles | None:
     """Prompt, answer and rating, if each row of the table has one answer."""
     prompt = prompt_of(table, set(), False)
-    answer = next((table.by_key[name] for name in TEXT_KEYS if name in table.by_key), None)
-    rating = next((table.by_key[name] for name in RATINGS if name in table.by_key), None)
+    answer, rating = table.first(TEXT_KEYS), table.first(RATINGS)
     if prompt and answer and rating and table.numeric(rating) and answer != prompt:
         return {"prompt": prompt, "response": answer, "rating": rating}
     return None
@@ -407,7 +406,7 @@ def _nearest(table: Sample, mapped: Roles) -> Roles | None:
             a, b = nested(table, one), nested(table, other)
             if a and b:
                 return _prompted(table, {"chosen": a, "rejected": b} | roles)
-    known = [table.by_key[n] for n in PREFERENCES if n in table.by_key]
+    known = table.named(PREFERENCES)
     known += [n for n in table.columns if not ABOUT.search(key(n)) and is_label(table, n)]
     if two := two_columns(table):
         label = next((n for n in known if n not in two), "COLUMN")

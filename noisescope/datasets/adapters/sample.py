@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from noisescope.datasets.adapters.cells import RawRow, RowFault, decoded, is_missing, key, value
 from noisescope.datasets.adapters.compose import is_transcript
+from noisescope.datasets.adapters.labels import LABEL_TYPES, canonical
 
 
 class Sample:
@@ -34,8 +35,7 @@ class Sample:
         found: dict[str, str] = {}
         for column in self.columns:
             for row in self.rows[:3]:
-                cell = row.get(column)
-                cell = decoded(cell) if isinstance(cell, str) else cell
+                cell = decoded(row.get(column))
                 for name in cell if isinstance(cell, Mapping) else ():
                     found.setdefault(key(str(name)), f"{column}.{name}")
         return found
@@ -74,6 +74,18 @@ class Sample:
                 out.append(found)
         return out
 
+    def named(self, names: Iterable[str]) -> list[str]:
+        """Columns of these usual names, in the order of the names."""
+        return [self.by_key[name] for name in names if name in self.by_key]
+
+    def first(self, names: Iterable[str]) -> str | None:
+        """The first column of these usual names."""
+        return next(iter(self.named(names)), None)
+
+    def labels(self, column: str) -> set[str]:
+        """The texts and numbers of a column, as labels are compared."""
+        return {canonical(one) for one in self.values(column) if isinstance(one, LABEL_TYPES)}
+
     def numeric(self, path: str) -> bool:
         found = [one for one in self.values(path) if not is_missing(one)]
         return bool(found) and all(
@@ -97,13 +109,13 @@ class Sample:
 
 
 def items(cell: Any) -> list[Any]:
-    cell = decoded(cell) if isinstance(cell, str) else cell
+    cell = decoded(cell)
     return list(cell) if isinstance(cell, (list, tuple)) else []
 
 
 def strings(cell: Any) -> list[str]:
     """All texts in a cell that say something: contents, not roles."""
-    cell = decoded(cell) if isinstance(cell, str) else cell
+    cell = decoded(cell)
     if isinstance(cell, str):
         return [cell]
     if isinstance(cell, Mapping):
@@ -120,8 +132,7 @@ def strings(cell: Any) -> list[str]:
 
 def is_messages(found: Any) -> bool:
     """A list of messages, one message, or JSON text of these."""
-    if isinstance(found, str) and found.lstrip()[:1] in ("[", "{"):
-        found = decoded(found)
+    found = decoded(found)
     if isinstance(found, Mapping):
         return "content" in found or ("from" in found and "value" in found)
     return (

@@ -448,14 +448,10 @@ class Schema:
 
     def _list(self, row: RawRow) -> list[Pair | RowFault]:
         path = self.roles["responses"]
-        found = self._said_in(row, path)
-        if isinstance(found, str):
-            found = decoded(found)
+        found = decoded(self._said_in(row, path))
         order = "ranks" if "ranks" in self.roles else "ratings"
         sign = -1.0 if order == "ranks" else 1.0
-        given = value(row, self.roles[order])
-        if isinstance(given, str):
-            given = decoded(given)
+        given = decoded(value(row, self.roles[order]))
         if not isinstance(found, (list, tuple)) or not isinstance(given, (list, tuple)):
             raise unexpected(row, "a list", path, self.roles[order])
         answers: list[Any] = list(found)

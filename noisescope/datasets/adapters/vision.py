@@ -84,8 +84,7 @@ def media_of(
 
 def _known(cells: Iterable[Any]) -> list[Any]:
     """The cells that are not missing, with JSON text decoded."""
-    whole = (decoded(one) if isinstance(one, str) else one for one in cells)
-    return [one for one in whole if not is_missing(one)]
+    return [one for one in map(decoded, cells) if not is_missing(one)]
 
 
 def _is_media(name: str, values: list[Any], folders: Iterable[Path]) -> bool:

@@ -98,7 +98,7 @@ def copy_images(rows: Sequence[Decoded], file: Path, target: Path) -> None:
 
 def _names(value: Any) -> Iterator[str]:
     """Texts in a value that may be paths."""
-    value = decoded(value) if isinstance(value, str) else value
+    value = decoded(value)
     if isinstance(value, str):
         path = Path(value) if 0 < len(value) <= _LONGEST and value.isprintable() else Path("/")
         if not path.is_absolute() and all(len(os.fsencode(part)) < 256 for part in path.parts):
