@@ -9,7 +9,7 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from noisescope.errors import EvidenceError
-from noisescope.scoring.annotators import Annotator, annotator_table, coded
+from noisescope.scoring.annotators import Annotator, annotator_table, coded, fit_crowd
 from noisescope.scoring.flip_rate import FlipRate, fit_flip_rate
 
 
@@ -80,3 +80,12 @@ def test_names_are_coded_in_their_order_whatever_the_chunks() -> None:
     names, codes = coded(pa.chunked_array([[None, None]], pa.string()))
     assert names == []
     assert codes.tolist() == [-1, -1]
+
+
+def test_labels_in_blocks_give_the_crowd_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    codes, share, weights = rng.integers(0, 3, 100), rng.random(100), rng.random(100)
+    whole = fit_crowd(codes, share, weights)
+    monkeypatch.setattr("noisescope.scoring.annotators.BLOCK", 1)
+    assert fit_crowd(codes, share, weights).posterior == pytest.approx(whole.posterior, abs=1e-5)
+    assert fit_crowd(codes, share).mean != whole.mean

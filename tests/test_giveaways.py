@@ -75,6 +75,16 @@ def test_honest_texts_have_none(seed: int, count: int) -> None:
     assert find_giveaways(texts(count, seed), texts(count, seed + 1)) == []
 
 
+@given(st.lists(st.tuples(st.text("ab ", max_size=5), st.text("ab ", max_size=5)), min_size=4))
+def test_beginnings_and_ends_are_counted_as_in_all_texts(pairs: list[tuple[str, str]]) -> None:
+    chosen, rejected = zip(*pairs, strict=True)
+    for mark in find_giveaways(chosen, rejected, least=0.6):
+        size = len(mark.text)
+        cut = slice(size) if mark.place == "begins" else slice(-size, None)
+        assert mark.chosen == sum(text[cut] == mark.text for text in chosen)
+        assert mark.rejected == sum(text[cut] == mark.text for text in rejected)
+
+
 def test_a_mark_is_named_by_its_place_and_counts() -> None:
     chosen = [text + "</s>" for text in texts(40, 1)]
     assert find_giveaways(chosen, texts(40, 2))[0] == Giveaway("</s>", "ends", 40, 0, 40)

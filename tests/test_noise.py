@@ -397,3 +397,14 @@ def test_facts_are_read_in_the_order_of_the_pairs(tmp_path: Path) -> None:
     assert turned.longer is not None
     assert turned.longer.tolist() == [0, 0, -1, 1]
     assert read_facts(tmp_path / "pairs.parquet", "image").longer is None
+
+
+@pytest.mark.parametrize(
+    "text", ["A b c", " a b c", "a b c  ", "a  b c", "a\tb c", "a b\nc", "ab c"]
+)
+def test_copies_differ_in_case_and_spaces_alone(text: str, tmp_path: Path) -> None:
+    rows = [Pair("p", "a b c", "d", annotator="ann"), Pair("p", text, "d", annotator="ann")]
+    pq.write_table(to_table(rows), tmp_path / "pairs.parquet")
+    weights = read_facts(tmp_path / "pairs.parquet").weights
+    assert weights is not None
+    assert weights.tolist() == ([1.0, 1.0] if text == "ab c" else [0.5, 0.5])

@@ -30,6 +30,8 @@ Int = NDArray[np.int64]
 
 #: Midpoints of the quadrature over e_a in (0, 1); above 1/2 is contrarian.
 RATES = (np.arange(200) + 0.5) / 200
+#: Labels treated at once: their numbers stay in the processor's cache.
+BLOCK = 1 << 15
 
 
 @final
@@ -68,12 +70,6 @@ class Crowd:
     prior: Float
 
 
-def _log_agreement(share: Float, rate: float) -> Float:
-    """log P(this label | margin, flip rate), share [N] = F of the label's own direction."""
-    p = (1 - rate) * share + rate * (1 - share)
-    return np.log(np.maximum(p, np.finfo(np.float64).tiny))
-
-
 def _log_prior(mean: float, concentration: float) -> Float:
     """Beta prior [200] on `RATES`, normalised to sum to 1."""
     a, b = mean * concentration, (1 - mean) * concentration
@@ -84,14 +80,17 @@ def _log_prior(mean: float, concentration: float) -> Float:
 def fit_crowd(codes: Int, share: Float, weights: Float | None = None) -> Crowd:
     """Empirical-Bayes fit; codes [N] in 0 .. A-1, share [N] = P(label right | margin, no flips).
 
-    `weights` [N] count pairs in part.
+    `weights` [N] count pairs in part. log P(label | margin, e) = log((1 - e) F + e (1 - F)).
     """
     count = int(codes.max()) + 1
-    log_likelihood: Float = np.empty((count, len(RATES)))
-    for column, rate in enumerate(RATES):
-        agreement = _log_agreement(share, rate)
-        agreement = agreement if weights is None else weights * agreement
-        log_likelihood[:, column] = np.bincount(codes, agreement, count)
+    weights = np.ones(len(codes)) if weights is None else weights
+    log_likelihood: Float = np.zeros((count, len(RATES)))
+    size = max(BLOCK, 8 * count)
+    for start in range(0, len(codes), size):
+        part = slice(start, start + size)
+        for column, rate in enumerate(RATES):
+            agreement = np.log((1 - rate) * share[part] + rate * (1 - share[part]))
+            log_likelihood[:, column] += np.bincount(codes[part], weights[part] * agreement, count)
 
     peak = log_likelihood.max(axis=1)
     likelihood = np.exp(log_likelihood - peak[:, None])

@@ -114,13 +114,17 @@ def _candidates(
     marks = [Counter(mark for text in side for mark in set(MARK.findall(text))) for side in sides]
     for text in frequent(marks):
         yield Giveaway(text, "is in", marks[0][text], marks[1][text], len(chosen))
+    left: dict[Place, Sequence[Sequence[str]]] = {"begins": sides, "ends": sides}
     for size in LENGTHS:
-        starts = [Counter(text[:size] for text in side if len(text) >= size) for side in sides]
-        ends = [Counter(text[-size:] for text in side if len(text) >= size) for side in sides]
-        for text in frequent(starts):
-            yield Giveaway(text, "begins", starts[0][text], starts[1][text], len(chosen))
-        for text in frequent(ends):
-            yield Giveaway(text, "ends", ends[0][text], ends[1][text], len(chosen))
+        for place in left:
+            part = slice(size) if place == "begins" else slice(-size, None)
+            long = [[text for text in side if len(text) >= size] for side in left[place]]
+            counts = [Counter(text[part] for text in side) for side in long]
+            common = frequent(counts)
+            # A longer beginning is no more frequent than the shorter one that it begins with.
+            left[place] = [[text for text in side if text[part] in common] for side in long]
+            for text in common:
+                yield Giveaway(text, place, counts[0][text], counts[1][text], len(chosen))
 
 
 def _placed(mark: Giveaway, chosen: Sequence[str], rejected: Sequence[str]) -> Giveaway:

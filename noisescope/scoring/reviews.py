@@ -103,8 +103,10 @@ def read_population(run: Run) -> Population:
     try:
         with pq.ParquetFile(run.pairs_path, pre_buffer=False) as file:
             for batch in file.iter_batches(_BATCH, columns=["pair_id", "content_id"]):
-                keys.append(keys_of(batch.column("pair_id").to_pylist()))
-                contents.append(keys_of(batch.column("content_id").to_pylist()))
+                ids, content = batch.column("pair_id"), batch.column("content_id")
+                keys.append(keys_of(ids.to_pylist()))
+                # a pair without copies has its content as its id
+                contents.append(keys[-1] if content == ids else keys_of(content.to_pylist()))
     except (pa.ArrowException, OSError, KeyError) as error:
         raise RunError(f"{run.pairs_path} cannot be read: {error}") from error
     every = np.concatenate(keys)

@@ -124,7 +124,9 @@ def write_scores(
     def write(temporary: Path) -> None:
         connection.register("unsorted", unsorted)
         ordered = connection.sql(f"SELECT {names} FROM unsorted ORDER BY rank")
-        with pq.ParquetWriter(temporary, schema(), compression="zstd") as writer:
+        with pq.ParquetWriter(
+            temporary, schema(), compression="zstd", use_dictionary=False
+        ) as writer:
             for table in in_blocks(ordered.to_arrow_reader(BLOCK)):
                 writer.write_table(_with_nulls(table))
 
