@@ -15,6 +15,7 @@ from noisescope.datasets.adapters.cells import RowFault, shortened, value
 from noisescope.datasets.adapters.compose import ends_with
 from noisescope.datasets.adapters.labels import canonical
 from noisescope.datasets.adapters.mapping import parsed_columns
+from noisescope.datasets.adapters.preference import meaning
 from noisescope.datasets.adapters.recognise import recognise
 from noisescope.datasets.adapters.refuse import beside_prompt, unused
 from noisescope.datasets.adapters.schema import Schema
@@ -498,7 +499,7 @@ def _check_labels(schema: Schema, tally: Tally, source: Source) -> None:
     odd = {
         text: count
         for text, count in tally.labels.items()
-        if text and isinstance(schema.meaning(text), str)
+        if text and isinstance(meaning(schema, text), str)
     }
     if sum(odd.values()) <= _UNEXPLAINED * sum(tally.labels.values()):
         return

@@ -2,7 +2,8 @@
 
 recognise   the schema of a table: a known one (table), or by usual names (names, guess, sample)
 refuse      what would be lost or is unclear, with the mapping to type (mapping)
-schema      a row to pairs (labels: which side a word names)
+schema      the roles of a dataset's columns
+parse       a row to pairs (preference: which side is better; labels: which side a word names)
 reverse     a row with its preference reversed
 compose     texts, messages and transcripts to a prompt and two responses (cells finds them)
 """

@@ -15,7 +15,6 @@ from noisescope.datasets.adapters.cells import (
     RowFault,
     is_missing,
     key,
-    number,
     numbers,
     value,
 )
@@ -47,6 +46,7 @@ from noisescope.datasets.adapters.names import (
     TIES,
     WINS,
 )
+from noisescope.datasets.adapters.preference import difference, preference
 from noisescope.datasets.adapters.sample import Sample, is_messages, is_picture, items
 from noisescope.datasets.adapters.schema import VALUES, Schema
 from noisescope.errors import DataError
@@ -215,29 +215,26 @@ def _agree(table: Sample, sides: Roles, statements: list[Roles], most: float = 0
         ]
         against = sum((x > 0) != (y > 0) for x, y in both)
         if against > most * len(both):
-            names = [" and ".join(_paths(each)) for each in (one, other)]
-            typed = [each for each in (one, other) if "rank_a" not in each]
+            ways = [(each, " and ".join(Schema("", each).paths)) for each in (one, other)]
+            names = [name for _, name in ways]
             raise DataError(
                 f"{table.name}: {names[0]} and {names[1]} name different sides as the better one "
                 f"in {against} of {len(both)} rows",
                 hint="; ".join(
-                    f"{flag(sides | each)} reads {' and '.join(_paths(each))}" for each in typed
+                    f"{flag(sides | each)} reads {name}"
+                    for each, name in ways
+                    if "rank_a" not in each
                 )
                 + ".",
             )
-
-
-def _paths(roles: Roles) -> list[str]:
-    return [path for role, path in roles.items() if role not in VALUES]
 
 
 def _stated(row: RawRow, roles: Roles) -> float | None:
     """Which side the row states by these roles: above 0 the first, below 0 the second."""
     try:
         if "rank_a" in roles:
-            one, other = number(row, roles["rank_a"]), number(row, roles["rank_b"])
-            return None if one is None or other is None else other - one
-        return Schema("columns", roles).prefers(row)
+            return difference(Schema("columns", roles), row, "rank_b", "rank_a")
+        return preference(Schema("columns", roles), row).side
     except RowFault:
         return None
 

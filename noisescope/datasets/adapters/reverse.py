@@ -16,6 +16,7 @@ from noisescope.datasets.adapters.labels import (
     tags,
     word_side,
 )
+from noisescope.datasets.adapters.preference import meaning, named_side
 
 if TYPE_CHECKING:
     from noisescope.datasets.adapters.schema import Schema
@@ -62,8 +63,8 @@ def flip(schema: Schema, row: RawRow, *, correction: bool = False) -> dict[str, 
     twin = next(((a, b) for a, b in twins if a in schema.roles), None)
     if twin is not None:
         flipped = exchanged(row, (schema.roles[twin[0]], schema.roles[twin[1]]))
-    elif "name_a" in schema.roles and schema.named(row) is not None:
-        other = "name_b" if (schema.named(row) or 0) > 0 else "name_a"
+    elif "name_a" in schema.roles and (side := named_side(schema, row)) is not None:
+        other = "name_b" if side > 0 else "name_a"
         name = value(row, schema.roles[other])
         flipped = changed(row, schema.roles["preference"], lambda _: name)
     else:
@@ -137,12 +138,12 @@ def _mirrored(schema: Schema, found: Any) -> Any:
     """A value of `preference` that means the opposite, of the same type and spelling."""
     if isinstance(found, list):
         return [_mirrored(schema, one) for one in found]
-    meaning = schema.meaning(found)
-    if not isinstance(meaning, (int, float)) or meaning == 0:
+    side = meaning(schema, found)
+    if not isinstance(side, (int, float)) or side == 0:
         return found
     text = canonical(found)
     if text in schema.coding:
-        mine, theirs = ("a_wins", "b_wins") if meaning > 0 else ("b_wins", "a_wins")
+        mine, theirs = ("a_wins", "b_wins") if side > 0 else ("b_wins", "a_wins")
         at = [canonical(each) for each in schema.roles[mine].split("|")].index(text)
         options = schema.roles[theirs].split("|")
         return like(options[min(at, len(options) - 1)], found)
