@@ -227,12 +227,18 @@ def test_the_last_part_of_a_file_is_named(tmp_path: Path) -> None:
     assert "Labels of rows 901 to 1,000 are reversed" in first.sentence
 
 
-def test_the_dataset_s_own_sources_come_before_its_files(tmp_path: Path) -> None:
+def test_the_dataset_s_own_sources_come_before_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     margins = margins_of(600, 0.05, 7)
     margins[::3] *= -1
     pairs = [replace(pair, origin=f"web-{index % 3}") for index, pair in enumerate(made_pairs(600))]
-    first = explain_run(made_run(tmp_path, pairs, margins)).findings[0]
-    assert "Labels of source web-0 are reversed" in first.sentence
+    run = made_run(tmp_path, pairs, margins)
+    assert "Labels of source web-0 are reversed" in explain_run(run).findings[0].sentence
+    monkeypatch.setattr("noisescope.report.explain.LOOKED_AT", 301)
+    some = explain_run(run)
+    assert some.looked_at == 301
+    assert "of 101 look flipped" in some.findings[0].sentence
 
 
 def test_prompts_without_pictures_are_a_group(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from noisescope.scoring.scores import require_scores
 from noisescope.scoring.traits import Trait, compare_sides, near_identical
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
     from noisescope.pairs import ImageStore
@@ -78,27 +80,23 @@ def explain_run(run: Run, images: ImageStore | None = None) -> Explanation:
 
     Image runs need `images` for the traits of pictures. Raises RunError for an unfinished run.
     """
-    import pyarrow.parquet as pq
-
     from noisescope.storage.sql import query
 
     require_scores(run)
     chance = run.manifest()["summary"]["chance"]  # margins then explain nothing
     text = run.manifest().get("modality") != "image"
-    named = "origin" in pq.read_schema(run.pairs_path).names
     rows = query(
         run,
-        "SELECT margin, p_wrong, prompt, chosen, rejected, annotator, "
-        f"{'coalesce(origin, source)' if named else 'source'} AS source, file_row FROM scores "
-        "JOIN (SELECT *, row_number() OVER () - 1 AS file_row FROM pairs) USING (pair_id) "
-        "ORDER BY file_row",
+        "SELECT margin, p_wrong FROM scores "
+        "JOIN (SELECT pair_id, row_number() OVER () AS row FROM pairs) USING (pair_id) "
+        "ORDER BY row",
     )
     margins = rows["margin"].to_numpy().astype(np.float64)
     facts = read_facts(run.pairs_path, "text" if text else "image")
     noise = fit_noise(margins, facts)
     some = np.linspace(0, len(margins) - 1, min(len(margins), LOOKED_AT)).astype(np.int64)
     noise = replace(noise, this=noise.this[some], other=noise.other[some])
-    looked = rows.take(some)
+    looked = _rows_at(run.pairs_path, some)
     sides = _sides(looked, images if not text else None, text)
     if facts.first is not None:
         first = facts.first[some]
@@ -118,6 +116,27 @@ def explain_run(run: Run, images: ImageStore | None = None) -> Explanation:
         tuple(f for f in explain(labels, noise) if f.kind == "follows" or not chance),
         text or images is not None,
     )
+
+
+def _rows_at(pairs: Path, some: Int) -> pa.Table:
+    """The texts of the pairs at these rows of pairs.parquet, ascending; no others are held."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    names = {"prompt", "chosen", "rejected", "annotator", "source", "origin"}
+    found, start = [], 0
+    with pq.ParquetFile(pairs, pre_buffer=False) as file:
+        columns = [name for name in file.schema_arrow.names if name in names]
+        for batch in file.iter_batches(columns=columns, use_threads=False):
+            ends = np.searchsorted(some, [start, start + len(batch)])
+            found.append(batch.take(pa.array(some[slice(*ends)] - start)))
+            start += len(batch)
+    rows = pa.Table.from_batches(found)
+    if "origin" in columns:
+        source = pc.coalesce(rows["origin"], rows["source"])
+        rows = rows.set_column(columns.index("source"), "source", source)
+    return rows
 
 
 def _sides(rows: pa.Table, images: ImageStore | None, text: bool) -> dict[Trait, NDArray[np.int8]]:

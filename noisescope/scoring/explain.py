@@ -240,10 +240,12 @@ def _of_group(
         rows = rows or {
             r.name: r for r in annotator_table(values, codes, labels.margins, noise.single)
         }
+        if not (rows[value].careless or rows[value].contrarian):
+            continue
         clusters = [own for own in labels.clusters if len(np.unique(own[inside])) > 1]
         one, two = (_mean(against[u], [own[u] for own in clusters])[0] for u in (inside, outside))
         effect, p = _difference(one, two)
-        if effect.estimate > 0 and (rows[value].careless or rows[value].contrarian):
+        if effect.estimate > 0:
             shown = int((inside & labels.suspicious).sum())
             sentence = _group_sentence(f"{name} {value}", rows[value])
             found.append(Finding("group", name, value, effect, count, bad, shown, p, sentence))

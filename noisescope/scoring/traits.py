@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 import numpy as np
@@ -69,7 +70,8 @@ def _has(pattern: re.Pattern[str]) -> Callable[[str, str], float]:
     return lambda prompt, text: float(pattern.search(text) is not None)
 
 
-def _words(text: str) -> list[str]:
+@lru_cache(maxsize=8)  # two traits look at the same three texts
+def _words(text: str) -> Sequence[str]:
     return _WORD.findall(text.lower())
 
 
