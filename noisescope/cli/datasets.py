@@ -120,7 +120,7 @@ def _show(
     from rich.text import Text
 
     from noisescope.cli.resolve import model_flag, reading_flags
-    from noisescope.datasets.load import FEWEST_PAIRS
+    from noisescope.datasets.checks import FEWEST_PAIRS
     from noisescope.storage.workspace import find_workspace
 
     OUT.print(Text(f"{dataset.name} → {printable(dataset.resolved)}"), soft_wrap=True)

@@ -13,7 +13,8 @@ from noisescope.datasets.adapters.cells import RawRow, RowFault
 from noisescope.datasets.adapters.recognise import recognise
 from noisescope.datasets.adapters.schema import Schema
 from noisescope.datasets.adapters.table import ADAPTERS
-from noisescope.datasets.load import load, read_pairs, restored
+from noisescope.datasets.load import load, restored
+from noisescope.datasets.read_pairs import read_pairs
 from noisescope.datasets.readers import Row
 from noisescope.datasets.sources import Source, open_source
 

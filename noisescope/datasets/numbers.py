@@ -9,15 +9,13 @@ sides in the source: chosen before rejected, or the first side before the second
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.datasets.adapters.cells import RowFault, number
-from noisescope.datasets.adapters.schema import Schema
-from noisescope.datasets.adapters.table import ADAPTERS
+from noisescope.datasets.adapters.table import schema_again
 from noisescope.datasets.sources import FLIPS
 from noisescope.errors import DataError, UsageError
 from noisescope.pairs import Pair
@@ -37,7 +35,7 @@ def read_numbers(dataset: PreferenceDataset, columns: tuple[str, ...]) -> Float:
     missing or has text.
     """
     option = f"--evidence column:{','.join(columns)}"
-    schema = _schema(dataset)
+    schema = schema_again(dataset.adapter, dataset.columns, dataset.modality)
     if dataset.reread is None or schema.shape in ("list", "rows"):
         raise UsageError(
             f"{option}: rows of {dataset.resolved} are not pairs",
@@ -108,9 +106,3 @@ def _codes(values: pa.ChunkedArray) -> NDArray[np.int64]:
     """Numbers of equal texts from 0, -1 where there is none, [N]."""
     indices = values.combine_chunks().dictionary_encode().indices
     return np.asarray(indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
-
-
-def _schema(dataset: PreferenceDataset) -> Schema:
-    """The schema that the dataset was read by."""
-    base = ADAPTERS.get(dataset.adapter) or Schema(dataset.adapter, {}, modality=dataset.modality)
-    return replace(base, roles=dataset.columns, modality=dataset.modality)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from noisescope.datasets.load import FEWEST_PAIRS
+from noisescope.datasets.checks import FEWEST_PAIRS
 from noisescope.errors import DataError
 from noisescope.models import Policy
 from noisescope.models.items import distinct_items

@@ -30,7 +30,7 @@ from noisescope.datasets import ADAPTERS, load, recognise
 from noisescope.datasets.adapters.mapping import checked_columns, parsed_columns
 from noisescope.datasets.flip.ground_truth import read_truth
 from noisescope.datasets.images import crop, decode
-from noisescope.datasets.load import read_pairs
+from noisescope.datasets.read_pairs import read_pairs
 from noisescope.datasets.readers import Row
 from noisescope.errors import NoisescopeError
 from noisescope.export.answers import import_answers

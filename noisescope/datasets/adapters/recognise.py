@@ -29,18 +29,18 @@ from noisescope.datasets.adapters.guess import (
 )
 from noisescope.datasets.adapters.labels import tags
 from noisescope.datasets.adapters.mapping import Roles, checked_columns, checked_pairs, named
-from noisescope.datasets.adapters.names import MORE, OPEN, OPENINGS, OWN, USUAL
+from noisescope.datasets.adapters.names import MORE, OPENINGS, OWN, USUAL
 from noisescope.datasets.adapters.refuse import (
     pictures,
     refuse_halves,
     refuse_label,
     refuse_lost,
     unknown,
-    unread,
+    unused,
 )
 from noisescope.datasets.adapters.sample import Sample, is_conversation, is_messages, items
 from noisescope.datasets.adapters.schema import VALUES, Schema
-from noisescope.datasets.adapters.table import ADAPTERS
+from noisescope.datasets.adapters.table import ADAPTERS, is_closed
 from noisescope.datasets.adapters.vision import of_vision, with_pictures
 
 
@@ -157,7 +157,7 @@ def _completed(schema: Schema, table: Sample, mapped: Roles, *, explicit: bool) 
                 taken.add(column)
                 return
 
-    known = schema.name in ADAPTERS and schema.name not in OPEN
+    known = is_closed(schema)
     transcripts = schema.name == "hh_rlhf"
     if not known and not transcripts and "prompt" not in roles and "prompt" not in mapped:
         prompt = prompt_of(table, taken, is_conversation(roles, table))
@@ -179,7 +179,7 @@ def _completed(schema: Schema, table: Sample, mapped: Roles, *, explicit: bool) 
         refuse_label(schema, table, mapped, explicit)
         copies = [
             column
-            for column in unread(schema, table)
+            for column in unused(schema, table.columns)
             if table.values(column) and table.values(column) == table.values(roles["chosen"])
         ]
         schema = replace(schema, copies=tuple(dict.fromkeys([*schema.copies, *copies])))

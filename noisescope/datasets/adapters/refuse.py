@@ -28,7 +28,6 @@ from noisescope.datasets.adapters.names import (
     IMAGE_NAME,
     INNER,
     LIKELY,
-    OPEN,
     PREFERENCES,
     PROMPTS,
     RATINGS,
@@ -47,7 +46,7 @@ from noisescope.datasets.adapters.sample import (
     strings,
 )
 from noisescope.datasets.adapters.schema import VALUES, Schema
-from noisescope.datasets.adapters.table import ADAPTERS
+from noisescope.datasets.adapters.table import is_closed
 from noisescope.errors import DataError
 
 #: What most people need who meet a refusal for the first time.
@@ -158,7 +157,7 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
         if schema.modality == "image" and not mapped.get("prompt", "x"):
             return
         if "prompt" not in mapped and not is_conversation(schema.roles, table):
-            maybe = [c for c in unread(schema, table) if _prose(table, c)]
+            maybe = [c for c in unused(schema, table.columns) if _prose(table, c)]
             if schema.modality == "image" or maybe:
                 raise _no_prompt(schema, table, maybe)
     elif (schema.shape in ("list", "rows") and "prompt" not in schema.roles) or (
@@ -166,11 +165,13 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
         and not {"prompt", "history"} & (set(schema.roles) | set(mapped))
         and not is_conversation(schema.roles, table)
     ):
-        raise _no_prompt(schema, table, [c for c in unread(schema, table) if _prose(table, c)])
+        raise _no_prompt(
+            schema, table, [c for c in unused(schema, table.columns) if _prose(table, c)]
+        )
     _refuse_encoded(schema, table, mapped)
     if {"prompt", "context"} & set(mapped):
         return
-    if schema.name in ADAPTERS and schema.name not in OPEN:
+    if is_closed(schema):
         return
     path = schema.roles.get("prompt")
     if path and schema.modality == "text":
@@ -179,14 +180,14 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
         constant = len({str(one) for one in table.values(path)}) == 1
         maybe = [
             column
-            for column in unread(schema, table)
+            for column in unused(schema, table.columns)
             if _prose(table, column) or (constant and _is_source(table, column))
         ]
         if maybe:
             raise _no_prompt(schema, table, maybe)
     if schema.modality == "image":
         return
-    for column in unread(schema, table):
+    for column in unused(schema, table.columns):
         if (CONTEXTS.search(key(column)) or _is_unknown_prose(table, column)) and _answered(
             schema, table, column
         ):
@@ -219,7 +220,7 @@ def beside_prompt(schema: Schema, rows: Sequence[RawRow], name: str) -> list[str
     return [
         f"{column} is not read, and the responses may answer to it: to read it with the prompt, "
         f"{_with_prompt(schema, column)}"
-        for column in unread(schema, table)
+        for column in unused(schema, table.columns)
         if CONTEXTS.search(key(column)) and _answered(schema, table, column)
     ]
 
@@ -229,7 +230,7 @@ def _refuse_encoded(schema: Schema, table: Sample, mapped: Roles) -> None:
     pair = {"sides": ("chosen", "rejected"), "labelled": ("a", "b")}.get(schema.shape)
     if pair is None or schema.modality == "image" or set(pair) & set(mapped):
         return
-    if schema.name in ADAPTERS and schema.name not in OPEN:
+    if is_closed(schema):
         return
     paths = [schema.roles[role] for role in pair]
     texts = [one for path in paths for one in table.values(path) if not is_missing(one)]
@@ -292,10 +293,6 @@ def _main(schema: Schema) -> Roles:
     return {role: schema.roles[role] for role in dict.fromkeys(names)}
 
 
-def unread(schema: Schema, table: Sample) -> list[str]:
-    return [column for column in table.columns if column not in schema.used]
-
-
 def unused(schema: Schema, columns: Iterable[str]) -> list[str]:
     """Columns that no role needs, in order."""
     return [column for column in dict.fromkeys(columns) if column not in schema.used]
@@ -355,7 +352,7 @@ def _no_prompt(schema: Schema, table: Sample, maybe: list[str]) -> DataError:
     main = _main(schema)
     taken = main.pop("prompt", "")
     if not maybe:
-        spare = next((c for c in unread(schema, table) if not table.numeric(c)), "COLUMN")
+        spare = next((c for c in unused(schema, table.columns) if not table.numeric(c)), "COLUMN")
         return DataError(
             f"{table.name}: no column holds the prompt (columns: {', '.join(table.columns)})",
             hint=f"Name it: {flag({'prompt': spare} | main)}",

@@ -6,9 +6,12 @@ need no entry: `recognise` knows the usual names of every role.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from noisescope.datasets.adapters.names import OPEN
 from noisescope.datasets.adapters.schema import Schema
+from noisescope.pairs import Modality
 
 _SIDES = {"chosen": "chosen", "rejected": "rejected"}
 _NAMED = {"annotator": "annotator", "pair_id": "pair_id"}
@@ -206,3 +209,14 @@ def _as_image(schema: Schema) -> Schema:
 
 #: `--format` choices.
 ADAPTERS: dict[str, Schema] = {schema.name: schema for schema in _schemas()}
+
+
+def is_closed(schema: Schema) -> bool:
+    """Whether a schema is a known one, whose other columns mean nothing."""
+    return schema.name in ADAPTERS and schema.name not in OPEN
+
+
+def schema_again(name: str, roles: Mapping[str, str], modality: Modality | None) -> Schema:
+    """The schema that a dataset was read by: its name, known or not, and the columns it found."""
+    base = ADAPTERS.get(name) or Schema(name, {})
+    return replace(base, roles=roles, modality=modality or base.modality)

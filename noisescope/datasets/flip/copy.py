@@ -151,7 +151,7 @@ def plant(
     without scores. Raises UsageError or RunError where `out` is the source or holds something else,
     DataError where the source cannot be read; the source is never written to.
     """
-    from noisescope.datasets.load import first_rows, schema_of
+    from noisescope.datasets.load import first_rows, reading_of, schema_of
 
     if not source.files or source.root is None:
         raise UsageError(
@@ -159,7 +159,8 @@ def plant(
             hint="Save it first: datasets.load_dataset(...).to_parquet('data.parquet').",
         )
     ahead = first_rows(source)
-    adapter = schema_of(ahead, source, format=format, columns=columns, pairs=pairs)
+    reading = reading_of(source, format=format, columns=columns, pairs=pairs)
+    adapter = schema_of(ahead, source, reading)
     if reason := adapter.cannot_flip:
         raise UsageError(
             f"{source.resolved}: {adapter.name} cannot be written back flipped: {reason}",
