@@ -28,18 +28,11 @@ from noisescope.datasets.in_memory import load_table
 from noisescope.errors import DataError, NoisescopeError, RunError, UsageError
 from noisescope.pairs import hashed
 from noisescope.replicas.head import HeadConfig, fit_heads
+from noisescope.replicas.numbers import check_numbers, numbers_fingerprint, table_numbers
+from noisescope.replicas.outside import read_outside
 from noisescope.replicas.refit import refitter
 from noisescope.replicas.source_fits import Evidence, outside_odds, what_each_added
-from noisescope.replicas.sources import (
-    Source,
-    Table,
-    check_numbers,
-    numbers_fingerprint,
-    open_source,
-    parsed,
-    read_outside,
-    table_numbers,
-)
+from noisescope.replicas.sources import Source, Table, open_source, parsed
 from noisescope.report.contents import gather
 from noisescope.report.html import page
 from noisescope.scoring.margins import RunMargins

@@ -26,14 +26,9 @@ from noisescope.progress import Reporter
 from noisescope.replicas.answers import CALLS, LOG_PROBABILITIES, WORDING, Answers, Question
 from noisescope.replicas.groups import pair_keys
 from noisescope.replicas.judge import ATTEMPTS, Judge, Judged
-from noisescope.replicas.sources import (
-    DRAWN,
-    SELECTED,
-    Asked,
-    Opened,
-    Source,
-    numbers_fingerprint,
-)
+from noisescope.replicas.numbers import numbers_fingerprint
+from noisescope.replicas.outside import DRAWN, SELECTED
+from noisescope.replicas.sources import Asked, Opened, Source
 from noisescope.storage.files import locked
 
 if TYPE_CHECKING:

@@ -26,12 +26,12 @@ from noisescope.pairs import PreferenceDataset
 from noisescope.progress import Reporter, Silent, Stopwatch
 from noisescope.replicas.gather import (
     EvidenceConfig,
-    HeadWork,
     Work,
     Worker,
     cache_directory,
 )
 from noisescope.replicas.gather_adapters import AdapterWork
+from noisescope.replicas.gather_heads import HeadWork
 from noisescope.replicas.gather_lora import LoraWork
 from noisescope.storage.files import write_atomic
 from noisescope.storage.run import Plan, Run, open_run, versions
@@ -296,7 +296,7 @@ def make_margins(job: Job, run: Run, reporter: Reporter, world: World) -> FineTu
         compute_over_ranks(job, run, work, reporter, world)
     world.leave()
     if job.sources:
-        from noisescope.replicas.sources import fill
+        from noisescope.replicas.outside import fill
 
         fill(job.sources, run, cache_directory(run), job.dataset.table, reporter)
     if run.evidence_complete:

@@ -19,7 +19,8 @@ from noisescope.errors import UsageError
 from noisescope.pairs import PreferenceDataset
 from noisescope.replicas.gather import EvidenceConfig
 from noisescope.replicas.groups import halves_by
-from noisescope.replicas.sources import Opened, Source, numbers_fingerprint
+from noisescope.replicas.numbers import numbers_fingerprint
+from noisescope.replicas.sources import Opened, Source
 from noisescope.scoring.margins import read_margins
 
 if TYPE_CHECKING:

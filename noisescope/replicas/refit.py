@@ -59,9 +59,9 @@ def refitter(run: Run, table: pa.Table, *, second: bool = True) -> Refit:
     from noisescope.models.features import cached_features
     from noisescope.replicas.groups import held_out_groups
     from noisescope.replicas.head import HeadConfig, fit_heads
+    from noisescope.replicas.outside import read_outside
     from noisescope.replicas.second_fits import second_fits
     from noisescope.replicas.selected import with_answers
-    from noisescope.replicas.sources import read_outside
     from noisescope.scoring.pair_facts import facts_of_table
     from noisescope.scoring.sources import VOTES
     from noisescope.scoring.triads import count_triads
