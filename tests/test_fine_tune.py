@@ -18,7 +18,7 @@ from helpers.lora import CONFIG, LORA, TinyPolicy, command, evidence_bytes, pair
 from helpers.tiny_models import tiny_llama
 
 from noisescope.cli import run
-from noisescope.cli.options import EvidenceOptions
+from noisescope.cli.evidence_options import EvidenceOptions
 from noisescope.errors import NoisescopeError, RunError, UsageError
 from noisescope.replicas.config import FLAGS, LoraConfig
 from noisescope.replicas.cost import LoraCost, Meter

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope.cli.console import Terminal, duration, print_json, print_lines
+from noisescope.cli.evidence_options import EvidenceOptions
 from noisescope.cli.launch import read_inputs
 from noisescope.cli.options import (
     DatasetArgument,
-    EvidenceOptions,
     JsonOption,
     SourceOptions,
     spread,

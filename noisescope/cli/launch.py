@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope.cli.console import Terminal
-from noisescope.cli.options import ConstantOptions, EvidenceOptions, SourceOptions
+from noisescope.cli.evidence_options import EvidenceOptions
+from noisescope.cli.options import ConstantOptions, SourceOptions
 
 if TYPE_CHECKING:
     from noisescope.auditing.ranks import World

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from noisescope.cli.console import OUT, Terminal, duration, print_json
+from noisescope.cli.evidence_options import EvidenceOptions
 from noisescope.cli.launch import read_inputs, typed_before
 from noisescope.cli.options import (
     MACHINE,
     ConstantOptions,
     DatasetArgument,
-    EvidenceOptions,
     JsonOption,
     SourceOptions,
     spread,
