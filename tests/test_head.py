@@ -17,7 +17,7 @@ from noisescope.pairs import hashed
 from noisescope.replicas.cross_fit import assign
 from noisescope.replicas.head import HeadConfig, fit_heads, recurring_responses, replica_weights
 from noisescope.replicas.prior import evaluate, pose, unit_scale
-from noisescope.replicas.solver import solve
+from noisescope.replicas.solver import objective, solve
 from noisescope.training.batch_order import bootstrap_weight, fold_of
 
 QUICK = HeadConfig(replicas=2, folds=4, search_steps=4)
@@ -95,6 +95,14 @@ def test_one_pair_by_hand() -> None:
     design = problem.design({"x": float(1 / expit(-1.0))})
     fit = solve(design, np.ones((1, 1), np.float32), tolerance=1e-8)
     assert fit.margins[0, 0] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_loss_of_many_pairs_is_summed_without_rounding_away_a_step() -> None:
+    rng = np.random.default_rng(0)
+    weights, margins, u = (rng.random((n, 3)).astype(np.float32) for n in (50_000, 50_000, 9))
+    exact = np.square(u.astype(float)).sum(axis=0) / 2
+    exact += (weights.astype(float) * np.logaddexp(0, -margins.astype(float))).sum(axis=0)
+    assert objective(weights, margins, u) == pytest.approx(exact, rel=1e-8)
 
 
 @pytest.mark.parametrize(("pairs", "responses"), [(120, 12), (60, 100)])
