@@ -527,3 +527,39 @@ def test_hard_needs_gaps(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no scores") as caught:
         plant(open_source(source), FlipPlan(0.2, "hard"), tmp_path / "out")
     assert "--run" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"responses": '["Good answer.", "Bad one."]', "ranks": "[1, 2]"},
+        {"best": '{"text": "Good answer."}', "worst": '{"text": "Bad one."}'},
+    ],
+    ids=["list", "object"],
+)
+def test_a_preference_inside_text_is_refused_and_not_counted_as_flipped(
+    tmp_path: Path, cells: dict[str, str]
+) -> None:
+    with (tmp_path / "a.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["prompt", *cells])
+        writer.writeheader()
+        writer.writerows({"prompt": f"Bake what {i}?"} | cells for i in range(12))
+    columns = None if "ranks" in cells else "prompt=prompt,chosen=best.text,rejected=worst.text"
+    with pytest.raises(DataError, match=r"a\.csv:\d+: this row cannot be written back") as caught:
+        plant(
+            open_source(tmp_path / "a.csv"),
+            FlipPlan(1.0, "uniform"),
+            tmp_path / "out",
+            columns=columns,
+        )
+    assert "JSON lines" in (caught.value.hint or "")
+    assert not (tmp_path / "out/flips.parquet").exists()
+
+
+def test_an_uncompressed_parquet_file_is_flipped(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p {i}", "chosen": f"c {i}", "rejected": f"r {i}"} for i in range(12)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", compression="none")
+    done = plant(open_source(tmp_path / "a.parquet"), FlipPlan(1.0), tmp_path / "out")
+    assert done.flipped == 12
+    table = pq.read_table(done.directory / "a.parquet")
+    assert table["chosen"].to_pylist() == [row["rejected"] for row in rows]

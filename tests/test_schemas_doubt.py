@@ -265,3 +265,39 @@ def test_a_row_with_an_empty_prompt_is_counted() -> None:
     facts = read(SIDES | {"prompt": ["", *[ASKED] * 5]}).facts
     assert (facts.pairs, facts.rejected) == (10, {"unreadable": 2})
     assert facts.examples[0].detail == "prompt is empty"
+
+
+@pytest.mark.parametrize(
+    ("columns", "format", "missing"),
+    [
+        ("chosen=one,rejected=", None, "rejected"),
+        ("a=one,b=two", "columnar", "preference or share_a or votes_a or score_a"),
+        ("responses=one", "columnar", "ranks or ratings"),
+    ],
+)
+def test_a_mapping_without_a_role_that_it_needs_is_refused(
+    columns: str, format: str | None, missing: str
+) -> None:
+    rows = [
+        {"prompt": f"p {i}?", "chosen": "c", "rejected": "r", "one": f"x {i}", "two": f"y {i}"}
+        for i in range(12)
+    ]
+    with pytest.raises(DataError, match=f"no column has the role {missing}, which"):
+        load_table(rows, columns=columns, format=format)
+
+
+def test_a_format_of_pictures_read_without_them_is_plain_text() -> None:
+    rows = [
+        {"prompt": f"p {i}?", "chosen": f"c {i}", "rejected": f"r {i}", "images": f"{i}.png"}
+        for i in range(12)
+    ]
+    dataset = load_table(rows, columns={"images": ""}, format="trl_vision")
+    assert (dataset.modality, len(dataset)) == ("text", 12)
+
+
+def test_pictures_can_be_read_without_prompts() -> None:
+    from helpers.tiny_diffusion import picture
+
+    rows = [{"chosen": picture(i), "rejected": picture(i + 20)} for i in range(12)]
+    dataset = load_table(rows, columns={"prompt": "", "chosen": "chosen", "rejected": "rejected"})
+    assert (dataset.modality, set(dataset.table["prompt"].to_pylist())) == ("image", {""})

@@ -188,7 +188,10 @@ def _rewrite_parquet(source: Path, target: Path, change: Change) -> None:
             if meta.num_row_groups:
                 first = meta.row_group(0)
                 columns = [first.column(index) for index in range(first.num_columns)]
-                codecs = {column.path_in_schema: column.compression for column in columns}
+                codecs = {
+                    column.path_in_schema: column.compression.replace("UNCOMPRESSED", "NONE")
+                    for column in columns
+                }
             with pq.ParquetWriter(target, file.schema_arrow, compression=codecs or "snappy") as out:
                 number = 0
                 for table in _groups(file):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from noisescope.datasets.adapters.reverse import flipped
 from noisescope.datasets.flip.copy import copy_images
 from noisescope.datasets.flip.ground_truth import Reversed, read_reversed
 from noisescope.datasets.load import SAMPLE_ROWS
@@ -98,10 +99,11 @@ class Cleaner:
                 if action == DROP:
                     new[index] = None
                 elif action == FLIP and values is not None:
+                    place = f"{file.name}:{number + 1}"
                     new[index] = (
-                        undo.flip(values)
+                        flipped(undo, values, place)
                         if number in planted
-                        else self.adapter.flip(values, correction=True)
+                        else flipped(self.adapter, values, place, correction=True)
                     )
             if self.adapter.modality != "text":
                 kept = [row for index, row in enumerate(rows) if new.get(index, row) is not None]

@@ -227,7 +227,8 @@ def _checked(schema: Schema, row: RawRow, one: Any, other: Any, names: tuple[str
     Raises RowFault, also for texts that are blank, placeholders or identical.
     """
     if schema.modality == "image":
-        return _text(schema, row, "prompt"), None, one, other
+        prompt = _text(schema, row, "prompt") if "prompt" in schema.roles else ""
+        return prompt, None, one, other
     composed = compose(_opening(schema, row), one, other, names)
     sides = composed[2:]
     for name, response in zip(names, sides, strict=True):

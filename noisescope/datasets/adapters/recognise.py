@@ -33,6 +33,7 @@ from noisescope.datasets.adapters.names import MORE, OPENINGS, OWN, USUAL
 from noisescope.datasets.adapters.refuse import (
     pictures,
     refuse_halves,
+    refuse_incomplete,
     refuse_label,
     refuse_lost,
     unknown,
@@ -174,6 +175,8 @@ def _completed(schema: Schema, table: Sample, mapped: Roles, *, explicit: bool) 
     roles = {role: path for role, path in (roles | mapped).items() if path}
     refuse_halves(roles, table)
     schema = replace(schema, roles=roles)
+    if mapped:
+        refuse_incomplete(schema, table)
     if schema.shape == "sides" and not known:
         roles = with_ties(schema, table, mapped)
         refuse_label(schema, table, mapped, explicit)

@@ -45,7 +45,7 @@ from noisescope.datasets.adapters.sample import (
     items,
     strings,
 )
-from noisescope.datasets.adapters.schema import VALUES, Schema
+from noisescope.datasets.adapters.schema import VALUES, Schema, Shape
 from noisescope.datasets.adapters.table import is_closed
 from noisescope.errors import DataError
 
@@ -131,6 +131,15 @@ _TWINS = (("share_a", "share_b"), ("votes_a", "votes_b"), ("score_a", "score_b")
           ("rank_chosen", "rank_rejected"), ("a", "b"))  # fmt: skip
 
 
+#: Roles without which no row of a shape states a pair: one of each.
+_NEEDED: dict[Shape, tuple[tuple[str, ...], ...]] = {
+    "sides": (("chosen",), ("rejected",)),
+    "labelled": (("b",), ("preference", "share_a", "votes_a", "score_a")),
+    "list": (("ranks", "ratings"),),
+    "rows": (("rating",),),
+}
+
+
 def refuse_halves(roles: Roles, table: Sample) -> None:
     """Raise DataError for one of two roles that need each other, or a coding without a label."""
     for pair in _TWINS:
@@ -149,6 +158,19 @@ def refuse_halves(roles: Roles, table: Sample) -> None:
             f"{table.name}: {', '.join(coding)} without preference: no column holds these values",
             hint=f"Name the column: {flag({'preference': named_} | coding)}",
         )
+
+
+def refuse_incomplete(schema: Schema, table: Sample) -> None:
+    """Raise DataError if a role is missing without which no row states a pair."""
+    for roles in _NEEDED[schema.shape]:
+        if not set(roles) & set(schema.roles):
+            main = _main(schema)
+            given = ", ".join(role for role in main if role not in VALUES)
+            raise DataError(
+                f"{table.name}: no column has the role {' or '.join(roles)}, which "
+                f"{given} need (columns: {', '.join(table.columns)})",
+                hint=f"Name it: {flag(main | {roles[0]: 'COLUMN'})}",
+            )
 
 
 def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:

@@ -17,6 +17,7 @@ from noisescope.datasets.adapters.labels import (
     word_side,
 )
 from noisescope.datasets.adapters.preference import meaning, named_side
+from noisescope.errors import DataError
 
 if TYPE_CHECKING:
     from noisescope.datasets.adapters.schema import Schema
@@ -76,6 +77,25 @@ def flip(schema: Schema, row: RawRow, *, correction: bool = False) -> dict[str, 
         if best is not None and best in sides and sides[0] != sides[1]:
             flipped[schema.ids[0]] = sides[1 - sides.index(best)]
     return flipped
+
+
+def flipped(schema: Schema, row: RawRow, place: str, *, correction: bool = False) -> dict[str, Any]:
+    """`flip` of a row that states a pair, at `place` in its file.
+
+    Raises DataError if that changes nothing, as where the label is inside text that holds JSON.
+    """
+    try:
+        changed_row = flip(schema, row, correction=correction)
+    except LookupError:
+        changed_row = dict(row)
+    if changed_row == row:
+        raise DataError(
+            f"{place}: this row cannot be written back with its preference reversed: what states "
+            "it is inside text, such as a list in a CSV file",
+            hint="Write the rows as JSON lines or Parquet, or use the pairs of a run: noisescope "
+            "export --format trl",
+        )
+    return changed_row
 
 
 def _copied(schema: Schema, row: RawRow, flipped: dict[str, Any]) -> dict[str, Any]:

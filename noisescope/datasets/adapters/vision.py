@@ -258,7 +258,7 @@ def empty_of(schema: Schema, sample: Sequence[Mapping[str, Any]]) -> frozenset[s
 def of_vision(schema: Schema, table: Sample) -> Schema:
     """The schema as one of texts about pictures if a column has that role. Raises DataError."""
     if "images" not in schema.roles:
-        return schema
+        return replace(schema, modality="text") if schema.modality == "vision" else schema
     if schema.modality == "image" or schema.shape == "rows":
         what = "sides that are pictures" if schema.modality == "image" else "one answer a row"
         raise DataError(

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisescope.datasets.adapters.cells import decoded
+from noisescope.datasets.adapters.reverse import flipped
 from noisescope.datasets.flip.ground_truth import TRUTH, TruthWriter, decided, next_decisions
 from noisescope.datasets.flip.kinds import Chance
 from noisescope.datasets.flip.plan import (
@@ -281,10 +282,12 @@ class Planter:
         first: dict[int, int] = {}
         leaders = np.array([first.setdefault(row, index) for index, row in enumerate(at)])
         numbers = np.array([rows[index][0] for index in at])
-        flipped = self._record(parsed, leaders, numbers, name, truth)
+        chosen = self._record(parsed, leaders, numbers, name, truth)
         return {
-            at[index]: self.adapter.flip(rows[at[index]][1] or {})
-            for index in np.flatnonzero(flipped).tolist()
+            at[index]: flipped(
+                self.adapter, rows[at[index]][1] or {}, f"{name}:{numbers[index] + 1}"
+            )
+            for index in np.flatnonzero(chosen).tolist()
             if leaders[index] == index
         }
 
