@@ -5,7 +5,7 @@ Called by `readers.read_file`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ def read_parquet(path: Path, columns: Collection[str] | None = None) -> Iterator
         with pq.ParquetFile(path) as file:
             check_unique(path, file.schema_arrow.names)
             names = [name for name in file.schema_arrow.names if columns is None or name in columns]
-            yield from _batches(file.iter_batches(batch_size=BATCH_ROWS, columns=names))
+            yield from numbered_rows(file.iter_batches(batch_size=BATCH_ROWS, columns=names))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _damaged(path, "Parquet", error) from error
 
@@ -49,14 +49,10 @@ def read_arrow(path: Path, columns: Collection[str] | None = None) -> Iterator[D
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as mapped:
-            magic = mapped.read(6)
-            mapped.seek(0)
-            opened = pa.ipc.open_file if magic == b"ARROW1" else pa.ipc.open_stream
-            with opened(mapped) as reader:
-                check_unique(path, reader.schema.names)
-                names = [name for name in reader.schema.names if columns is None or name in columns]
-                yield from _batches(batch.select(names) for batch in _ipc_batches(reader))
+        with pa.memory_map(str(path)) as mapped, ipc_reader(mapped) as reader:
+            check_unique(path, reader.schema.names)
+            names = [name for name in reader.schema.names if columns is None or name in columns]
+            yield from numbered_rows(batch.select(names) for batch in ipc_batches(reader))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise _damaged(path, "Arrow", error) from error
 
@@ -71,7 +67,17 @@ def _damaged(path: Path, form: str, error: Exception) -> Exception:
     )
 
 
-def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
+def ipc_reader(mapped: pa.MemoryMappedFile) -> Any:
+    """Open an Arrow IPC file or stream."""
+    import pyarrow as pa
+
+    whole = mapped.read(6) == b"ARROW1"
+    mapped.seek(0)
+    return pa.ipc.open_file(mapped) if whole else pa.ipc.open_stream(mapped)
+
+
+def ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of an Arrow IPC file or stream."""
     import pyarrow as pa
 
     if isinstance(reader, pa.RecordBatchFileReader):
@@ -80,8 +86,8 @@ def _ipc_batches(reader: Any) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _batches(batches: Iterator[pa.RecordBatch]) -> Iterator[Decoded]:
-    """Rows of record batches; a value that Python cannot hold spoils only its row."""
+def numbered_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Decoded]:
+    """Yield the rows of record batches; a value that Python cannot hold spoils only its row."""
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, BATCH_ROWS):

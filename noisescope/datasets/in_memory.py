@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from noisescope.datasets.columnar_files import BATCH_ROWS, decoded_rows
+from noisescope.datasets.columnar_files import numbered_rows
 from noisescope.datasets.load import read_source
 from noisescope.datasets.readers import Row
 from noisescope.datasets.sources import Source
@@ -91,8 +91,5 @@ def _rows(table: pa.Table, name: str, columns: Collection[str] | None) -> Iterat
     """Every row of the table, only of these columns."""
     if columns is not None:
         table = table.select([column for column in table.column_names if column in columns])
-    number = 0
-    for batch in table.to_batches(BATCH_ROWS):
-        for values, trouble in decoded_rows(batch):
-            yield Row(name, number, values, trouble)
-            number += 1
+    for number, values, trouble in numbered_rows(table.to_batches()):
+        yield Row(name, number, values, trouble)

@@ -21,7 +21,6 @@ from typing import IO, TYPE_CHECKING, Any, AnyStr, cast, final
 
 from noisescope.datasets.adapters.cells import kind
 from noisescope.datasets.adapters.names import OWN_IDS
-from noisescope.datasets.columnar_files import BATCH_ROWS as BATCH_ROWS
 from noisescope.datasets.columnar_files import Decoded, check_unique, read_arrow, read_parquet
 from noisescope.errors import DataError, first_line
 
@@ -30,11 +29,11 @@ if TYPE_CHECKING:
 
 #: What to do about a source without rows.
 NO_ROWS = "Give each pair a row: columns (or JSON keys) prompt, chosen, rejected."
-TAB = "\t"
 #: Bytes of one row's text, and of a JSON array held whole: more is a mistake or a gzip bomb.
 MAX_ROW = 64 << 20
 MAX_ARRAY = 2 << 30
-_BOM = b"\xef\xbb\xbf"
+#: Byte order mark of UTF-8.
+BOM = b"\xef\xbb\xbf"
 #: Bytes looked at to recognise a file, and bytes outside UTF-8 that make it another encoding.
 _HEAD, _FEWEST_ODD = 1 << 20, 3
 #: Keys of pandas' JSON by orient="split": columns, index, data.
@@ -150,7 +149,7 @@ def opened(path: Path, mode: str = "rb") -> Iterator[IO[bytes]]:
 def _read_lines(path: Path) -> Iterator[Decoded]:
     with opened(path) as stream:
         for number, line in enumerate(bounded_lines(stream, path)):
-            content = line.removeprefix(_BOM).strip() if number == 0 else line.strip()
+            content = line.removeprefix(BOM).strip() if number == 0 else line.strip()
             if content:
                 yield (number, *decoded_object(content))
 
@@ -165,10 +164,11 @@ def decoded_object(content: bytes) -> tuple[dict[str, Any] | None, str]:
         return None, "nested too deeply"
     except ValueError as error:
         return None, f"not valid JSON ({error})"
-    return _checked(value)
+    return checked_object(value)
 
 
-def _checked(value: object) -> tuple[dict[str, Any] | None, str]:
+def checked_object(value: object) -> tuple[dict[str, Any] | None, str]:
+    """A decoded JSON object: its values, or None and the reason."""
     if isinstance(value, dict):
         return value, ""
     return None, f"{kind(value)}, expected a JSON object"
@@ -180,7 +180,7 @@ def _read_json(path: Path) -> Iterator[Decoded]:
         yield from _read_lines(path)
         return
     with opened(path) as stream:
-        content = bounded_read(stream, path).removeprefix(_BOM)
+        content = bounded_read(stream, path).removeprefix(BOM)
     if not content.strip():
         return
     try:
@@ -192,12 +192,17 @@ def _read_json(path: Path) -> Iterator[Decoded]:
         ) from error
     rows = _by_columns(found) if isinstance(found, dict) else found
     if rows is None:
-        arrays = [item for item in found.values() if isinstance(item, list)]
+        arrays = arrays_in(found)
         rows = arrays[0] if len(arrays) == 1 else None
     if not isinstance(rows, list):
         raise DataError(f"{path}: holds no single JSON array of rows", hint=_ENDINGS)
     for number, item in enumerate(rows):
-        yield (number, *_checked(item))
+        yield (number, *checked_object(item))
+
+
+def arrays_in(found: dict[str, Any]) -> list[list[Any]]:
+    """The arrays of a JSON object: one of them alone may hold the rows."""
+    return [item for item in found.values() if isinstance(item, list)]
 
 
 def _by_columns(found: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -224,13 +229,13 @@ def is_json_lines(path: Path) -> bool:
     it holds neither an array of objects nor columns."""
     with opened(path) as stream:
         lines = (line for line in bounded_lines(stream, path) if line.strip())
-        first = next(lines, b"").removeprefix(_BOM).strip()
+        first = next(lines, b"").removeprefix(BOM).strip()
         found = decoded_object(first)[0] if first.startswith(b"{") else None
         if found is None:
             return False
         if next(lines, None) is not None:
             return True
-    arrays = [item for item in found.values() if isinstance(item, list)]
+    arrays = arrays_in(found)
     held = len(arrays) == 1 and any(isinstance(item, dict) for item in arrays[0])
     return not (held and len(arrays[0]) > 1) and _by_columns(found) is None
 
@@ -262,10 +267,9 @@ def bounded_read(stream: IO[bytes], path: Path) -> bytes:
 def _read_csv(path: Path) -> Iterator[Decoded]:
     """Comma- or tab-separated values with a header. Bytes outside UTF-8 spoil only their row."""
     csv.field_size_limit(MAX_ROW)
-    tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
     with opened(path) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(bounded_lines(text, path), delimiter="\t" if tabs else ",", strict=True)
+        reader = csv.reader(bounded_lines(text, path), delimiter=delimiter_of(path), strict=True)
         header = _header(path, reader)
         number = -1
         while header:
@@ -279,10 +283,20 @@ def _read_csv(path: Path) -> Iterator[Decoded]:
                 continue
             if not fields:
                 number -= 1
-            elif len(fields) != len(header):
-                yield number, None, f"{len(fields)} fields under {len(header)} columns"
             else:
-                yield number, dict(zip(header, fields, strict=True)), ""
+                yield (number, *record_of(header, fields))
+
+
+def delimiter_of(path: Path) -> str:
+    """What separates the fields of a CSV or TSV file."""
+    return "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+
+
+def record_of(header: list[str], fields: list[str]) -> tuple[dict[str, Any] | None, str]:
+    """Values of a CSV record by column, or None and the reason."""
+    if len(fields) != len(header):
+        return None, f"{len(fields)} fields under {len(header)} columns"
+    return dict(zip(header, fields, strict=True)), ""
 
 
 def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
@@ -296,8 +310,9 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
     check_unique(path, header)
     other = next((mark for mark in ";|\t" if len(header) == 1 and mark in header[0]), None)
     if other:
+        named = "tabs" if other == "\t" else repr(other)
         raise DataError(
-            f"{path}: fields separated by {'tabs' if other == TAB else repr(other)}, not commas",
+            f"{path}: fields separated by {named}, not commas",
             hint="Write it with commas, or with tabs and the ending .tsv.",
         )
     return header

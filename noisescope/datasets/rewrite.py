@@ -26,14 +26,19 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from noisescope.datasets.columnar_files import decoded_rows, sound
+from noisescope.datasets.columnar_files import decoded_rows, ipc_batches, ipc_reader, sound
 from noisescope.datasets.readers import (
+    BOM,
+    arrays_in,
     bounded_lines,
     bounded_read,
+    checked_object,
     damaged_gzip,
     decoded_object,
+    delimiter_of,
     is_json_lines,
     opened,
+    record_of,
     suffix,
 )
 from noisescope.errors import DataError
@@ -53,7 +58,6 @@ Change = Callable[[Sequence[Decoded]], Changes]
 CHUNK_ROWS = 2048
 #: A Parquet row group above this size is read, and written, in several pieces.
 GROUP_BYTES = 8 << 20
-_BOM = b"\xef\xbb\xbf"
 
 
 def rewrite(source: Path, target: Path, change: Change) -> None:
@@ -70,7 +74,7 @@ def _rewrite_lines(source: Path, target: Path, change: Change) -> None:
         lines = enumerate(bounded_lines(stream, source))
         while chunk := list(islice(lines, CHUNK_ROWS)):
             bodies = [
-                (line.removeprefix(_BOM) if number == 0 else line).strip() for number, line in chunk
+                (line.removeprefix(BOM) if number == 0 else line).strip() for number, line in chunk
             ]
             filled = [at for at, body in enumerate(bodies) if body]
             rows = [(chunk[at][0], *decoded_object(bodies[at])) for at in filled]
@@ -98,21 +102,15 @@ def _rewrite_json(source: Path, target: Path, change: Change) -> None:
         return
     with opened(source, "rb") as stream:
         content = bounded_read(stream, source)
-    whole = json.loads(content.removeprefix(_BOM).decode())
-    arrays = [whole] if isinstance(whole, list) else []
-    if isinstance(whole, dict):
-        arrays = [value for value in whole.values() if isinstance(value, list)]
+    whole = json.loads(content.removeprefix(BOM).decode())
+    arrays = arrays_in(whole if isinstance(whole, dict) else {"": whole})
     if len(arrays) != 1:
         raise DataError(
             f"{source}: holds no single JSON array of rows",
             hint="Write one JSON object a line, as .jsonl.",
         )
     rows = arrays[0]
-    decoded: list[Decoded] = [
-        (number, row, "") if isinstance(row, dict) else (number, None, "not a JSON object")
-        for number, row in enumerate(rows)
-    ]
-    changes = change(decoded)
+    changes = change([(number, *checked_object(row)) for number, row in enumerate(rows)])
     rows[:] = [
         changes.get(number, row)
         for number, row in enumerate(rows)
@@ -125,7 +123,7 @@ def _rewrite_json(source: Path, target: Path, change: Change) -> None:
 
 def _rewrite_csv(source: Path, target: Path, change: Change) -> None:
     """CSV or TSV with a header. Raises DataError for a record that cannot be written again."""
-    delimiter = "\t" if source.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+    delimiter = delimiter_of(source)
     with opened(source, "rb") as stream, opened(target, "wb") as out:
         text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
         copy = io.TextIOWrapper(
@@ -138,7 +136,7 @@ def _rewrite_csv(source: Path, target: Path, change: Change) -> None:
             copy.write(_taken(lines))
             numbered = enumerate((record, _taken(lines)) for record in reader if record)
             while chunk := list(islice(numbered, CHUNK_ROWS)):
-                rows = [(number, *_named(names, record)) for number, (record, _) in chunk]
+                rows = [(number, *record_of(names, record)) for number, (record, _) in chunk]
                 changes = change(rows)
                 for index, (_, (_, raw)) in enumerate(chunk):
                     new = changes.get(index, {})
@@ -169,12 +167,6 @@ def _taken(lines: list[str]) -> str:
     raw = "".join(lines)
     lines.clear()
     return raw
-
-
-def _named(names: Sequence[str], record: list[str]) -> tuple[dict[str, Any] | None, str]:
-    if len(record) != len(names):
-        return None, f"{len(record)} fields under {len(names)} columns"
-    return dict(zip(names, record, strict=True)), ""
 
 
 def _rewrite_parquet(source: Path, target: Path, change: Change) -> None:
@@ -223,18 +215,12 @@ def _rewrite_arrow(source: Path, target: Path, change: Change) -> None:
 
     try:
         with pa.memory_map(str(source)) as mapped:
-            whole = mapped.read(6) == b"ARROW1"
-            mapped.seek(0)
-            opened = pa.ipc.open_file(mapped) if whole else pa.ipc.open_stream(mapped)
+            reader = ipc_reader(mapped)
+            whole = isinstance(reader, pa.RecordBatchFileReader)
             new = pa.ipc.new_file if whole else pa.ipc.new_stream
-            batches = (
-                (opened.get_batch(index) for index in range(opened.num_record_batches))
-                if whole
-                else opened
-            )
-            with new(str(target), opened.schema) as out:
+            with new(str(target), reader.schema) as out:
                 number = 0
-                for batch in batches:
+                for batch in ipc_batches(reader):
                     table = _changed(pa.Table.from_batches([sound(batch)]), number, change)
                     out.write_table(table.combine_chunks())
                     number += batch.num_rows

@@ -65,7 +65,8 @@ def read_truth(path: Path, table: pa.Table, own: str | None = None) -> tuple[Boo
     if "pair_id" not in columns and named:
         columns = ["pair_id" if name == named[0] else name for name in columns]
         stated = stated.rename_columns(columns)
-    lists = {name: column.to_pylist() for name, column in _wanted(stated).items()}
+    wanted = [name for name in ("pair_id", *LABELS) if name in columns]
+    lists = {name: stated.column(name).to_pylist() for name in wanted}
     label = next((name for name in LABELS if name in columns), None)
     if label is None or "pair_id" not in columns:
         raise DataError(
@@ -89,11 +90,6 @@ def own_ids(run: Run) -> str | None:
     """The dataset's column that the ids of the run's pairs are from; None if not stated."""
     columns = run.manifest().get("columns") or {}
     return columns.get("pair_id")
-
-
-def _wanted(table: pa.Table) -> dict[str, Any]:
-    """Columns that are used, by name."""
-    return {name: table.column(name) for name in ("pair_id", *LABELS) if name in table.schema.names}
 
 
 #: The truth, beside the copy; its schema metadata holds the plan under this key.
