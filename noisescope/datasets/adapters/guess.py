@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import combinations
 
+from noisescope.datasets.adapters.agree import refuse_other_order, refuse_other_side
 from noisescope.datasets.adapters.cells import (
-    RawRow,
-    RowFault,
     is_missing,
     key,
-    numbers,
-    value,
+)
+from noisescope.datasets.adapters.codings import (
+    coding_of,
+    coding_roles,
+    codings,
+    described,
+    is_label,
+    names_of,
+    retagged,
+    worse_coding,
 )
 from noisescope.datasets.adapters.labels import (
     LABEL_TYPES,
     canonical,
-    is_unlabelled,
     tags,
     word_side,
     words_of,
@@ -46,7 +51,6 @@ from noisescope.datasets.adapters.names import (
     TIES,
     WINS,
 )
-from noisescope.datasets.adapters.preference import difference, preference
 from noisescope.datasets.adapters.sample import Sample, is_messages, is_picture, items
 from noisescope.datasets.adapters.schema import VALUES, Schema
 from noisescope.errors import DataError
@@ -118,11 +122,10 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
         for name, column in table.by_key.items()
         if column not in found and _LOSES.search(name) and is_label(table, column)
     ]
-    if worse and (not statements or _worse_coding(table, found, worse[0])):
-        stated = {"preference": worse[0]} | (_worse_coding(table, found, worse[0]) or {})
-        if not statements:
-            raise _reversed(table, roles, worse[0])
-        _agree(table, roles, [statements[0], stated])
+    if worse and not statements:
+        raise _reversed(table, roles, worse[0])
+    if worse and (coding := worse_coding(table, found, worse[0])):
+        refuse_other_side(table, roles, [statements[0], {"preference": worse[0]} | coding])
     shares = _shares(table, tags(*found))
     if not statements and not shares:
         for name in candidates:
@@ -132,32 +135,18 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
     scores = score_pair(table, *tags(*found))
     ordered = [{"score_a": scores[0], "score_b": scores[1]}] if scores else []
     if not statements and ordered:
-        _agree(table, roles, [*ordered, *_rank_pair(table, tags(*found))])
-    _agree(table, roles, statements)
+        refuse_other_side(table, roles, [*ordered, *_rank_pair(table, tags(*found))])
+    refuse_other_side(table, roles, statements)
     if statements and ordered:
-        _agree(table, roles, [statements[0], *ordered], most=0.5)
+        refuse_other_side(table, roles, [statements[0], *ordered], most=0.5)
     return next((roles | one for one in [*statements, *ordered]), None)
-
-
-def _worse_coding(table: Sample, sides: tuple[str, str], name: str) -> Roles | None:
-    """The coding of a label that names the worse side, by the words or tags that occur."""
-    tag = tags(*sides)
-    wins: dict[float, list[str]] = {-1.0: [], 1.0: [], 0.0: []}
-    for text in sorted({str(one).strip() for one in table.values(name) if not is_missing(one)}):
-        side = word_side(text, tag)
-        if side is None and canonical(text) in tag:
-            side = 1.0 if canonical(text) == tag[0] else -1.0
-        if side is None or re.search(r"[|,=]", text):
-            return None
-        wins[side].append(text)
-    return _coding(wins[-1.0], wins[1.0], wins[0.0]) or None
 
 
 def _reversed(table: Sample, sides: Roles, name: str) -> DataError:
     """The error of a label that, by its name, states which side is worse."""
     pair = (sides["a"], sides["b"])
     roles = _with_prompt(table, sides | {"preference": name})
-    coding = _worse_coding(table, pair, name)
+    coding = worse_coding(table, pair, name)
     ways = [coding] if coding else codings(table.labels(name))
     return DataError(
         f"{table.name}: {name} names the worse side, and preference the better one",
@@ -180,7 +169,7 @@ def _refuse_third(table: Sample) -> None:
         texts = sorted({str(one).strip() for one in table.values(label)})
         last = {text: (words_of(text) or [""])[-1] for text in texts}
         first, second = ([text for text in texts if last[text] == one] for one in tag)
-        roles |= _coding(first, second, [text for text in texts if last[text] not in tag])
+        roles |= coding_roles(first, second, [text for text in texts if last[text] not in tag])
     raise DataError(
         f"{table.name}: more than two answers in a row: {found[0]}, {found[1]} and others",
         hint=f"{flag(roles)} compares these two alone.",
@@ -202,41 +191,6 @@ def _rank_pair(table: Sample, tag: tuple[str, str]) -> list[Roles]:
         if one and other and table.numeric(one) and table.numeric(other):
             return [{"rank_a": one, "rank_b": other}]
     return []
-
-
-def _agree(table: Sample, sides: Roles, statements: list[Roles], most: float = 0.0) -> None:
-    """Raise DataError if two columns name opposite sides in more than `most` of the rows."""
-    for other in statements[1:]:
-        one = statements[0]
-        both = [
-            (x, y)
-            for row in table.rows
-            if (x := _stated(row, sides | one)) and (y := _stated(row, sides | other))
-        ]
-        against = sum((x > 0) != (y > 0) for x, y in both)
-        if against > most * len(both):
-            ways = [(each, " and ".join(Schema("", each).paths)) for each in (one, other)]
-            names = [name for _, name in ways]
-            raise DataError(
-                f"{table.name}: {names[0]} and {names[1]} name different sides as the better one "
-                f"in {against} of {len(both)} rows",
-                hint="; ".join(
-                    f"{flag(sides | each)} reads {name}"
-                    for each, name in ways
-                    if "rank_a" not in each
-                )
-                + ".",
-            )
-
-
-def _stated(row: RawRow, roles: Roles) -> float | None:
-    """Which side the row states by these roles: above 0 the first, below 0 the second."""
-    try:
-        if "rank_a" in roles:
-            return difference(Schema("columns", roles), row, "rank_b", "rank_a")
-        return preference(Schema("columns", roles), row).side
-    except RowFault:
-        return None
 
 
 #: A column that names the worse side.
@@ -274,7 +228,7 @@ def _shares(table: Sample, tag: tuple[str, str]) -> Roles | None:
     counts = {"votes", "vote"}
     for name, column in table.by_key.items():
         parts = set(words_of(name))
-        other = _retagged(name, tag[0], tag[1])
+        other = retagged(name, tag[0], tag[1])
         if tag[0] not in parts or other == name or other not in table.by_key:
             continue
         if not parts & (words | counts) or "rate" in parts:
@@ -291,117 +245,11 @@ def _shares(table: Sample, tag: tuple[str, str]) -> Roles | None:
             if not is_missing(row.get(column)) and not is_missing(row.get(twin))
         ]
         if all(0 <= float(x) <= 1 for x in known) and all(total <= 1.01 for total in sums):
-            tie = _retagged(name, tag[0], "tie")
+            tie = retagged(name, tag[0], "tie")
             tie = tie if tie in table.by_key else tie.replace("model_tie", "tie")
             more = {"share_tie": table.by_key[tie]} if tie in table.by_key else {}
             return {"share_a": column, "share_b": twin} | more
     return None
-
-
-def _retagged(name: str, one: str, other: str) -> str:
-    """The name of a column with the tag of one side replaced by that of the other."""
-    return re.sub(rf"(?<![a-z]){one}(?![a-z0-9])", other, name)
-
-
-def coding_of(table: Sample, name: str, tag: tuple[str, str]) -> Roles | None:
-    """What the values of a label mean, if there is only one way to read them."""
-    values, found = table.labels(name) - {""}, table.values(name)
-    if not values or not all(isinstance(one, LABEL_TYPES) for one in found):
-        return None
-    sides = [word_side(word, tag) for word in map(str, found) if not is_missing(word)]
-    if sides and all(side is not None for side in sides) and any(sides):
-        return {}
-    own = tag if tag in (("1", "2"), ("0", "1")) else None
-    if tag in (("a", "b"), ("first", "second"), ("left", "right")):
-        own = ("1", "2")
-    ids = {"better_response_id", "preferred_id", "winner", "better", "choice", "preferred", "best"}
-    if own == ("1", "2") and "2" in values and values <= {"1", "2"}:
-        return {"a_wins": "1", "b_wins": "2"}
-    if own == ("0", "1") and values <= {"0", "1"} and key(name) in ids:
-        return {"a_wins": "0", "b_wins": "1"}
-    return None
-
-
-def names_of(table: Sample, name: str, tag: tuple[str, str]) -> Roles | None:
-    """Two columns that hold, in every row, what a label calls the sides: model_a, model_b."""
-    for column_key, one in table.by_key.items():
-        if not tag[0] or tag[0] not in words_of(column_key):
-            continue
-        other = table.by_key.get(_retagged(column_key, *tag), one)
-        rows = [row for row in table.rows if not is_missing(row.get(name))]
-        fits = [str(row.get(name)).strip() in (str(row.get(one)), str(row.get(other)))
-                or word_side(str(row.get(name)), ("", "")) == 0.0 for row in rows]  # fmt: skip
-        named_ = any(str(row.get(name)).strip() == str(row.get(one)) for row in rows)
-        if other != one and rows and all(fits) and named_:
-            return {"name_a": one, "name_b": other}
-    return None
-
-
-#: More distinct values than this are no labels.
-_MOST_LABELS = 9
-
-
-def is_label(table: Sample, name: str) -> bool:
-    """Whether a column may state a preference: few values, numbers or words of sides."""
-    values = table.labels(name)
-    return bool(values) and len(values) <= _MOST_LABELS and all(len(one) <= 24 for one in values)
-
-
-def codings(values: set[str]) -> list[Roles]:
-    """The likely meanings of some labels, each as roles that name every label that occurs."""
-    if any(re.search(r"[|,=]", one) for one in values):
-        return []
-    if not all(re.fullmatch(r"-?\d+(?:\.\d+)?", one) for one in values):
-        return _word_codings(values)
-    order = sorted(values, key=float)
-    if float(order[0]) < 0:
-        return [
-            {"a_wins": "negative", "b_wins": "positive", "tie": "0"},
-            {"a_wins": "positive", "b_wins": "negative", "tie": "0"},
-        ]
-    if values == {"0", "1", "2"}:
-        return [
-            {"a_wins": "0", "b_wins": "1", "tie": "2"},
-            {"a_wins": "1", "b_wins": "2", "tie": "0"},
-        ]
-    whole = all("." not in one for one in values) or values <= {"0", "0.5", "1"}
-    if len(values) > _MOST_LABELS or not whole:
-        return []
-    tie = [one for one in order if one == "0.5"]
-    if not tie and len(order) % 2 and len(order) > 1:
-        tie = [order[len(order) // 2]]
-    rest = [one for one in order if one not in tie]
-    return _both_ways(rest[: (len(rest) + 1) // 2], rest[(len(rest) + 1) // 2 :], tie)
-
-
-def _word_codings(values: set[str]) -> list[Roles]:
-    """The two ways to read labels in words: those of a side together, or one for each side."""
-    sides = {one: word_side(one, ("chosen", "rejected")) for one in sorted(values)}
-    tie = [one for one, side in sides.items() if side == 0]
-    rest = [one for one in sides if one not in tie and not is_unlabelled(one)]
-    if all(sides[one] is not None for one in rest) and len({sides[one] for one in rest}) == 2:
-        first = [one for one in rest if (sides[one] or 0) > 0]
-        return _both_ways(first, [one for one in rest if one not in first], tie)
-    return _both_ways(rest[:1], rest[1:], tie) if len(rest) <= 2 else []
-
-
-def _both_ways(first: list[str], last: list[str], tie: list[str]) -> list[Roles]:
-    if not first and not last:
-        return []
-    return [_coding(first, last, tie), _coding(last, first, tie)]
-
-
-def _coding(a_wins: list[str], b_wins: list[str], tie: list[str]) -> Roles:
-    """The roles that give labels their meaning."""
-    values = {"a_wins": a_wins, "b_wins": b_wins, "tie": tie}
-    return {role: "|".join(texts) for role, texts in values.items() if texts}
-
-
-def described(coding: Roles, one: str, other: str) -> str:
-    """What a coding of labels means, in words."""
-    if "a_wins" in coding:
-        return f"{coding['a_wins']} means that {one} is better"
-    return f"{coding['b_wins']} means that {other} is better"
 
 
 def _ambiguous(table: Sample, sides: tuple[str, str], name: str) -> DataError:
@@ -453,31 +301,10 @@ def listed(table: Sample, mapped: Roles) -> Roles | None:
             if order and any(items(cell) for cell in table.values(order)):
                 orders.append({"responses": column, role: order})
         if len(orders) == 2 and not set(mapped) & {"ranks", "ratings"}:
-            _agree_lists(table, *orders)
+            refuse_other_order(table, *orders)
         if orders:
             return orders[0]
     return None
-
-
-def _agree_lists(table: Sample, ranked: Roles, rated: Roles) -> None:
-    """Raise DataError if ranks and ratings order two answers of a row in opposite ways."""
-    against = 0
-    for row in table.rows:
-        try:
-            ranks = numbers(value(row, ranked["ranks"]), ranked["ranks"])
-            ratings = numbers(value(row, rated["ratings"]), rated["ratings"])
-        except RowFault:
-            continue
-        both = [(a, b) for a, b in zip(ranks, ratings, strict=False) if a is not None
-                and b is not None]  # fmt: skip
-        against += any((x[0] - y[0]) * (x[1] - y[1]) > 0 for x, y in combinations(both, 2))
-    if against:
-        raise DataError(
-            f"{table.name}: {ranked['ranks']} and {rated['ratings']} order the answers "
-            f"differently in {against} of {len(table.rows)} rows",
-            hint=f"{flag(ranked)} reads the ranks, the lower the better; {flag(rated)} reads the "
-            "ratings, the higher the better.",
-        )
 
 
 def score_pair(table: Sample, one: str, other: str) -> tuple[str, str] | None:

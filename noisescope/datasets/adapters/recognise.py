@@ -14,11 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from noisescope.datasets.adapters.cells import RawRow, decoded, is_missing
+from noisescope.datasets.adapters.codings import coding_of, names_of
 from noisescope.datasets.adapters.compose import is_transcript
 from noisescope.datasets.adapters.guess import (
-    coding_of,
     listed,
-    names_of,
     prompt_of,
     score_pair,
     tie_column,
@@ -29,17 +28,22 @@ from noisescope.datasets.adapters.guess import (
 )
 from noisescope.datasets.adapters.labels import tags
 from noisescope.datasets.adapters.mapping import Roles, checked_columns, checked_pairs, named
-from noisescope.datasets.adapters.names import MORE, OPENINGS, OWN, USUAL
+from noisescope.datasets.adapters.names import IMAGE_NAME, MORE, OPENINGS, OWN, URL, USUAL
+from noisescope.datasets.adapters.nearest import unknown
 from noisescope.datasets.adapters.refuse import (
-    pictures,
     refuse_halves,
     refuse_incomplete,
     refuse_label,
     refuse_lost,
-    unknown,
     unused,
 )
-from noisescope.datasets.adapters.sample import Sample, is_conversation, is_messages, items
+from noisescope.datasets.adapters.sample import (
+    Sample,
+    is_conversation,
+    is_messages,
+    is_picture,
+    items,
+)
 from noisescope.datasets.adapters.schema import VALUES, Schema
 from noisescope.datasets.adapters.table import ADAPTERS, is_closed
 from noisescope.datasets.adapters.vision import of_vision, with_pictures
@@ -208,7 +212,7 @@ def _completed(schema: Schema, table: Sample, mapped: Roles, *, explicit: bool) 
 
 def _with_modality(schema: Schema, table: Sample) -> Schema:
     """The schema as one of images if its sides are pictures."""
-    if schema.modality == "text" and pictures(schema, table):
+    if schema.modality == "text" and _pictures(schema, table):
         return replace(schema, modality="image")
     return schema
 
@@ -235,3 +239,20 @@ def _family(schema: Schema, table: Sample) -> str:
     own = any(name in table.columns for name in OWN) and "prompt" in roles
     plain = any(isinstance(one, str) for one in found)
     return "columnar" if own or not plain else "trl"
+
+
+def _pictures(schema: Schema, table: Sample) -> bool:
+    """Whether the sides are pictures: bytes, records of them, or names of picture files."""
+    if schema.shape == "rows":
+        return False
+    one = {"sides": "chosen", "labelled": "a", "list": "responses"}[schema.shape]
+    found = table.values(schema.roles[one])
+    if schema.shape == "list":
+        found = [item for cell in found for item in items(cell)]
+    found = [each for each in found if not is_missing(each)]
+    return bool(found) and all(
+        isinstance(each, bytes)
+        or is_picture(each)
+        or (isinstance(each, str) and (IMAGE_NAME.fullmatch(each) or URL.fullmatch(each)))
+        for each in found
+    )

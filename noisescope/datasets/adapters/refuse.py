@@ -10,48 +10,28 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from noisescope.datasets.adapters.cells import RawRow, decoded, is_missing, key
-from noisescope.datasets.adapters.guess import (
-    codings,
-    described,
-    is_label,
-    named_pairs,
-    nested,
-    prompt_of,
-    two_columns,
-    with_input,
-)
+from noisescope.datasets.adapters.codings import codings, described, is_label
 from noisescope.datasets.adapters.labels import canonical, word_side
 from noisescope.datasets.adapters.mapping import Roles, flag
 from noisescope.datasets.adapters.names import (
     ABOUT,
     CONTEXTS,
-    IMAGE_NAME,
     INNER,
-    LIKELY,
     PREFERENCES,
     PROMPTS,
-    RATINGS,
     STATUS,
     SURE,
     TEXT_KEYS,
-    URL,
-    WINS,
 )
 from noisescope.datasets.adapters.sample import (
     Sample,
     is_conversation,
     is_messages,
-    is_picture,
-    items,
     strings,
 )
 from noisescope.datasets.adapters.schema import VALUES, Schema, Shape
 from noisescope.datasets.adapters.table import is_closed
 from noisescope.errors import DataError
-
-#: What most people need who meet a refusal for the first time.
-PLAINEST = "text needs prompt, chosen, rejected; pictures prompt, chosen_image, rejected_image"
-
 
 #: A column that states how the sides are to be read, if it holds booleans or 0 and 1.
 _FLAGS = re.compile(
@@ -179,7 +159,7 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
         if schema.modality == "image" and not mapped.get("prompt", "x"):
             return
         if "prompt" not in mapped and not is_conversation(schema.roles, table):
-            maybe = [c for c in unused(schema, table.columns) if _prose(table, c)]
+            maybe = [c for c in unused(schema, table.columns) if is_prose(table, c)]
             if schema.modality == "image" or maybe:
                 raise _no_prompt(schema, table, maybe)
     elif (schema.shape in ("list", "rows") and "prompt" not in schema.roles) or (
@@ -188,7 +168,7 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
         and not is_conversation(schema.roles, table)
     ):
         raise _no_prompt(
-            schema, table, [c for c in unused(schema, table.columns) if _prose(table, c)]
+            schema, table, [c for c in unused(schema, table.columns) if is_prose(table, c)]
         )
     _refuse_encoded(schema, table, mapped)
     if {"prompt", "context"} & set(mapped):
@@ -203,14 +183,14 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
         maybe = [
             column
             for column in unused(schema, table.columns)
-            if _prose(table, column) or (constant and _is_source(table, column))
+            if is_prose(table, column) or (constant and _is_source(table, column))
         ]
         if maybe:
             raise _no_prompt(schema, table, maybe)
     if schema.modality == "image":
         return
     for column in unused(schema, table.columns):
-        if (CONTEXTS.search(key(column)) or _is_unknown_prose(table, column)) and _answered(
+        if (CONTEXTS.search(key(column)) or _is_unknownis_prose(table, column)) and _answered(
             schema, table, column
         ):
             raise DataError(
@@ -320,7 +300,7 @@ def unused(schema: Schema, columns: Iterable[str]) -> list[str]:
     return [column for column in dict.fromkeys(columns) if column not in schema.used]
 
 
-def _prose(table: Sample, column: str) -> bool:
+def is_prose(table: Sample, column: str) -> bool:
     """Whether a column without a role may hold prompts."""
     name = key(column)
     if ABOUT.search(name) and not name.endswith(("_text", "_prompt", "_question", "_content")):
@@ -339,7 +319,7 @@ def _is_source(table: Sample, column: str) -> bool:
     return bool(named_) and _differs(table, column)
 
 
-def _is_unknown_prose(table: Sample, column: str) -> bool:
+def _is_unknownis_prose(table: Sample, column: str) -> bool:
     """Whether a column that no list knows holds sentences that differ in every row."""
     return not ABOUT.search(key(column)) and _differs(table, column)
 
@@ -386,89 +366,4 @@ def _no_prompt(schema: Schema, table: Sample, maybe: list[str]) -> DataError:
         f"{table.name}: {why}; it may be {named_}",
         hint=f"{flag({'prompt': maybe[0]} | main)} reads {maybe[0]} as the prompt; "
         f"{flag({'prompt': taken} | main)} {rest}.",
-    )
-
-
-def unknown(table: Sample, mapped: Roles) -> DataError:
-    """The error of a table that no schema fits, with the nearest mapping as a flag."""
-    found = ", ".join(table.columns) or "none"
-    message = f"{table.name}: no known format fits its columns ({found})"
-    nearest = _nearest(table, mapped)
-    if nearest is None and (rows := _rated_rows(table)):
-        return DataError(
-            f"{message}: it may have one answer a row, with its rating",
-            hint=f"{flag(rows)} compares the answers to each prompt: the higher rating is better.",
-        )
-    if nearest is None:
-        return DataError(
-            f"{message}: one answer a row, or none, states no preference between two",
-            hint="A pair needs two answers to one prompt: " + PLAINEST + ".",
-        )
-    typed = flag(nearest)
-    return DataError(message, hint=f"Name its columns: {typed} ({PLAINEST}).")
-
-
-def _rated_rows(table: Sample) -> Roles | None:
-    """Prompt, answer and rating, if each row of the table has one answer."""
-    prompt = prompt_of(table, set(), False)
-    answer, rating = table.first(TEXT_KEYS), table.first(RATINGS)
-    if prompt and answer and rating and table.numeric(rating) and answer != prompt:
-        return {"prompt": prompt, "response": answer, "rating": rating}
-    return None
-
-
-def _nearest(table: Sample, mapped: Roles) -> Roles | None:
-    """The likeliest mapping of an unknown table; None if it has no two answers."""
-    roles: Roles = {role: path for role, path in mapped.items() if path}
-    for wins, loses in (WINS | LIKELY).items():
-        for one, other in named_pairs(wins.rstrip("_"), loses):
-            a, b = nested(table, one), nested(table, other)
-            if a and b:
-                return _prompted(table, {"chosen": a, "rejected": b} | roles)
-    known = table.named(PREFERENCES)
-    known += [n for n in table.columns if not ABOUT.search(key(n)) and is_label(table, n)]
-    if two := two_columns(table):
-        label = next((n for n in known if n not in two), "COLUMN")
-        return _prompted(table, {"a": two[0], "b": two[1], "preference": label} | roles)
-    texts = [c for c in table.columns if table.textual(c) and not ABOUT.search(key(c))]
-    prompt = prompt_of(table, set(), False)
-    rest = [c for c in texts if c != prompt]
-    half = next(
-        (role for role in ("chosen", "rejected") if role in table.by_key or roles.get(role)), None
-    )
-    if half:
-        other = "rejected" if half == "chosen" else "chosen"
-        name = table.by_key.get(half) or roles[half]
-        spare = next((c for c in rest if c != name), "COLUMN")
-        return _prompted(table, {half: name, other: spare} | roles)
-    verdict = next((n for n in known if n not in rest[:2]), None)
-    if len(rest) >= 2 and verdict:
-        return _prompted(table, {"a": rest[0], "b": rest[1], "preference": verdict} | roles)
-    if len(rest) >= 2:
-        return _prompted(table, {"chosen": rest[0], "rejected": rest[1]} | roles)
-    return None
-
-
-def _prompted(table: Sample, roles: Roles) -> Roles:
-    taken = set(roles.values())
-    prompt = prompt_of(table, taken, False) or next(
-        (c for c in table.columns if c not in taken and _prose(table, c)), "COLUMN"
-    )
-    return {"prompt": with_input(prompt, table, taken)} | roles
-
-
-def pictures(schema: Schema, table: Sample) -> bool:
-    """Whether the sides are pictures: bytes, records of them, or names of picture files."""
-    if schema.shape == "rows":
-        return False
-    one = {"sides": "chosen", "labelled": "a", "list": "responses"}[schema.shape]
-    found = table.values(schema.roles[one])
-    if schema.shape == "list":
-        found = [item for cell in found for item in items(cell)]
-    found = [each for each in found if not is_missing(each)]
-    return bool(found) and all(
-        isinstance(each, bytes)
-        or is_picture(each)
-        or (isinstance(each, str) and (IMAGE_NAME.fullmatch(each) or URL.fullmatch(each)))
-        for each in found
     )
