@@ -18,12 +18,8 @@ from noisescope.datasets.read_pairs import read_pairs
 from noisescope.datasets.readers import Row
 from noisescope.datasets.sources import Source, open_source
 
-#: The name other modules know a schema by.
-Adapter = Schema
-
 __all__ = [
     "ADAPTERS",
-    "Adapter",
     "RawRow",
     "Row",
     "RowFault",

@@ -46,7 +46,7 @@ from noisescope.scoring.run_scores import BATCH, RunScores
 from noisescope.storage.output import claim, write_directory
 
 if TYPE_CHECKING:
-    from noisescope.datasets import Adapter, Source
+    from noisescope.datasets import Schema, Source
 
 #: File with the action for every pair.
 DECISIONS = "decisions.parquet"
@@ -66,7 +66,7 @@ class Cleaner:
     scores: RunScores
     source: Source
     root: Path
-    adapter: Adapter
+    adapter: Schema
     words: str
     actions: Actions
     changes: Mapping[str, Mapping[int, int]]
@@ -190,7 +190,7 @@ def count(actions: Actions) -> dict[str, int]:
     return {name: int((actions == number).sum()) for number, name in enumerate(ACTIONS)}
 
 
-def _adapter(scores: RunScores) -> Adapter:
+def _adapter(scores: RunScores) -> Schema:
     from noisescope.datasets import ADAPTERS, restored
 
     name = str(scores.manifest.get("adapter"))
@@ -200,7 +200,7 @@ def _adapter(scores: RunScores) -> Adapter:
     return found
 
 
-def copies_of_chosen(source: Source, schema: Adapter) -> list[str]:
+def copies_of_chosen(source: Source, schema: Schema) -> list[str]:
     """Columns that repeat the chosen side, by the first rows: manifests do not record them."""
     rows = [row.values for row in islice(source.rows(), SAMPLE_ROWS) if row.values is not None]
     chosen = schema.roles["chosen"]
@@ -212,7 +212,7 @@ def copies_of_chosen(source: Source, schema: Adapter) -> list[str]:
 
 
 def changes_of(
-    scores: RunScores, source: Source, adapter: Adapter, actions: Actions
+    scores: RunScores, source: Source, adapter: Schema, actions: Actions
 ) -> dict[str, dict[int, int]]:
     """Actions but KEEP by file and row number of `source`, which may differ from the run's.
 

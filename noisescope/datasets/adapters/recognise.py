@@ -70,8 +70,8 @@ def recognise(
     else:
         schema = _known(table, mapped) or _guessed(table, mapped)
     schema = _completed(schema, table, mapped, explicit=format is not None)
-    if format is None:
-        schema = _with_modality(schema, table)
+    if format is None and schema.modality == "text" and _shows_pictures(schema, table):
+        schema = replace(schema, modality="image")
     schema = with_pictures(schema, table, mapped, explicit=format is not None)
     schema = of_vision(schema, table)
     refuse_lost(schema, table, mapped)
@@ -210,13 +210,6 @@ def _completed(schema: Schema, table: Sample, mapped: Roles, *, explicit: bool) 
     return replace(schema, roles=roles)
 
 
-def _with_modality(schema: Schema, table: Sample) -> Schema:
-    """The schema as one of images if its sides are pictures."""
-    if schema.modality == "text" and _pictures(schema, table):
-        return replace(schema, modality="image")
-    return schema
-
-
 def _family(schema: Schema, table: Sample) -> str:
     """The name of a recognised format of two sides: the known one it is most like."""
     if schema.name != "columns" or schema.shape != "sides":
@@ -241,7 +234,7 @@ def _family(schema: Schema, table: Sample) -> str:
     return "columnar" if own or not plain else "trl"
 
 
-def _pictures(schema: Schema, table: Sample) -> bool:
+def _shows_pictures(schema: Schema, table: Sample) -> bool:
     """Whether the sides are pictures: bytes, records of them, or names of picture files."""
     if schema.shape == "rows":
         return False

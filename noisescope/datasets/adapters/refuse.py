@@ -190,7 +190,7 @@ def refuse_lost(schema: Schema, table: Sample, mapped: Roles) -> None:
     if schema.modality == "image":
         return
     for column in unused(schema, table.columns):
-        if (CONTEXTS.search(key(column)) or _is_unknownis_prose(table, column)) and _answered(
+        if (CONTEXTS.search(key(column)) or _is_unknown_prose(table, column)) and _answered(
             schema, table, column
         ):
             raise DataError(
@@ -319,7 +319,7 @@ def _is_source(table: Sample, column: str) -> bool:
     return bool(named_) and _differs(table, column)
 
 
-def _is_unknownis_prose(table: Sample, column: str) -> bool:
+def _is_unknown_prose(table: Sample, column: str) -> bool:
     """Whether a column that no list knows holds sentences that differ in every row."""
     return not ABOUT.search(key(column)) and _differs(table, column)
 

@@ -44,7 +44,7 @@ from noisescope.storage.files import refuse_link, sweep, write_atomic
 from noisescope.storage.owned import OwnedDirectory
 
 if TYPE_CHECKING:
-    from noisescope.datasets import Adapter, Source
+    from noisescope.datasets import Schema, Source
     from noisescope.pairs import Modality
 
 #: The plan of a copy, written first. Hidden: it is no data file.
@@ -161,51 +161,51 @@ def plant(
         )
     ahead = first_rows(source)
     reading = reading_of(source, format=format, columns=columns, pairs=pairs)
-    adapter = schema_of(ahead, source, reading)
-    if reason := adapter.cannot_flip:
+    schema = schema_of(ahead, source, reading)
+    if reason := schema.cannot_flip:
         raise UsageError(
-            f"{source.resolved}: {adapter.name} cannot be written back flipped: {reason}",
+            f"{source.resolved}: {schema.name} cannot be written back flipped: {reason}",
             hint="Export a run's pairs, then flip that file: noisescope export --format trl",
         )
     with claimed(out, source, plan):
         earlier = decided(source.root / TRUTH, plan)
         if earlier is None:
-            plan.check(adapter.modality)
-            _check_rows(plan, adapter)
-            measure = gaps or _gaps(adapter)
-            chance = chance_of(plan, lambda: survey(source, adapter, measure))
-            planter = Planter(adapter, plan, chance, measure)
+            plan.check(schema.modality)
+            _check_rows(plan, schema)
+            measure = gaps or _gaps(schema)
+            chance = chance_of(plan, lambda: survey(source, schema, measure))
+            planter = Planter(schema, plan, chance, measure)
         else:
             planter = Planter(
-                adapter, plan, lambda chunk: next_decisions(earlier, chunk), None, undo=True
+                schema, plan, lambda chunk: next_decisions(earlier, chunk), None, undo=True
             )
         return planter.run(source, source.root, out)
 
 
-def _gaps(adapter: Adapter) -> Measure:
-    one, other = adapter.roles.get("score_chosen"), adapter.roles.get("score_rejected")
+def _gaps(schema: Schema) -> Measure:
+    one, other = schema.roles.get("score_chosen"), schema.roles.get("score_rejected")
     return score_gaps((one, other)) if one and other else None
 
 
-def _check_rows(plan: FlipPlan, adapter: Adapter) -> None:
+def _check_rows(plan: FlipPlan, schema: Schema) -> None:
     """Raise UsageError if rows of several pairs, reversed whole, would not follow the kind."""
-    if plan.kind == "response" and adapter.shape == "list":
+    if plan.kind == "response" and schema.shape == "list":
         raise UsageError(
-            f"response flips reverse single pairs, and a row of {adapter.name} has several",
+            f"response flips reverse single pairs, and a row of {schema.name} has several",
             hint="Use --kind prompt, or flip the pairs that `noisescope export --format trl` "
             "writes.",
         )
 
 
-def survey(source: Source, adapter: Adapter, measure: Measure = None) -> Iterator[Parsed]:
+def survey(source: Source, schema: Schema, measure: Measure = None) -> Iterator[Parsed]:
     """All pairs of a source, in chunks, with the rows that state them."""
     rows = source.rows()
     while chunk := list(islice(rows, CHUNK_ROWS)):
-        yield parse_chunk(chunk, adapter, Counter(), measure)[0]
+        yield parse_chunk(chunk, schema, Counter(), measure)[0]
 
 
 def parse_chunk(
-    chunk: Sequence[Row], adapter: Adapter, untouched: Counter[str], measure: Measure = None
+    chunk: Sequence[Row], schema: Schema, untouched: Counter[str], measure: Measure = None
 ) -> tuple[Parsed, list[int]]:
     """Parse rows into pairs, as `load` does (images by content key).
 
@@ -216,7 +216,7 @@ def parse_chunk(
     pairs: list[Pair] = []
     at: list[int] = []
     for index, row in enumerate(chunk):
-        for outcome in read_pairs((row,), adapter):
+        for outcome in read_pairs((row,), schema):
             if isinstance(outcome, Pair):
                 pairs.append(outcome)
                 at.append(index)
@@ -232,14 +232,14 @@ class Planter:
 
     def __init__(
         self,
-        adapter: Adapter,
+        schema: Schema,
         plan: FlipPlan,
         chance: Chance[Parsed],
         measure: Measure,
         *,
         undo: bool = False,
     ) -> None:
-        self.adapter = adapter
+        self.schema = schema
         self.plan = plan
         self.chance = chance
         self.measure = measure
@@ -249,15 +249,15 @@ class Planter:
 
     def run(self, source: Source, root: Path, out: Path) -> Planted:
         """Copy every file of `source`, then write the truth."""
-        own = self.adapter
-        schema = {"roles": dict(own.roles), "twins": own.twins, "copies": own.copies}
-        with TruthWriter(out, None if self.undo else self.plan, schema) as truth:
+        own = self.schema
+        stated = {"roles": dict(own.roles), "twins": own.twins, "copies": own.copies}
+        with TruthWriter(out, None if self.undo else self.plan, stated) as truth:
             for file in source.files:
                 self._copy(file, root, out, truth)
             change = ("flip", json.dumps(asdict(self.plan)))
             copy_metadata(source.files, root, out, change)
         untouched = dict(self.untouched)
-        modality = self.adapter.modality
+        modality = self.schema.modality
         return Planted(out, self.pairs, self.flipped, untouched, self.undo, modality)
 
     def _copy(self, file: Path, root: Path, out: Path, truth: TruthWriter) -> None:
@@ -265,7 +265,7 @@ class Planter:
         target = out / name
 
         def change(rows: Sequence[Decoded]) -> Mapping[int, Mapping[str, Any]]:
-            if self.adapter.modality != "text":
+            if self.schema.modality != "text":
                 copy_images(rows, file, target.parent)
             return self._change(rows, name, file.parent, truth)
 
@@ -276,7 +276,7 @@ class Planter:
     ) -> dict[int, dict[str, Any]]:
         """New values of the rows to flip. A row of several pairs follows its first."""
         chunk = [Row(name, number, values, why, folder) for number, values, why in rows]
-        parsed, at = parse_chunk(chunk, self.adapter, self.untouched, self.measure)
+        parsed, at = parse_chunk(chunk, self.schema, self.untouched, self.measure)
         if not parsed.ids:
             return {}
         first: dict[int, int] = {}
@@ -285,7 +285,7 @@ class Planter:
         chosen = self._record(parsed, leaders, numbers, name, truth)
         return {
             at[index]: flipped(
-                self.adapter, rows[at[index]][1] or {}, f"{name}:{numbers[index] + 1}"
+                self.schema, rows[at[index]][1] or {}, f"{name}:{numbers[index] + 1}"
             )
             for index in np.flatnonzero(chosen).tolist()
             if leaders[index] == index
