@@ -107,6 +107,11 @@ class Pair:
         return content_id(self.prompt, self.chosen, self.rejected)
 
 
+#: What a pair is, and what is known of its label: a change of either makes another dataset.
+_CONTENT = ("prompt", "chosen", "rejected")
+_FACTS = ("annotator", "strength", "votes", "agreement", "group", "origin", "first")
+
+
 def digest(*parts: str) -> str:
     """20 hex digits (80 bits) of SHA-256 over length-prefixed UTF-8 parts."""
     framed = []
@@ -335,12 +340,24 @@ def unused(name: str, used: dict[str, int]) -> str:
 
 
 def dataset_fingerprint(table: pa.Table) -> str:
-    """20 hex digits over every pair's id, content and direction, in row order."""
+    """20 hex digits over `pair_digest` of every pair, in row order."""
     sha = hashlib.sha256()
-    for batch in table.select(["pair_id", "prompt", "chosen", "rejected"]).to_batches(8192):
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            sha.update(digest(*row).encode())
+    for batch in table.select(["pair_id", *_CONTENT, *_FACTS]).to_batches(8192):
+        for name, *values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            sha.update(_digest_of(name, values).encode())
     return sha.hexdigest()[:20]
+
+
+def pair_digest(name: str, pair: Pair) -> str:
+    """20 hex digits over a pair's id `name`, content, direction, and the facts that are known."""
+    return _digest_of(name, [getattr(pair, of) for of in (*_CONTENT, *_FACTS)])
+
+
+def _digest_of(name: str, values: Sequence[object]) -> str:
+    content, facts = values[: len(_CONTENT)], values[len(_CONTENT) :]
+    plain = [float(it) if isinstance(it, int | float) else it for it in facts]  # 3 is 3.0 in Arrow
+    known = [f"{of}={it}" for of, it in zip(_FACTS, plain, strict=True) if it is not None]
+    return digest(name, *map(str, content), *known)
 
 
 def mix(x: U64) -> U64:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,16 @@ import pytest
 
 from noisescope.datasets import ADAPTERS, RowFault, load, open_source, read_pairs, recognise
 from noisescope.errors import DataError, UsageError
-from noisescope.pairs import Message, content_id, digest, response_key
+from noisescope.pairs import (
+    Message,
+    Pair,
+    content_id,
+    dataset_fingerprint,
+    digest,
+    pair_digest,
+    response_key,
+    to_table,
+)
 
 Rows = list[dict[str, Any]]
 
@@ -442,7 +453,18 @@ def test_identities_never_change(tmp_path: Path) -> None:
     assert digest("a", "b") == "cf6ab613e3942391f88e"
     assert content_id("p", "x", "y") == content_id("p", "y", "x") == "f32d4a29cb81a948c78b"
     assert response_key("p", "x") == "7627b815e01f06da4707"
-    assert load(tmp_path / "a.jsonl").fingerprint == "18588d9ead2730eb02b2"
+    assert load(tmp_path / "a.jsonl").fingerprint == "e57836020ae4492bdb21"
+
+
+def test_what_is_known_of_a_label_is_part_of_the_fingerprint() -> None:
+    pair = Pair("p", "x", "y", annotator="ann", strength=2, votes=3, first=True)
+    fingerprint = dataset_fingerprint(to_table([pair]))
+    name = pair.content_id
+    assert fingerprint == hashlib.sha256(pair_digest(name, pair).encode()).hexdigest()[:20]
+    others = ({"annotator": "bob"}, {"annotator": None}, {"strength": 1}, {"first": None})
+    for change in others:
+        assert dataset_fingerprint(to_table([replace(pair, **change)])) != fingerprint
+    assert dataset_fingerprint(to_table([replace(pair, source="elsewhere", row=7)])) == fingerprint
 
 
 # --- shared data ----------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from noisescope.export.removal import (
     in_words,
 )
 from noisescope.export.weights import facts_of, metadata_of
-from noisescope.pairs import Pair, digest, unused
+from noisescope.pairs import Pair, pair_digest, unused
 from noisescope.scoring.run_scores import BATCH, RunScores
 from noisescope.storage.output import claim, write_directory
 
@@ -231,7 +231,7 @@ def changes_of(
     for pair in read_pairs(source.rows(), adapter, None, gallery):
         if isinstance(pair, Pair):  # as `dataset_fingerprint` does, without holding a table
             name = unused(pair.pair_id or pair.content_id, used)
-            sha.update(digest(name, pair.prompt, pair.chosen, pair.rejected).encode())
+            sha.update(pair_digest(name, pair).encode())
             if name in changed:
                 changes[pair.source][pair.row] = changed[name]
     found = sha.hexdigest()[:20]

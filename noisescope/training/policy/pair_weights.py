@@ -214,11 +214,11 @@ def _at_rho(scores: RunScores, config: ScoreConfig, metric: str) -> Float:
 
 
 def check_dataset(where: str, theirs: Any, name: Any, dataset: PreferenceDataset) -> None:
-    """Refuse weights made for other pairs or labels."""
+    """Refuse weights made for other pairs, labels or facts (annotators, votes, groups)."""
     if theirs != dataset.source_fingerprint:
         raise RunError(
             f"{where} holds weights for a different dataset ({name}, fingerprint {theirs}); "
-            f"{dataset.name} has {dataset.source_fingerprint}",
+            f"{dataset.name}, as its columns are read here, has {dataset.source_fingerprint}",
             hint="Leave --weights out: the dataset's own audit is found, or made first.",
         )
 
