@@ -259,20 +259,14 @@ def _configured(
     with_files = {name: entry for name, entry in configs.items() if entry.get("data_files")}
     if not with_files:
         return None
-    default = [name for name, entry in with_files.items() if entry.get("default")]
-    if config is None and len(with_files) > 1 and not default:
-        default = [name for name in with_files if name == "default"]
-        if not default:
-            first = next(iter(with_files))
-            raise DataError(
-                f"{path}: several configurations: {', '.join(with_files)}",
-                hint=f"Name one and a split, as in {path}:{first}:{split or 'train'}",
-            )
-    name = config or (default[0] if default else next(iter(with_files)))
+    names = list(with_files)
+    marked = [name for name in names if with_files[name].get("default")]
+    name = config or next(iter(marked or (names if len(names) == 1 else ["default"])))
     if name not in with_files:
+        fault = f"no configuration {name!r}; there are" if config else "several configurations"
         raise DataError(
-            f"{path}: no configuration {name!r}; there are: {', '.join(with_files)}",
-            hint=f"Name one and a split, as in {path}:{next(iter(with_files))}:{split or 'train'}",
+            f"{path}: {fault}: {', '.join(names)}",
+            hint=f"Name one and a split, as in {path}:{names[0]}:{split or 'train'}",
         )
     splits = _data_files(with_files[name]["data_files"])
     chosen = _choose(path, list(splits), split)

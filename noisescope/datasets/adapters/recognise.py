@@ -9,7 +9,7 @@ context or a label and has no role is an error, which gives the mapping to type.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,64 +150,74 @@ def _guessed(table: Sample, mapped: Roles) -> Schema:
 
 def _completed(schema: Schema, table: Sample, mapped: Roles, *, explicit: bool) -> Schema:
     """The schema with prompt, context, scores, ties and annotators by their usual names."""
+    schema = _with_opening(schema, table, mapped)
+    refuse_halves(dict(schema.roles), table)
+    if mapped:
+        refuse_incomplete(schema, table)
+    if schema.shape == "labelled":
+        return _with_label(schema, table, mapped)
+    if schema.shape == "sides" and not is_closed(schema):
+        return _with_scores(schema, table, mapped, explicit)
+    return schema
+
+
+def _with_opening(schema: Schema, table: Sample, mapped: Roles) -> Schema:
+    """The schema with what precedes the responses, and the names of the pair and its annotator."""
     roles = dict(schema.roles)
     taken = set(schema.used)
-
-    def take(role: str, names: Iterable[str]) -> None:
-        if role in roles or role in mapped:
-            return
+    if not is_closed(schema) and "prompt" not in mapped:
+        if "prompt" not in roles and schema.name != "hh_rlhf":
+            prompt = prompt_of(table, taken, is_conversation(roles, table))
+            if prompt:
+                roles["prompt"] = prompt
+                taken.update(prompt.split("+"))
+        if "prompt" in roles:
+            roles["prompt"] = with_input(roles["prompt"], table, taken)
+    for role, names in (OPENINGS | MORE).items():
+        if role in roles or role in mapped or (role == "reference" and schema.modality == "text"):
+            continue
         for column in table.named(names):
             if column not in taken and not all(map(is_missing, table.values(column))):
                 roles[role] = column
                 taken.add(column)
-                return
-
-    known = is_closed(schema)
-    transcripts = schema.name == "hh_rlhf"
-    if not known and not transcripts and "prompt" not in roles and "prompt" not in mapped:
-        prompt = prompt_of(table, taken, is_conversation(roles, table))
-        if prompt:
-            roles["prompt"] = prompt
-            taken.update(prompt.split("+"))
-    if not known and "prompt" in roles and "prompt" not in mapped:
-        roles["prompt"] = with_input(roles["prompt"], table, taken)
-    for role, names in OPENINGS.items():
-        take(role, names)
-    for role, names in MORE.items():
-        if not (role == "reference" and schema.modality == "text"):
-            take(role, names)
+                break
     roles = {role: path for role, path in (roles | mapped).items() if path}
-    refuse_halves(roles, table)
-    schema = replace(schema, roles=roles)
-    if mapped:
-        refuse_incomplete(schema, table)
-    if schema.shape == "sides" and not known:
-        roles = with_ties(schema, table, mapped)
-        refuse_label(schema, table, mapped, explicit)
-        copies = [
-            column
-            for column in unused(schema, table.columns)
-            if table.values(column) and table.values(column) == table.values(roles["chosen"])
-        ]
-        schema = replace(schema, copies=tuple(dict.fromkeys([*schema.copies, *copies])))
-        twins = [
-            (column, table.by_key[name.replace("chosen", "rejected")])
-            for name, column in table.by_key.items()
-            if "chosen" in name.split("_") and "model" in name.split("_")
-            and name.replace("chosen", "rejected") in table.by_key
-        ]  # fmt: skip
-        roles = roles | tie_column(table, roles)
-        return replace(schema, roles=roles, twins=tuple(dict.fromkeys([*schema.twins, *twins])))
-    if schema.shape == "labelled" and "preference" in roles and "a_wins" not in roles:
-        label, tag = roles["preference"], tags(roles["a"], roles["b"])
-        if "name_a" not in roles and coding_of(table, label, tag) is None:
-            roles = roles | (names_of(table, label, tag) or {})
-    if schema.shape == "labelled" and "score_a" not in roles | mapped:
-        scores = score_pair(table, *tags(roles["a"], roles["b"]))
-        roles = roles | ({"score_a": scores[0], "score_b": scores[1]} if scores else {})
-    if schema.shape == "labelled" and not known:
-        roles = roles | tie_column(table, roles)
     return replace(schema, roles=roles)
+
+
+def _with_scores(schema: Schema, table: Sample, mapped: Roles, explicit: bool) -> Schema:
+    """The schema of two sides with their scores, ties, and columns that repeat or describe one."""
+    roles = with_ties(schema, table, mapped)
+    refuse_label(schema, table, mapped, explicit)
+    copies = [
+        column
+        for column in unused(schema, table.columns)
+        if table.values(column) and table.values(column) == table.values(roles["chosen"])
+    ]
+    twins = [
+        (column, table.by_key[name.replace("chosen", "rejected")])
+        for name, column in table.by_key.items()
+        if "chosen" in name.split("_") and "model" in name.split("_")
+        and name.replace("chosen", "rejected") in table.by_key
+    ]  # fmt: skip
+    return replace(
+        schema,
+        roles=roles | tie_column(table, roles),
+        copies=tuple(dict.fromkeys([*schema.copies, *copies])),
+        twins=tuple(dict.fromkeys([*schema.twins, *twins])),
+    )
+
+
+def _with_label(schema: Schema, table: Sample, mapped: Roles) -> Schema:
+    """The schema of two sides and a label, with names of the sides, scores and ties."""
+    roles = dict(schema.roles)
+    tag = tags(roles["a"], roles["b"])
+    label = None if {"a_wins", "name_a"} & set(roles) else roles.get("preference")
+    if label and coding_of(table, label, tag) is None:
+        roles |= names_of(table, label, tag) or {}
+    if "score_a" not in roles | mapped and (scores := score_pair(table, *tag)):
+        roles |= {"score_a": scores[0], "score_b": scores[1]}
+    return replace(schema, roles=roles if is_closed(schema) else roles | tie_column(table, roles))
 
 
 def _family(schema: Schema, table: Sample) -> str:
