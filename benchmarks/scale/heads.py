@@ -29,7 +29,7 @@ made = plant(simulated(int(sys.argv[1]), 0, width=int(sys.argv[2])), "uniform", 
 began = time.perf_counter()
 fit = fit_heads(made.features, made.chosen, made.rejected, made.keys, HeadConfig(),
                 held_out=made.prompts.astype(np.uint64))
-assert 0.7 < fit.accuracy.mean() < 0.8, fit.accuracy
+assert 0.6 < fit.accuracy.mean() < 0.8, fit.accuracy
 report()
 """
 

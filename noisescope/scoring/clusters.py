@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, stdtrit
-from scipy.stats import rankdata
 
 from noisescope.errors import EvidenceError
 from noisescope.scoring.metrics import MASS, Interval, share
@@ -131,6 +130,8 @@ def auroc_interval(score: Float, wrong: Bool, groupings: Sequence[Int]) -> Inter
     The influences are DeLong's placements: psi_i = N / n1 (P(score_i > a right pair's) - A) of a
     wrong pair, N / n0 (P(a wrong pair's > score_i) - A) of a right one; ties count half.
     """
+    from scipy.stats import rankdata  # most of a second to load
+
     wrong = np.asarray(wrong, dtype=bool)
     ones, zeros = int(wrong.sum()), int((~wrong).sum())
     if not ones or not zeros:

@@ -13,7 +13,6 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, ndtri
-from scipy.stats import rankdata
 
 from noisescope.errors import EvidenceError
 
@@ -145,6 +144,8 @@ def signed_rank(margins: Float) -> float:
     The AUROC of -margin against uniform flips of these labels, were they all right. Zero
     margins count half.
     """
+    from scipy.stats import rankdata  # most of a second to load
+
     m = np.asarray(margins, dtype=np.float64)
     m = m[np.isfinite(m)]
     if not len(m):

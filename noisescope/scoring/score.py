@@ -2,7 +2,7 @@
 
 Usage: `summary = score_run(Path("runs/hh-rlhf-1a2b3c4d"), ScoreConfig())`. Verdicts are cheap and
 never touch the evidence: call it again with another rho or k1. Margins are read in blocks of
-pairs, and what must be sorted is sorted on disk: beside DuckDB's memory some 200 bytes a pair are
+pairs, and what must be sorted is sorted on disk: beside DuckDB's memory some 250 bytes a pair are
 held, whatever M is.
 """
 
