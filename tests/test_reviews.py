@@ -307,7 +307,21 @@ def test_copies_of_a_judged_pair_are_no_part_of_the_sample(tmp_path):
     assert seen.sum() == 30
     assert people.sampled == 30
     assert len(people.judged) > 40  # both copies are judged
+    counted = people.to_json()
+    assert counted["pairs_judged"] == counted["right"] == people.judgements <= 30
     assert (cells_of(draw)[order] != CENSUS).all()
+
+
+def test_one_answer_about_copies_counts_once(tmp_path):
+    lines = [row for row in rows() for _ in range(3)]
+    lines[5] = lines[5] | {"chosen": lines[5]["rejected"], "rejected": lines[5]["chosen"]}
+    write_lines(tmp_path / "thrice.jsonl", lines)
+    run = scored_run(load(tmp_path / "thrice.jsonl"), tmp_path / "runs" / "thrice-1").run
+    write(run, answer(0, "second").to_json(), answer(1, "second").to_json())
+    people = read_run_reviews(run, np.full(360, 0.2))
+    assert people.sentence().startswith("reviewed: 2 of 3 judged pairs are wrong (1 reviewer")
+    counted = people.to_json()
+    assert [counted[key] for key in ("pairs_judged", "wrong", "right")] == [3, 2, 1]
 
 
 def test_a_run_without_reviews_has_none(tmp_path):

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import PIL.Image
@@ -65,7 +66,8 @@ def screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Scre
 
     def printed(summary: dict[str, Any], width: int = 80) -> str:
         monkeypatch.setattr(OUT.console, "width", width)
-        content = manifest | {"summary": manifest["summary"] | summary}
+        facts = manifest["facts"] | summary.pop("facts", {})
+        content = manifest | {"summary": manifest["summary"] | summary, "facts": facts}
         monkeypatch.setattr(Run, "manifest", lambda self: json.loads(json.dumps(content)))
         print_summary(run)
         return str(capsys.readouterr().out)
@@ -118,6 +120,18 @@ def test_an_audit_that_cannot_know_is_good_for_nothing(screen: Screen) -> None:
     assert "CANNOT KNOW" in text
     assert "nothing yet" in text
     assert "noisescope review" not in text
+
+
+@pytest.mark.parametrize("summary", [STRONG, WEAK])
+def test_reviews_and_repeated_pairs_are_on_the_screen(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch, summary: dict[str, Any]
+) -> None:
+    people = SimpleNamespace(share=lambda: None, sentence=lambda: "reviewed: 17 of 45 are wrong")
+    assert "reviewed" not in screen(dict(summary), 80)
+    monkeypatch.setattr("noisescope.cli.summary.reviews_of", lambda run: people)
+    text = screen(summary | {"facts": {"duplicates": 20, "rejected": {"tie": 3}}}, 80)
+    assert "\nreviewed: 17 of 45 are wrong\n" in text
+    assert "120 pairs (100 distinct; without 3 ties)" in text
 
 
 def test_without_annotators_that_stand_out_the_screen_has_no_table_of_them(screen: Screen) -> None:

@@ -211,9 +211,8 @@ def _finish(
             print(f"{needed:,} more answers about the sample give a first estimate")
         print_lines(reviews=str(path), next=f"noisescope review {where}")
         return
-    wrong = sum(one.verdict == "wrong" for one in people.judged)
     format = "trl" if limited(run.manifest()) else "clean"
-    following = f"noisescope export {where} --format {format}" if wrong else ""
+    following = f"noisescope export {where} --format {format}" if "wrong" in people.verdicts else ""
     print_lines(reviews=str(path), next=following or f"noisescope review {where} --for fix")
 
 

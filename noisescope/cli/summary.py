@@ -51,6 +51,8 @@ def print_summary(audited: Run, seconds: float | None = None) -> None:
     OUT.print(Text())
     _print(Text(answer(summary, people), style="bold"), width)
     _print(_trust(summary["trust"]), width)
+    if people is not None:
+        _print(Text(printable(people.sentence())), width)
     OUT.print(Text())
     if summary["trust"]["acts"]:
         _print_findings(summary, manifest, width)
@@ -70,7 +72,9 @@ def _heading(manifest: Mapping[str, Any], seconds: float | None) -> Text:
     facts = manifest["facts"]
     pairs = plural(facts["pairs"], "pair")
     rejected = [plural(count, reason) for reason, count in facts["rejected"].items() if count]
-    parts = [pairs + (f" (without {', '.join(rejected)})" if rejected else "")]
+    distinct = [f"{facts['pairs'] - copies:,} distinct"] if (copies := facts["duplicates"]) else []
+    remarks = distinct + ([f"without {', '.join(rejected)}"] if rejected else [])
+    parts = [pairs + (f" ({'; '.join(remarks)})" if remarks else "")]
     parts += [plural(facts["annotators"], "annotator")] if facts["annotators"] else []
     parts += [f"judge: {short(Path(str(manifest['model'])).name, 30)}"]
     computed = f"{duration(sum(manifest['timings'].values()))} of computing"

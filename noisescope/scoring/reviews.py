@@ -255,6 +255,12 @@ class RunReviews:
         return {"judgements": self.fitted_on} | facts
 
     @cached_property
+    def verdicts(self) -> list[str]:
+        """Verdict on each judged label; copies of a pair that are labelled alike count once."""
+        distinct = {(one.answers[0].content_id, one.chosen): one for one in self.judged}
+        return [one.verdict for one in distinct.values()]
+
+    @cached_property
     def _reviewed(self) -> Reviewed:
         if self.reviewed is not None:
             return self.reviewed
@@ -281,8 +287,8 @@ class RunReviews:
         who = plural(len(self.reviewers), "reviewer")
         share = self.share()
         if share is None:
-            wrong = sum(one.verdict == "wrong" for one in self.judged)
-            text = f"reviewed: {wrong:,} of {plural(len(self.judged), 'judged pair')} are wrong"
+            wrong, judged = self.verdicts.count("wrong"), len(self.verdicts)
+            text = f"reviewed: {wrong:,} of {plural(judged, 'judged pair')} are wrong"
             why = "no random sample" if not self.sampled else f"{self.sampled:,} of a random sample"
             return f"{text} ({who}; {why}: too little for a share of all labels)"
         agreeing = ""
@@ -298,11 +304,10 @@ class RunReviews:
     def to_json(self) -> dict[str, Any]:
         """JSON object for summaries and `--json`."""
         share = self.share()
-        verdicts = [one.verdict for one in self.judged]
         found: dict[str, Any] = {
             "sentence": self.sentence(),
             "wrong_share": share and share.to_json(),
-            "pairs_judged": len(self.judged),
+            "pairs_judged": len(self.verdicts),
             "pairs_sampled": self.sampled,
             "judgements": self.judgements,
             "skipped": self.skipped,
@@ -310,9 +315,9 @@ class RunReviews:
             "agreement": self.agreement if self.shared else None,
             "pairs_shared": self.shared,
             "reviewer_error": self.error.interval().to_json() if self.error.known else None,
-            "wrong": verdicts.count("wrong"),
-            "right": verdicts.count("right"),
-            "undecided": verdicts.count("undecided"),
+            "wrong": self.verdicts.count("wrong"),
+            "right": self.verdicts.count("right"),
+            "undecided": self.verdicts.count("undecided"),
         }
         if self.reviewed is not None:
             found["recalibration"] = self.recalibration_json()
