@@ -421,6 +421,42 @@ def test_one_answer_a_row_is_no_pair(tmp_path: Path) -> None:
     assert "A pair needs two answers to one prompt" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("columns", "typed"),
+    [
+        (
+            ("Frage", "Antwort A", "Antwort B", "Note"),
+            "prompt=COLUMN,chosen=COLUMN,rejected=COLUMN",
+        ),
+        (
+            ("prompt", "Antwort A", "Antwort B", "Note"),
+            "prompt=prompt,chosen=COLUMN,rejected=COLUMN",
+        ),
+        (
+            ("Frage", "response_a", "response_b", "Note"),
+            "prompt=Frage,a=response_a,b=response_b,preference=COLUMN",
+        ),
+        (
+            ("prompt", "Antwort A", "Antwort B", "winner"),
+            "'prompt=prompt,a=Antwort A,b=Antwort B,preference=winner'",
+        ),
+        (("prompt", "chosen", "other", "Note"), "prompt=prompt,chosen=chosen,rejected=other"),
+        (("Frage", "chosen", "other", "Note"), "prompt=COLUMN,chosen=chosen,rejected=COLUMN"),
+    ],
+)
+def test_only_columns_that_are_known_get_a_role(
+    columns: tuple[str, ...], typed: str, tmp_path: Path
+) -> None:
+    cells = [(f"why is {n} so", f"an answer {n}", f"some words {n}", str(n % 5)) for n in range(9)]
+    found = [dict(zip(columns, row, strict=True)) for row in cells]
+    (tmp_path / "a.jsonl").write_bytes(lines(found))
+    with pytest.raises(DataError, match="no known format") as caught:
+        load(tmp_path / "a.jsonl")
+    hint = str(caught.value.hint)
+    assert hint.startswith(f"Name its columns: --columns {typed} (")
+    assert ("COLUMN" in typed) == (f"\n{columns[1]}: an answer 0\n" in hint)
+
+
 def test_repeats_are_counted_and_kept(tmp_path: Path) -> None:
     rows = our_rows()
     again = [dict(rows[0], annotator="other"), ADAPTERS["columnar"].flip(rows[1])]
