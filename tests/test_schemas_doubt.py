@@ -130,6 +130,22 @@ def test_a_flag_for_the_sides_does_not_drop_the_context() -> None:
             read(labelled, mapping)
 
 
+def test_an_unknown_word_beside_two_sides_is_offered_as_a_tie() -> None:
+    cells = {"Antwort_A": "good {}", "Antwort_B": "bad {}", "Frage": "why is {} so"} | {
+        "besser": [*["A", "B"] * 5, "Gleich", ""]
+    }
+    with pytest.raises(DataError, match=r"besser holds A, B, Gleich, \(blank\), which") as caught:
+        read(cells, "prompt=Frage,a=Antwort_A,b=Antwort_B,preference=besser")
+    first, second = offered(caught.value)
+    assert first == (
+        "prompt=Frage,a=Antwort_A,b=Antwort_B,preference=besser,a_wins=A,b_wins=B,tie=Gleich"
+    )
+    assert "if A means that Antwort_A is better and Gleich a tie" in str(caught.value.hint)
+    facts = read(cells, first).facts
+    assert facts.rejected["tie"] == facts.rejected["unlabelled"]
+    assert better(read(cells, second)) == {"good", "bad"}
+
+
 @pytest.mark.parametrize(
     ("cells", "named", "wins"),
     [

@@ -95,7 +95,20 @@ def _word_codings(values: set[str]) -> list[Roles]:
     if all(sides[one] is not None for one in rest) and len({sides[one] for one in rest}) == 2:
         first = [one for one in rest if (sides[one] or 0) > 0]
         return _both_ways(first, [one for one in rest if one not in first], tie)
+    if len(rest) == 3 and not tie:  # two sides and a word that is no side's
+        tie = [one for one in rest if sides[one] is None]
+        rest = [one for one in rest if sides[one]]
+        if {sides[one] for one in rest} != {1.0, -1.0}:
+            return []
     return _both_ways(rest[:1], rest[1:], tie) if len(rest) <= 2 else []
+
+
+def as_written(table: Sample, name: str, coding: Roles) -> Roles:
+    """The coding of a label with words spelled as the column has them."""
+    texts = [one.strip() for one in table.values(name) if isinstance(one, str)]
+    spelled = {text.lower(): text for text in texts if canonical(text) == text.lower()}
+    parts = {role: labels.split("|") for role, labels in coding.items()}
+    return {role: "|".join(spelled.get(one, one) for one in some) for role, some in parts.items()}
 
 
 def _both_ways(first: list[str], last: list[str], tie: list[str]) -> list[Roles]:
@@ -112,9 +125,12 @@ def coding_roles(a_wins: list[str], b_wins: list[str], tie: list[str]) -> Roles:
 
 def described(coding: Roles, one: str, other: str) -> str:
     """What a coding of labels means, in words."""
+    tie = coding.get("tie", "")
+    unknown = tie and any(word_side(text, ("", "")) != 0 for text in tie.split("|"))
+    ties = f" and {tie} a tie" if unknown else ""
     if "a_wins" in coding:
-        return f"{coding['a_wins']} means that {one} is better"
-    return f"{coding['b_wins']} means that {other} is better"
+        return f"{coding['a_wins']} means that {one} is better{ties}"
+    return f"{coding['b_wins']} means that {other} is better{ties}"
 
 
 def retagged(name: str, one: str, other: str) -> str:

@@ -15,6 +15,7 @@ from noisescope.datasets.adapters.cells import (
     key,
 )
 from noisescope.datasets.adapters.codings import (
+    as_written,
     coding_of,
     coding_roles,
     codings,
@@ -105,7 +106,7 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
             raise _reversed(table, roles, name)
         coding = coding_of(table, name, tags(*found))
         if coding is None:
-            raise _ambiguous(table, found, name)
+            raise _ambiguous(table, mapped, found, name)
         return roles | coding
     candidates = [
         name for name in table.named(PREFERENCES) if name not in found and table.values(name)
@@ -130,7 +131,7 @@ def two_answers(table: Sample, mapped: Roles) -> Roles | None:
     if not statements and not shares:
         for name in candidates:
             if is_label(table, name):
-                raise _ambiguous(table, found, name)
+                raise _ambiguous(table, mapped, found, name)
     statements += [shares] if shares else []
     scores = score_pair(table, *tags(*found))
     ordered = [{"score_a": scores[0], "score_b": scores[1]}] if scores else []
@@ -252,23 +253,24 @@ def _shares(table: Sample, tag: tuple[str, str]) -> Roles | None:
     return None
 
 
-def _ambiguous(table: Sample, sides: tuple[str, str], name: str) -> DataError:
+def _ambiguous(table: Sample, mapped: Roles, sides: tuple[str, str], name: str) -> DataError:
     """The error of a label whose values can be read in two ways."""
-    values = sorted(table.labels(name))
+    values = sorted(table.labels(name) - {""})
     count = sum(isinstance(one, LABEL_TYPES) for one in table.values(name))
-    roles = _with_prompt(table, {"a": sides[0], "b": sides[1], "preference": name})
-    if all(word_side(one, ("", "")) == 0 for one in values):
+    roles = _with_prompt(table, {"a": sides[0], "b": sides[1], "preference": name}) | mapped
+    if values and all(word_side(one, ("", "")) == 0 for one in values):
         coding = {"a_wins": "VALUE", "b_wins": "VALUE", "tie": "|".join(values)}
         return DataError(
             f"{table.name}: {name} is a tie ({', '.join(values)}) in all of the first "
             f"{count:,} rows, and a tie states no preference",
             hint=f"If later rows name the better side: {flag(roles | coding)}",
         )
-    flags = [
-        f"{flag(roles | coding)} if {described(coding, *sides)}" for coding in codings(set(values))
-    ]
+    ways = [as_written(table, name, coding) for coding in codings(set(values))]
+    flags = [f"{flag(roles | coding)} if {described(coding, *sides)}" for coding in ways]
+    seen = [as_written(table, name, {"": one})[""] for one in values[:6]]
+    seen += ["(blank)"] if "" in table.labels(name) else []
     return DataError(
-        f"{table.name}: {name} holds {', '.join(values[:6])}, which does not show by itself "
+        f"{table.name}: {name} holds {', '.join(seen)}, which does not show by itself "
         f"whether {sides[0]} or {sides[1]} is better",
         hint="; ".join(flags) + "." if flags
         else "Give the sides scores, or a column that names the better one: "
