@@ -6,6 +6,8 @@ import re
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.planted_run import planted_run
 
@@ -97,6 +99,31 @@ def test_a_weak_audit_does_not_count_wrong_labels(contents):
     weak = NOTHING | {"word": "too weak to change labels"}
     found = with_summary(contents, trust=weak, find=FINDS)
     assert headline(found) == "Cannot say how many labels are wrong: anything from 6% to 24% fits."
+
+
+def test_what_helps_is_to_be_typed(contents):
+    trust = NOTHING | {"helps": ["more: noisescope score DATASET", "yours: noisescope review RUN"]}
+    found = page(with_summary(contents, trust=trust))
+    assert "more: noisescope score toy.jsonl<" in found
+    assert f"yours: noisescope review {contents.run.directory}<" in found
+
+
+def test_known_labels_and_the_lead_of_the_figures_agree(contents, tmp_path):
+    assert "The truth about these labels is not known." in page(contents)
+    run = planted_run(tmp_path / "runs")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "toy.jsonl").touch()
+    names = pq.read_table(run.pairs_path, columns=["pair_id"])
+    wrong = pa.array([at % 5 == 0 for at in range(len(names))])
+    pq.write_table(names.append_column("mislabelled", wrong), data / "truth.parquet")
+    run.write_manifest(run.manifest() | {"resolved": str(data / "toy.jsonl")})
+    found = gather(run, worst=5)
+    assert found.pairs[0]["known"] == "known to be wrong"
+    html = page(found)
+    assert "not known" not in html
+    command = f"noisescope validate {data / 'toy.jsonl'} --truth {data / 'truth.parquet'}"
+    assert command in html
 
 
 def test_reviewers_come_before_the_audit(contents):

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from noisescope.cli.console import OUT, duration, short
 from noisescope.pairs import PICTURE
-from noisescope.scoring.answer import answer
+from noisescope.scoring.answer import answer, helps, run_word
 from noisescope.storage.printable import plural, printable
 from noisescope.storage.redact import masked
 from noisescope.storage.reviews import has_reviews
-from noisescope.storage.run import Run, dataset_words, filled
+from noisescope.storage.run import Run
 
 if TYPE_CHECKING:
     from noisescope.scoring.reviews import RunReviews
@@ -45,8 +45,7 @@ def print_summary(audited: Run, seconds: float | None = None) -> None:
     summary: dict[str, Any] = manifest["summary"]
     width = min(OUT.console.width, WIDEST)
     people = reviews_of(audited)
-    directory = audited.directory
-    run = shlex.quote(directory.name if directory.parent == Path("runs") else str(directory))
+    run = run_word(audited)
     _print(_heading(manifest, seconds), width)
     OUT.print(Text())
     _print(Text(answer(summary, people), style="bold"), width)
@@ -57,7 +56,7 @@ def print_summary(audited: Run, seconds: float | None = None) -> None:
     if summary["trust"]["acts"]:
         _print_findings(summary, manifest, width)
     else:
-        _print_helps(summary, manifest, run)
+        _print_helps(summary, helps(audited, summary))
     _print(Text(_remarks(summary)), width)
     OUT.print(Text())
     _print_next(summary, run, manifest, width)
@@ -158,14 +157,13 @@ def _last_turn(prompt: str) -> str:
     return PICTURE.sub("", prompt.removeprefix("Human:")).strip()
 
 
-def _print_helps(summary: Mapping[str, Any], manifest: Mapping[str, Any], run: str) -> None:
+def _print_helps(summary: Mapping[str, Any], lines: Sequence[str]) -> None:
     """What would make the audit strong enough, and what it is good for as it is."""
-    words = dataset_words(manifest), run
-    helps = [filled(help, *words).partition(": ") for help in summary["trust"]["helps"]]
-    width = max((len(what) for what, _, _ in helps), default=0) + 3
-    for index, (what, _, how) in enumerate(helps):
+    parts = [line.partition(": ") for line in lines]
+    width = max((len(what) for what, _, _ in parts), default=0) + 3
+    for index, (what, _, how) in enumerate(parts):
         label = Text(f"{'What helps' if index == 0 else '':12}", style="bold")
-        OUT.print(label + Text(printable(masked(f"{what:<{width}}{how}"))), soft_wrap=True)
+        OUT.print(label + Text(f"{what:<{width}}{how}"), soft_wrap=True)
     weak = summary["trust"]["word"].startswith("too")
     use = "choosing which pairs to review" if weak else "nothing yet"
     note = " (export refuses; --force overrules)"

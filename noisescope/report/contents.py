@@ -64,7 +64,8 @@ class Contents:
 
     `pairs` are rows of scores and pairs, worst first; `known` of a row describes the truth about
     its label, `reviewed` the reviewers' judgement; both may be None. `facets` count all pairs of
-    the run by annotator, source, group of p_wrong and issue. `history` is None without other runs.
+    the run by annotator, source, group of p_wrong and issue. `history` is None without other runs;
+    `truth_file` is where `known` is from.
     """
 
     run: Run
@@ -76,6 +77,7 @@ class Contents:
     reviews: RunReviews | None
     facets: Mapping[str, Mapping[str, int]]
     history: History | None = None
+    truth_file: Path | None = None
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -110,7 +112,7 @@ def gather(run: Run, *, worst: int = MOST, earlier: Sequence[Run] = ()) -> Conte
         "SELECT s.*, prompt, turns, chosen, rejected, annotator, source, row FROM scores s "
         f"JOIN pairs USING (pair_id) WHERE rank <= {worst:d} ORDER BY rank",
     ).to_pylist()
-    truth = known_labels(run, [pair["pair_id"] for pair in pairs])
+    truth, truth_file = known_labels(run, [pair["pair_id"] for pair in pairs])
     people = reviews_of(run)
     judged = {one.pair_id: one.verdict for one in read_latest(run)}
     pairs = [
@@ -129,6 +131,7 @@ def gather(run: Run, *, worst: int = MOST, earlier: Sequence[Run] = ()) -> Conte
         people,
         _facets(run),
         history([*before, run]) if (before := earlier or earlier_runs(run)) else None,
+        truth_file if truth else None,
     )
 
 

@@ -92,9 +92,9 @@ def _planted(truth: str | None) -> bool:
     return truth is None or Path(truth).name == "flips.parquet"
 
 
-def known_labels(run: Run, pair_ids: Sequence[str]) -> dict[str, str]:
+def known_labels(run: Run, pair_ids: Sequence[str]) -> tuple[dict[str, str], Path | None]:
     """Describe the known truth of these labels, from the truth file given to `validate`, or else
-    the one next to the run's dataset. Pairs without known truth are omitted.
+    the one next to the run's dataset, and name that file. Pairs without known truth are omitted.
     """
     import pyarrow as pa
 
@@ -106,8 +106,8 @@ def known_labels(run: Run, pair_ids: Sequence[str]) -> dict[str, str]:
         except DataError:  # of a different dataset, or without these pairs
             continue
         rows = zip(pair_ids, wrong, known, strict=True)
-        return {name: words[0 if bad else 1] for name, bad, sure in rows if sure}
-    return {}
+        return {name: words[0 if bad else 1] for name, bad, sure in rows if sure}, path
+    return {}, None
 
 
 def _truths(run: Run) -> list[Path]:

@@ -8,6 +8,7 @@ our own style and script.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -24,6 +25,7 @@ from noisescope.scoring.history import History
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import require_ending
 from noisescope.storage.printable import printable
+from noisescope.storage.run import dataset_words
 
 if TYPE_CHECKING:
     from noisescope.pairs import ImageStore
@@ -132,6 +134,13 @@ def verdict(summary: Mapping[str, Any]) -> str:
 
 
 def _figures_lead(contents: Contents) -> str:
+    if contents.known is None and contents.truth_file is not None:
+        command = f"noisescope validate {dataset_words(contents.manifest)} --truth "
+        command += shlex.quote(str(contents.truth_file))
+        return printable(
+            "The truth about these labels is known, and the scores have not been compared with it. "
+            f"To measure how well wrong labels are found on this dataset: {command}"
+        )
     if contents.known is None:
         return (
             "The truth about these labels is not known. To measure how well wrong labels are found "

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noisescope.report.contents import Contents
-from noisescope.scoring.answer import answer
+from noisescope.scoring.answer import answer, helps
 from noisescope.storage.printable import printable
 
 #: Seconds that a person needs for one pair, an assumption that the page states.
@@ -35,6 +35,7 @@ def overview(contents: Contents) -> dict[str, Any]:
     return {
         "headline": answer(summary, contents.reviews),
         "trust": trust and {**trust, "dots": "●" * dots, "open": "○" * (3 - dots)},
+        "helps": helps(contents.run, summary) if trust and not trust["acts"] else [],
         "acts": bool(trust and trust["acts"]),
         "finds": finds,
         "curve": curve(finds) if finds else None,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import RunError
-from noisescope.storage.printable import plural
+from noisescope.storage.printable import plural, printable
+from noisescope.storage.redact import masked
+from noisescope.storage.run import Run, dataset_words, filled
 
 if TYPE_CHECKING:
     from noisescope.scoring.reviews import RunReviews
-    from noisescope.storage.run import Run
 
 
 def answer(summary: Mapping[str, Any], people: RunReviews | None = None) -> str:
@@ -32,6 +35,18 @@ def answer(summary: Mapping[str, Any], people: RunReviews | None = None) -> str:
     if low == 0:
         return f"Up to {labels} may be wrong ({percent})."
     return f"Between {low:,} and {labels} are probably wrong ({percent})."
+
+
+def helps(run: Run, summary: Mapping[str, Any]) -> list[str]:
+    """What would make the audit strong enough: each with the command to type for this run."""
+    words = dataset_words(run.manifest()), run_word(run)
+    return [printable(masked(filled(line, *words))) for line in summary["trust"]["helps"]]
+
+
+def run_word(run: Run) -> str:
+    """The word that names a run on the command line: its name if it is in runs/."""
+    directory = run.directory
+    return shlex.quote(directory.name if directory.parent == Path("runs") else str(directory))
 
 
 def caution(run: Run) -> str | None:
