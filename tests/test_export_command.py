@@ -95,6 +95,32 @@ def test_scores_without_a_verdict_need_force(tmp_path: Path) -> None:
     assert len(find_run_scores("x", tmp_path / "runs", force=True)) == PAIRS
 
 
+@pytest.mark.parametrize("identifiable", [True, False])
+def test_a_clean_copy_states_how_many_changes_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, identifiable: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    same = rows()[0] | {"rejected": rows()[0]["chosen"]}
+    write_lines(Path("toy.jsonl"), [*rows(), same])
+    run = scored_run(load("toy.jsonl"), Path("runs") / "toy-1").run
+    manifest = run.manifest()
+    manifest["summary"]["flip_rate"]["identifiable"] = identifiable
+    run.write_manifest(manifest)
+    line = ["export", "toy", "--format", "clean", "--drop-top", "0.1"]
+    assert command(line) == 0
+    shown = capsys.readouterr().out
+    wrong = pq.read_table(run.scores_path, columns=["p_wrong", "rank"]).to_pylist()
+    expected = sum(row["p_wrong"] for row in wrong if row["rank"] <= PAIRS // 10)
+    assert 0 < expected < PAIRS // 10
+    assert f"of the 12 about {expected:,.0f} are expected to be wrong (the sum of p_wrong" in shown
+    assert ("not identifiable" in shown) != identifiable
+    assert "copied unchanged, as they are no pairs to judge: 1 identical side" in shown
+    assert command([*line, "-o", "again", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["expected_wrong"] == pytest.approx(expected)
+    assert sum(found["unchanged_rows"].values()) == 1
+
+
 def test_who_is_acted_on_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -260,6 +260,8 @@ def _print(scores: RunScores, format: Format, out: Path, done: Mapping[str, Any]
     lines = {}
     if counts := done.get("counts"):
         print(", ".join(f"{number:,} {action}" for action, number in counts.items()))
+        if format is Format.clean:
+            _print_worth(scores, counts, done)
         lines["policy"] = done["policy"]
     else:
         print(plural(done["pairs"], "pair"))
@@ -267,6 +269,18 @@ def _print(scores: RunScores, format: Format, out: Path, done: Mapping[str, Any]
     if format is Format.hub:
         lines["uploaded"] = done["uploaded"] or "nothing: a dry run"
     print_lines(**lines, **_following(scores, format, out, done))
+
+
+def _print_worth(scores: RunScores, counts: Mapping[str, int], done: Mapping[str, Any]) -> None:
+    """How many of the changed labels are expected to be wrong, and which rows are no pairs."""
+    if changed := counts["drop"] + counts["flip"]:
+        sure = scores.summary["flip_rate"]["identifiable"]
+        doubt = "" if sure else ", which is no probability here: the flip rate is not identifiable"
+        wrong = f"about {done['expected_wrong']:,.0f}"
+        print(f"of the {changed:,} {wrong} are expected to be wrong (the sum of p_wrong{doubt})")
+    if rows := {reason: number for reason, number in done["unchanged_rows"].items() if number}:
+        reasons = ", ".join(plural(number, reason) for reason, number in rows.items())
+        print(f"copied unchanged, as they are no pairs to judge: {reasons}")
 
 
 def _following(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisescope.errors import UsageError
-from noisescope.export.removal import CleanPolicy, in_words, refuse_weak
+from noisescope.export.removal import CleanPolicy, expected_wrong, in_words, refuse_weak
 from noisescope.scoring.run_scores import RunScores
 
 if TYPE_CHECKING:
@@ -70,7 +70,13 @@ def export_local(
         from noisescope.export.clean import export_clean, words_of
 
         counts = export_clean(scores, source(), policy, out)
-        return {"counts": counts, "policy": words_of(scores, policy)}
+        done = {"counts": counts, "policy": words_of(scores, policy)}
+        wrong = expected_wrong(scores, policy.or_default())
+        return {
+            **done,
+            "expected_wrong": wrong,
+            "unchanged_rows": dict(scores.manifest.get("facts", {}).get("rejected", {})),
+        }
     from noisescope.export.review import export_review
 
     who = policy.annotators is not None

@@ -171,6 +171,11 @@ def decide(scores: RunScores, policy: CleanPolicy) -> tuple[Actions, str]:
     return actions, in_words(policy, judged)
 
 
+def expected_wrong(scores: RunScores, policy: CleanPolicy) -> float:
+    """How many of the pairs that `decide` drops or flips are expected to be wrong: sum p_wrong."""
+    return float(np.nansum(scores.columns["p_wrong"][decide(scores, policy)[0] != KEEP]))
+
+
 def refuse_weak(scores: RunScores) -> None:
     """Raise EvidenceError unless the audit is strong enough to change labels (scoring/trust.py)."""
     trust = scores.summary.get("trust")
