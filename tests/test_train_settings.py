@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
 from noisescope.auditing.train import default_objective
+from noisescope.cli.train_options import LoopOptions
 from noisescope.errors import UsageError
 from noisescope.scoring.weights import WeightConfig, adaptive_weights
 from noisescope.training.objectives import (
@@ -137,3 +140,18 @@ def test_the_paper_s_settings_choose_its_objective():
     assert default_objective(None, None, {}, "runs/a-run") == "forward-dpo"
     assert judged_by(DistilledDPO(0.3)) == DPO(0.3)
     assert judged_by(CDPO(0.3)) == CDPO(0.3)
+
+
+def test_the_help_states_the_learning_rates_that_are_taken() -> None:
+    hints = get_type_hints(LoopOptions, include_extras=True)
+    shown = hints["learning_rate"].__metadata__[0].show_default
+    rates = {
+        (modality, full): settled(modality, full=full).learning_rate
+        for modality in ("text", "image")
+        for full in (None, True)
+    }
+    adapters, *weights = re.fullmatch(
+        r"(.+); with --full (.+) for text, (.+) for images", shown
+    ).groups()
+    assert rates["text", None] == rates["image", None] == float(adapters)
+    assert [rates["text", True], rates["image", True]] == list(map(float, weights))

@@ -79,7 +79,7 @@ class LoopOptions:
         float | None, _loop("DPO beta.", "0.1 for text, 1000 for SD1.5, 2500 for SDXL")
     ] = None
     learning_rate: Annotated[
-        float | None, _loop("Learning rate.", "2e-4; --full 5e-6, images 1e-5")
+        float | None, _loop("Learning rate.", "2e-4; with --full 5e-6 for text, 1e-5 for images")
     ] = None
     epochs: Annotated[
         float | None, _loop("Passes over the pairs.", f"{TrainSettings.epochs:g}")
