@@ -170,7 +170,7 @@ def write_files(root: Path) -> None:
     (root / "blank.jsonl").write_text("\n\n")
     (root / "nothing.json").write_text("[]")
     (root / "wide.csv").write_bytes("prompt,chosen,rejected\na,b,c\n".encode("utf-16"))
-    (root / "semi.csv").write_text("prompt;chosen;rejected\na;b;c\n")
+    (root / "semi.csv").write_text("chosen;rejected\nb;c\n")
     (root / "tabs.csv").write_text("prompt\tchosen\trejected\na\tb\tc\n")
     (root / "scalar.json").write_text("3")
     (root / "broken.json").write_text('[{"prompt": "p"},')

@@ -52,7 +52,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         text = json.dumps({"version": 1, "rows": list(rows)}, indent=1)
     else:
         with path.open("w", newline="") as out:
-            tabs = "\t" if name.endswith(".tsv") else ","
+            tabs = "\t" if name.endswith(".tsv") else ";" if name.startswith("semi") else ","
             writer = csv.DictWriter(out, list(rows[0]), delimiter=tabs)
             writer.writeheader()
             writer.writerows(rows)
@@ -60,7 +60,10 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.tsv", "a.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "semicolons.csv", "a.tsv", "a.parquet"],
+)
 def test_only_the_chosen_rows_change(tmp_path: Path, name: str) -> None:
     source, target = tmp_path / name, tmp_path / "copy" / name
     target.parent.mkdir()

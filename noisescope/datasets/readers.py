@@ -265,7 +265,7 @@ def bounded_read(stream: IO[bytes], path: Path) -> bytes:
 
 
 def _read_csv(path: Path) -> Iterator[Decoded]:
-    """Comma- or tab-separated values with a header. Bytes outside UTF-8 spoil only their row."""
+    """Rows of CSV with a header: commas, tabs or semicolons. Bytes outside UTF-8 spoil one row."""
     csv.field_size_limit(MAX_ROW)
     with opened(path) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
@@ -288,8 +288,16 @@ def _read_csv(path: Path) -> Iterator[Decoded]:
 
 
 def delimiter_of(path: Path) -> str:
-    """What separates the fields of a CSV or TSV file."""
-    return "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+    """What separates the fields of a CSV or TSV file.
+
+    Semicolons, which Excel writes where a comma is the decimal mark, if the first line has two or
+    more and no comma: with commas the file would have one column.
+    """
+    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
+        return "\t"
+    with opened(path) as stream:
+        first = next(bounded_lines(stream, path), b"")
+    return ";" if first.count(b";") > 1 and b"," not in first else ","
 
 
 def record_of(header: list[str], fields: list[str]) -> tuple[dict[str, Any] | None, str]:
@@ -313,7 +321,9 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
         named = "tabs" if other == "\t" else repr(other)
         raise DataError(
             f"{path}: fields separated by {named}, not commas",
-            hint="Write it with commas, or with tabs and the ending .tsv.",
+            hint='Write it with commas: python -c "import csv, sys; csv.writer(sys.stdout)'
+            f'.writerows(csv.reader(sys.stdin, delimiter={other!r}))" < {shlex.quote(str(path))} '
+            "> commas.csv",
         )
     return header
 
