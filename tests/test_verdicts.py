@@ -234,3 +234,13 @@ def test_lost_replicas_are_noticed(tmp_path: Path) -> None:
     plan = {"evidence": {"beta": BETA, "replicas": 8}}
     with pytest.raises(RunError, match="of 4 replicas, planned were 8"):
         score_run(make_run(tmp_path, margins_of(50, replicas=4), plan=plan))
+
+
+def test_an_annotator_who_votes_backwards_does_not_weaken_the_audit(tmp_path: Path) -> None:
+    """What stands out is a finding, and no reason to doubt it."""
+    margins = margins_of(600, e=0.0)
+    margins[:, ::3] *= -1
+    found = score_run(make_run(tmp_path / "run", margins))
+    assert "annotator" in found.noise_model
+    assert found.accuracy.high - found.accuracy.low < 0.1
+    assert found.accuracy.low > 0.5

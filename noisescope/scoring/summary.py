@@ -6,7 +6,7 @@ Usage: `summarise(run, replicas, margins, Totals.of(columns), noise, facts).to_j
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -201,7 +201,9 @@ def summarise(
     """
     facts, training = facts or PairFacts(), training or {}
     recalibration = people and people.recalibration_json()
-    accuracy = share_interval(agreement(margins), facts.groupings)
+    # Annotators with rates of their own are no sample of others: what is left of each sums to 0.
+    judged = replace(facts, annotators=None) if "annotator" in noise.chosen else facts
+    accuracy = share_interval(agreement(margins), judged.groupings)
     others = tuple(Contrast.of(found) for found in training.get("contrasts", ()))
     triads = Triads(**training["triads"]) if training.get("triads") else None
     own = Contrast(_name(run), accuracy, _interval(noise.single))
@@ -217,7 +219,7 @@ def summarise(
     chance_p = training.get("chance_p")
     chance = _at_chance(run, margins, facts, chance_p)
     low, high = rate.low, max(1 - accuracy.low, rate.high)
-    expected = _expected(margins, noise.single, facts)
+    expected = _expected(margins, noise.single, judged)
     precision = people and people.precision(0.5)
     prompts = _held_out_prompts(run, facts)
     trust = judge_trust(
