@@ -6,13 +6,16 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers.toy_run import scored_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from noisescope.cli import app
-from noisescope.scoring.giveaways import Giveaway, find_giveaways, notes_of
+from noisescope.datasets import load
+from noisescope.scoring.giveaways import Giveaway, find_giveaways, length_decides, notes_of
 
 WORDS = [
     "seven",
@@ -90,6 +93,45 @@ def test_a_mark_is_named_by_its_place_and_counts() -> None:
     assert find_giveaways(chosen, texts(40, 2))[0] == Giveaway("</s>", "ends", 40, 0, 40)
     (note,) = notes_of(chosen, texts(40, 2))
     assert note.startswith("'</s>' ends 40 of 40 chosen and 0 of 40 rejected responses: it gives")
+
+
+@pytest.mark.parametrize(
+    ("longer", "shorter", "alike", "named"),
+    [
+        (266, 0, 0, "The longer response is the chosen one in 100%"),
+        (0, 266, 0, "The shorter response is the chosen one in 100%"),
+        (9960, 40, 0, "The longer response is the chosen one in 99%"),
+        (96, 4, 0, "The longer response is the chosen one in 96%"),
+        (94, 6, 0, None),
+        (20, 0, 0, None),
+        (7500, 2500, 0, None),
+        (100, 0, 100, None),
+        (0, 0, 100, None),
+    ],
+)
+def test_a_length_that_decides_the_labels_is_named(
+    longer: int, shorter: int, alike: int, named: str | None
+) -> None:
+    found = length_decides(np.repeat([1, 0, -1], [longer, shorter, alike]))
+    assert found is None if named is None else str(found).startswith(named)
+
+
+def test_labels_by_length_are_trusted_by_no_audit(tmp_path: Path) -> None:
+    pairs = [sorted(pair, key=len) for pair in zip(texts(300, 1), texts(300, 2), strict=True)]
+    rows = [
+        {"prompt": f"question {i}", "chosen": pair[1], "rejected": pair[0]}
+        for i, pair in enumerate(pairs)
+        if len(pair[0]) < len(pair[1])
+    ]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    summary = scored_run(load(path), tmp_path / "runs" / "long-1", good=False).summary
+    assert summary["trust"]["word"] == "cannot know"
+    assert summary["trust"]["sentence"].startswith("The longer response is the chosen one in 100%")
+
+
+def test_images_have_no_length() -> None:
+    assert length_decides(None) is None
 
 
 def test_datasets_prints_them(tmp_path: Path) -> None:

@@ -104,6 +104,13 @@ def test_rows_are_counted_from_one(screen: Screen) -> None:
     assert "lena · " in text
 
 
+def test_margins_that_test_no_label_state_no_range(screen: Screen) -> None:
+    """The range would be that of a judge that confirms wrong labels."""
+    text = screen(WEAK | {"trust": WEAK["trust"] | {"word": "cannot know"}}, 80)
+    assert "Cannot say how many labels are wrong.\n" in text
+    assert "Use it for  nothing yet" in text
+
+
 def test_a_weak_audit_names_what_helps_and_no_pairs(screen: Screen) -> None:
     text = screen(WEAK, 80)
     assert "Cannot say how many labels are wrong: anything from 5% to 28% fits." in text

@@ -65,6 +65,7 @@ LABELLER = SourceReport("reward:M", 0.99, 0.6, 0.3, 0.1, 0.01)
         ({"chance": True, "prompts": 4}, "cannot know"),
         ({"in_sample": True}, "cannot know"),
         ({"giveaway": True}, "cannot know"),
+        ({"length": "The longer response is the chosen one in 99% of the pairs."}, "cannot know"),
         ({"sources": (LABELLER,)}, "cannot know"),
         ({"sources": (replace(LABELLER, inside=True),)}, "good"),
         ({"own": LIKE_POOLED, "others": (ELSE,)}, "cannot know"),

@@ -23,8 +23,10 @@ def answer(summary: Mapping[str, Any], people: RunReviews | None = None) -> str:
     found = summary["mislabelled_share"] if reviewed is None else reviewed.to_json()
     percent = f"{found['low']:.0%} to {found['high']:.0%}"
     # Summaries of older versions state no trust.
-    acts = (summary.get("trust") or {"acts": not summary["chance"]})["acts"]
-    if reviewed is None and not acts:
+    trust = summary.get("trust") or {"acts": not summary["chance"], "word": ""}
+    if reviewed is None and trust["word"] == "cannot know" and not summary["chance"]:
+        return "Cannot say how many labels are wrong."  # the margins confirm wrong labels
+    if reviewed is None and not trust["acts"]:
         return f"Cannot say how many labels are wrong: anything from {percent} fits."
     low = _rounded(found["low"] * summary["pairs"], math.floor)
     high = max(_rounded(found["high"] * summary["pairs"], math.ceil), 1)

@@ -6,7 +6,8 @@
 An end token, a template's mark, a run-on turn or a constant beginning or end on chosen sides alone
 makes any label easy to learn: coin tosses then reach a held-out accuracy of 100 %. The AUROC of
 the presence of a mark for the label is 1/2 + (p_chosen - p_rejected) / 2, with p the share of
-sides that have it. Needs the texts alone: no model, and a few seconds at most.
+sides that have it. Needs the texts alone: no model, and a few seconds at most. So does a length
+that decides (nearly) every label (`length_decides`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisescope.scoring.metrics import share
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +49,9 @@ MARK = re.compile(
     r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|\[(?:SEP|CLS|PAD|EOS)\]"
     r"|\n\n(?:Human|User|Assistant|System):|###\s?(?:Instruction|Response|Input):"
 )
+#: Share of the pairs whose label length must predict to count as what decided them, and the least
+#: low end of its 90 % interval. Preference data of people and of models have 0.4 to 0.75.
+DECIDED, DECIDED_LOW = 0.95, 0.90
 #: Standard errors by which the sides must differ: over a hundred candidates, one in ten by chance.
 SIGMAS = 3.0
 
@@ -100,6 +109,31 @@ def find_giveaways(
                 found[mark.place] = mark
     ranked = sorted(found.values(), key=lambda mark: (-mark.auroc, mark.place != "is in"))
     return _without_echoes([_placed(mark, chosen, rejected) for mark in ranked])
+
+
+def length_decides(longer: NDArray[np.int64] | None) -> str | None:
+    """What to state where length alone predicts nearly every label, else None.
+
+    `longer` [N]: 1 where the chosen response is longer, 0 where shorter, -1 where they are alike,
+    which counts half; None where lengths are unknown. A judge of such labels may have learnt
+    nothing but length: every label that a rule of length got wrong then looks right to it.
+    """
+    if longer is None:
+        return None
+    chosen = (float((longer == 1).sum()) + float((longer < 0).sum()) / 2) / len(longer)
+    side, decided = ("longer", chosen) if chosen >= 0.5 else ("shorter", 1 - chosen)
+    if decided < DECIDED or share(decided * len(longer), len(longer)).low < DECIDED_LOW:
+        return None
+    return (
+        f"The {side} response is the chosen one in {_percent(decided)} of the pairs: this audit "
+        "cannot distinguish a preference for length from a rule of length, and would confirm the "
+        "errors of either."
+    )
+
+
+def _percent(decided: float) -> str:
+    """Print a share; 100 % only where it is all."""
+    return "100%" if decided == 1 else f"{min(decided, 0.99):.0%}"
 
 
 def _candidates(

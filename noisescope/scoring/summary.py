@@ -29,6 +29,7 @@ from noisescope.scoring.contrasts import (
 )
 from noisescope.scoring.find import Find
 from noisescope.scoring.flip_rate import FlipRate
+from noisescope.scoring.giveaways import length_decides
 from noisescope.scoring.margins import connect
 from noisescope.scoring.metrics import (
     Interval,
@@ -230,6 +231,7 @@ def summarise(
             chance=chance,
             in_sample=in_sample,
             giveaway=bool(giveaways),
+            length=length_decides(facts.longer),
             others=others,
             triads=triads,
             sources=sources,

@@ -5,8 +5,9 @@
 
 | word        | when (the first that holds)                                                      |
 |-------------|----------------------------------------------------------------------------------|
-| cannot know | the margins do not test the labels: no better than chance, in-sample, a mark or a |
-|             | source that gives the labels away, or pooled fits that held-out ones contradict  |
+| cannot know | the margins do not test the labels: no better than chance, in-sample, a mark, a  |
+|             | length or a source that gives the labels away, or pooled fits that held-out ones |
+|             | contradict                                                                       |
 | too weak    | expected AUROC may be below `WEAK`, held-out accuracy may be 1/2, there are fewer |
 |             | than `FEWEST` pairs, or reviewers found most of the labels with p_wrong >= 0.5    |
 |             | right                                                                             |
@@ -80,8 +81,9 @@ class TrustFacts:
 
     `own` and `others` are the cross-fits of the labels, `expected` the AUROC of planted flips.
     `precision` is the share of wrong labels that reviewers found at p_wrong >= 0.5, from `judged`
-    pairs. `giveaway`: a mark in the texts decides the label of most pairs. `prompts`: how many are
-    held out whole; None if something else is.
+    pairs. `giveaway`: a mark in the texts decides the label of most pairs. `length`: what to state
+    where length alone decides nearly all. `prompts`: how many are held out whole; None if something
+    else is.
     """
 
     own: Contrast
@@ -90,6 +92,7 @@ class TrustFacts:
     chance: bool = False
     in_sample: bool = False
     giveaway: bool = False
+    length: str | None = None
     others: tuple[Contrast, ...] = ()
     triads: Triads | None = None
     sources: Sequence[SourceReport] = ()
@@ -137,6 +140,8 @@ def _unknowable(facts: TrustFacts) -> Trust | None:
         return Trust(
             word, sentence, ("texts without the mark (see the notes in --details)", REVIEWS)
         )
+    if facts.length:
+        return Trust(word, facts.length, ("pairs of responses of similar length", REVIEWS))
     circular = [one.source for one in facts.sources if _circular(one)]
     if circular:
         sentence = f"{circular[0]} looks like the origin of the labels, and confirms their errors."
