@@ -119,10 +119,11 @@ class Audited:
 
         from noisescope.report.contents import gather
         from noisescope.report.curves import finds
+        from noisescope.scoring.answer import states_counts
 
         import_module("matplotlib.pyplot")  # a notebook draws figures only once it is imported
         summary, pictures = self.run.manifest()["summary"], gather(self.run, worst=1).pictures
-        if summary["find"] and summary["trust"]["acts"]:
+        if summary["find"] and states_counts(summary):
             pictures = [finds(summary["find"]), *pictures]
         names = [picture.name for picture in pictures]
         if name is not None and name not in names:

@@ -127,6 +127,7 @@ def test_labels_by_length_are_trusted_by_no_audit(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     summary = scored_run(load(path), tmp_path / "runs" / "long-1", good=False).summary
     assert summary["trust"]["word"] == "cannot know"
+    assert summary["find"] == []
     assert summary["trust"]["sentence"].startswith("The longer response is the chosen one in 100%")
 
 

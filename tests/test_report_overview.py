@@ -97,8 +97,15 @@ def test_what_cannot_be_known_is_not_stated(contents):
 
 def test_a_weak_audit_does_not_count_wrong_labels(contents):
     weak = NOTHING | {"word": "too weak to change labels"}
-    found = with_summary(contents, trust=weak, find=FINDS)
+    found = with_summary(contents, trust=weak, find=FINDS, annotators=WHO)
     assert headline(found) == "Cannot say how many labels are wrong: anything from 6% to 24% fits."
+    text = text_of(page(found))
+    assert "should hold" not in text
+    assert "stand out" not in text
+    assert "stands out" not in text
+    assert "No count of wrong labels is to be acted on (too weak to change labels)" in page(found)
+    assert "This audit cannot name anyone." in page(found)
+    assert overview(found)["curve"] is None
 
 
 def test_what_helps_is_to_be_typed(contents):

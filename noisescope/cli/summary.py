@@ -12,7 +12,7 @@ from rich.text import Text
 
 from noisescope.cli.console import OUT, duration, short
 from noisescope.pairs import PICTURE
-from noisescope.scoring.answer import answer, helps, run_word
+from noisescope.scoring.answer import answer, helps, run_word, states_counts
 from noisescope.storage.printable import plural, printable
 from noisescope.storage.redact import masked
 from noisescope.storage.reviews import has_reviews
@@ -53,7 +53,7 @@ def print_summary(audited: Run, seconds: float | None = None) -> None:
     if people is not None:
         _print(Text(printable(people.sentence())), width)
     OUT.print(Text())
-    if summary["trust"]["acts"]:
+    if states_counts(summary):
         _print_findings(summary, manifest, width)
     else:
         _print_helps(summary, helps(audited, summary))
@@ -200,7 +200,7 @@ def next_commands(
     summary: Mapping[str, Any], run: str, manifest: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
     """Commands that fit the trust, and what each is for."""
-    if summary["trust"]["acts"]:
+    if states_counts(summary):
         worst = next((row["pairs"] for row in summary["find"][2:]), 100)
         yield f"noisescope review {run} --for fix --count {worst}", "look at these"
         yield f"noisescope report {run}", "a page"

@@ -21,6 +21,7 @@ from noisescope.report.listing import listing
 from noisescope.report.overview import overview
 from noisescope.report.style import Picture, dark
 from noisescope.report.template import content_policy, data_uri, render, resource
+from noisescope.scoring.answer import states_counts
 from noisescope.scoring.history import History
 from noisescope.storage.files import write_atomic
 from noisescope.storage.output import require_ending
@@ -120,6 +121,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
             "The replicas agree with the labels no better than chance, so this audit supports "
             "no verdict. Use a better model or more pairs before you trust anything below."
         )
+    if not states_counts(summary):
+        trust = summary["trust"]
+        return f"No count of wrong labels is to be acted on ({trust['word']}). {trust['sentence']}"
     if rate["identifiable"]:
         first = f"About {rate['estimate']:.1%} of the labels look flipped"
         first += f" (90% interval {rate['low']:.1%} to {rate['high']:.1%})."

@@ -76,7 +76,7 @@
   })];
 
   const buildFilters = () => {
-    const sizes = data.finds.map((one) => one.pairs).filter((size) => size < data.pairs.length);
+    const sizes = data.counts.filter((size) => size < data.pairs.length);
     if (sizes.length)
       addSelect("worst", "Most suspicious", [["", `all (${number(data.pairs.length)})`],
         ...sizes.map((size) => [String(size), `${number(size)} pairs`])]);

@@ -18,6 +18,7 @@ from noisescope.errors import DataError
 from noisescope.report.contents import BINS, Contents
 from noisescope.report.pictures import jpeg, numbered
 from noisescope.report.template import data_uri
+from noisescope.scoring.find import check_counts
 from noisescope.scoring.scores import CONTESTED
 from noisescope.storage.printable import printable
 
@@ -52,7 +53,7 @@ def listing(contents: Contents, images: ImageStore | None = None) -> str:
         "total": contents.summary["pairs"],
         "bins": BINS,
         "facets": {name: _counts(rows) for name, rows in contents.facets.items()},
-        "finds": contents.summary.get("find") or [],
+        "counts": check_counts(contents.summary["pairs"]),
         "pictures": sides.uris,
         "pairs": pairs,
     }

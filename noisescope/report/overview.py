@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from noisescope.report.contents import Contents
-from noisescope.scoring.answer import answer, helps
+from noisescope.scoring.answer import answer, helps, states_counts, trust_word
 from noisescope.storage.printable import printable
 
 #: Seconds that a person needs for one pair, an assumption that the page states.
@@ -27,10 +27,10 @@ LEFT, TOP, RIGHT, BOTTOM = 46, 12, 388, 172
 def overview(contents: Contents) -> dict[str, Any]:
     """What the first screen shows, for the template."""
     summary = contents.summary
-    unknown = summary["chance"] or _word(summary) == "cannot know"
-    finds = [] if unknown else list(summary.get("find") or ())
+    stated = states_counts(summary)
+    finds = list(summary.get("find") or ()) if stated else []
     trust = summary.get("trust")
-    dots = DOTS.get(_word(summary), 0)
+    dots = DOTS.get(trust_word(summary), 0)
     check = _worth_checking(finds)
     return {
         "headline": answer(summary, contents.reviews),
@@ -42,14 +42,10 @@ def overview(contents: Contents) -> dict[str, Any]:
         "check": check,
         "time": check and _duration(check["pairs"] * SECONDS),
         "seconds": SECONDS,
-        "unknown": unknown,
-        "who": None if unknown else _who(summary.get("annotators")),
+        "stated": stated,
+        "who": _who(summary.get("annotators")) if stated else None,
         "undecided": f"{summary['contested_share']:.1%}",
     }  # fmt: skip
-
-
-def _word(summary: Mapping[str, Any]) -> str:
-    return str((summary.get("trust") or {}).get("word", ""))
 
 
 def _worth_checking(finds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -22,11 +22,9 @@ def answer(summary: Mapping[str, Any], people: RunReviews | None = None) -> str:
     reviewed = None if people is None else people.share()
     found = summary["mislabelled_share"] if reviewed is None else reviewed.to_json()
     percent = f"{found['low']:.0%} to {found['high']:.0%}"
-    # Summaries of older versions state no trust.
-    trust = summary.get("trust") or {"acts": not summary["chance"], "word": ""}
-    if reviewed is None and trust["word"] == "cannot know" and not summary["chance"]:
+    if reviewed is None and trust_word(summary) == "cannot know" and not summary["chance"]:
         return "Cannot say how many labels are wrong."  # the margins confirm wrong labels
-    if reviewed is None and not trust["acts"]:
+    if reviewed is None and not states_counts(summary):
         return f"Cannot say how many labels are wrong: anything from {percent} fits."
     low = _rounded(found["low"] * summary["pairs"], math.floor)
     high = max(_rounded(found["high"] * summary["pairs"], math.ceil), 1)
@@ -49,6 +47,21 @@ def run_word(run: Run) -> str:
     """The word that names a run on the command line: its name if it is in runs/."""
     directory = run.directory
     return shlex.quote(directory.name if directory.parent == Path("runs") else str(directory))
+
+
+def states_counts(summary: Mapping[str, Any]) -> bool:
+    """Decide whether an output may state counts of wrong labels, and who gave them.
+
+    The one rule of the screen, the page and Python: only an audit that labels may be changed by.
+    Summaries of older versions state no trust.
+    """
+    trust = summary.get("trust")
+    return bool(trust["acts"] if trust else not summary["chance"])
+
+
+def trust_word(summary: Mapping[str, Any]) -> str:
+    """Read how far a summary is to be trusted; empty in those of older versions."""
+    return str((summary.get("trust") or {}).get("word", ""))
 
 
 def caution(run: Run) -> str | None:

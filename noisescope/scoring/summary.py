@@ -254,7 +254,7 @@ def summarise(
         contested_share=totals.contested / len(margins),
         chance=chance,
         trust=trust,
-        find=find,
+        find=find if trust.acts else (),
         annotators=annotators,
         chance_p=chance_p,
         noise_model=noise.chosen,
