@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -365,6 +366,18 @@ def test_labelled_accuracy_is_of_the_models_own_log_probabilities(
     assert done.labelled == found.to_json()
     assert not (tmp_path / "out" / "generations").exists()
     assert "Ranking accuracy" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_pairs_that_a_policy_was_trained_on_are_noted(tmp_path: Path) -> None:
+    from noisescope.cli.evaluate import _labelled
+
+    rows = [{"prompt": f"p{n}", "chosen": "yes", "rejected": f"no {n}"} for n in range(12)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for trained_on, noted in (("pairs", True), ("other", False)):
+        terminal, policy = Quiet(), SimpleNamespace(dataset=trained_on)
+        _labelled(str(path), 10, None, policy, None, terminal)  # type: ignore[arg-type]
+        assert any("was trained on pairs" in note for note in terminal.notes) == noted
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Euler's own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from noisescope.cli.query import fitting
 from noisescope.cli.show import half_blocks
 from noisescope.cli.summary import answer, print_summary
 from noisescope.datasets import load
+from noisescope.scoring.sources import SourceReport
 from noisescope.storage.printable import plural
 from noisescope.storage.run import Run
 
@@ -73,6 +75,13 @@ def screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Scre
         return str(capsys.readouterr().out)
 
     return printed
+
+
+def test_evidence_that_counts_in_reverse_is_named(screen: Screen) -> None:
+    judge = SourceReport("file:judge.csv", 0.4, 0.03, 0.7, 0.02, 0.5, weight=-0.3)
+    assert "file:judge.csv is read in reverse" in screen(STRONG | {"sources": [judge.to_json()]})
+    same = replace(judge, weight=0.3)
+    assert "reverse" not in screen(STRONG | {"sources": [same.to_json()]})
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -347,22 +347,25 @@ def test_an_audit_no_better_than_chance_is_said(place, dataset, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("acts", "differs", "reviewed", "reason"),
+    ("word", "differs", "reviewed", "reason"),
     [
-        (True, True, False, ""),
-        (True, False, True, ""),
-        (False, False, True, "on the labels as reviewed (3 pairs), without this audit"),
-        (False, True, True, "a word. A reason."),
-        (True, False, False, "no reviews and no other evidence"),
-        (False, True, False, "a word. A reason."),
+        ("good", True, False, ""),
+        ("good", False, True, ""),
+        ("too weak to change labels", True, False, ""),
+        ("too weak to change labels", False, True, ""),
+        ("cannot know", False, True, "on the labels as reviewed (3 pairs), without the rest"),
+        ("cannot know", True, True, "cannot know. A reason."),
+        ("good", False, False, "no reviews and no other evidence"),
+        ("too weak to change labels", False, False, "no reviews and no other evidence"),
+        ("cannot know", True, False, "cannot know. A reason."),
     ],
 )
 def test_without_an_objective_the_audit_decides(
-    place, dataset, tmp_path, capsys, acts, differs, reviewed, reason
+    place, dataset, tmp_path, capsys, word, differs, reviewed, reason
 ):
     run = audited(tmp_path / "runs", dataset)
     manifest = run.manifest()
-    trust = {"word": "a word", "sentence": "A reason.", "helps": [], "acts": acts}
+    trust = {"word": word, "sentence": "A reason.", "helps": [], "acts": word == "good"}
     summary = manifest["summary"] | {"trust": trust, "chance": False}
     run.write_manifest(manifest | {"summary": summary})
     if differs:
@@ -382,7 +385,7 @@ def test_without_an_objective_the_audit_decides(
     plan = json.loads((tmp_path / "tuned" / "manifest.json").read_text())["plan"]
     assert plan["settings"]["objective"] == ("dpo" if reason else "forward-dpo")
     assert plan["weights"].startswith("none" if reason and not reviewed else "run ")
-    assert plan["weights"].endswith("3 labels reversed") is (reviewed and not acts)
+    assert plan["weights"].endswith("3 labels reversed") is (reviewed and bool(reason))
     notes = " ".join(capsys.readouterr().err.split())
     assert ("training plain dpo" in notes) is bool(reason)
     assert reason in notes

@@ -5,7 +5,7 @@
 
 Without an objective it is forward-dpo on the dataset's own audit, which is made first if it is
 missing, or plain dpo where that audit distinguishes labels by their responses alone, which the
-policy learns itself, or is too weak to change labels (scoring/trust.py); labels are then those that
+policy learns itself, or cannot know which are wrong (scoring/trust.py); labels are then those that
 people corrected. A weights file is trained with the objective that it was made for.
 """
 
@@ -189,7 +189,7 @@ def _supported(
     if corrected is not None and not corrected.even:
         reporter.note(
             f"training plain dpo on the labels as reviewed ({plural(found.judged, 'pair')}), "
-            "without this audit, which is too weak to act on; --objective forward-dpo uses it"
+            "without the rest of this audit; --objective forward-dpo uses it"
         )
         return corrected
     if found.even:

@@ -149,7 +149,7 @@ def evaluate(
     judges = _judges(judge, source, mine, workspace, options, terminal, needed=labelled is None)
     check_models(mine, theirs, judges)
     asked = _prompts(source, mine, limit, seed, split, workspace, terminal, generated=bool(judges))
-    pairs = _labelled(labelled, labelled_limit, columns, workspace, terminal)
+    pairs = _labelled(labelled, labelled_limit, columns, mine, workspace, terminal)
     done = run_evaluation(
         mine,
         theirs,
@@ -241,6 +241,7 @@ def _labelled(
     dataset: str | None,
     limit: int,
     columns: str | None,
+    policy: ModelSpec,
     workspace: Workspace | None,
     terminal: Terminal,
 ) -> PreferenceDataset | None:
@@ -251,4 +252,9 @@ def _labelled(
 
     pairs = load(dataset, columns=columns, limit=limit, workspace=workspace)
     terminal.note(f"{len(pairs):,} labelled pairs of {pairs.resolved}")
+    if policy.dataset == pairs.name:
+        terminal.note(
+            f"the policy was trained on {pairs.name}: its accuracy there shows what it learnt, "
+            "wrong labels included; --labelled with right pairs that it has not seen measures it"
+        )
     return pairs

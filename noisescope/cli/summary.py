@@ -13,6 +13,7 @@ from rich.text import Text
 from noisescope.cli.console import OUT, duration, short
 from noisescope.pairs import PICTURE
 from noisescope.scoring.answer import answer, helps, run_word, states_counts
+from noisescope.scoring.sources import SourceReport
 from noisescope.storage.printable import plural, printable
 from noisescope.storage.redact import masked
 from noisescope.storage.reviews import has_reviews
@@ -171,9 +172,10 @@ def _print_helps(summary: Mapping[str, Any], lines: Sequence[str]) -> None:
 
 
 def _remarks(summary: Mapping[str, Any]) -> str:
-    """Pairs without a verdict, and how many notes there are."""
+    """Evidence that counts in reverse, pairs without a verdict, and how many notes there are."""
     undecided = round(summary["contested_share"] * summary["pairs"])
-    texts = []
+    sources = [SourceReport.of(one) for one in summary.get("sources", ())]
+    texts = [f"{one.source} is read in reverse: check its sign." for one in sources if one.reversed]
     if undecided:
         share = f"{summary['contested_share']:.0%}"
         texts.append(f"The judge cannot decide {plural(undecided, 'pair')} ({share}).")

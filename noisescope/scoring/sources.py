@@ -50,6 +50,12 @@ class SourceReport:
         """Whether the labels may come from the source: not from the model, nor other votes."""
         return not self.inside and self.source != VOTES
 
+    @property
+    def reversed(self) -> bool:
+        """Whether held-out labels contradict the source, so that it counts with its sign turned."""
+        known = self.nats_alone >= NOTHING * self.covered
+        return self.weight is not None and self.weight < 0 and known
+
     def to_json(self) -> dict[str, Any]:
         """JSON object of the manifest and the summary."""
         return asdict(self)
@@ -74,7 +80,7 @@ def source_notes(reports: Sequence[SourceReport]) -> list[str]:
         f"{one.source} is read in reverse (weight {one.weight:.2g}): held-out labels contradict "
         "it. Check the sign of its numbers, or what the judge takes to be better."
         for one in reports
-        if one.weight is not None and one.weight < 0 and one.nats_alone >= NOTHING * one.covered
+        if one.reversed
     ]
     notes += [
         f"The weight of {one.source} may be wrong: the other evidence contradicts "

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 from noisescope.scoring.contrasts import POOLED, Contrast, differ
 from noisescope.scoring.flip_rate import FlipRate
@@ -34,6 +34,8 @@ from noisescope.scoring.triads import Triads
 
 Word = Literal["good", "fair", "too weak to change labels", "cannot know"]
 
+#: The word for an audit that may rank single labels too poorly.
+WEAK_WORD: Final = "too weak to change labels"
 #: Expected AUROC whose interval must not reach below these.
 WEAK, GOOD = 0.70, 0.80
 #: Judged pairs from which on reviews overrule the audit, and pairs from which on it counts.
@@ -175,7 +177,7 @@ def _weak(facts: TrustFacts) -> Trust | None:
     found = facts.precision if facts.judged >= FEWEST_JUDGED else None
     if found is not None and found.low > 0.5:
         return None
-    word: Word = "too weak to change labels"
+    word: Word = WEAK_WORD
     if found is not None and found.high < 0.5:
         sentence = (
             f"Reviewers found only {found.low:.0%} to {found.high:.0%} of the labels with "

@@ -21,6 +21,7 @@ from noisescope.errors import DataError, RunError, UsageError, first_five
 from noisescope.pairs import PreferenceDataset, digest, keys_of
 from noisescope.scoring.run_scores import REVIEWED, RunScores, read_run_scores
 from noisescope.scoring.score import ScoreConfig
+from noisescope.scoring.trust import WEAK_WORD
 from noisescope.scoring.weigh import BELIEVED, SCHEMES, Adaptive, weigh
 from noisescope.scoring.weights import even
 from noisescope.storage.printable import plural
@@ -84,7 +85,7 @@ class WeightRule:
 class PairWeights:
     """W [N] and Gamma [N] in the dataset's row order, and where they come from.
 
-    `doubt`: why their audit is too weak to act on, empty if it is not or if there is none.
+    `doubt`: why their audit does not support them, empty if it does or if there is none.
     `judged` counts the pairs that people decided about. Labels of pairs in `wrong` [N] are
     reversed before training, and W and Gamma are those of the reversed label; None: no label.
     """
@@ -176,14 +177,18 @@ def run_weights(run: Run, dataset: PreferenceDataset, rule: WeightRule) -> PairW
         gamma,
         f"{source}: {how}",
         scheme=rule.scheme,
-        doubt=_doubt(run),
+        doubt=_doubt(run, rule.scheme),
         judged=judged,
         wrong=wrong[at] & (at >= 0),
     )
 
 
-def _doubt(run: Run) -> str:
-    """Why a run's labels should not be acted on (scoring/trust.py); empty if they may be."""
+def _doubt(run: Run, scheme: str) -> str:
+    """Why weights of this scheme should not be used (scoring/trust.py); empty if they may be.
+
+    "prior" rests on rates, reviews and other evidence: an audit too weak to change single labels
+    supports these, too (measured: benchmarks/LOG.md).
+    """
     summary = run.manifest().get("summary", {})
     trust = summary.get("trust")
     if summary.get("chance"):
@@ -193,7 +198,9 @@ def _doubt(run: Run) -> str:
         )
     if trust is None:
         return f"{run.directory} does not state how far to trust it: repeat its `noisescope score`"
-    return "" if trust["acts"] else f"{run.directory}: {trust['word']}. {trust['sentence']}"
+    if trust["acts"] or (scheme == "prior" and trust["word"] == WEAK_WORD):
+        return ""
+    return f"{run.directory}: {trust['word']}. {trust['sentence']}"
 
 
 def _at_rho(scores: RunScores, config: ScoreConfig, metric: str) -> Float:
