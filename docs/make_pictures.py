@@ -1,6 +1,6 @@
 """Draw the pictures of the README and the tutorial from a finished run of the sample.
 
-noisescope score hh-rlhf && python docs/make_pictures.py runs/hh-rlhf-0d3563aa
+noisescope score hh-rlhf && python docs/make_pictures.py runs/hh-rlhf-1a2b3c4d
 
 docs/images: score.svg is the summary screen, report-first.png and report-pairs.png are the page in
 Chromium, and recording.gif goes from the screen over the page to the corrected copy. The decisions
