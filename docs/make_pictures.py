@@ -130,7 +130,7 @@ def applied(folder: Path, run: Path) -> str:
         [sys.executable, "-m", "noisescope", *words], capture_output=True, text=True, check=True
     )
     text = done.stdout.replace(str(folder / "applied"), f"exports/{run.name}-applied")
-    return text.replace(str(run), f"runs/{run.name}")
+    return text.replace(f" --runs-dir {run.parent}", "").replace(str(run), f"runs/{run.name}")
 
 
 def main(run: Path) -> None:
